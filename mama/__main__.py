@@ -1,0 +1,5 @@
+"""`python -m mama` is `mama`."""
+
+from mama.cli import main
+
+main()

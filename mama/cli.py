@@ -1,0 +1,169 @@
+"""The command line: `mama VERB CONFIG-or-PATH [key=value ...]`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mama.config import Config, ConfigError, find, load, shipped_configs
+from shards.schema import ShardError
+from slurm.profile import SlurmError, load_profile
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=HELP)
+@click.version_option(package_name="mama-clip")
+def cli() -> None:
+    """Mammography vision-language pre-training, from DICOM archives to evaluated models.
+
+    CONFIG is a YAML file, the name of a shipped recipe (quickstart, cdd_cesm, ...), or the folder of
+    a run that exists. Any setting can be changed behind it as key=value, for example train.steps=100.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+def configured(path: str, overrides: tuple[str, ...]) -> Config:
+    """The configuration that a CONFIG argument and its key=value changes name."""
+    folder = Path(path)
+    return load(folder / "config.yaml" if folder.is_dir() else path, overrides)
+
+
+def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Shell completion: shipped recipes, then files."""
+    names = [p.stem for p in sorted(shipped_configs().glob("*.yaml")) if p.stem.startswith(incomplete)]
+    return [*(click.shell_completion.CompletionItem(n) for n in names), click.shell_completion.CompletionItem(incomplete, type="file")]
+
+
+config_argument = click.argument("config", shell_complete=complete_config)
+overrides_argument = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+slurm_option = click.option("--slurm", "as_job", is_flag=True, help="Run as a submitit job instead of here.")
+profile_option = click.option(
+    "--profile", default="slurm/local.yaml", show_default=True, help="Where and with what a job runs: a YAML file."
+)
+
+
+def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config, as_job: bool, profile: str) -> None:
+    """Call `function(*arguments)` here, or submit that very call as a job and say where its log is."""
+    if not as_job:
+        function(*arguments)
+        return
+    from slurm.submit import submit
+
+    name = f"{config.name}-{function.__name__}"
+    job = submit(function, *arguments, profile=load_profile(find(profile)), folder=config.run_folder, name=name)
+    click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
+
+
+@cli.command()
+@click.option("--runs", default="runs", show_default=True, help="Folder for the run and its shards.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the training run.")
+def quickstart(runs: str, seed: int) -> None:
+    """The whole line on synthetic studies and real sample DICOM: pack, train, evaluate, report."""
+    from mama.quickstart import quickstart as run
+
+    click.echo(run(Path(runs), seed))
+
+
+@cli.command()
+@config_argument
+@overrides_argument
+@slurm_option
+@profile_option
+def pack(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+    """Write an archive's studies to tar shards and a manifest (section pack: of CONFIG)."""
+    from shards.pack import pack as run
+
+    settings = configured(config, overrides)
+    run_or_submit(run, settings.pack, config=settings, as_job=as_job, profile=profile)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+def check(folders: tuple[Path, ...]) -> None:
+    """Verify packed shards: hashes, counts, schema, pictures, and patients against the splits."""
+    from shards.check import check as problems_of
+
+    bad = 0
+    for folder in folders:
+        problems = problems_of(folder)
+        bad += len(problems)
+        for problem in problems:
+            click.echo(f"{folder}: {problem}")
+        if not problems:
+            click.echo(f"{folder}: good")
+    sys.exit(1 if bad else 0)
+
+
+@cli.command()
+@config_argument
+@overrides_argument
+@slurm_option
+@profile_option
+def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+    """Pre-train, or resume, the run of CONFIG on train.ranks ranks."""
+    from mama.train import train as run
+
+    settings = configured(config, overrides)
+    run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile)
+
+
+@cli.command()
+@config_argument
+@overrides_argument
+def consolidate(config: str, overrides: tuple[str, ...]) -> None:
+    """Turn the newest checkpoint of a run into a portable model/ folder."""
+    from mama.consolidate import consolidate as run
+
+    click.echo(run(configured(config, overrides)))
+
+
+@cli.command("eval")
+@config_argument
+@overrides_argument
+@slurm_option
+@profile_option
+def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+    """Measure a consolidated run on held-out patients: zero-shot and linear probe."""
+    from mama.evaluate import evaluate as run
+
+    settings = configured(config, overrides)
+    run_or_submit(run, settings, settings.run_folder, config=settings, as_job=as_job, profile=profile)
+
+
+@cli.command()
+@config_argument
+@overrides_argument
+def report(config: str, overrides: tuple[str, ...]) -> None:
+    """Write runs/<name>/report.html from what training and evaluation left there."""
+    from mama.report import write_report
+
+    settings = configured(config, overrides)
+    click.echo(write_report(settings, settings.run_folder))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the shell completion script: eval "$(mama completion bash)"."""
+    script = click.shell_completion.get_completion_class(shell)
+    assert script is not None
+    click.echo(script(cli, {}, "mama", "_MAMA_COMPLETE").source())
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2."""
+    try:
+        cli(prog_name="mama")
+    except (ConfigError, ShardError, SlurmError) as error:
+        click.echo(f"mama: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""The configuration: frozen dataclasses hold the only defaults, YAML holds differences, `key=value` wins.
+
+`load` is the only place that knows OmegaConf. Everything else receives its own section.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shards.pack import PackConfig
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one line: the field, its value, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training image; every probability or range at 0 switches its part off."""
+
+    crop_scale: tuple[float, float] = (0.1, 1.0)  # share of the image's area that a crop keeps
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # aspect of the crop relative to the image's own
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.5
+    rotation: float = 0.0  # degrees, drawn from [-rotation, rotation]
+    jitter: float = 0.8  # probability of changing brightness and contrast
+    jitter_strength: float = 0.4  # factors are drawn from [1 - strength, 1 + strength]
+    blur: float = 0.5  # probability of a Gaussian blur
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a training or evaluation sample is made of."""
+
+    shards: list[str] = field(default_factory=list)  # folders written by `mama pack`
+    image_size: tuple[int, int] = (518, 518)  # (height, width) in pixels
+    pair: Literal["study", "breast", "contralateral", "augment"] = "study"
+    partner_probability: float = 0.5  # else the partner is a second augmentation of the anchor
+    mask_probability: float = 0.8  # each piece of meta-information becomes "unknown"
+    max_tokens: int = 144
+    workers: int = 2  # loader processes per rank
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _probability("data.partner_probability", self.partner_probability)
+        _probability("data.mask_probability", self.mask_probability)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The image tower: pretrained weights from `model`, or random ones of the shape in `config`."""
+
+    model: str | None = "facebook/dinov2-with-registers-base"  # hub name or local folder
+    config: dict[str, Any] = field(default_factory=dict)  # a transformers configuration, with `model_type`
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text tower: pretrained weights from `model`, or random ones of the shape in `config`."""
+
+    model: str | None = "stanford-crfm/BioMedLM"  # hub name, local folder, GGUF file, or package:NAME/FILE.gguf
+    config: dict[str, Any] = field(default_factory=dict)
+    layers: int | None = None  # keep only this many of the first transformer blocks
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Projections from the towers' widths to the shared spaces."""
+
+    embed_dim: int = 512
+    hidden_dim: int = 2048
+    view_hidden_dim: int = 768
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the four kinds of terms (METHOD: L_VV, L_VT(v,t), L_VT(w,t), L_local)."""
+
+    view: float = 1.0
+    anchor_text: float = 1.0
+    partner_text: float = 1.0
+    local: float = 1.0
+    local_start: int = 8000  # steps during which the local term weighs nothing
+    positives: Literal["instance", "text"] = "instance"  # do equal texts count as positives of each other?
+    initial_scale: float = 1 / 0.07
+    max_scale: float = 100.0
+    view_temperature: float = 0.5
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine to `min_lr`."""
+
+    lr: float = 4e-5
+    min_lr: float = 1e-8
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 4000
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, on how many ranks. One step is one update by `global_batch` pairs."""
+
+    steps: int = 40000
+    global_batch: int = 288
+    micro_batch: int = 36  # pairs per rank and forward pass; negatives come from all ranks' micro-batches
+    ranks: int = 1  # local processes, when no launcher has started this one
+    zero_stage: Literal[0, 1, 2] = 2
+    precision: Literal["fp32", "bf16"] = "bf16"
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    activation_checkpointing: bool = True
+    log_every: int = 10
+    save_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "micro_batch", "ranks", "log_every", "save_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}: {getattr(self, name)} is less than 1")
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step on each of `world_size` ranks."""
+        count, rest = divmod(self.global_batch, self.micro_batch * world_size)
+        if rest or not count:
+            raise ConfigError(
+                f"train.global_batch: {self.global_batch} is not a multiple of micro_batch x ranks = "
+                f"{self.micro_batch} x {world_size}; change one of the three"
+            )
+        return count
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured on which held-out images."""
+
+    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])
+    split: Literal["train", "val", "test"] = "test"
+    batch: int = 64
+    bootstrap: int = 1000  # resamples of the patients for the 95 % intervals
+    intensity_baseline: bool = False  # also a logistic regression on 31 intensity percentiles
+    heat_maps: int = 6  # positives shown with the local alignment of their finding's sentence
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.tasks) - {"cancer", "malignancy", "birads", "density"}:
+            raise ConfigError(f"eval.tasks: {sorted(unknown)[0]!r} is not one of cancer, malignancy, birads, density")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run needs; `runs/<name>/` is its folder."""
+
+    name: str = "mama"
+    runs: str = "runs"
+    seed: int = 42
+    pack: PackConfig = field(default_factory=PackConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def shipped_configs() -> Path:
+    """The folder of the recipes that come with the distribution, in a wheel or in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Dataclass defaults, then the YAML at `path`, then `key=value` overrides.
+
+    `path` may be a file, or the name of a shipped recipe such as `quickstart`. Raises `ConfigError`.
+    """
+    file = find(path)
+    try:
+        document = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file}: holds a {type(document).__name__}, expected `key: value` lines")
+    config = _merge(OmegaConf.structured(Config), OmegaConf.create(document), str(file))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override}: expected key=value, for example train.steps=100")
+        config = _merge(config, OmegaConf.from_dotlist([override]), key)
+    return _build(config)
+
+
+def find(path: str | Path) -> Path:
+    """The configuration file that `path` names."""
+    file = Path(path)
+    candidates = [file, shipped_configs() / file, shipped_configs() / f"{file}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(p.stem for p in shipped_configs().glob("*.yaml")))
+    raise ConfigError(f"{path}: no such configuration file, nor a shipped one ({shipped})")
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved configuration, so that `load(path)` gives it back."""
+    text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    aside = path.with_suffix(".partial")
+    aside.write_text(text)
+    aside.rename(path)
+
+
+def _merge(base: DictConfig, more: Any, where: str) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(base, more)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error, where)) from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _build(config: DictConfig) -> Config:
+    try:
+        built = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error, "configuration")) from error
+    assert isinstance(built, Config)
+    return built
+
+
+def _one_line(error: OmegaConfBaseException, where: str) -> str:
+    key = getattr(error, "full_key", None) or ""
+    reason = str(error).splitlines()[0]
+    known = _known_keys(Config)
+    if key and key not in known and reason.startswith("Key "):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{where}: unknown key {key}{hint}"
+    return f"{where}: {key}: {reason}" if key else f"{where}: {reason}"
+
+
+def _known_keys(section: Any, prefix: str = "") -> list[str]:
+    """Every dotted key that a configuration may hold."""
+    keys = []
+    for f in fields(section):
+        keys.append(prefix + f.name)
+        factory = f.default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            keys += _known_keys(factory, f"{prefix}{f.name}.")
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    """The same value in YAML's own types."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}: {value} is not between 0 and 1")

@@ -1,0 +1,82 @@
+"""A checkpoint of ZeRO's pieces -> `model/`: safetensors and JSON that load without DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from mama import attention, checkpoint
+from mama.config import Config, ConfigError, load, save
+from mama.model import MamaModel, build
+from mama.tokens import Tokenizer
+from mama.towers import TextTower, VisionTower
+from shards.read import load_manifest
+
+WEIGHTS = "model.safetensors"
+CPU = torch.device("cpu")
+
+
+def consolidate(config: Config) -> Path:
+    """Write the newest complete checkpoint of the run to `<run>/model/`, LoRA merged into its base in fp32."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    run = config.run_folder
+    complete = checkpoint.checkpoints(run)
+    if not complete:
+        raise ConfigError(f"{run}: no complete checkpoint; train first")
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    model = build(config, tokenizer, attention.choose("sdpa", CPU))
+    model.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(complete[-1]), tag=checkpoint.TAG))
+    model.text.backbone = model.text.backbone.merge_and_unload()
+    aside = run / "model.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / WEIGHTS)
+    model.vision.backbone.config.save_pretrained(aside / "vision")
+    model.text.backbone.config.save_pretrained(aside / "text")
+    tokenizer.save(aside / "tokenizer")
+    save(config, aside / "config.yaml")
+    (aside / "README.md").write_text(model_card(config, checkpoint.step_of(complete[-1])))
+    shutil.rmtree(run / "model", ignore_errors=True)
+    aside.rename(run / "model")
+    return run / "model"
+
+
+def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer]:
+    """A consolidated model, ready to embed, and its tokenizer."""
+    if not (folder / WEIGHTS).exists():
+        raise ConfigError(f"{folder}: no {WEIGHTS}; run `mama consolidate` first")
+    config = load(folder / "config.yaml")
+    kernel = attention.choose(config.train.attention, device)
+    vision, text = (
+        AutoModel.from_config(AutoConfig.from_pretrained(folder / part), attn_implementation=kernel)
+        for part in ("vision", "text")
+    )
+    model = MamaModel(VisionTower(vision), TextTower(text, text.config.hidden_size), config.heads, config.loss)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.to(device).eval(), Tokenizer.load(folder / "tokenizer")
+
+
+def model_card(config: Config, step: int) -> str:
+    """What the model is and what it was trained on: its licence goes with it."""
+    lines = [f"# {config.name}", "", f"MaMA image-text model after {step} of {config.train.steps} steps.", "", "Trained on:", ""]
+    for folder in config.data.shards:
+        manifest = load_manifest(Path(folder))
+        lines.append(f"- `{manifest.source}` ({sum(s.samples for s in manifest.shards if s.split == 'train')} studies)")
+    lines += [
+        "",
+        "The licence of these data decides whether this model may leave your site; EMBED's, for example, forbids it.",
+        "Not for clinical use.",
+        "",
+        "```json",
+        json.dumps({"image_size": list(config.data.image_size), "seed": config.seed, "vision": config.vision.model,
+                    "text": config.text.model}, indent=2),
+        "```",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)

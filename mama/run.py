@@ -1,0 +1,99 @@
+"""The run folder: `runs/<name>/` holds everything that a run was told and everything it wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mama import prompt, tokens
+from mama.config import Config, ConfigError, load, save
+from mama.data import Images
+from mama.tokens import Tokenizer
+from mama.towers import locate
+
+log = logging.getLogger(__name__)
+
+STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
+# What may differ between the first start of a run and its resume without changing what is computed.
+MAY_CHANGE = ("pack", "eval", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep_checkpoints")
+
+
+def prepare(config: Config) -> Path:
+    """Create the run folder, or check that the one there was made by the same configuration."""
+    run = config.run_folder
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / "config.yaml").exists():
+        _refuse_other(config, run)
+    else:
+        save(config, run / "config.yaml")
+    write_json(run / "environment.json", environment())
+    if not (run / "tokenizer").exists():
+        aside = run / "tokenizer.partial"
+        make_tokenizer(config).save(aside)
+        aside.rename(run / "tokenizer")
+    return run
+
+
+def make_tokenizer(config: Config) -> Tokenizer:
+    """The language model's own, or for a random language model one learned from the training reports."""
+    if config.text.model is not None:
+        name, arguments = locate(config.text.model)
+        return tokens.pretrained(name, arguments)
+    images = Images(config.data.shards, "train")
+    studies = (images.study(n) for n in range(len(images.studies)))
+    texts = (s for study in studies for view in study.views for s in prompt.report(study, view))
+    return tokens.learn(texts, int(config.text.config.get("vocab_size", 2048)))
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the stack and, in a checkout, the git commit."""
+    root = Path(__file__).parent.parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    in_checkout = git.returncode == 0 and (root / "pyproject.toml").exists()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": git.stdout.strip() if in_checkout else None,
+        "versions": {name: _version(name) for name in STACK},
+    }
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write aside, then rename."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    aside.rename(path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _refuse_other(config: Config, run: Path) -> None:
+    before, now = _flat(asdict(load(run / "config.yaml"))), _flat(asdict(config))
+    for key in sorted(before.keys() | now.keys()):
+        if key.startswith(MAY_CHANGE) or before.get(key) == now.get(key):
+            continue
+        raise ConfigError(
+            f"{key}: {now.get(key)!r}, but {run} was started with {before.get(key)!r}; "
+            f"give the run another name=... or the value it had"
+        )
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

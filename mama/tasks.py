@@ -1,0 +1,205 @@
+"""What is asked of held-out images: classes, the label of an image, and the words for each class.
+
+A class is described to the model by texts in the template of training, with all meta-information
+hidden. Each text tells a typical case of the class; everything that a training text says beside the
+class (density, BI-RADS, findings, reason) is varied, and `mama.zeroshot` averages over the texts, the
+prompt ensemble of CLIP (Radford et al. 2021, section 3.1.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+
+from mama import prompt
+from shards.schema import DENSITIES, Finding, Labels, Study, View
+
+Sentences = list[str]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What the texts of a data set say beside the findings; prompts say the same and no more."""
+
+    reasons: tuple[str | None, ...] = (None,)
+    density: bool = True
+    birads: bool = True
+    reports: bool = False  # the findings are a radiologist's own words
+
+
+def wording_of(studies: Iterable[Study]) -> Wording:
+    """The wording of these studies' texts."""
+    studies = list(studies)
+    views = [view for study in studies for view in study.views]
+    return Wording(
+        reasons=tuple(sorted({study.reason for study in studies}, key=str)),
+        density=any(view.labels.density for view in views),
+        birads=any(view.labels.birads is not None for view in views),
+        reports=any(view.report for view in views),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A typical image of a BI-RADS category: findings in the lexicon's descriptors, or in free words."""
+
+    birads: int
+    findings: tuple[Finding, ...] = ()
+    words: str | None = None
+
+
+def _mass(shape: str, margin: str, density: str) -> Finding:
+    return Finding(1, "mass", shape=shape, margin=margin, density=density)
+
+
+def _specks(kind: str, distribution: str) -> Finding:
+    return Finding(2, "calcification", calcification_type=kind, distribution=distribution)
+
+
+# Descriptors and their usual assessment: ACR BI-RADS Atlas, 5th edition, mammography.
+DESCRIBED = (
+    Case(0, (_mass("irregular", "indistinct", "high"),)),
+    Case(0, (_mass("irregular", "spiculated", "high"),)),
+    Case(1),
+    Case(2),
+    Case(2, (_mass("oval", "circumscribed", "low"),)),
+    Case(2, (_mass("round", "circumscribed", "equal"),)),
+    Case(2, (_specks("coarse", "grouped"),)),
+    Case(3, (_mass("oval", "circumscribed", "equal"),)),
+    Case(3, (_mass("round", "circumscribed", "low"),)),
+    Case(3, (_specks("round", "grouped"),)),
+    Case(4, (_mass("irregular", "indistinct", "high"),)),
+    Case(4, (_mass("irregular", "spiculated", "high"),)),
+    Case(4, (_specks("fine pleomorphic", "grouped"),)),
+    Case(5, (_mass("irregular", "spiculated", "high"),)),
+    Case(5, (_mass("irregular", "spiculated", "high"), _specks("fine pleomorphic", "grouped"))),
+    Case(5, (_specks("fine linear or fine linear branching", "linear"),)),
+    Case(6, (_mass("irregular", "spiculated", "high"),)),
+)
+# The words that radiologists use of contrast-enhanced images, spelt as CDD-CESM spells them: a
+# language model that was tuned on "speculated margin" has to be asked about "speculated margin".
+WRITTEN = (
+    Case(0, words="Faint enhancement"),
+    Case(1, words="No mass or non mass enhancement"),
+    Case(2, words="Non enhancement"),
+    Case(2, words="Homogenously enhancing mass with circumscribed margin"),
+    Case(3, words="Foci of enhancement"),
+    Case(3, words="Stippled enhancement"),
+    Case(4, words="Heterogenously enhancing mass"),
+    Case(4, words="Segmental non mass enhancement"),
+    Case(5, words="Heterogenously enhancing mass with speculated margin"),
+    Case(5, words="Heterogenously enhancing irregular mass with speculated margin"),
+    Case(5, words="Multiple heterogenously enhancing masses with irregular margin"),
+    Case(6, words="Heterogenously enhancing mass with irregular margin"),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question with one answer per image.
+
+    `label` gives the class's number, or None where the archive does not say or the image is not
+    asked about. Of two classes the second is the positive one. `describes` says whether a case,
+    told with a density, is one of class `k`.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    label: Callable[[View], int | None]
+    describes: Callable[[Case, str, int], bool]
+
+    @property
+    def binary(self) -> bool:
+        return len(self.classes) == 2
+
+
+def _cancer(view: View) -> int | None:
+    return None if view.labels.cancer is None else int(view.labels.cancer)
+
+
+def _malignancy(view: View) -> int | None:
+    return {"normal": 0, "malignant": 1}.get(view.labels.pathology or "")
+
+
+def _birads(view: View) -> int | None:
+    return view.labels.birads
+
+
+def _density(view: View) -> int | None:
+    return None if view.labels.density is None else DENSITIES.index(view.labels.density)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "cancer",
+            "Cancer in the breast",
+            ("no cancer", "cancer"),
+            _cancer,
+            lambda case, density, k: case.birads in ((1, 2), (4, 5))[k],
+        ),
+        Task(
+            "malignancy",
+            "Malignant against normal (benign left out)",
+            ("normal", "malignant"),
+            _malignancy,
+            lambda case, density, k: case.birads in ((1,), (4, 5))[k],
+        ),
+        Task(
+            "birads",
+            "BI-RADS category",
+            tuple(f"BI-RADS {n}" for n in range(7)),
+            _birads,
+            lambda case, density, k: case.birads == k,
+        ),
+        Task(
+            "density",
+            "Breast density",
+            DENSITIES,
+            _density,
+            lambda case, density, k: DENSITIES.index(density) == k and case.birads in (1, 2, 4, 5),
+        ),
+    )
+}
+
+
+def prompts(task: Task, wording: Wording) -> list[list[Sentences]]:
+    """For each class its texts, each a list of sentences as `mama.prompt.report` writes them.
+
+    A text leaves out density or BI-RADS where the data set's texts have none, unless the task is
+    about it.
+    """
+    with_density = wording.density or task.name == "density"
+    with_birads = wording.birads or task.name == "birads"
+    texts: list[list[Sentences]] = []
+    for k in range(len(task.classes)):
+        variants: dict[tuple[str, ...], None] = {}  # a dict keeps the order and drops equal texts
+        for case, density, reason in product(WRITTEN if wording.reports else DESCRIBED, DENSITIES, wording.reasons):
+            if task.describes(case, density, k):
+                view = _view(case, density if with_density else None, case.birads if with_birads else None)
+                study = Study(key="", patient="", source="", split="", views=(view,), reason=reason)
+                variants[tuple(prompt.report(study, view, frozenset(prompt.META)))] = None
+        texts.append([list(variant) for variant in variants])
+    return texts
+
+
+def _view(case: Case, density: str | None, birads: int | None) -> View:
+    """A view of which only the facts of `case` are known; side and view are hidden by the caller."""
+    nothing = not case.findings and not case.words
+    return View(
+        member="",
+        laterality="L",
+        view="CC",
+        size=(1, 1),
+        original_size=(1, 1),
+        pixel_spacing=None,
+        crop=(0, 0, 1, 1),
+        flipped=False,
+        to_original=(1, 0, 0, 0, 1, 0),
+        labels=Labels(birads=birads, density=density, pathology="normal" if nothing else None),
+        findings=case.findings,
+        report=case.words,
+    )

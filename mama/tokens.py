@@ -1,0 +1,83 @@
+"""Tokenizers: the language model's own, or one learned from the training reports.
+
+Both get a separator and a padding token of their own, so that neither meaning is shared with a
+token that the language model already knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from mama.config import ConfigError
+
+SEPARATOR = "<|sentence|>"
+PADDING = "<|padding|>"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text: its tokens, and where its sentences end."""
+
+    tokens: list[int]
+    separators: list[int]
+
+
+class Tokenizer:
+    """Sentences -> tokens with a separator behind each sentence."""
+
+    def __init__(self, base: PreTrainedTokenizerFast) -> None:
+        base.add_special_tokens({"additional_special_tokens": [SEPARATOR, PADDING]})
+        self.base = base
+        self.separator_id: int = base.convert_tokens_to_ids(SEPARATOR)
+        self.pad_id: int = base.convert_tokens_to_ids(PADDING)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def encode(self, sentences: list[str], max_tokens: int) -> Encoded:
+        """At most `max_tokens` tokens; a text that is cut still ends in a separator."""
+        tokens: list[int] = []
+        separators: list[int] = []
+        for sentence in sentences:
+            words = self.base(sentence, add_special_tokens=False)["input_ids"]
+            room = max_tokens - len(tokens) - 1
+            if room < 1:
+                break
+            tokens += words[:room]
+            separators.append(len(tokens))
+            tokens.append(self.separator_id)
+        return Encoded(tokens, separators)
+
+    def save(self, folder: Path) -> None:
+        self.base.save_pretrained(folder)
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        return Tokenizer(AutoTokenizer.from_pretrained(folder))
+
+
+def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens; deterministic."""
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    fast.train_from_iterator(texts, trainer)
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast))
+
+
+def pretrained(name: str, arguments: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that belongs to a language model; arguments as for `from_pretrained`."""
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(name, **arguments))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"text.model: no tokenizer in {name}: {' '.join(str(error).split())[:200]}") from error

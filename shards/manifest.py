@@ -1,0 +1,109 @@
+"""`manifest.json`: what a finished folder of shards holds. It is written last, so it also says "done"."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
+
+MANIFEST = "manifest.json"
+
+# split -> fact -> value -> number of images
+Histograms = dict[str, dict[str, dict[str, int]]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file. The tuples hold one entry per sample, in the order of the tar."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    keys: tuple[str, ...]
+    patients: tuple[str, ...]
+    view_counts: tuple[int, ...]
+    offsets: tuple[int, ...]  # bytes from the start of the tar to the sample's first header
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`settings` are those that decide the bytes of the shards; local paths are not among them."""
+
+    source: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    images: int
+    images_refused: dict[str, int]  # reason code -> number; the files are named in refused.jsonl
+    studies_dropped: int  # studies of which no image was left
+    labels: Histograms
+    shards: tuple[Shard, ...]
+
+    @property
+    def studies(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def refused_share(self) -> float:
+        refused = sum(self.images_refused.values())
+        return refused / max(1, self.images + refused)
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    document = {"schema": SCHEMA_VERSION, **asdict(manifest)}
+    write_aside(folder / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Raises `ShardError` where `folder` is not a finished folder of shards of this release's schema."""
+    path = Path(folder) / MANIFEST
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ShardError(f"{folder}: no {MANIFEST}, so this is no finished folder of shards; run `mama pack`") from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be read ({error}); pack the archive again") from None
+    version = document.pop("schema", None) if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ShardError(f"{path}: schema {version!r}, this release reads {SCHEMA_VERSION}; pack the archive again")
+    try:
+        shards = tuple(Shard(**_with_tuples(shard)) for shard in document.pop("shards"))
+        return Manifest(**document, shards=shards)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: was edited or damaged ({error}); pack the archive again") from None
+
+
+def _with_tuples(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+
+
+def label_histograms(views: Iterable[tuple[str, View]]) -> Histograms:
+    """Counts over images of (split, view): BI-RADS, density, cancer, pathology, and side with view."""
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for split, view in views:
+        facts = {**asdict(view.labels), "view": f"{view.laterality}-{view.view}"}
+        for name, value in facts.items():
+            text = "unknown" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            counts.setdefault(split, {}).setdefault(name, Counter())[text] += 1
+    return {
+        split: {name: dict(sorted(values.items())) for name, values in sorted(counts[split].items())}
+        for split in SPLITS
+        if split in counts
+    }
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write and rename, so that a file by this name is always a whole one."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,46 @@
+"""One progress display for every long loop: a bar for a person, sparse log lines for a log file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 10.0
+
+T = TypeVar("T")
+
+
+def progress(iterable: Iterable[T], total: int | None, label: str, unit: str) -> Iterator[T]:
+    """Yield the items of `iterable` while showing how far the loop is.
+
+    On a terminal (standard error) it is a tqdm bar with rate and remaining time. Elsewhere it is
+    one line of `logging` at most every ten seconds and one at the end, so that a Slurm log stays
+    readable. `total` may be None where the length is not known; `unit` is a plural, e.g. "images".
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(iterable, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in iterable:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            log.info(_line(done, total, label, unit, now - start))
+    log.info(_line(done, total, label, unit, time.monotonic() - start) + ", done")
+
+
+def _line(done: int, total: int | None, label: str, unit: str, seconds: float) -> str:
+    rate = done / seconds if seconds > 0 else 0.0
+    line = f"{label}: {done}{f'/{total}' if total else ''} {unit} in {seconds:.0f} s, {rate:.3g} {unit}/s"
+    if total and rate > 0 and done < total:
+        line += f", {(total - done) / rate:.0f} s left"
+    return line

@@ -1,0 +1,31 @@
+"""Archives that can be packed: a name and a function `(root, **options) -> Iterator[SourceStudy]` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from shards.schema import ShardError, SourceStudy
+from shards.sources.cbis_ddsm import cbis_ddsm
+from shards.sources.cdd_cesm import cdd_cesm
+from shards.sources.phantom import phantom
+
+SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
+    "cbis_ddsm": cbis_ddsm,
+    "cdd_cesm": cdd_cesm,
+    "phantom": phantom,
+}
+
+PACKAGE = "package:"
+
+
+def resolve_root(root: str) -> Path:
+    """The folder that a configured root means: a path, or `package:NAME` for the folder of an installed package."""
+    if not root.startswith(PACKAGE):
+        return Path(root).expanduser()
+    name = root.removeprefix(PACKAGE)
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ShardError(f"root: the package {name!r} is not installed; run `pip install {name}`")
+    return Path(spec.submodule_search_locations[0])

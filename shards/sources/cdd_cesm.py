@@ -1,0 +1,107 @@
+"""CDD-CESM: contrast-enhanced mammograms with radiologists' findings (Khaled et al., Scientific Data 9:122, 2022).
+
+The Cancer Imaging Archive, DOI 10.7937/29kw-ae92, CC BY 4.0: cite it where results are shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shards.schema import DENSITIES, Labels, ShardError, SourceStudy, SourceView
+
+log = logging.getLogger(__name__)
+
+TABLE = "Radiology-manual-annotations.xlsx"
+IMAGES = "subtracted"
+# Columns of the sheet `all`, and what they are called here.
+COLUMNS = {
+    "Image_name": "image",
+    "Patient_ID": "patient",
+    "Side": "side",
+    "Type": "type",
+    "Age": "age",
+    "Breast density (ACR)": "density",
+    "BIRADS": "birads",
+    "Findings": "findings",
+    "View": "view",
+    "Pathology Classification/ Follow up": "pathology",
+}
+PATHOLOGIES = ("normal", "benign", "malignant")
+
+
+def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
+    """Yields one study per patient: the subtracted images in `<root>/subtracted` with their rows of the table.
+
+    `report` holds the radiologist's findings about the image, one sentence a line. Of several
+    BI-RADS categories of an image (`3$2`) the highest counts. Density is noted with the low-energy
+    images only: see `_fill_density`. Images without a row, and rows without an image, are counted
+    in the log. Raises `ShardError` where the folder or the table is not what the data set documents.
+    """
+    images = {path.stem: path for path in sorted((root / IMAGES).glob("*.png"))}
+    if not (root / TABLE).is_file() or not images:
+        raise ShardError(f"root: {root} must hold {TABLE} and {IMAGES}/*.png of CDD-CESM")
+    table = read_table(root / TABLE)
+    log.info("CDD-CESM: %d images without a row in the table are left out", len(images.keys() - set(table["image"])))
+    table = table[table["image"].isin(list(images))]
+    order = table["patient"].astype(int)
+    for patient, rows in table.assign(order=order).sort_values(["order", "image"]).groupby("patient", sort=False):
+        records: list[dict[str, Any]] = rows.to_dict("records")
+        views = tuple(_view(images[record["image"]], record) for record in records)
+        ages = rows["age"].dropna()
+        yield SourceStudy(str(patient), str(patient), views, age=int(ages.iloc[0]) if len(ages) else None)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The sheet `all` as one clean row per image: text columns as strings or None, birads and age as numbers or NaN."""
+    try:
+        raw = pd.read_excel(path, sheet_name="all", dtype=str)
+    except Exception as error:  # zip, XML and sheet errors of the Excel reader have no common type
+        raise ShardError(f"{path}: cannot be read as an Excel file with a sheet 'all' ({error})") from None
+    raw.columns = raw.columns.str.strip()
+    missing = [name for name in COLUMNS if name not in raw.columns]
+    if missing:
+        raise ShardError(f"{path}: the sheet 'all' has no column {missing[0]!r}")
+    table = raw[list(COLUMNS)].rename(columns=COLUMNS)
+    table = table.apply(lambda column: column.str.strip())  # some image names end in a space
+    table = table.dropna(subset=["image", "patient"]).drop_duplicates("image").reset_index(drop=True)
+    table["density"] = _fill_density(table)
+    categories = pd.to_numeric(table["birads"].str.split("$").explode(), errors="coerce")
+    table["birads"] = categories.where(categories.between(0, 6)).groupby(level=0).max()
+    table["age"] = pd.to_numeric(table["age"], errors="coerce")
+    table["pathology"] = table["pathology"].str.lower()
+    sentences = table["findings"].str.split("$").explode().str.strip()
+    table["findings"] = sentences[sentences.fillna("") != ""].groupby(level=0).agg("\n".join)
+    return table
+
+
+def _fill_density(table: pd.DataFrame) -> pd.Series[Any]:
+    """Density of the breast, for every row, from the first of these that is filled:
+
+    1. the low-energy image (DM) of the same view, 2. the row itself, 3. another view of the same
+    breast, 4. the other breast: density describes a person, and both breasts agree wherever both
+    are given in this data set.
+    """
+    known = table["density"].str.upper().where(lambda density: density.isin(DENSITIES))
+    of_dm = known.where(table["type"] == "DM")
+    patient, side, view = table["patient"], table["side"], table["view"]
+    density = of_dm.groupby([patient, side, view]).transform("first")
+    density = density.fillna(known)
+    density = density.fillna(density.groupby([patient, side]).transform("first"))
+    return density.fillna(density.groupby(patient).transform("first"))
+
+
+def _view(path: Path, record: dict[str, Any]) -> SourceView:
+    facts = {name: None if pd.isna(value) else value for name, value in record.items()}
+    pathology = facts["pathology"] if facts["pathology"] in PATHOLOGIES else None
+    labels = Labels(
+        birads=None if facts["birads"] is None else int(facts["birads"]),
+        density=facts["density"],
+        cancer=None if pathology is None else pathology == "malignant",
+        pathology=pathology,
+    )
+    return SourceView(path, facts["side"], facts["view"], labels, report=facts["findings"])

@@ -1,0 +1,60 @@
+"""What every test shares: a quiet, offline environment, and the data that only some machines have."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# Set before any test module imports torch or transformers; the processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="mama-extensions-")
+atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
+
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+# Set where the data is known to be present: a test that needs it and skips is then a failure.
+REQUIRE_CDD_CESM = os.environ.get("MAMA_REQUIRE_CDD_CESM") == "1"
+
+
+def _cdd_cesm_folder() -> Path:
+    return Path(os.environ.get("MAMA_CDD_CESM") or CHECKOUT.parent / "shared" / "data" / "cdd-cesm")
+
+
+@pytest.fixture(scope="session")
+def cdd_cesm_root() -> Path:
+    """The folder of the CDD-CESM images; skips where it is absent."""
+    folder = _cdd_cesm_folder()
+    if not folder.is_dir():
+        pytest.skip(f"no CDD-CESM images at {folder}; set MAMA_CDD_CESM to their folder")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cdd_cesm_root" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cdd_cesm)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if REQUIRE_CDD_CESM and not any(item.get_closest_marker("cdd_cesm") for item in items):
+        raise pytest.UsageError("MAMA_REQUIRE_CDD_CESM=1, but none of these tests needs the CDD-CESM images")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRE_CDD_CESM and report.skipped and item.get_closest_marker("cdd_cesm"):
+        report.outcome = "failed"
+        report.longrepr = f"MAMA_REQUIRE_CDD_CESM=1, but this test skipped: {report.longrepr}"
+    return report
