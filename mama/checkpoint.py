@@ -62,7 +62,9 @@ def resume(engine: deepspeed.DeepSpeedEngine, run: Path) -> int:
     newest = complete[-1]
     ranks = json.loads((newest / MARKER).read_text())["ranks"]
     if ranks != world_size():
-        raise ConfigError(f"train.ranks: {newest} was written by {ranks} ranks, this run has {world_size()}; use {ranks}")
+        raise ConfigError(
+            f"train.ranks: {newest} was written by {ranks} ranks, this run has {world_size()}; use {ranks}"
+        )
     engine.load_checkpoint(str(newest), tag=TAG)
     log.info("resumed from %s", newest)
     return step_of(newest)

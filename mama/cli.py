@@ -37,7 +37,10 @@ def configured(path: str, overrides: tuple[str, ...]) -> Config:
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
     """Shell completion: shipped recipes, then files."""
     names = [p.stem for p in sorted(shipped_configs().glob("*.yaml")) if p.stem.startswith(incomplete)]
-    return [*(click.shell_completion.CompletionItem(n) for n in names), click.shell_completion.CompletionItem(incomplete, type="file")]
+    return [
+        *(click.shell_completion.CompletionItem(n) for n in names),
+        click.shell_completion.CompletionItem(incomplete, type="file"),
+    ]
 
 
 config_argument = click.argument("config", shell_complete=complete_config)

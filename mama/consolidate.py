@@ -32,7 +32,7 @@ def consolidate(config: Config) -> Path:
     tokenizer = Tokenizer.load(run / "tokenizer")
     model = build(config, tokenizer, attention.choose("sdpa", CPU))
     model.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(complete[-1]), tag=checkpoint.TAG))
-    model.text.backbone = model.text.backbone.merge_and_unload()
+    model.text.merge_adapters()
     aside = run / "model.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -64,7 +64,14 @@ def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer
 
 def model_card(config: Config, step: int) -> str:
     """What the model is and what it was trained on: its licence goes with it."""
-    lines = [f"# {config.name}", "", f"MaMA image-text model after {step} of {config.train.steps} steps.", "", "Trained on:", ""]
+    lines = [
+        f"# {config.name}",
+        "",
+        f"MaMA image-text model after {step} of {config.train.steps} steps.",
+        "",
+        "Trained on:",
+        "",
+    ]
     for folder in config.data.shards:
         manifest = load_manifest(Path(folder))
         lines.append(f"- `{manifest.source}` ({sum(s.samples for s in manifest.shards if s.split == 'train')} studies)")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,8 +54,9 @@ class Batch:
     text_ids: Tensor  # int64 [b], hash of the anchor's text: equal texts, equal ids
 
     def to(self, device: torch.device) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if isinstance(v, list) else v.to(device) for k, v in moved.items()})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value if isinstance(value, list) else value.to(device) for name, value in moved.items()}
+        return Batch(**moved)
 
 
 @dataclass
@@ -210,9 +212,7 @@ def _text_id(sentences: list[str]) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def training_batches(
-    config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int
-) -> Iterator[Batch]:
+def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int) -> Iterator[Batch]:
     """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step."""
     indices = order.micro_batches(steps, config.train.global_batch, config.train.micro_batch, rank, world_size)
     loader = DataLoader(

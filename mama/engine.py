@@ -16,8 +16,8 @@ from mama.optim import parameter_groups
 if not torch.cuda.is_available():  # must stand before the import, which decides by it
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402
-import deepspeed.ops  # noqa: E402
+import deepspeed
+import deepspeed.ops
 
 # DeepSpeed would compile this kernel when it joins CPU ranks, and fail where there is no C++ compiler;
 # without it gloo reduces.

@@ -6,56 +6,28 @@ shows besides: `retrieval/examples.json`, `alignment/metrics.json` and `alignmen
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mama import attention, heatmap, metrics, probe, retrieval, zeroshot
+from mama import attention, heatmap, probe, results, retrieval, zeroshot
 from mama.config import Config
 from mama.consolidate import load_model
 from mama.dist import local_device
 from mama.features import Features, Item, Split, embed_images, embed_texts
-from mama.metrics import Floats, Ints
+from mama.metrics import Floats
 from mama.model import MamaModel, build
+from mama.questions import Answer, Question, ask
+from mama.results import Results, results_table
 from mama.run import write_json
-from mama.tasks import TASKS, Sentences, Task, Wording, prompts, wording_of
+from mama.tasks import TASKS, wording_of
 from mama.tokens import Tokenizer
 from shards.progress import progress
 
-Results = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Probabilities [n, K] that one protocol gave with one model."""
-
-    protocol: str
-    model: str
-    scores: Floats
-
-
-@dataclass
-class Question:
-    """A task put to a split: `rows` are its labelled images, `labels` their classes.
-
-    The classes are those that occur in the data set, numbered anew; the two of a binary task always.
-    """
-
-    task: Task
-    classes: list[str]
-    texts: list[list[Sentences]]
-    rows: Ints
-    labels: Ints
-    train_rows: Ints
-    train_labels: Ints
-    absent: list[str]
-    answers: list[Answer] = field(default_factory=list)
+__all__ = ["evaluate", "results_table"]
 
 
 def evaluate(config: Config, run: Path) -> Results:
@@ -81,54 +53,14 @@ def evaluate(config: Config, run: Path) -> Results:
         known, asked = _intensities(train), _intensities(held)
         for question in questions:
             _probe(question, "31 intensity percentiles", known, asked, train.items, config.seed)
-    results = {q.task.name: _write(q, held, config, run / "eval" / q.task.name) for q in questions}
-    results["alignment"] = _write_alignment(drawn, targets, held, config, run / "eval" / "alignment")
-    return results
-
-
-def results_table(results: Results) -> str:
-    """The main figures as text: one line for each task, protocol and model."""
-    head = ("task", "protocol", "model", "AUC [95 %]", "balanced accuracy [95 %]", "chance", "images", "patients")
-    lines = [head]
-    for name, document in results.items():
-        if name == "alignment":
-            continue
-        for row in document["rows"]:
-            auc, accuracy = (shown(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
-            chance = f"{document['chance']:.2f}" if document["chance"] else "n/a"
-            sizes = (str(document["images"]), str(document["patients"]))
-            lines.append((name, row["protocol"], row["model"], auc, accuracy, chance, *sizes))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([table[0], "-" * len(table[0]), *table[1:]])
-
-
-def shown(estimate: dict[str, Any]) -> str:
-    """An estimate as read by a person: "0.912 [0.880, 0.940]", or "n/a"."""
-    if estimate["value"] is None:
-        return "n/a"
-    interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]" if estimate["low"] is not None else ""
-    return f"{estimate['value']:.3f}{interval}"
-
-
-def ask(task: Task, held: list[Item], train: list[Item], wording: Wording) -> Question:
-    """Find the images that `task` is about, and the classes that the data set has."""
-    labels = [[task.label(item.view) for item in items] for items in (held, train)]
-    occurring = {label for part in labels for label in part if label is not None}
-    kept = [k for k in range(len(task.classes)) if task.binary or k in occurring]
-    rows = [np.array([i for i, label in enumerate(part) if label is not None], dtype=np.int64) for part in labels]
-    numbers = [np.array([kept.index(k) for k in part if k is not None], dtype=np.int64) for part in labels]
-    texts = prompts(task, wording)
-    return Question(
-        task=task,
-        classes=[task.classes[k] for k in kept],
-        texts=[texts[k] for k in kept],
-        rows=rows[0],
-        labels=numbers[0],
-        train_rows=rows[1],
-        train_labels=numbers[1],
-        absent=[name for k, name in enumerate(task.classes) if k not in labels[0]],
-    )
+    for question in questions:
+        question.answers.sort(key=lambda answer: answer.protocol != "zero-shot")
+    folder = run / "eval"
+    measured = {
+        q.task.name: results.write(q, held.items, held.name, config.eval, config.seed, folder / q.task.name)
+        for q in questions
+    }
+    return measured | {"alignment": _write_alignment(drawn, targets, held, config, folder / "alignment")}
 
 
 def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[str, MamaModel, Tokenizer]]:
@@ -148,15 +80,15 @@ def _zero_shot(
     device = next(model.parameters()).device
     texts = [embed_texts(model, tokenizer, variants, config, device) for variants in question.texts]
     images = features.embeddings[question.rows]
-    scores = zeroshot.probabilities(images, zeroshot.class_embeddings(texts), float(model.scale()))
+    scores = zeroshot.probabilities(images, zeroshot.class_embeddings(texts), model.scale().item())
     question.answers.append(Answer("zero-shot", name, scores))
 
 
 def _probe(
     question: Question,
     name: str,
-    train: Floats | heatmap.Floats,
-    held: Floats | heatmap.Floats,
+    train: probe.Features,
+    held: probe.Features,
     items: list[Item],
     seed: int,
 ) -> None:
@@ -172,64 +104,6 @@ def _probe(
 def _intensities(split: Split) -> Floats:
     items = progress(split.items, len(split), f"intensities: {split.name}", "images")
     return np.stack([probe.intensity_percentiles(split.stored(item)) for item in items])
-
-
-def _write(question: Question, held: Split, config: Config, folder: Path) -> dict[str, Any]:
-    """Measure the answers, write `predictions.csv` and then `metrics.json`; returns the latter."""
-    patients = [held.items[i].study.patient for i in question.rows]
-    present = Counter(question.labels.tolist())
-    document = {
-        "task": question.task.name,
-        "title": question.task.title,
-        "binary": question.task.binary,
-        "split": held.name,
-        "images": len(question.rows),
-        "patients": len(set(patients)),
-        "unlabelled": len(held) - len(question.rows),
-        "classes": [{"name": name, "images": present[k]} for k, name in enumerate(question.classes)],
-        "absent": question.absent,
-        "chance": 1 / len(present) if present else None,
-        "bootstrap": {"resamples": config.eval.bootstrap, "unit": "patient", "seed": config.seed},
-        "prompts": {name: texts[0] for name, texts in zip(question.classes, question.texts, strict=True)},
-        "prompt_variants": [len(texts) for texts in question.texts],
-        "rows": [
-            {
-                "protocol": answer.protocol,
-                "model": answer.model,
-                "metrics": {
-                    name: asdict(estimate)
-                    for name, estimate in metrics.measure(
-                        question.labels,
-                        answer.scores,
-                        patients,
-                        question.task.binary,
-                        config.eval.bootstrap,
-                        config.seed,
-                    ).items()
-                },
-                "confusion": metrics.confusion(question.labels, answer.scores).tolist(),
-            }
-            for answer in sorted(question.answers, key=lambda a: a.protocol != "zero-shot")
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_predictions(question, held.items, folder / "predictions.csv")
-    write_json(folder / "metrics.json", document)
-    return document
-
-
-def _write_predictions(question: Question, items: list[Item], path: Path) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["protocol", "model", "image", "patient", "label", *question.classes])
-        for answer in question.answers:
-            for row, label, scores in zip(question.rows, question.labels, answer.scores, strict=True):
-                item = items[row]
-                shares = [f"{score:.6g}" for score in scores]
-                facts = [item.key, item.study.patient, question.classes[label]]
-                writer.writerow([answer.protocol, answer.model, *facts, *shares])
-    aside.rename(path)
 
 
 def _retrieve(

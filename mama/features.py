@@ -58,8 +58,10 @@ class Split(Dataset[Tensor]):
         """uint8 [1, H, W], as the model sees the image in training, unaugmented."""
         return torch.from_numpy(self.pixels(self.items[index]))[None]
 
-    def pixels(self, item: Item) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self.images.pixels(item.number, item.position, self.size)
+    def pixels(self, item: Item, larger: int = 1) -> NDArray[np.uint8]:
+        """uint8 [larger * H, larger * W]."""
+        size = (larger * self.size[0], larger * self.size[1])
+        pixels: NDArray[np.uint8] = self.images.pixels(item.number, item.position, size)
         return pixels
 
     def stored(self, item: Item) -> NDArray[np.uint8]:

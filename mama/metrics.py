@@ -57,7 +57,9 @@ def measure(
     point = _all(labels, scores, np.ones((1, len(labels))), binary)
     boots = [_all(labels, scores, weights, binary) for weights in draws]
     return {
-        name: _estimate(value[0], np.concatenate([b[name] for b in boots]), draws.patients, REASONS[name])
+        name: _estimate(
+            value[0], np.concatenate([np.zeros(0), *(b[name] for b in boots)]), draws.patients, REASONS[name]
+        )
         for name, value in point.items()
     }
 
@@ -67,7 +69,7 @@ def mean(values: Floats, patients: list[str], resamples: int, seed: int) -> Esti
     if not len(values):
         return Estimate(None, reason="there is no image")
     draws = _Draws(patients, resamples, seed)
-    boots = np.concatenate([weights @ values / weights.sum(1) for weights in draws])
+    boots = np.concatenate([np.zeros(0), *(weights @ values / weights.sum(1) for weights in draws)])
     return _estimate(float(values.mean()), boots, draws.patients, "there is no image")
 
 
@@ -135,9 +137,7 @@ def _all(labels: Ints, scores: Floats, weights: Floats, binary: bool) -> dict[st
     return measured | _binary(labels == 1, called == 1, scores[:, 1], weights) if binary else measured
 
 
-def _binary(
-    truth: NDArray[np.bool_], called: NDArray[np.bool_], score: Floats, weights: Floats
-) -> dict[str, Floats]:
+def _binary(truth: NDArray[np.bool_], called: NDArray[np.bool_], score: Floats, weights: Floats) -> dict[str, Floats]:
     true_positive, false_positive = weights @ (truth & called), weights @ (~truth & called)
     positives = weights @ truth
     soft_true, soft_false = weights @ (score * truth), weights @ (score * ~truth)
@@ -189,7 +189,9 @@ def _estimate(value: float, boots: Floats, patients: int, reason: str) -> Estima
     if np.isnan(value):
         return Estimate(None, reason=reason)
     defined = boots[~np.isnan(boots)]
-    if patients < 2 or not len(defined):
-        return Estimate(float(value), reason="no interval: too few patients to resample")
+    if patients < 2:
+        return Estimate(float(value), reason="no interval: the images are of one patient")
+    if not len(defined):
+        return Estimate(float(value), reason="no interval: no resample defines the metric")
     low, high = np.percentile(defined, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), len(defined))

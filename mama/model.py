@@ -126,8 +126,8 @@ def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
     text = build_text(config.text, tokenizer, attention)
     model = MamaModel(vision, text, config.heads, config.loss)
     if config.train.activation_checkpointing:
-        for tower in (vision.backbone, text.backbone):
-            tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for backbone in (vision.backbone, text.backbone):
+            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

@@ -32,9 +32,7 @@ def generator_at(index: int, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, index, 1])
 
 
-def micro_batches(
-    steps: range, global_batch: int, micro_batch: int, rank: int, world_size: int
-) -> Iterator[list[int]]:
+def micro_batches(steps: range, global_batch: int, micro_batch: int, rank: int, world_size: int) -> Iterator[list[int]]:
     """This rank's micro-batches, as global sample indices, for the given steps.
 
     Step s holds indices [s G, (s + 1) G). It is cut into runs of micro_batch x world_size, and a

@@ -47,7 +47,7 @@ def report(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> li
         "side": SIDES[view.laterality],
         "view": view.view,
     }
-    meta.update({name: UNKNOWN for name in hidden})
+    meta.update(dict.fromkeys(hidden, UNKNOWN))
     sentences = [
         f"Procedure: {study.reason + ' ' if study.reason else ''}mammogram.",
         f"Patient: age {meta['age']}, race {meta['race']}, ethnicity {meta['ethnicity']}.",

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mama.config import ConfigError
 
@@ -32,11 +32,11 @@ class Encoded:
 class Tokenizer:
     """Sentences -> tokens with a separator behind each sentence."""
 
-    def __init__(self, base: PreTrainedTokenizerFast) -> None:
+    def __init__(self, base: PreTrainedTokenizerBase) -> None:
         base.add_special_tokens({"additional_special_tokens": [SEPARATOR, PADDING]})
         self.base = base
-        self.separator_id: int = base.convert_tokens_to_ids(SEPARATOR)
-        self.pad_id: int = base.convert_tokens_to_ids(PADDING)
+        vocabulary = base.get_vocab()
+        self.separator_id, self.pad_id = vocabulary[SEPARATOR], vocabulary[PADDING]
 
     def __len__(self) -> int:
         return len(self.base)

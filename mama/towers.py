@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -33,10 +33,12 @@ class VisionTower(nn.Module):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         if not hasattr(backbone, "layernorm"):
-            raise ConfigError(f"vision: {backbone.config.model_type} has no last norm to read in front of; use a DINOv2")
+            raise ConfigError(
+                f"vision: {backbone.config.model_type} has no last norm to read in front of; use a DINOv2"
+            )
         self.backbone = backbone
         # The global feature is read before the last norm, the patches after it: so it stands here.
-        self.norm = backbone.layernorm
+        self.norm = cast(nn.Module, backbone.layernorm)
         backbone.layernorm = nn.Identity()
         self.prefix = 1 + getattr(backbone.config, "num_register_tokens", 0)
         mask_token = getattr(backbone.embeddings, "mask_token", None)
@@ -57,7 +59,7 @@ class VisionTower(nn.Module):
 class TextTower(nn.Module):
     """A causal language model of transformers, without its LM head."""
 
-    def __init__(self, backbone: nn.Module, width: int) -> None:
+    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.width = width
@@ -73,6 +75,11 @@ class TextTower(nn.Module):
         mean = (states * weights).sum(1) / weights.sum(1)
         rows = torch.arange(len(states), device=states.device)[:, None]
         return mean, states[rows, texts.separators]
+
+    def merge_adapters(self) -> None:
+        """Add the LoRA updates to their base weights, which is exact to rounding in fp32, and drop the adapters."""
+        if isinstance(self.backbone, PeftModel):
+            self.backbone = cast(PreTrainedModel, cast(Any, self.backbone).merge_and_unload())
 
 
 def build_vision(config: VisionConfig, attention: str) -> VisionTower:
@@ -127,7 +134,9 @@ def locate(model: str) -> tuple[str, dict[str, Any]]:
 
 def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
     if "model_type" not in shape:
-        raise ConfigError(f"{section}.config: model_type is missing; with {section}.model=null it names the architecture")
+        raise ConfigError(
+            f"{section}.config: model_type is missing; with {section}.model=null it names the architecture"
+        )
     try:
         return AutoConfig.for_model(**shape)
     except ValueError as error:
@@ -144,7 +153,9 @@ def _pretrained(field: str, model: str, attention: str) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{field}: {model} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    log.info("%s: %d tensors, %d missing, %d unexpected", model, len(backbone.state_dict()), len(missing), len(unexpected))
+    log.info(
+        "%s: %d tensors, %d missing, %d unexpected", model, len(backbone.state_dict()), len(missing), len(unexpected)
+    )
     if missing:
         raise ConfigError(f"{field}: {model} lacks {len(missing)} tensors, the first is {missing[0]}")
     return backbone

@@ -44,7 +44,9 @@ def train(config: Config) -> Path:
 
 def train_rank(config: Config) -> None:
     """What every rank does."""
-    logging.basicConfig(level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s")
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s"
+    )
     device = join_ranks()
     if rank() == 0:
         prepare(config)
@@ -84,7 +86,9 @@ def train_step(
         embeddings = engine(batch)
         total, terms = objective(embeddings, batch.text_ids, config.loss, step)
         if any_rank(not torch.isfinite(total), engine.device):
-            raise TrainingError(f"step {step}: the loss is {float(total)}; this rank's samples: {', '.join(batch.keys)}")
+            raise TrainingError(
+                f"step {step}: the loss is {float(total)}; this rank's samples: {', '.join(batch.keys)}"
+            )
         engine.backward(total)
         engine.step()
     if monitor and step == 0:

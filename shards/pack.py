@@ -193,8 +193,8 @@ def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[s
         "quality": config.quality,
         "crop": config.crop,
         "samples_per_shard": config.samples_per_shard,
-        "root": keyed_hash(key, "root", config.root),
         "key_file": keyed_hash(key, "key"),
+        "root": keyed_hash(key, "root", config.root),
     }
 
 

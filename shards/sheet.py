@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shards.manifest import write_aside
 from shards.read import ShardReader
 from shards.schema import Finding, Study, View
 
@@ -35,7 +37,9 @@ def contact_sheet(folder: Path, out_png: Path, studies: int = 8) -> Path:
         block = _draw_study(reader, int(number))
         sheet.paste(block, (GAP + column * (BLOCK[0] + GAP), GAP + row * (BLOCK[1] + GAP)))
     out_png.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out_png)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="png")
+    write_aside(out_png, buffer.getvalue())
     return out_png
 
 

@@ -14,7 +14,7 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, Expli
 
 from shards.schema import Finding, Labels, SourceStudy, SourceView
 
-NAME, NUMBER, ACCESSION = "PLANTEDNAME^JANE", "PLANTED-ID-4711", "PLANTED-ACCESSION"
+NAME, NUMBER, ACCESSION = "PLANTEDNAME^JANE", "PLANTED-ID-4711", "PLANTED-ACC-9"
 BOX = (30.0, 90.0, 50.0, 110.0)
 
 
@@ -82,7 +82,9 @@ def tiny_source(root: Path, patients: int = 12) -> Iterator[SourceStudy]:
                 path = root / f"{NUMBER}-{number}" / f"{side}_{position}.dcm"
                 if not path.exists():
                     pixels = breast(side, seed=number)
-                    write_dicom(path, pixels, ImageLaterality=side, ViewPosition=position, PatientID=f"{NUMBER}-{number}")
+                    write_dicom(
+                        path, pixels, ImageLaterality=side, ViewPosition=position, PatientID=f"{NUMBER}-{number}"
+                    )
                 box = BOX if side == "L" else (160 - BOX[2], BOX[1], 160 - BOX[0], BOX[3])
                 labels = Labels(birads=number % 7, density="ABCD"[number % 4], cancer=number % 2 == 0)
                 findings = (Finding(1, "mass", box),)

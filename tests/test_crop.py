@@ -45,10 +45,10 @@ def test_letters_outside_of_the_breast_go_and_tissue_stays() -> None:
 
 
 def test_bright_tissue_in_a_faint_breast_is_not_taken_for_the_breast() -> None:
-    y, x = np.mgrid[:300, :300]
-    image = np.zeros((300, 300), dtype=np.uint8)
-    image[((y - 150) / 130) ** 2 + (x / 260) ** 2 < 1] = 50
-    image[(y - 150) ** 2 + (x - 120) ** 2 < 50**2] = 250
+    y, x = np.mgrid[:256, :256]
+    image = np.zeros((256, 256), dtype=np.uint8)
+    image[((y - 128) / 110) ** 2 + (x / 230) ** 2 < 1] = 50
+    image[(y - 128) ** 2 + (x - 100) ** 2 < 40**2] = 250
     mask = find_breast(image)
     assert mask is not None
     assert (mask[image > 0] > 0).mean() > 0.99

@@ -61,7 +61,7 @@ def test_rescale_and_sign_come_before_the_window(tmp_path: Path) -> None:
 
 
 def test_equal_to_pydicoms_own_rendering(tmp_path: Path) -> None:
-    tags = {"RescaleSlope": 1.5, "RescaleIntercept": -7, "WindowCenter": 3000, "WindowWidth": 2500}
+    tags: dict[str, Any] = {"RescaleSlope": 1.5, "RescaleIntercept": -7, "WindowCenter": 3000, "WindowWidth": 2500}
     dataset = pydicom.dcmread(write_dicom(tmp_path / "image.dcm", STORED, **tags))
     reference = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
     low, high = -7, 1.5 * 4095 - 7
@@ -73,7 +73,7 @@ def test_a_voi_lut_wins_over_the_window(tmp_path: Path, bits: int) -> None:
     lut = np.round(np.sqrt(np.linspace(0, 1, 4096)) * (2**bits - 1)).astype(np.uint16)
     item = Dataset()
     item.LUTDescriptor = [4096, 0, bits]
-    item.LUTData = lut.tolist()
+    item.LUTData = lut.astype("<u2").tobytes()
     array = shown(tmp_path, VOILUTSequence=[item], WindowCenter=2000, WindowWidth=1000)
     same(array, lut[STORED] / (2**bits - 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]
 PAIRS = 8
 
 
-def tiny(ranks: int, **train: object) -> Config:
+def tiny(ranks: int, **train: Any) -> Config:
     vision = {
         "model_type": "dinov2_with_registers", "num_channels": 1, "image_size": 32, "patch_size": 8,
         "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2,
@@ -64,9 +65,9 @@ def batch_of(config: Config, rows: range) -> Batch:
         text_rng = np.random.default_rng(0 if row == 5 else row)
         count = 4 if row == 7 else int(text_rng.integers(1, 3))
         text = [" ".join(text_rng.choice(WORDS[1:], 3)) for _ in range(count)]
-        images = [rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2)]
-        changes = [augment.draw(config.data.augment, size, rng) for _ in range(2)]
-        pairs.append(Pair(str(row), *images, *changes, text, text if row % 2 else ["beta"]))
+        v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
+        change_v, change_w = (augment.draw(config.data.augment, size, rng) for _ in range(2))
+        pairs.append(Pair(str(row), v, w, change_v, change_w, text, text if row % 2 else ["beta"]))
     return Collate(tokenizer(), config.data.max_tokens)(pairs)
 
 
@@ -101,7 +102,8 @@ def test_two_ranks_equal_one_rank_on_the_concatenated_batch(stage: int) -> None:
     total2, terms2, two = run_on_ranks(gradients, tiny(2, zero_stage=stage))
     assert total2 == pytest.approx(total, abs=1e-5)
     assert terms2 == pytest.approx(terms, abs=1e-5)
-    assert one.keys() == two.keys() and any("lora_A" in name for name in one)
+    assert one.keys() == two.keys()
+    assert any("lora_A" in name for name in one)
     for name, gradient in one.items():
         if "k_proj.bias" not in name:  # softmax does not see it
             assert gradient.abs().max() > 0, name

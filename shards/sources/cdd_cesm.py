@@ -39,14 +39,16 @@ def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
 
     `report` holds the radiologist's findings about the image, one sentence a line. Of several
     BI-RADS categories of an image (`3$2`) the highest counts. Density is noted with the low-energy
-    images only: see `_fill_density`. Images without a row, and rows without an image, are counted
-    in the log. Raises `ShardError` where the folder or the table is not what the data set documents.
+    images only: see `_fill_density`. Images without a row are left out, and the log says how many.
+    Raises `ShardError` where the folder or the table is not what the data set documents.
     """
     images = {path.stem: path for path in sorted((root / IMAGES).glob("*.png"))}
     if not (root / TABLE).is_file() or not images:
         raise ShardError(f"root: {root} must hold {TABLE} and {IMAGES}/*.png of CDD-CESM")
     table = read_table(root / TABLE)
-    log.info("CDD-CESM: %d images without a row in the table are left out", len(images.keys() - set(table["image"])))
+    without = sorted(images.keys() - set(table["image"]))
+    if without:
+        log.warning("CDD-CESM: %d images without a row in the table are left out, e.g. %s", len(without), without[0])
     table = table[table["image"].isin(list(images))]
     order = table["patient"].astype(int)
     for patient, rows in table.assign(order=order).sort_values(["order", "image"]).groupby("patient", sort=False):

@@ -29,7 +29,7 @@ VERSION = 1  # of the pictures and facts: another number, another cohort
 FACTS_FILE = "cohort.json"
 
 DENSITY_SHARES = (0.2, 0.3, 0.3, 0.2)
-MALIGNANT_SHARE, BENIGN_SHARE = 0.35, 0.20  # of the patients, independently
+MALIGNANT_SHARE, BENIGN_SHARE = 0.40, 0.20  # of the patients, independently
 MONOCHROME1_SHARE = 0.25
 REASONS = {"screening": 0.8, "diagnostic": 0.2}
 RACES = {"White": 0.5, "Black or African American": 0.3, "Asian": 0.12, "Other": 0.08}
@@ -144,10 +144,10 @@ def _lesions(pathology: str, rng: Rng) -> tuple[Lesion, ...]:
         fine = {"fine pleomorphic": "grouped", "fine linear or fine linear branching": "linear"}
         name = "fine pleomorphic" if rng.random() < 0.7 else "fine linear or fine linear branching"
         specks = Finding(1, "calcification", calcification_type=name, distribution=fine[name], pathology=pathology)
-        size = rng.uniform(13, 26)
-        if kind < 0.12:
+        size = rng.uniform(15, 28)
+        if kind < 0.10:
             return (Lesion(specks, rng.uniform(12, 20)),)
-        if kind < 0.37:
+        if kind < 0.40:
             return (Lesion(mass, size), Lesion(replace(specks, number=2), rng.uniform(0.6, 1.0) * size))
         return (Lesion(mass, size),)
     if pathology == "benign":

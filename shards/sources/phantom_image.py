@@ -152,7 +152,7 @@ def _geometry(skin: NDArray[np.float64], nipple: tuple[float, float], pectoral: 
     cv2.ellipse(inside, (round(tip / SPACING), round(nipple[1] / SPACING)), axes, 0, 0, 360, 1.0, -1)
     inside = cv2.GaussianBlur(inside, (0, 0), 3.0)
     from_skin = cv2.distanceTransform((inside > 0.5).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(SPACING)
-    return Geometry(from_skin, pectoral * (from_skin > 0), (tip, nipple[1]))
+    return Geometry(from_skin, pectoral * (from_skin > 0), (tip, float(nipple[1])))
 
 
 def _place(cc: Geometry, mlo: Geometry, radius: float, rng: Rng) -> dict[str, tuple[float, float]]:
@@ -224,8 +224,8 @@ def _tissue(geometry: Geometry, share: float, rng: Rng) -> Image:
     gland = _gland(geometry, share, coarse + 0.28 * fine + 0.25 * strands)
     ligaments = np.clip(1 - np.abs(fine + 0.3 * strands) * 3.5, 0, None) ** 2  # thin curved sheets
     image = 0.27 + 0.02 * coarse + 0.015 * fine + 0.01 * strands + 0.085 * ligaments + 0.09 * _vessels(geometry, rng)
-    image += gland * (0.25 + 0.035 * fine + 0.022 * strands + 0.04 * coarse)
-    muscle = 0.50 + 0.035 * coarse + 0.02 * fine
+    image += gland * (0.23 + 0.03 * fine + 0.02 * strands + 0.03 * coarse)
+    muscle = 0.46 + 0.03 * coarse + 0.02 * fine
     image += geometry.pectoral * (muscle - 0.75 * image)
     return image.astype(np.float32)
 
@@ -242,7 +242,7 @@ def _gland(geometry: Geometry, share: float, texture: Image) -> Image:
     score -= 6.0 * geometry.pectoral
     breast = (geometry.from_skin > 0) & (geometry.pectoral < 0.5)
     seen = score[::4, ::4][breast[::4, ::4]]
-    threshold = np.quantile(seen, 1 - share)
+    threshold = float(np.quantile(seen, 1 - share))  # a NumPy scalar would turn the image to float64
     soft: Image = 1 / (1 + np.exp(-np.clip((score - threshold) / 0.35, -30, 30)))
     return soft.astype(np.float32)
 

@@ -42,7 +42,7 @@ def add_lesion(image: Image, lesion: Lesion, centre: tuple[float, float], spacin
     if finding.kind == "calcification":
         under += cover * (BRIGHTEST - under)
     elif finding.pathology == "malignant":
-        under += cover * np.clip(0.86 + 0.25 * (under - 0.4) - under, 0.1, None)
+        under += cover * np.clip(0.92 + 0.2 * (under - 0.4) - under, 0.1, None)
     else:
         under += cover * np.clip((0.55 if finding.density == "low" else 0.66) - under, 0.07, 0.24)
     y, x = np.nonzero(cover > BOX_EDGE)
