@@ -25,11 +25,12 @@ from shards.sources.phantom_dicom import TRANSFER_SYNTAXES, Exam, write_mammogra
 from shards.sources.phantom_image import GLANDULAR_SHARE, SPACING, Breast, draw_breast
 from shards.sources.phantom_lesion import Lesion
 
-VERSION = 1  # of the pictures and facts: another number, another cohort
+VERSION = 2  # of the pictures and facts: another number, another cohort
 FACTS_FILE = "cohort.json"
 
 DENSITY_SHARES = (0.2, 0.3, 0.3, 0.2)
-MALIGNANT_SHARE, BENIGN_SHARE = 0.40, 0.20  # of the patients, independently
+# Of the patients, independently. Far more cancers than in screening: a few hundred patients must show enough of them.
+MALIGNANT_SHARE, BENIGN_SHARE = 0.80, 0.20
 MONOCHROME1_SHARE = 0.25
 REASONS = {"screening": 0.8, "diagnostic": 0.2}
 RACES = {"White": 0.5, "Black or African American": 0.3, "Asian": 0.12, "Other": 0.08}
