@@ -52,6 +52,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _probability("data.partner_probability", self.partner_probability)
         _probability("data.mask_probability", self.mask_probability)
+        if self.max_tokens < 2:
+            raise ConfigError(f"data.max_tokens: {self.max_tokens} is less than 2, a token and its separator")
+        if min(self.image_size) < 1:
+            raise ConfigError(f"data.image_size: {list(self.image_size)} is not a height and a width in pixels")
 
 
 @dataclass(frozen=True)

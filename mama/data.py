@@ -52,6 +52,7 @@ class Batch:
     anchor_text: Tensor  # int64 [b], row of `texts` that speaks of the anchor
     partner_text: Tensor  # int64 [b], of the partner: the same row unless it is the other breast
     text_ids: Tensor  # int64 [b], hash of the anchor's text: equal texts, equal ids
+    partner_text_ids: Tensor  # int64 [b], of the partner's
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -110,7 +111,7 @@ def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     The chest wall stays at the left edge, where packing puts it.
     """
     scale, top, _ = fit_geometry((image.shape[0], image.shape[1]), size)
-    height, width = round(image.shape[0] * scale), round(image.shape[1] * scale)
+    height, width = (max(1, round(side * scale)) for side in image.shape)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     canvas = np.zeros(size, dtype=np.uint8)
     canvas[top : top + height, :width] = cv2.resize(image, (width, height), interpolation=interpolation)
@@ -120,7 +121,7 @@ def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def fit_geometry(stored: tuple[int, int], size: tuple[int, int]) -> tuple[float, int, int]:
     """Scale, top and left offset that `fit` uses: canvas x = scale * stored x + left, likewise y."""
     scale = min(size[0] / stored[0], size[1] / stored[1])
-    return scale, (size[0] - round(stored[0] * scale)) // 2, 0
+    return scale, (size[0] - max(1, round(stored[0] * scale))) // 2, 0
 
 
 def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
@@ -186,6 +187,7 @@ class Collate:
             anchor_text=torch.tensor(anchor_text),
             partner_text=torch.tensor(partner_text),
             text_ids=torch.tensor([_text_id(p.anchor_text) for p in pairs]),
+            partner_text_ids=torch.tensor([_text_id(p.partner_text) for p in pairs]),
         )
 
 
@@ -212,12 +214,28 @@ def _text_id(sentences: list[str]) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+@dataclass(frozen=True)
+class _MicroBatches:
+    """The loader's batch sampler; it makes the indices as they are asked for, not all of a run at once."""
+
+    config: Config
+    steps: range
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        sizes = self.config.train.global_batch, self.config.train.micro_batch
+        return order.micro_batches(self.steps, *sizes, self.rank, self.world_size)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.config.train.accumulation(self.world_size)
+
+
 def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int) -> Iterator[Batch]:
     """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step."""
-    indices = order.micro_batches(steps, config.train.global_batch, config.train.micro_batch, rank, world_size)
     loader = DataLoader(
         Pairs(config),
-        batch_sampler=list(indices),
+        batch_sampler=_MicroBatches(config, steps, rank, world_size),
         collate_fn=Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
     )

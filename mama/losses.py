@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mama.config import LossConfig
+from mama.data import Batch
 from mama.dist import gather, max_over_ranks
 from mama.model import Embeddings
 
@@ -101,17 +102,19 @@ def retrieval_accuracy(images: Tensor, texts: Tensor, targets: Tensor) -> tuple[
     return targets[rows, scores.argmax(1)].mean(), targets[scores.argmax(0), rows].mean()
 
 
-def objective(e: Embeddings, text_ids: Tensor, config: LossConfig, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def objective(e: Embeddings, batch: Batch, config: LossConfig, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The total to minimise, and each unweighted term by name.
 
     The local term weighs nothing for the first `local_start` steps (METHOD: lambda(step)); it is
     computed all the same, so that its curve can be seen and every parameter has a gradient.
     """
-    targets = positives(text_ids, same_text=config.positives == "text")
+    same_text = config.positives == "text"
+    targets = positives(batch.text_ids, same_text)
+    partner_targets = positives(batch.partner_text_ids, same_text)
     terms = {
         "view": view_loss(e.anchor_view, e.partner_view, config.view_temperature),
         "anchor_text": clip_loss(e.anchor, e.anchor_text, e.scale, targets),
-        "partner_text": clip_loss(e.partner, e.partner_text, e.scale, targets),
+        "partner_text": clip_loss(e.partner, e.partner_text, e.scale, partner_targets),
         "local": local_loss(e.sentences, e.sentence_mask, e.patches, e.local_scale, targets),
     }
     weights = {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mama import augment
-from mama.config import Config, HeadsConfig, LossConfig
+from mama.config import Config, ConfigError, HeadsConfig, LossConfig
 from mama.data import Batch, Texts
 from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower, build_text, build_vision
@@ -61,7 +61,7 @@ class LogitScale(nn.Module):
         self.largest = largest
 
     def forward(self) -> Tensor:
-        return self.log.exp().clamp(max=self.largest).squeeze()
+        return self.log.float().exp().clamp(max=self.largest).squeeze()
 
 
 class MamaModel(nn.Module):
@@ -124,6 +124,7 @@ def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
     torch.manual_seed(config.seed)
     vision = build_vision(config.vision, attention)
     text = build_text(config.text, tokenizer, attention)
+    _check_sizes(config, vision, text)
     model = MamaModel(vision, text, config.heads, config.loss)
     if config.train.activation_checkpointing:
         for backbone in (vision.backbone, text.backbone):
@@ -131,5 +132,19 @@ def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
     return model
 
 
+def _check_sizes(config: Config, vision: VisionTower, text: TextTower) -> None:
+    """Images are cut into whole patches, and texts must have positions for all their tokens."""
+    patch = int(vision.backbone.config.patch_size)
+    if any(side % patch for side in config.data.image_size):
+        size = list(config.data.image_size)
+        raise ConfigError(f"data.image_size: {size} is not a multiple of the image tower's patches of {patch} pixels")
+    positions = int(text.backbone.config.max_position_embeddings)
+    if config.data.max_tokens > positions:
+        raise ConfigError(
+            f"data.max_tokens: {config.data.max_tokens}, but the language model has {positions} positions"
+        )
+
+
 def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors, dim=-1)
+    """Unit vectors in fp32, whatever the model computes in: a logit scale of 100 would show the rounding of bf16."""
+    return F.normalize(vectors.float(), dim=-1)

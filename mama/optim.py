@@ -34,7 +34,8 @@ def rate_at(step: int, steps: int, config: OptimConfig) -> float:
     """Linear warm-up, then a cosine from `lr` to `min_lr` at the last step."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    last = steps - 1
+    progress = (step - config.warmup_steps) / (last - config.warmup_steps) if last > config.warmup_steps else 1.0
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -44,3 +45,15 @@ def set_rates(groups: Iterable[dict[str, Any]], step: int, steps: int, optim: Op
     for group in groups:
         group["lr"] = 0.0 if group["local"] and step < loss.local_start else rate
     return rate
+
+
+def forget_idle_steps(optimizer: Any) -> None:
+    """Start Adam's step count of the local heads anew; call it at the step at which their term starts.
+
+    The steps at gradient 0 have used up the bias correction of the moments: without this the first
+    updates would be several times the learning rate.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["local"] else ():
+            if parameter in optimizer.state:
+                optimizer.state[parameter]["step"].zero_()

@@ -43,7 +43,7 @@ def prepare(config: Config) -> Path:
 def make_tokenizer(config: Config) -> Tokenizer:
     """The language model's own, or for a random language model one learned from the training reports."""
     if config.text.model is not None:
-        name, arguments = locate(config.text.model)
+        name, arguments = locate("text.model", config.text.model)
         return tokens.pretrained(name, arguments)
     images = Images(config.data.shards, "train")
     studies = (images.study(n) for n in range(len(images.studies)))

@@ -5,13 +5,16 @@ Letters: b images, u texts, P patches, S sentences, L tokens, d width of the tow
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -21,6 +24,7 @@ from mama.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 
+VISION_MODELS = ("dinov2", "dinov2_with_registers")
 # Which projections LoRA adapts, by architecture (METHOD: GPT-2 c_attn; Llama q_proj and v_proj).
 LORA_TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 TOKEN_EMBEDDINGS = {"gpt2": "wte", "llama": "embed_tokens"}
@@ -32,10 +36,9 @@ class VisionTower(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
-        if not hasattr(backbone, "layernorm"):
-            raise ConfigError(
-                f"vision: {backbone.config.model_type} has no last norm to read in front of; use a DINOv2"
-            )
+        kind = backbone.config.model_type
+        if kind not in VISION_MODELS:
+            raise ConfigError(f"vision: {kind} is not one of {', '.join(VISION_MODELS)}")
         self.backbone = backbone
         # The global feature is read before the last norm, the patches after it: so it stands here.
         self.norm = cast(nn.Module, backbone.layernorm)
@@ -101,7 +104,10 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> Text
     if kind not in LORA_TARGETS:
         raise ConfigError(f"text: {kind} is not one of {', '.join(LORA_TARGETS)}")
     if config.layers is not None:
-        setattr(backbone, BLOCKS[kind], getattr(backbone, BLOCKS[kind])[: config.layers])
+        blocks = getattr(backbone, BLOCKS[kind])
+        if not 1 <= config.layers <= len(blocks):
+            raise ConfigError(f"text.layers: {config.layers}, but the model has {len(blocks)}; name 1 to {len(blocks)}")
+        setattr(backbone, BLOCKS[kind], blocks[: config.layers])
         backbone.config.num_hidden_layers = config.layers
     lora = LoraConfig(
         r=config.lora_rank,
@@ -115,19 +121,19 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> Text
     return TextTower(get_peft_model(backbone, lora), width)
 
 
-def locate(model: str) -> tuple[str, dict[str, Any]]:
+def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
     """Arguments of transformers' `from_pretrained` for a hub name, a folder, a GGUF file, or
     `package:NAME/FILE.gguf`, a GGUF file inside an installed Python package."""
     if model.startswith("package:"):
         package, _, file = model.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(f"text.model: the Python package {package} is not installed; see the head of the recipe")
+            raise ConfigError(f"{field}: the Python package {package} is not installed; see the head of the recipe")
         model = str(Path(spec.submodule_search_locations[0]) / file)
     if model.endswith(".gguf"):
         path = Path(model)
         if not path.is_file():
-            raise ConfigError(f"text.model: {path}: no such file")
+            raise ConfigError(f"{field}: {path}: no such file")
         return str(path.parent), {"gguf_file": path.name}
     return model, {}
 
@@ -138,19 +144,26 @@ def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
             f"{section}.config: model_type is missing; with {section}.model=null it names the architecture"
         )
     try:
-        return AutoConfig.for_model(**shape)
-    except ValueError as error:
-        raise ConfigError(f"{section}.config: {str(error).splitlines()[0]}") from error
+        architecture = AutoConfig.for_model(**shape)
+    except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
+        raise ConfigError(f"{section}.config: {' '.join(str(error).split())}") from error
+    known = {*type(architecture)().to_dict(), *architecture.attribute_map}  # transformers keeps any key it is given
+    for key in shape:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{section}.config: {architecture.model_type} has no setting {key}{hint}")
+    return architecture
 
 
 def _pretrained(field: str, model: str, attention: str) -> PreTrainedModel:
-    """Load in fp32 and say what was loaded; a missing or unexpected tensor is an error."""
-    name, arguments = locate(model)
+    """Load in fp32 and say what was loaded; a missing tensor is an error, an unexpected one (an LM head) is counted."""
+    name, arguments = locate(field, model)
     try:
         backbone, info = AutoModel.from_pretrained(
             name, attn_implementation=attention, dtype=torch.float32, output_loading_info=True, **arguments
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{field}: {model} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     log.info(

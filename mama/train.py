@@ -24,7 +24,7 @@ from mama.launch import run_on_ranks
 from mama.losses import objective, positives, retrieval_accuracy
 from mama.model import Embeddings, build
 from mama.monitor import Monitor
-from mama.optim import set_rates
+from mama.optim import forget_idle_steps, set_rates
 from mama.run import prepare
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -77,6 +77,8 @@ def train_step(
     """One update by `global_batch` pairs; returns what is to be logged, tensors still on the device."""
     # Dropout is a function of (seed, step, rank), so that a resumed run draws the same.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, step, rank()]).generate_state(1)[0]))
+    if step == config.loss.local_start:
+        forget_idle_steps(engine.optimizer)
     rate = set_rates(engine.optimizer.param_groups, step, config.train.steps, config.optim, config.loss)
     started, waited = time.perf_counter(), 0.0
     for _ in range(config.train.accumulation(world_size())):
@@ -84,7 +86,7 @@ def train_step(
         batch = next(batches).to(engine.device)
         waited += time.perf_counter() - asked
         embeddings = engine(batch)
-        total, terms = objective(embeddings, batch.text_ids, config.loss, step)
+        total, terms = objective(embeddings, batch, config.loss, step)
         if any_rank(not torch.isfinite(total), engine.device):
             raise TrainingError(
                 f"step {step}: the loss is {float(total)}; this rank's samples: {', '.join(batch.keys)}"

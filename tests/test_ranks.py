@@ -33,7 +33,7 @@ def tiny(ranks: int, **train: Any) -> Config:
     }  # fmt: skip
     return Config(
         seed=1,
-        data=DataConfig(image_size=(32, 16), workers=0),
+        data=DataConfig(image_size=(32, 16), max_tokens=64, workers=0),
         vision=VisionConfig(model=None, config=vision),
         text=TextConfig(model=None, config=text, lora_rank=2, lora_dropout=0.0),
         heads=HeadsConfig(embed_dim=16, hidden_dim=16, view_hidden_dim=16),
@@ -88,7 +88,7 @@ def gradients(config: Config) -> tuple[float, dict[str, float], dict[str, torch.
         if "lora_B" in name:  # starts at 0, which would leave lora_A without a gradient
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
     engine = start_engine(model, config)
-    total, terms = objective(engine(batch), batch.text_ids, config.loss, step=0)
+    total, terms = objective(engine(batch), batch, config.loss, step=0)
     engine.backward(total)
     grads = {n: safe_get_full_grad(p).clone() for n, p in model.named_parameters() if p.requires_grad}
     result = total.item(), {name: term.item() for name, term in terms.items()}, grads

@@ -1,0 +1,387 @@
+"""Pairs and batches: which images, which words and in which order, whoever computes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_ranks import tokenizer
+
+from mama.augment import IDENTITY
+from mama.config import Config, ConfigError, DataConfig, TrainConfig
+from mama.data import Batch, Collate, Images, Pair, Pairs, fit, fit_geometry, partner_of, tokenise, training_batches
+from shards.manifest import Manifest, save_manifest
+from shards.sample import Sample
+from shards.schema import Labels, ShardError, Study, View
+from shards.writer import SplitWriter
+
+STORED = (24, 16)  # (height, width) of every image
+# Views of the studies of each split: a capital is a CC, a small letter an MLO view.
+STUDIES = {"val": ["LR"], "train": ["LlRr", "L", "LR", "LlR", "R"], "test": ["Rr", "Ll"]}
+TRAIN_IMAGES = 11
+GLOBAL_BATCH = 12
+BIRADS = {"L": 2, "R": 4}
+
+
+def view_of(n: int, letter: str) -> View:
+    side = letter.upper()
+    return View(
+        member=f"{n}.jpg",
+        laterality=side,
+        view="CC" if letter == side else "MLO",
+        size=STORED,
+        original_size=STORED,
+        pixel_spacing=None,
+        crop=(0, 0, STORED[1], STORED[0]),
+        flipped=False,
+        to_original=(1, 0, 0, 0, 1, 0),
+        labels=Labels(BIRADS[side], "B"),
+    )
+
+
+def study_of(letters: str, key: str = "study", split: str = "train") -> Study:
+    views = tuple(view_of(n, letter) for n, letter in enumerate(letters))
+    return Study(key, f"patient-{key}", "invented", split, views, age=40 + len(views))
+
+
+def write(folder: Path, studies: dict[str, list[str]], first_grey: int = 30) -> Path:
+    """Shards in which every image has a grey of its own."""
+    folder.mkdir(parents=True)
+    shards, grey = [], first_grey
+    for split, all_letters in studies.items():
+        writer = SplitWriter(folder, split, 2)
+        for number, letters in enumerate(all_letters):
+            jpegs = []
+            for _ in letters:
+                jpegs.append(cv2.imencode(".jpg", np.full(STORED, grey, np.uint8))[1].tobytes())
+                grey += 8
+            writer.add(Sample(study_of(letters, f"{split}{number}", split), tuple(jpegs), ()))
+        shards += writer.close()
+    images = sum(len(letters) for all_letters in studies.values() for letters in all_letters)
+    save_manifest(Manifest("invented", {}, {}, images, {}, 0, {}, tuple(shards)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "shards", STUDIES)
+
+
+def config_of(*folders: Path, micro: int = GLOBAL_BATCH, **data: Any) -> Config:
+    settings = {"image_size": (32, 16), "workers": 0, **data}
+    return Config(
+        seed=1,
+        data=DataConfig(shards=[str(f) for f in folders], **settings),
+        train=TrainConfig(global_batch=GLOBAL_BATCH, micro_batch=micro),
+    )
+
+
+# Fitting an image to the canvas
+
+
+def test_fit_shrinks_by_the_tighter_side_and_fills_the_right_with_air() -> None:
+    image = np.random.default_rng(0).integers(1, 256, (40, 20), dtype=np.uint8)
+    fitted = fit(image, (20, 30))
+    halved = image.reshape(20, 2, 10, 2).mean((1, 3))
+    assert fitted.shape == (20, 30)
+    assert fitted.dtype == np.uint8
+    assert np.abs(fitted[:, :10] - halved).max() <= 1
+    assert not fitted[:, 10:].any()
+
+
+def test_fit_centres_a_wide_image_between_air_and_keeps_the_chest_wall_left() -> None:
+    image = np.full((20, 40), 200, np.uint8)
+    image[:, :8] = 100  # the chest wall's edge
+    fitted = fit(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of air, 10 of them above
+    assert not fitted[:10].any()
+    assert not fitted[20:].any()
+    assert (fitted[10:20, :4] == 100).all()
+    assert (fitted[10:20, 4:] == 200).all()
+
+
+def test_fit_enlarges_a_small_image() -> None:
+    fitted = fit(np.full((4, 2), 90, np.uint8), (12, 8))
+    assert (fitted[:, :6] == 90).all()
+    assert not fitted[:, 6:].any()
+
+
+def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
+    image = np.zeros((40, 60), np.uint8)
+    image[8:16, 20:40] = 255
+    scale, top, left = fit_geometry((40, 60), (45, 45))  # 30 x 45, with 15 rows of air
+    assert (scale, top, left) == (0.75, 7, 0)
+    rows, columns = np.nonzero(fit(image, (45, 45)))
+    assert (rows.min(), rows.max() + 1) == (top + 8 * scale, top + 16 * scale)
+    assert (columns.min(), columns.max() + 1) == (left + 20 * scale, left + 40 * scale)
+
+
+# Finding images
+
+
+def test_locate_numbers_the_views_of_ragged_studies_in_manifest_order(folder: Path, tmp_path: Path) -> None:
+    more = write(tmp_path / "more", {"train": ["r", "LlR"]}, first_grey=150)
+    images = Images([str(folder), str(more)], "train")
+    expected = [(n, v) for n, letters in enumerate([*STUDIES["train"], "r", "LlR"]) for v in range(len(letters))]
+    assert len(images) == len(expected) == TRAIN_IMAGES + 4
+    assert [images.locate(i) for i in range(len(images))] == expected
+    # The greys count the images as they were written; those of `val` came first.
+    greys = [int(images.pixels(*images.locate(i), STORED).mean().round()) for i in range(len(images))]
+    written = [30 + 8 * (2 + i) for i in range(TRAIN_IMAGES)] + [150 + 8 * i for i in range(4)]
+    assert greys == pytest.approx(written, abs=2)
+    assert [images.study(n).key for n in (0, 4, 5)] == ["train0", "train4", "train0"]
+
+
+def test_shards_that_hold_nothing_to_train_on_are_one_line(folder: Path, tmp_path: Path) -> None:
+    only_val = write(tmp_path / "val", {"val": ["LR"]})
+    with pytest.raises(ConfigError, match=r"^data\.shards: empty; name at least one folder.*$"):
+        Images([], "train")
+    with pytest.raises(ConfigError, match=r"^data\.shards: .*hold no image of the split 'train'$"):
+        Pairs(config_of(only_val))
+    with pytest.raises(ShardError, match=r"^.*absent: no manifest\.json.*run `mama pack`$"):
+        Pairs(config_of(folder, tmp_path / "absent"))
+
+
+def test_a_folder_without_the_split_adds_nothing(folder: Path, tmp_path: Path) -> None:
+    only_val = write(tmp_path / "val", {"val": ["LR"]})
+    assert len(Images([str(only_val), str(folder)], "train")) == TRAIN_IMAGES
+
+
+# Choosing the partner
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed"),
+    [
+        ("study", {0: {1, 2, 3, 4}, 1: {0, 2, 3, 4}, 3: {0, 1, 2, 4}}),
+        ("breast", {0: {1, 2}, 1: {0, 2}, 3: {4}, 4: {3}}),
+        ("contralateral", {0: {3, 4}, 2: {3, 4}, 3: {0, 1, 2}}),
+        ("augment", {0: {0}, 3: {3}}),
+    ],
+)
+def test_each_pair_policy_draws_from_the_views_it_allows(policy: Any, allowed: dict[int, set[int]]) -> None:
+    config, study = DataConfig(pair=policy, partner_probability=1.0), study_of("LllRr")
+    rng = np.random.default_rng(0)
+    for anchor, expected in allowed.items():
+        counts = Counter(partner_of(study, anchor, config, rng) for _ in range(600))
+        assert set(counts) == expected
+        for count in counts.values():  # evenly: within five standard deviations
+            share = 1 / len(expected)
+            assert abs(count - 600 * share) <= 5 * (600 * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("policy", ["study", "breast", "contralateral"])
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_a_partner_is_another_view_with_the_given_probability(policy: Any, probability: float) -> None:
+    config, study = DataConfig(pair=policy, partner_probability=probability), study_of("LlRr")
+    rng = np.random.default_rng(1)
+    draws = 3000
+    others = sum(partner_of(study, 2, config, rng) != 2 for _ in range(draws))
+    assert abs(others - draws * probability) <= 5 * (draws * probability * (1 - probability)) ** 0.5
+
+
+@pytest.mark.parametrize(("policy", "letters"), [("study", "L"), ("breast", "LRr"), ("contralateral", "Ll")])
+def test_a_view_without_the_wanted_partner_is_its_own(policy: Any, letters: str) -> None:
+    config = DataConfig(pair=policy, partner_probability=1.0)
+    rng = np.random.default_rng(2)
+    assert {partner_of(study_of(letters), 0, config, rng) for _ in range(50)} == {0}
+
+
+# Making pairs
+
+
+def index_of(pairs: Pairs, key: str) -> int:
+    return next(g for g in range(len(pairs.images)) if pairs[g].key == key)
+
+
+@pytest.mark.parametrize("key", ["train2/0.jpg", "train2/1.jpg"])  # the left and the right view of "LR"
+def test_a_partner_of_the_other_breast_brings_the_report_of_its_own_side(folder: Path, key: str) -> None:
+    pairs = Pairs(config_of(folder, pair="contralateral", partner_probability=1.0, mask_probability=0.0))
+    pair = pairs[index_of(pairs, key)]
+    here, there = (("left", 2), ("right", 4)) if key.endswith("0.jpg") else (("right", 4), ("left", 2))
+    for (side, birads), text in ((here, pair.anchor_text), (there, pair.partner_text)):
+        assert f"Image: type 2D, side {side}, view CC." in text
+        assert any(sentence.startswith(f"Impression: BI-RADS {birads},") for sentence in text)
+    batch = Collate(tokenizer(), 144)([pair])
+    assert batch.anchor_text.tolist() == [0]
+    assert batch.partner_text.tolist() == [1]
+
+
+@pytest.mark.parametrize("policy", ["breast", "augment"])
+def test_a_partner_of_the_same_breast_shares_the_text_row_of_the_anchor(folder: Path, policy: str) -> None:
+    pairs = Pairs(config_of(folder, pair=policy, partner_probability=1.0, mask_probability=0.0))
+    some = [pairs[g] for g in range(TRAIN_IMAGES)]
+    if policy == "breast":
+        pair = pairs[index_of(pairs, "train0/2.jpg")]
+        assert abs(pair.anchor.astype(int) - pair.partner).max() > 4  # another image, the MLO view
+        assert "Image: type 2D, side right, view CC." in pair.partner_text
+    batch = Collate(tokenizer(), 144)(some)
+    assert torch.equal(batch.anchor_text, batch.partner_text)
+
+
+def test_meta_information_is_hidden_with_the_given_probability(folder: Path) -> None:
+    def sides(probability: float) -> list[bool]:
+        pairs = Pairs(config_of(folder, mask_probability=probability))
+        return ["side unknown" in " ".join(pairs[g].anchor_text) for g in range(300)]
+
+    assert not any(sides(0.0))
+    assert all(sides(1.0))
+    assert abs(sum(sides(0.8)) - 240) <= 5 * (300 * 0.8 * 0.2) ** 0.5
+
+
+def test_only_images_of_the_train_split_are_seen_and_each_once_an_epoch(folder: Path) -> None:
+    pairs = Pairs(config_of(folder, partner_probability=1.0))
+    images = {f"train{n}/{v}.jpg" for n, letters in enumerate(STUDIES["train"]) for v in range(len(letters))}
+    written = [30 + 8 * (2 + i) for i in range(TRAIN_IMAGES)]
+    for epoch in range(3):
+        seen = [pairs[g] for g in range(epoch * TRAIN_IMAGES, (epoch + 1) * TRAIN_IMAGES)]
+        assert sorted(pair.key for pair in seen) == sorted(images)
+        for pixels in (p for pair in seen for p in (pair.anchor, pair.partner)):
+            assert min(abs(int(pixels.max()) - grey) for grey in written) <= 2
+
+
+def content(pair: Pair) -> tuple[Any, ...]:
+    arrays = (pair.anchor, pair.partner, pair.anchor_change, pair.partner_change)
+    return pair.key, *(a.tobytes() for a in arrays), tuple(pair.anchor_text), tuple(pair.partner_text)
+
+
+def test_a_pair_does_not_depend_on_what_was_asked_before(folder: Path) -> None:
+    forwards, backwards = Pairs(config_of(folder)), Pairs(config_of(folder))
+    count = 3 * TRAIN_IMAGES
+    expected = [content(forwards[g]) for g in range(count)]
+    np.random.default_rng().random(3)
+    assert [content(backwards[g]) for g in reversed(range(count))] == expected[::-1]
+    assert len(set(expected)) == count
+    other_seed = Pairs(replace(config_of(folder), seed=2))
+    assert [content(other_seed[g]) for g in range(count)] != expected
+
+
+def fingerprint(folder: str) -> str:
+    """All of some pairs and of their text ids, as one hash; also called in a process of its own."""
+    pairs = Pairs(config_of(Path(folder), mask_probability=0.5))
+    some = [pairs[g] for g in range(20)]
+    ids = Collate(tokenizer(), 144)(some).text_ids.tolist()
+    return hashlib.sha256(repr(([content(pair) for pair in some], ids)).encode()).hexdigest()
+
+
+def test_pairs_and_text_ids_are_the_same_in_another_process(folder: Path) -> None:
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    script += f"import test_data; print(test_data.fingerprint({str(folder)!r}))"
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == fingerprint(str(folder))
+
+
+# Making batches
+
+
+def pair_of(anchor_text: list[str], partner_text: list[str] | None = None, grey: int = 0) -> Pair:
+    image = np.full(STORED, grey, np.uint8)
+    change = IDENTITY + np.float32(grey)
+    return Pair(f"study/{grey}", image, image + 1, change, change + 1, anchor_text, partner_text or anchor_text)
+
+
+def test_collate_tokenises_each_distinct_text_once_and_points_to_its_row() -> None:
+    long, short, other = ["alpha beta", "gamma"], ["delta"], ["epsilon epsilon epsilon"]
+    batch = Collate(tokenizer(), 144)(
+        [pair_of(long, grey=3), pair_of(short, other, grey=7), pair_of(list(long), short, grey=9), pair_of(other)]
+    )
+    sep, pad = tokenizer().separator_id, tokenizer().pad_id
+    assert batch.texts.tokens.tolist() == [[1, 2, sep, 3, sep], [4, sep, pad, pad, pad], [5, 5, 5, sep, pad]]
+    assert batch.texts.mask.tolist() == [[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]]
+    assert batch.texts.separators[0].tolist() == [2, 4]
+    assert batch.texts.separators[1:, 0].tolist() == [1, 3]
+    assert batch.texts.sentence_mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert batch.anchor_text.tolist() == [0, 1, 0, 2]
+    assert batch.partner_text.tolist() == [0, 2, 1, 2]
+    assert batch.keys == ["study/3", "study/7", "study/9", "study/0"]
+    assert batch.anchors.shape == batch.partners.shape == (4, 1, *STORED)
+    assert batch.anchors.dtype == torch.uint8
+    assert batch.anchors[:, 0, 0, 0].tolist() == [3, 7, 9, 0]
+    assert batch.partners[:, 0, 0, 0].tolist() == [4, 8, 10, 1]
+    assert batch.anchor_changes[:, 1].tolist() == [3, 7, 9, 0]
+    assert batch.partner_changes[:, 1].tolist() == [4, 8, 10, 1]
+
+
+def test_a_text_that_is_cut_still_ends_in_a_separator() -> None:
+    texts = tokenise(tokenizer(), [["alpha beta gamma", "delta epsilon alpha"], ["alpha beta gamma", "delta"]], 6)
+    sep, pad = tokenizer().separator_id, tokenizer().pad_id
+    assert texts.tokens.tolist() == [[1, 2, 3, sep, 4, sep], [1, 2, 3, sep, 4, sep]]
+    texts = tokenise(tokenizer(), [["alpha beta gamma", "delta"], ["alpha"]], 5)
+    assert texts.tokens.tolist() == [[1, 2, 3, sep], [1, sep, pad, pad]]
+    assert texts.sentence_mask.tolist() == [[True], [True]]
+
+
+def test_text_ids_are_equal_where_the_anchors_texts_are_equal_and_only_there() -> None:
+    texts = [["a b", "c"], ["a", "b c"], ["a b c"], ["a b", "c"], ["c", "a b"], ["a b", "C"]]
+    ids = Collate(tokenizer(), 144)([pair_of(text, ["alpha"]) for text in texts]).text_ids
+    assert ids.dtype == torch.int64
+    assert (ids >= 0).all()
+    for i, one in enumerate(texts):
+        for j, two in enumerate(texts):
+            assert (ids[i] == ids[j]).item() is (one == two)
+
+
+def rows(batches: Iterable[Batch]) -> list[tuple[Any, ...]]:
+    """Each pair of the batches by itself: its texts without padding, however they were padded together."""
+    found = []
+    for batch in batches:
+        for i, key in enumerate(batch.keys):
+            words = []
+            for row in (batch.anchor_text[i], batch.partner_text[i]):
+                texts = batch.texts
+                ends = texts.separators[row][texts.sentence_mask[row]].tolist()
+                words.append((texts.tokens[row][texts.mask[row]].tolist(), ends))
+            tensors = (batch.anchors, batch.partners, batch.anchor_changes, batch.partner_changes)
+            found.append((key, *(t[i].numpy().tobytes() for t in tensors), words, batch.text_ids[i].item()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[tuple[Any, ...]]:
+    """The first three global batches, one pair at a time and by nothing but the global index."""
+    pairs, collate = Pairs(config_of(folder)), Collate(tokenizer(), 144)
+    return [row for g in range(3 * GLOBAL_BATCH) for row in rows([collate([pairs[g]])])]
+
+
+def gathered(config: Config, steps: range, ranks: int) -> list[tuple[Any, ...]]:
+    """What the ranks hold together, micro-batch after micro-batch and rank after rank."""
+    each = [list(training_batches(config, tokenizer(), steps, rank, ranks)) for rank in range(ranks)]
+    assert {len(batches) for batches in each} == {len(steps) * config.train.accumulation(ranks)}
+    assert all(len(batch.keys) == config.train.micro_batch for batches in each for batch in batches)
+    return [row for together in zip(*each, strict=True) for row in rows(together)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 12), (1, 4), (2, 6), (2, 3), (3, 2)])
+def test_global_batches_do_not_depend_on_ranks_or_workers(
+    folder: Path, expected: list[tuple[Any, ...]], ranks: int, micro: int, workers: int
+) -> None:
+    config = config_of(folder, micro=micro, workers=workers)
+    assert gathered(config, range(3), ranks) == expected
+
+
+@pytest.mark.parametrize(("ranks", "micro", "workers"), [(1, 4, 0), (2, 3, 1), (3, 4, 2)])
+def test_a_resume_in_the_middle_continues_the_same_global_batches(
+    folder: Path, expected: list[tuple[Any, ...]], ranks: int, micro: int, workers: int
+) -> None:
+    config = config_of(folder, micro=micro, workers=workers)
+    assert gathered(config, range(2, 3), ranks) == expected[2 * GLOBAL_BATCH :]
+    assert gathered(config, range(3, 3), ranks) == []
