@@ -10,11 +10,13 @@ import json
 import logging
 import shutil
 from pathlib import Path
-
-import deepspeed
+from typing import TYPE_CHECKING
 
 from mama.config import ConfigError
 from mama.dist import barrier, rank, world_size
+
+if TYPE_CHECKING:  # what only looks for checkpoints does without it
+    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def step_of(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / MARKER).read_text())["step"])
 
 
-def save(engine: deepspeed.DeepSpeedEngine, run: Path, step: int, keep: int) -> None:
+def save(engine: DeepSpeedEngine, run: Path, step: int, keep: int) -> None:
     """Write the state after `step` steps; every rank must call it. Older ones than `keep` are deleted."""
     folder = run / "checkpoints" / f"step-{step:06d}"
     aside = folder.with_name(folder.name + ".partial")
@@ -51,7 +53,7 @@ def save(engine: deepspeed.DeepSpeedEngine, run: Path, step: int, keep: int) -> 
     barrier()
 
 
-def resume(engine: deepspeed.DeepSpeedEngine, run: Path) -> int:
+def resume(engine: DeepSpeedEngine, run: Path) -> int:
     """Load the newest complete checkpoint into the engine; returns the steps already taken, 0 if none."""
     complete = checkpoints(run)
     for folder in sorted((run / "checkpoints").glob("step-*")):

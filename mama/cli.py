@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mama.config import Config, ConfigError, find, load, shipped_configs
+from mama.errors import RankError, TrainingError
 from shards.schema import ShardError
 from slurm.profile import SlurmError, load_profile
 
@@ -160,12 +161,15 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2."""
+    """Entry point: a user's mistake is one line and exit code 2, a run that failed is exit code 1."""
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
         click.echo(f"mama: {error}", err=True)
         sys.exit(2)
+    except (RankError, TrainingError) as error:
+        click.echo(f"mama: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

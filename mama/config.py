@@ -256,8 +256,8 @@ def _one_line(error: OmegaConfBaseException, where: str) -> str:
     if key and key not in known and reason.startswith("Key "):
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{where}: unknown key {key}{hint}"
-    return f"{where}: {key}: {reason}" if key else f"{where}: {reason}"
+        return f"{where}: unknown key {key}{hint}" if key != where else f"{where}: unknown key{hint}"
+    return f"{where}: {key}: {reason}" if key and key != where else f"{where}: {reason}"
 
 
 def _known_keys(section: Any, prefix: str = "") -> list[str]:

@@ -7,17 +7,18 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mama.config import Config
+from mama.config import Config, ConfigError
+from mama.errors import RankError, TrainingError
+from shards.schema import ShardError
 from slurm.env import export_distributed_environment
 
 T = TypeVar("T")
 
-
-class RankError(RuntimeError):
-    """A rank failed; its own error is in the message."""
+# Errors that say all in one line; they come out of a rank as what they were.
+PLAIN = {error.__name__: error for error in (ConfigError, ShardError, TrainingError)}
 
 
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
@@ -41,9 +42,20 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         monitor_interval=0.5,
         start_method="spawn",
     )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # RankError says the same, once
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the error below says the same, once
     try:
         return elastic_launch(launch, function)(config)[0]
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        raise RankError(f"rank {error.get_first_failure()[0]} failed: {first.message}") from error
+        raise _error_of(*error.get_first_failure()) from None
+
+
+def _error_of(rank: int, failure: ProcessFailure) -> Exception:
+    """What the first rank that failed had to say."""
+    said = failure.error_file_data.get("message")
+    if not isinstance(said, dict):  # killed by a signal: no error file was written
+        return RankError(f"rank {rank} failed: {failure.message}")
+    name, _, text = said["message"].partition(": ")
+    if name in PLAIN:
+        return PLAIN[name](text)
+    return RankError(f"rank {rank} failed: {said['message']}\n{said['extraInfo']['py_callstack']}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mama import prompt, tokens
+from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError, load, save
 from mama.data import Images
 from mama.tokens import Tokenizer
@@ -25,18 +26,19 @@ MAY_CHANGE = ("pack", "eval", "runs", "data.workers", "train.log_every", "train.
 
 
 def prepare(config: Config) -> Path:
-    """Create the run folder, or check that the one there was made by the same configuration."""
+    """Write into the run folder what a run is told; where it has a checkpoint, check that it was told the same.
+
+    A run that failed before its first checkpoint begins anew, with a configuration that may be mended.
+    """
     run = config.run_folder
-    run.mkdir(parents=True, exist_ok=True)
-    if (run / "config.yaml").exists():
+    if checkpoint.checkpoints(run):
         _refuse_other(config, run)
     else:
+        tokenizer = make_tokenizer(config)
+        shutil.rmtree(run / "tokenizer", ignore_errors=True)
+        tokenizer.save(run / "tokenizer")
         save(config, run / "config.yaml")
     write_json(run / "environment.json", environment())
-    if not (run / "tokenizer").exists():
-        aside = run / "tokenizer.partial"
-        make_tokenizer(config).save(aside)
-        aside.rename(run / "tokenizer")
     return run
 
 

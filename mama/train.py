@@ -6,10 +6,11 @@ import logging
 import os
 import resource
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import any_rank, barrier, rank, world_size
 from mama.engine import join_ranks, start_engine
+from mama.errors import TrainingError
 from mama.launch import run_on_ranks
 from mama.losses import objective, positives, retrieval_accuracy
 from mama.model import Embeddings, build
@@ -29,11 +31,10 @@ from mama.run import prepare
 from mama.tokens import Tokenizer
 from shards.progress import progress
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 log = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says at which step and with which samples."""
 
 
 def train(config: Config) -> Path:
@@ -47,6 +48,8 @@ def train_rank(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s"
     )
+    for library in ("transformers", "torch"):  # their deprecations are no news to who trains
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
     device = join_ranks()
     if rank() == 0:
         prepare(config)
@@ -72,7 +75,7 @@ def train_rank(config: Config) -> None:
 
 
 def train_step(
-    engine: deepspeed.DeepSpeedEngine, batches: Iterator[Batch], config: Config, step: int, monitor: Monitor | None
+    engine: DeepSpeedEngine, batches: Iterator[Batch], config: Config, step: int, monitor: Monitor | None
 ) -> dict[str, Tensor | float]:
     """One update by `global_batch` pairs; returns what is to be logged, tensors still on the device."""
     # Dropout is a function of (seed, step, rank), so that a resumed run draws the same.

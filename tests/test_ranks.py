@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from mama import attention, augment
 from mama.config import Config, DataConfig, HeadsConfig, LossConfig, OptimConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Collate, Pair
-from mama.launch import RankError, run_on_ranks
+from mama.errors import RankError
+from mama.launch import run_on_ranks
 from mama.tokens import Tokenizer
 
 WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]

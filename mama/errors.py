@@ -1,0 +1,9 @@
+"""What ends a run besides a mistake in its configuration (`mama.config.ConfigError`) or its shards."""
+
+
+class RankError(RuntimeError):
+    """A rank failed or was killed; its own error is in the message."""
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says at which step and with which samples."""
