@@ -10,7 +10,8 @@ from torch import nn
 
 from mama.config import LossConfig, OptimConfig
 
-LOCAL_MODULES = ("patch_head.", "sentence_head.", "local_scale.")  # moved by the local term alone
+# Moved by the local term alone: the global feature is read in front of the last norm.
+LOCAL_MODULES = ("vision.norm.", "patch_head.", "sentence_head.", "local_scale.")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mama.config import LossConfig, OptimConfig
 from mama.model import LocalHead, LogitScale
-from mama.optim import parameter_groups, rate_at, set_rates
+from mama.optim import forget_idle_steps, parameter_groups, rate_at, set_rates
 
 OPTIM = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
 
@@ -120,3 +120,20 @@ def test_without_a_delay_local_heads_move_from_the_first_step() -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.5), lr=1e-3)
     moved = step_once(model, optimizer, 0, LossConfig(local_start=0))
     assert all(did for name, did in moved.items() if is_local(name))
+
+
+def test_local_heads_start_as_if_the_optimizer_were_new() -> None:
+    """After idle steps at gradient 0 the first update is the learning rate, not a multiple of it."""
+    head = torch.nn.Parameter(torch.ones(3))
+    other = torch.nn.Parameter(torch.ones(3))
+    groups = [{"params": [head], "local": True}, {"params": [other], "local": False}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.0)
+    for _ in range(300):
+        head.grad, other.grad = torch.zeros(3), torch.ones(3)
+        optimizer.step()
+    forget_idle_steps(optimizer)
+    before = head.detach().clone()
+    head.grad = torch.tensor([0.5, -2.0, 10.0])
+    optimizer.step()
+    torch.testing.assert_close(head.detach() - before, torch.tensor([-0.01, 0.01, -0.01]))
+    assert optimizer.state[other]["step"] == 301

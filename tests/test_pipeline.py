@@ -1,0 +1,99 @@
+"""The whole line as a user types it: DICOM to report, in separate processes, with the verbs of the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mama.quickstart import recipes
+from shards.check import check
+from shards.read import load_manifest
+
+SMALL = [
+    *("pack.options.patients=24", "pack.long_side=64", "pack.workers=1", "data.image_size=[64,32]"),
+    *("train.steps=4", "train.save_every=2", "train.global_batch=16", "train.micro_batch=8", "train.log_every=1"),
+    *("vision.config.num_hidden_layers=1", "loss.local_start=2", "eval.bootstrap=20", "eval.heat_maps=2"),
+]
+
+
+def mama(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "mama", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every verb of the shipped quickstart recipe was run, made small."""
+    folder = tmp_path_factory.mktemp("lab")
+    settings = [*SMALL, f"pack.key_file={folder}/hash.key"]
+    for verb in ("pack", "train", "consolidate", "eval", "report"):
+        mama(verb, "quickstart", *settings, cwd=folder)
+    return folder
+
+
+def test_every_station_left_its_files(lab: Path) -> None:
+    run = lab / "runs" / "quickstart"
+    assert check(lab / "runs" / "shards" / "phantom") == []
+    assert load_manifest(lab / "runs" / "shards" / "phantom").images == 96
+    for name in ("config.yaml", "environment.json", "log.jsonl", "tokenizer", "report.html", "model/model.safetensors"):
+        assert (run / name).exists(), name
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000002", "step-000004"}
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+    for task in ("cancer", "birads", "density"):
+        rows = json.loads((run / "eval" / task / "metrics.json").read_text())["rows"]
+        shown = {(row["protocol"], row["model"]) for row in rows}
+        assert shown == {(p, m) for p in ("zero-shot", "linear probe") for m in ("trained", "untrained")}
+    assert not [path for path in (lab / "runs").rglob("*") if path.name.endswith((".partial", ".part"))]
+
+
+def test_what_was_seen_in_evaluation_was_not_seen_in_training(lab: Path) -> None:
+    shards = load_manifest(lab / "runs" / "shards" / "phantom").shards
+    patients = {split: {p for s in shards if s.split == split for p in s.patients} for split in ("train", "test")}
+    assert patients["train"]
+    assert patients["test"]
+    assert not patients["train"] & patients["test"]
+    predictions = (lab / "runs" / "quickstart" / "eval" / "cancer" / "predictions.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[3] for line in predictions} == patients["test"]
+
+
+def test_a_run_folder_names_its_own_configuration(lab: Path) -> None:
+    page = lab / "runs" / "quickstart" / "report.html"
+    page.unlink()
+    assert mama("report", "runs/quickstart", cwd=lab).strip().endswith("report.html")
+    assert "Local alignment" in page.read_text()
+
+
+def test_quickstart_keeps_everything_below_its_folder_and_runs_by_seed(tmp_path: Path) -> None:
+    samples, cohort = recipes(tmp_path, seed=3)
+    assert Path(samples.pack.out).is_relative_to(tmp_path)
+    assert cohort.run_folder == tmp_path / "quickstart-3"
+    assert cohort.data.shards == [cohort.pack.out]
+    assert all(Path(path).is_relative_to(tmp_path) for path in (cohort.pack.root, cohort.pack.out))
+    assert cohort.seed == 3
+    assert cohort.pack.options["seed"] == 0, "another seed trains anew on the same cohort"
+
+
+def test_a_job_trains_as_the_command_does(lab: Path) -> None:
+    """`--slurm` with the local profile submits the very same function; submitted again, it finds the run finished."""
+    settings = [*SMALL, f"pack.key_file={lab}/hash.key", "name=as-job"]
+    import submitit
+
+    losses = []
+    for _ in range(2):
+        said = mama("train", "quickstart", *settings, "--slurm", cwd=lab)
+        job_id = said.split()[1]
+        job: submitit.LocalJob[object] = submitit.LocalJob(lab / "runs" / "as-job" / "jobs" / job_id, job_id)
+        job.wait()
+        assert job.state == "FINISHED", job.stderr()
+        lines = (lab / "runs" / "as-job" / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss/total"] for line in lines])
+    here = [json.loads(line)["loss/total"] for line in (lab / "runs/quickstart/log.jsonl").read_text().splitlines()]
+    assert losses == [here, here]

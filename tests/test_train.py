@@ -1,0 +1,214 @@
+"""Training on two real ranks under the real DeepSpeed: interrupted and resumed, refused, consolidated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cohort import SIZE, write_shards
+from safetensors.torch import load_file
+from test_ranks import tiny
+
+from mama import checkpoint
+from mama.config import Config, ConfigError, DataConfig, LossConfig, OptimConfig, save
+from mama.consolidate import consolidate, load_model
+from mama.data import Pairs, tokenise
+from mama.features import Split, embed_images
+from mama.model import MamaModel, build
+from mama.tokens import Tokenizer
+from mama.train import train
+
+STEPS = 8
+LOCAL_START = 3
+CPU = torch.device("cpu")
+
+
+def config_of(folder: Path, name: str, steps: int = STEPS) -> Config:
+    """Two ranks, with dropout and every random change of the images: a resume must draw the same again."""
+    base = tiny(2, steps=steps, global_batch=8, micro_batch=2, save_every=2, log_every=1, keep_checkpoints=20)
+    return replace(
+        base,
+        name=name,
+        runs=str(folder / "runs"),
+        data=DataConfig(shards=[str(folder / "shards")], image_size=SIZE, max_tokens=64, workers=1),
+        text=replace(base.text, config=base.text.config | {"vocab_size": 300, "resid_pdrop": 0.1}, lora_dropout=0.1),
+        loss=LossConfig(local_start=LOCAL_START, positives="text"),
+        optim=OptimConfig(lr=1e-2, min_lr=1e-3, warmup_steps=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    write_shards(folder / "shards", {"train": 10, "test": 6})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Config:
+    """A run that nothing interrupts."""
+    config = config_of(folder, "whole")
+    train(config)
+    return config
+
+
+def weights(config: Config, step: int) -> dict[str, torch.Tensor]:
+    """All weights after `step` steps, in fp32, as DeepSpeed's own converter reads them."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    folder = config.run_folder / "checkpoints" / f"step-{step:06d}"
+    state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=checkpoint.TAG)
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def logged(config: Config) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (config.run_folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_in_the_middle_resumes_to_the_same_weights(folder: Path, whole: Config) -> None:
+    config = config_of(folder, "killed")
+    save(config, folder / "killed.yaml")
+    command = [sys.executable, "-m", "mama", "train", str(folder / "killed.yaml")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    log = config.run_folder / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 5:  # past the checkpoint of step 4
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline, "no step within two minutes"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    reached = checkpoint.step_of(checkpoint.checkpoints(config.run_folder)[-1])
+    assert 4 <= reached < STEPS
+
+    torn = config.run_folder / "checkpoints" / "step-000007"
+    torn.mkdir()
+    train(config)
+
+    one, two = weights(whole, STEPS), weights(config, STEPS)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    assert [line["step"] for line in logged(config)] == list(range(STEPS))
+    for before, after in zip(logged(whole), logged(config), strict=True):
+        assert before["loss/total"] == after["loss/total"], before["step"]
+    assert list(torn.iterdir()) == []
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Config) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (whole.run_folder / "checkpoints").rglob("*")}
+    lines = logged(whole)
+    train(whole)
+    assert {p: p.stat().st_mtime_ns for p in (whole.run_folder / "checkpoints").rglob("*")} == before
+    assert logged(whole) == lines
+
+
+def test_frozen_weights_never_move_and_local_heads_wait_for_their_term(whole: Config) -> None:
+    tokenizer = Tokenizer.load(whole.run_folder / "tokenizer")
+    model = build(whole, tokenizer, "sdpa")
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    early, late = weights(whole, 2), weights(whole, STEPS)
+    local = [
+        name for name in start if name.startswith(("vision.norm.", "patch_head.", "sentence_head.", "local_scale."))
+    ]
+    assert len(local) == 19
+    for name, tensor in start.items():
+        moved_early, moved_late = (not torch.equal(tensor, state[name]) for state in (early, late))
+        if name in frozen:
+            assert not moved_late, name
+        elif name in local:
+            assert not moved_early, name
+            assert moved_late, name
+        elif "k_proj.bias" not in name and "attention.key.bias" not in name:  # softmax does not see these
+            assert moved_early, name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 2}, r"^seed: 2, but .* was started with 1; give the run another name"),
+        ({"train": {"ranks": 1}}, r"^train\.ranks: 1, but .* was started with 2"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_configuration(whole: Config, change: dict[str, Any], message: str) -> None:
+    if "train" in change:
+        change = {"train": replace(whole.train, **change["train"])}
+    with pytest.raises(ConfigError, match=message):
+        train(replace(whole, **change))
+
+
+def test_a_first_start_that_failed_can_be_mended_under_the_same_name(folder: Path) -> None:
+    config = config_of(folder, "mended", steps=1)
+    with pytest.raises(ConfigError, match=r"^text\.layers: 9, but the model has 2"):
+        train(replace(config, text=replace(config.text, layers=9)))
+    train(config)
+    assert checkpoint.checkpoints(config.run_folder)
+
+
+def test_bf16_trains_on_two_ranks_and_its_losses_are_near_those_of_fp32(folder: Path, whole: Config) -> None:
+    config = config_of(folder, "bf16", steps=3)
+    train(replace(config, train=replace(config.train, precision="bf16")))
+    first, reference = logged(config)[0], logged(whole)[0]
+    for name in ("view", "anchor_text", "partner_text", "local"):
+        assert first[f"loss/{name}"] == pytest.approx(reference[f"loss/{name}"], rel=0.02), name
+    assert logged(config)[-1]["loss/total"] != first["loss/total"]
+
+
+@pytest.fixture(scope="module")
+def portable(whole: Config) -> Path:
+    return consolidate(whole)
+
+
+def test_the_consolidated_model_embeds_as_the_trained_one(whole: Config, portable: Path) -> None:
+    tokenizer = Tokenizer.load(whole.run_folder / "tokenizer")
+    trained: MamaModel = build(whole, tokenizer, "sdpa")
+    trained.load_state_dict(weights(whole, STEPS))
+    trained.eval()
+    loaded, its_tokenizer = load_model(portable, CPU)
+    split = Split(whole, "test")
+    one, two = (embed_images(m, split, whole, CPU, "x") for m in (trained, loaded))
+    assert torch.allclose(torch.from_numpy(one.embeddings), torch.from_numpy(two.embeddings), atol=1e-6)
+    texts = [Pairs(whole)[g].anchor_text for g in range(4)]
+    with torch.inference_mode():
+        a, b = (m.embed_texts(tokenise(t, texts, 64)) for m, t in ((trained, tokenizer), (loaded, its_tokenizer)))
+    assert torch.allclose(a, b, atol=1e-5)
+    assert loaded.scale().item() == pytest.approx(trained.scale().item())
+
+
+def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
+    """It loads where DeepSpeed and peft are not installed, and says what it was trained on."""
+    assert {p.name for p in portable.iterdir()} == {
+        "README.md",
+        "config.yaml",
+        "model.safetensors",
+        "text",
+        "tokenizer",
+        "vision",
+    }
+    assert not [name for name in load_file(portable / "model.safetensors") if "lora" in name]
+    assert "`invented` (10 studies)" in (portable / "README.md").read_text()
+    moved = tmp_path / "elsewhere"
+    portable.rename(moved)
+    program = f"""
+import sys
+sys.modules["deepspeed"] = None
+from pathlib import Path
+from typing import Any
+import torch
+from mama.consolidate import load_model
+model, _ = load_model(Path({str(moved)!r}), torch.device("cpu"))
+print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    moved.rename(portable)
+    assert done.stdout.strip() == "(1, 16)", done.stderr
