@@ -131,4 +131,4 @@ def _peak_memory_gb(device: torch.device) -> float:
 
 def _shown(steps: range) -> Iterable[int]:
     """The steps, with a progress bar on rank 0."""
-    return progress(steps, len(steps), "train", "step") if rank() == 0 else steps
+    return progress(steps, len(steps), "train", "steps") if rank() == 0 else steps
