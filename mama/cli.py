@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import click.shell_completion
 
 from mama.config import Config, ConfigError, find, load, shipped_configs
 from mama.errors import RankError, TrainingError
@@ -166,6 +167,11 @@ def main() -> None:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
         click.echo(f"mama: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"mama: {error.filename}: {error.strerror}", err=True)
         sys.exit(2)
     except (RankError, TrainingError) as error:
         click.echo(f"mama: {error}", err=True)

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +35,14 @@ class AugmentConfig:
     jitter_strength: float = 0.4  # factors are drawn from [1 - strength, 1 + strength]
     blur: float = 0.5  # probability of a Gaussian blur
 
+    def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "vertical_flip", "jitter", "jitter_strength", "blur"):
+            _probability(f"data.augment.{name}", getattr(self, name))
+        for name, largest in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= largest:
+                raise ConfigError(f"data.augment.{name}: {[low, high]} is not a smallest and a largest share above 0")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -52,6 +60,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _probability("data.partner_probability", self.partner_probability)
         _probability("data.mask_probability", self.mask_probability)
+        if self.workers < 0:
+            raise ConfigError(f"data.workers: {self.workers} is less than 0, which decodes in the training process")
         if self.max_tokens < 2:
             raise ConfigError(f"data.max_tokens: {self.max_tokens} is less than 2, a token and its separator")
         if min(self.image_size) < 1:
@@ -158,6 +168,10 @@ class EvalConfig:
     heat_maps: int = 6  # positives shown with the local alignment of their finding's sentence
 
     def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"eval.batch: {self.batch} is less than 1")
+        if self.bootstrap < 0:
+            raise ConfigError(f"eval.bootstrap: {self.bootstrap} is less than 0, which gives no intervals")
         if unknown := set(self.tasks) - {"cancer", "malignancy", "birads", "density"}:
             raise ConfigError(f"eval.tasks: {sorted(unknown)[0]!r} is not one of cancer, malignancy, birads, density")
 
@@ -179,6 +193,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed} is less than 0")
+
     @property
     def run_folder(self) -> Path:
         return Path(self.runs) / self.name
@@ -198,18 +216,32 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = find(path)
     try:
-        document = yaml.safe_load(file.read_text()) or {}
+        document = yaml.load(file.read_text(), _Loader) or {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: holds a {type(document).__name__}, expected `key: value` lines")
-    config = _merge(OmegaConf.structured(Config), OmegaConf.create(document), str(file))
+    config = _merge(OmegaConf.structured(Config), document, str(file))
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals:
             raise ConfigError(f"{override}: expected key=value, for example train.steps=100")
-        config = _merge(config, OmegaConf.from_dotlist([override]), key)
-    return _build(config)
+        config = _merge(config, override, key)
+    return _build(config, str(file))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: PyYAML would let the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def find(path: str | Path) -> Path:
@@ -231,30 +263,62 @@ def save(config: Config, path: Path) -> None:
     aside.rename(path)
 
 
-def _merge(base: DictConfig, more: Any, where: str) -> DictConfig:
+def _merge(base: DictConfig, more: dict[str, Any] | str, where: str) -> DictConfig:
+    """`base` changed by a document, or by one `key=value`."""
     try:
-        merged = OmegaConf.merge(base, more)
-    except OmegaConfBaseException as error:
+        changes = OmegaConf.from_dotlist([more]) if isinstance(more, str) else OmegaConf.create(more)
+        if misplaced := _misplaced(Config, OmegaConf.to_container(changes)):
+            raise ConfigError(f"{where}: {misplaced.removeprefix(f'{where}: ')}")
+        merged = OmegaConf.merge(base, changes)
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, KeyError) as error:
         raise ConfigError(_one_line(error, where)) from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _build(config: DictConfig) -> Config:
+def _build(config: DictConfig, where: str) -> Config:
     try:
         built = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error, "configuration")) from error
+        raise ConfigError(_one_line(error, where)) from error
     assert isinstance(built, Config)
     return built
 
 
-def _one_line(error: OmegaConfBaseException, where: str) -> str:
+def _misplaced(section: Any, document: Any, prefix: str = "") -> str | None:
+    """The first section, list or pair of `document` that is none, in words: OmegaConf's do not name the field."""
+    for name, hint in get_type_hints(section).items():
+        if not isinstance(document, dict) or name not in document:
+            continue
+        key, value = prefix + name, document[name]
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                return f"{key}: {value!r}, but this is a section; its first key is {key}.{fields(hint)[0].name}"
+            if found := _misplaced(hint, value, f"{key}."):
+                return found
+        elif get_origin(hint) is list and not isinstance(value, list):
+            return f"{key}: {value!r} is not a list; write [{value}]"
+        elif get_origin(hint) is tuple and not _is_pair(value, get_args(hint)[0]):
+            return f"{key}: {value!r} is not a pair of {get_args(hint)[0].__name__}; write for example [1, 2]"
+    return None
+
+
+def _is_pair(value: Any, number: type) -> bool:
+    """Can `value` become two numbers? YAML reads 1e-1 as text, which is meant as a number all the same."""
+    if not isinstance(value, list) or len(value) != 2 or any(isinstance(v, bool) for v in value):
+        return False
+    try:
+        return all(number(v) == float(v) for v in value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _one_line(error: Exception, where: str) -> str:
     key = getattr(error, "full_key", None) or ""
     reason = str(error).splitlines()[0]
     known = _known_keys(Config)
     if key and key not in known and reason.startswith("Key "):
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{where}: unknown key {key}{hint}" if key != where else f"{where}: unknown key{hint}"
     return f"{where}: {key}: {reason}" if key and key != where else f"{where}: {reason}"

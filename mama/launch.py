@@ -30,6 +30,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     export_distributed_environment()
     if "RANK" in os.environ:
         return function(config)
+    config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

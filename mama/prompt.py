@@ -73,8 +73,9 @@ def composition(view: View) -> list[str]:
 
 def findings(view: View) -> list[str]:
     """One sentence a finding, or the radiologist's own sentences."""
-    if view.report:
-        return [f"Findings: {line.strip()}." for line in view.report.splitlines() if line.strip()]
+    lines = [line.strip().rstrip(".") for line in (view.report or "").splitlines()]
+    if any(lines):
+        return [f"Findings: {line}." for line in lines if line]
     if view.findings:
         return [f"Findings: {describe(finding)}." for finding in view.findings]
     if view.labels.birads == 1 or view.labels.pathology == "normal":

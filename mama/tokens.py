@@ -46,7 +46,8 @@ class Tokenizer:
         tokens: list[int] = []
         separators: list[int] = []
         for sentence in sentences:
-            words = self.base(sentence, add_special_tokens=False)["input_ids"]
+            # What looks like a special token in a report is words: it must not end a sentence.
+            words = self.base(sentence, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             room = max_tokens - len(tokens) - 1
             if room < 1:
                 break
@@ -64,7 +65,10 @@ class Tokenizer:
 
 
 def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens; deterministic."""
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens and our own two.
+
+    Deterministic: the same texts give the same tokens.
+    """
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     fast.decoder = decoders.ByteLevel()

@@ -193,7 +193,6 @@ def test_a_batch_that_cannot_be_cut_is_the_last_line_of_training(mama: Mama, sha
     assert "Traceback" not in err
 
 
-@pytest.mark.xfail(strict=True, reason="an error of the file system is a traceback with exit code 1")
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = typed("pack", "sample_dicom", "pack.out=file", f"pack.key_file={tmp_path}/key", cwd=tmp_path)
@@ -314,7 +313,6 @@ def test_a_verb_runs_the_same_call_here_and_as_a_job(
     assert jobs[1][2]["profile"].cluster == "local"
 
 
-@pytest.mark.xfail(strict=True, reason="click.shell_completion is not imported: AttributeError")
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_completion_script_is_printed(tmp_path: Path, shell: str) -> None:
     done = typed("completion", shell, cwd=tmp_path)

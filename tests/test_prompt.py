@@ -187,7 +187,6 @@ def test_a_radiologists_words_stand_as_they_are_in_the_place_of_the_findings() -
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="a second full stop is put behind a sentence that ends in one")
 def test_a_sentence_that_ends_in_a_full_stop_gets_no_second_one() -> None:
     assert prompt.findings(view(words="No mass.\nNo calcification.")) == [
         "Findings: No mass.",
@@ -195,7 +194,6 @@ def test_a_sentence_that_ends_in_a_full_stop_gets_no_second_one() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="a report of white space counts as words and hides the structured findings")
 def test_an_empty_report_does_not_hide_the_findings() -> None:
     assert prompt.findings(view(findings=(MASS,), words=" \n")) == prompt.findings(view(findings=(MASS,)))
 
