@@ -121,7 +121,12 @@ class OptimConfig:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 4000
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # 0 does not clip
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "min_lr", "weight_decay", "warmup_steps", "clip_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"optim.{name}: {getattr(self, name)} is not a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -309,7 +314,7 @@ def _is_pair(value: Any, number: type) -> bool:
         return False
     try:
         return all(number(v) == float(v) for v in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -263,6 +263,11 @@ def test_a_short_key_without_its_section_is_suggested_with_it(tmp_path: Path) ->
     assert complaint(written(tmp_path, ""), "lr=1e-3").endswith("did you mean optim.lr?")
 
 
+@pytest.mark.parametrize("override", ["data.image_size=[.inf,1]", "optim.lr=-1", "optim.warmup_steps=-1"])
+def test_a_number_out_of_range_is_named(tmp_path: Path, override: str) -> None:
+    assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
+
+
 @pytest.mark.parametrize("override", ["=3", ".=3", "train.=3", "train.steps.more=1"])
 def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str) -> None:
     assert complaint(written(tmp_path, ""), override)
