@@ -11,12 +11,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 LATERALITIES = ("L", "R")
 VIEWS = ("CC", "MLO")
 DENSITIES = ("A", "B", "C", "D")
 SPLITS = ("train", "val", "test")
+
+# Reasons for which an image is left out because it is something else than was asked for, and not because it is bad.
+EXCLUDED = frozenset(
+    {
+        "2d-synthetic",  # a C-view or other 2D image computed from tomosynthesis
+        "lesion-crop",
+        "other-view",  # neither CC nor MLO
+        "post-processed",  # CAD marks, contrast subtraction and the like, where the source wants plain images
+        "roi-mask",
+        "specimen",
+        "spot",  # spot compression and magnification
+        "tomosynthesis",
+    }
+)
 
 Box = tuple[float, float, float, float]
 
@@ -26,7 +40,7 @@ class ShardError(ValueError):
 
 
 class Refused(ShardError):
-    """One image that cannot go into a shard; `reason` is a short code for `refused.jsonl`, the text is for a person."""
+    """One image that does not go into a shard: `reason` is a short code for `refused.jsonl`, the text for a person."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -71,7 +85,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class SourceView:
-    """One image file of an archive. Laterality and view may be left to the file's own header."""
+    """One image file of an archive. Laterality and view may be left to the file's own header.
+
+    An image that the tables tell to leave out is yielded all the same, with `refused` = (reason, message):
+    so the counts of a build add up to the archive. The reasons in `EXCLUDED` do not count as bad images.
+    """
 
     path: Path
     laterality: str | None = None
@@ -79,6 +97,7 @@ class SourceView:
     labels: Labels = Labels()
     findings: tuple[Finding, ...] = ()
     report: str | None = None  # a radiologist's own words about this image
+    refused: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +134,9 @@ class View:
     findings: tuple[Finding, ...] = ()
     report: str | None = None
     presentation_intent: str | None = None  # FOR PRESENTATION | FOR PROCESSING
+    vendor: str | None = None  # a name in shards.header.VENDORS; None where there is no DICOM header
+    instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
+    conflicts: tuple[str, ...] = ()  # what table and header say differently, e.g. "laterality"; the table counts
 
 
 @dataclass(frozen=True)
