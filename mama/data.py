@@ -101,8 +101,13 @@ class Images:
 
     def pixels(self, number: int, view: int, size: tuple[int, int]) -> np.ndarray:
         """uint8 [H, W] of one view, fitted to `size`."""
+        return fit(self.stored(number, view), size)
+
+    def stored(self, number: int, view: int) -> np.ndarray:
+        """uint8 [h, w] of one view; of shards with 16 bits the upper eight, rounded."""
         reader, i = self.studies[number]
-        return fit(reader.image(i, view), size)
+        image = reader.image(i, view)
+        return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -66,8 +66,7 @@ class Split(Dataset[Tensor]):
 
     def stored(self, item: Item) -> NDArray[np.uint8]:
         """uint8 [h, w], as it is stored."""
-        reader, study = self.images.studies[item.number]
-        stored: NDArray[np.uint8] = reader.image(study, item.position)
+        stored: NDArray[np.uint8] = self.images.stored(item.number, item.position)
         return stored
 
 

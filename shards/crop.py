@@ -1,4 +1,4 @@
-"""Find the breast, turn it so that the chest wall is on the left, and shrink it: one affine map, kept with the image.
+"""Find the breast, and the affine map from the stored picture back to the original image.
 
 Coordinates are continuous: pixel i covers [i, i + 1], so a box (0, 0, width, height) is the whole image.
 """
@@ -25,20 +25,33 @@ Mask = NDArray[np.uint8]  # 0 or 255
 
 @dataclass(frozen=True)
 class Geometry:
-    """From the original image to the stored one: crop, mirror, resize. Sizes are (height, width) in pixels."""
+    """From the original image to the stored one: decode at a level, crop, mirror, resize. Sizes are (height, width).
 
-    crop: tuple[int, int, int, int]  # x0, y0, x1, y1 in the original
+    `crop` is (x0, y0, x1, y1) in pixels of the decoded image, which has 1 / 2**`level` of the original's
+    resolution. Its pixel i is the low-pass sample at the original's pixel i * 2**level: centres, not edges,
+    lie on one another (ISO/IEC 15444-1 F.3), whence the shift in `to_original`.
+    """
+
+    crop: tuple[int, int, int, int]
     flipped: bool
     size: tuple[int, int]
+    level: int = 0
 
     @property
     def to_original(self) -> tuple[float, float, float, float, float, float]:
         """Row-major 2 x 3 affine from stored (x, y) to original (x, y)."""
         x0, y0, x1, y1 = self.crop
-        scale_x, scale_y = (x1 - x0) / self.size[1], (y1 - y0) / self.size[0]
+        step = 2**self.level
+        shift = (step - 1) / 2
+        scale_x, scale_y = step * (x1 - x0) / self.size[1], step * (y1 - y0) / self.size[0]
         if self.flipped:
-            return (-scale_x, 0.0, float(x1), 0.0, scale_y, float(y0))
-        return (scale_x, 0.0, float(x0), 0.0, scale_y, float(y0))
+            return (-scale_x, 0.0, float(step * x1 - shift), 0.0, scale_y, float(step * y0 - shift))
+        return (scale_x, 0.0, float(step * x0 - shift), 0.0, scale_y, float(step * y0 - shift))
+
+    def original_crop(self, original: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The crop in whole pixels of the original, whose (height, width) is given."""
+        x0, y0, x1, y1 = (2**self.level * side for side in self.crop)
+        return x0, y0, min(x1, original[1]), min(y1, original[0])
 
     def box_to_stored(self, box: Box) -> Box | None:
         """A box of the original in stored pixels, cut at the image's edge; None where nothing of it is left."""
@@ -49,34 +62,41 @@ class Geometry:
         return (float(x0), float(y0), float(x1), float(y1)) if x1 > x0 and y1 > y0 else None
 
 
-def prepare(image: NDArray[Any], long_side: int, crop: bool = True) -> tuple[NDArray[np.uint8], Geometry]:
-    """Display image [H, W] (uint8 or uint16) to the stored one [h, w] (uint8), max(h, w) <= `long_side`.
+@dataclass(frozen=True)
+class Outline:
+    """A small mask, as it lies on the whole image of the given (height, width) shape; None takes in all of it."""
 
-    With `crop`, everything outside of the breast's outline is set to black (burnt-in letters, film
-    borders) and cut away; the geometry depends on the pixels only, never on a label. An image is never
-    enlarged. The chest wall ends up on the left, with or without `crop`.
-    """
-    height, width = image.shape
-    mask = find_breast(image)
-    flipped = mask is not None and chest_wall_is_right(mask)
-    box = (0, 0, width, height)
-    if crop and mask is not None:
-        outline = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-        x, y, w, h = cv2.boundingRect(outline)
-        box = (x, y, x + w, y + h)
-        image = cv2.bitwise_and(image, image, mask=outline)[y : y + h, x : x + w]
-    scale = min(1.0, long_side / max(image.shape))
-    size = tuple(max(1, round(side * scale)) for side in image.shape)
-    small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) if scale < 1 else image
-    if small.dtype == np.uint16:
-        small = ((small.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
-    if flipped:
-        small = small[:, ::-1]
-    return np.ascontiguousarray(small), Geometry(box, flipped, (size[0], size[1]))
+    mask: Mask | None
+    shape: tuple[int, ...]
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) around the mask in pixels of the whole image."""
+        height, width = self.shape
+        if self.mask is None:
+            return 0, 0, width, height
+        rows = np.flatnonzero(self.mask.max(axis=1)[_nearest(self.mask.shape[0], height)])
+        columns = np.flatnonzero(self.mask.max(axis=0)[_nearest(self.mask.shape[1], width)])
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def inside(self, bounds: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
+        """[h, w]: which pixels of the part within `bounds`, shrunk to `size`, belong to the breast."""
+        if self.mask is None:
+            return np.ones(size, dtype=bool)
+        height, width = self.shape
+        x0, y0, x1, y1 = bounds
+        rows = _nearest(self.mask.shape[0], height)[y0 + _nearest(y1 - y0, size[0])]
+        columns = _nearest(self.mask.shape[1], width)[x0 + _nearest(x1 - x0, size[1])]
+        return self.mask[np.ix_(rows, columns)] > 0
+
+
+def _nearest(few: int, many: int) -> NDArray[np.int64]:
+    """For each of `many` pixels the one of `few` that covers its start."""
+    return np.arange(many) * few // many
 
 
 def find_breast(image: NDArray[Any]) -> Mask | None:
-    """Outline of the breast with its margin, filled, at most `SEARCH_SIDE` long; None if none can be told.
+    """Outline of the breast with its margin, filled, in a small display image [h, w]; None if none can be told.
 
     Otsu's threshold (IEEE Trans. SMC 9, 1979), three times: where bright tissue and not the breast
     stands out (contrast-enhanced images, dense tissue), the first threshold lies inside the breast;
@@ -84,23 +104,29 @@ def find_breast(image: NDArray[Any]) -> Mask | None:
     it is there. The largest component that is no thin strip is taken, as its convex hull, because
     dark tissue is tissue.
     """
-    scale = min(1.0, SEARCH_SIDE / max(image.shape))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    grey = cv2.GaussianBlur(_stretch(small), (7, 7), 0)
+    grey = cv2.GaussianBlur(_stretch(image), (7, 7), 0)
     for _ in range(CUTS):
         threshold, bright = cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)
         grey = _stretch(np.minimum(grey, np.uint8(threshold)))
-    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, _disc(STRIP * max(small.shape)))
+    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, _disc(STRIP * max(image.shape)))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(bright)
     if count < 2:
         return None
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    if stats[largest, cv2.CC_STAT_AREA] < SMALLEST_BREAST * small.size:
+    if stats[largest, cv2.CC_STAT_AREA] < SMALLEST_BREAST * image.size:
         return None
     points = cv2.findNonZero((labels == largest).astype(np.uint8))
-    mask = np.zeros(small.shape, dtype=np.uint8)
+    mask = np.zeros(image.shape, dtype=np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(points), 255)
-    return cv2.dilate(mask, _disc(2 * MARGIN * max(small.shape))).astype(np.uint8)
+    return cv2.dilate(mask, _disc(2 * MARGIN * max(image.shape))).astype(np.uint8)
+
+
+def small(image: NDArray[Any]) -> NDArray[Any]:
+    """`image` [H, W] with `SEARCH_SIDE` pixels on its long side; of a large one, every n-th pixel takes part."""
+    step = max(1, max(image.shape) // (4 * SEARCH_SIDE))
+    image = image[::step, ::step]
+    scale = min(1.0, SEARCH_SIDE / max(image.shape))
+    return cv2.resize(np.ascontiguousarray(image), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def chest_wall_is_right(mask: Mask) -> bool:

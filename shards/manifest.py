@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
 
 MANIFEST = "manifest.json"
+SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
 
 # split -> fact -> value -> number of images
 Histograms = dict[str, dict[str, dict[str, int]]]
@@ -40,8 +42,13 @@ class Manifest:
     source: str
     settings: dict[str, Any]
     versions: dict[str, str]
+    deidentification: dict[str, str]  # PS3.16 CID 7050 code -> meaning
+    listed: int  # images that the archive names: stored, refused and excluded ones
     images: int
     images_refused: dict[str, int]  # reason code -> number; the files are named in refused.jsonl
+    images_excluded: dict[str, int]  # the same for images that are something else than was asked for
+    conflicts: dict[str, int]  # fact -> images of which table and header say different things
+    duplicates: int  # stored images whose SOP instance is stored in another study already
     studies_dropped: int  # studies of which no image was left
     labels: Histograms
     shards: tuple[Shard, ...]
@@ -74,24 +81,42 @@ def load_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ShardError(f"{path}: schema {version!r}, this release reads {SCHEMA_VERSION}; pack the archive again")
     try:
-        shards = tuple(Shard(**_with_tuples(shard)) for shard in document.pop("shards"))
+        shards = tuple(shard_from_json(shard) for shard in document.pop("shards"))
         return Manifest(**document, shards=shards)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path}: was edited or damaged ({error}); pack the archive again") from None
 
 
-def _with_tuples(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+def shard_from_json(document: dict[str, Any]) -> Shard:
+    """Raises `ValueError` for a name that would lead out of the folder."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+    shard = Shard(**values)
+    if not SHARD_NAME.fullmatch(shard.name):
+        raise ValueError(f"{shard.name!r} is no name of a shard")
+    return shard
 
 
 def label_histograms(views: Iterable[tuple[str, View]]) -> Histograms:
-    """Counts over images of (split, view): BI-RADS, density, cancer, pathology, and side with view."""
+    """Counts over images of (split, view): BI-RADS, density, cancer, pathology, side with view, and vendor."""
     counts: dict[str, dict[str, Counter[str]]] = {}
     for split, view in views:
-        facts = {**asdict(view.labels), "view": f"{view.laterality}-{view.view}"}
+        facts = {**asdict(view.labels), "view": f"{view.laterality}-{view.view}", "vendor": view.vendor}
         for name, value in facts.items():
             text = "unknown" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             counts.setdefault(split, {}).setdefault(name, Counter())[text] += 1
+    return _sorted(counts)
+
+
+def add_histograms(histograms: Iterable[Histograms]) -> Histograms:
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for histogram in histograms:
+        for split, facts in histogram.items():
+            for name, values in facts.items():
+                counts.setdefault(split, {}).setdefault(name, Counter()).update(values)
+    return _sorted(counts)
+
+
+def _sorted(counts: dict[str, dict[str, Counter[str]]]) -> Histograms:
     return {
         split: {name: dict(sorted(values.items())) for name, values in sorted(counts[split].items())}
         for split in SPLITS

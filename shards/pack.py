@@ -1,7 +1,7 @@
 """`pack`: an archive of studies -> tar shards, `refused.jsonl` and, written last, `manifest.json`.
 
-`refused.jsonl` stays with the shards and names files of the archive, which may hold identifiers:
-leave it behind when the shards travel. The shards and the manifest hold none.
+`refused.jsonl` and the folder `build` stay with the shards and name files of the archive, which may hold
+identifiers: leave them behind when the shards travel. The shards and the manifest hold none.
 """
 
 from __future__ import annotations
@@ -9,33 +9,41 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import multiprocessing
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import cv2
+from typing import Any, Literal
 
 from shards.identity import keyed_hash, load_key
-from shards.manifest import MANIFEST, Manifest, label_histograms, load_manifest, save_manifest, write_aside
+from shards.lock import locked
+from shards.manifest import MANIFEST, Manifest, load_manifest, save_manifest, write_aside
+from shards.picture import PictureConfig
+from shards.plan import Plan, PlannedShard, digest_of, extend, listed, load_plan, save_plan
 from shards.progress import progress
-from shards.sample import Refusal, Sample, SampleConfig, build_sample
-from shards.schema import SPLITS, ShardError, SourceStudy, View
+from shards.record import Record, Tally, load_record, manifest_of, save_record
+from shards.sample import Sample, SampleConfig
+from shards.schema import ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
-from shards.writer import SplitWriter
+from shards.workers import in_order
+from shards.writer import write_shard
 
 log = logging.getLogger(__name__)
 
-BUILDING = "building.json"  # stands in a folder from the first shard to the manifest
+BUILD = "build"  # the plan, a record for each shard, and the lock
 REFUSED = "refused.jsonl"
-IN_FLIGHT = 4  # studies per worker that are under way or wait for their turn
+DECODERS = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pydicom",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "python-gdcm",
+)
 
 
 @dataclass(frozen=True)
@@ -44,118 +52,161 @@ class PackConfig:
 
     source: str = ""  # a name in shards.sources.SOURCES
     root: str = ""  # the archive's folder, or package:NAME for one that an installed package brings
-    out: str = ""  # a new folder, or that of an unfinished build
+    out: str = ""  # a new folder, or that of an earlier build of the same archive
     options: dict[str, Any] = field(default_factory=dict)  # the source's own keywords
     long_side: int = 1024  # pixels; smaller images stay as they are
+    codec: Literal["jpeg", "png"] = "jpeg"  # png is lossless
+    bits: Literal[8, 16] = 8  # 16 with png only
     quality: int = 95  # of the JPEGs
     crop: bool = True  # cut to the breast and blacken what lies outside of it
+    flip: bool = True  # turn the chest wall to the left
+    reduced_jpeg2000: bool = True  # decode JPEG 2000 only at the resolution that long_side needs
+    tomosynthesis: Literal["refuse", "slab"] = "refuse"  # slab: the mean of a volume's nine middle frames
     samples_per_shard: int = 256  # studies
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     max_refused: float = 0.05  # the share of refused images above which a build fails
     key_file: str = "~/.config/mama/hash.key"  # the secret of the keyed hashes, created if it is not there
 
 
-def pack(config: PackConfig) -> Manifest:
-    """Build the shards of an archive; on a finished folder with the same settings, only return its manifest.
+@dataclass(frozen=True)
+class Build:
+    """A plan, and the studies that it is about."""
 
-    The shards are the same bytes for the same archive, settings and key, whatever the number of workers.
-    Raises `ShardError` for a mistake in the configuration, and after everything is written if more
+    config: PackConfig
+    sample: SampleConfig
+    out: Path
+    plan: Plan
+    studies: Mapping[str, SourceStudy]
+
+    @property
+    def records(self) -> Path:
+        return self.out / BUILD
+
+    @property
+    def pending(self) -> list[PlannedShard]:
+        return [shard for shard in self.plan.shards if load_record(self.records, shard.name) is None]
+
+
+def pack(config: PackConfig) -> Manifest:
+    """Build the shards of an archive; in a folder of an earlier build only what is missing there.
+
+    A build that was interrupted continues and ends in the bytes of one that was not; studies that came to
+    the archive since add shards, and the shards that are there are not touched. The bytes depend on
+    archive, settings and key, not on the number of workers. Raises `ShardError` for a mistake in the
+    configuration, for a folder that another process is building, and after everything is written if more
     than `max_refused` of the images were refused.
     """
+    with locked(_lock(config)):
+        build = open_build(config)
+        if build.pending or not (build.out / MANIFEST).exists():
+            _write(build, build.pending)
+            return finish(build)
+        manifest = load_manifest(build.out)
+        log.info("%s is finished: %d studies, %d images", build.out, manifest.studies, manifest.images)
+        _limit_refused(manifest, config)
+        return manifest
+
+
+def pack_part(config: PackConfig, part: int, parts: int) -> None:
+    """Write every `parts`-th shard of the plan, from number `part` on: the work of one job of an array.
+
+    `make_plan` comes before it; `pack` comes after it for the manifest, and for what a lost job left.
+    """
+    build = open_build(config, planned=True)
+    numbers = range(part, len(build.plan.shards), parts)
+    with locked(_lock(config), numbers):
+        mine = {build.plan.shards[number].name for number in numbers}
+        _write(build, [shard for shard in build.pending if shard.name in mine])
+
+
+def make_plan(config: PackConfig) -> int:
+    """Decide which study goes where; returns the number of shards that are still to be written."""
+    with locked(_lock(config)):
+        return len(open_build(config).pending)
+
+
+def open_build(config: PackConfig, planned: bool = False) -> Build:
+    """List the archive, and begin, continue or extend the plan in `out`. With `planned` the plan stays as it is."""
     _validate(config)
     root, out = resolve_root(config.root), Path(config.out).expanduser()
     options = _source_options(config)
     key = load_key(Path(config.key_file).expanduser())
     settings = _settings(config, options, key)
-    if (out / MANIFEST).exists():
-        manifest = load_manifest(out)
-        _compare(settings, manifest.settings, out)
-        log.info("%s is finished: %d studies, %d images", out, manifest.studies, manifest.images)
-    else:
-        _start(out, settings)
-        studies = list(SOURCES[config.source](root, **options))
-        build = partial(
-            build_sample, SampleConfig(config.source, root, key, config.long_side, config.quality, config.crop)
-        )
-        samples = _in_order(build, studies, config.workers)
-        samples = progress(samples, len(studies), f"pack {config.source}", "studies")
-        manifest = _write(samples, config, settings, out)
-    if manifest.refused_share > config.max_refused:
-        raise ShardError(
-            f"max_refused: {manifest.refused_share:.1%} of the images were refused, {config.max_refused:.1%} are "
-            f"allowed; see {out / REFUSED}, mend the archive and give another `out`, or raise max_refused"
-        )
-    return manifest
-
-
-def _write(samples: Iterable[Sample], config: PackConfig, settings: dict[str, Any], out: Path) -> Manifest:
-    writers = {split: SplitWriter(out, split, config.samples_per_shard) for split in SPLITS}
-    views: list[tuple[str, View]] = []
-    refusals: list[Refusal] = []
-    keys: set[str] = set()
-    dropped = 0
-    for sample in samples:
-        refusals += sample.refusals
-        if not sample.images:
-            dropped += 1
-            continue
-        if sample.study.key in keys:
-            raise ShardError(
-                f"{config.source}: yields a study twice (key {sample.study.key}); its study_id must be unique"
-            )
-        keys.add(sample.study.key)
-        writers[sample.study.split].add(sample)
-        views += [(sample.study.split, view) for view in sample.study.views]
-    shards = tuple(shard for writer in writers.values() for shard in writer.close())
-    lines = [json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in refusals]
-    write_aside(out / REFUSED, "".join(lines).encode())
-    if not shards:
-        raise ShardError(f"{config.root}: no usable image ({len(refusals)} refused, see {out / REFUSED})")
-    manifest = Manifest(
-        source=config.source,
-        settings=settings,
-        versions={name: version(name) for name in ("numpy", "opencv-python-headless", "pydicom", "pylibjpeg")},
-        images=len(views),
-        images_refused=dict(sorted(Counter(refusal.reason for refusal in refusals).items())),
-        studies_dropped=dropped,
-        labels=label_histograms(views),
-        shards=shards,
+    plan = load_plan(out / BUILD)
+    if plan is None:
+        if (out / MANIFEST).exists() or any(out.glob("*.tar")):
+            raise ShardError(f"out: {out} holds shards of something else; give another `out`")
+        plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
+    _compare(settings, plan.settings, out)
+    studies = listed(SOURCES[config.source](root, **options), config.source, key)
+    digests = {name: digest_of(study, root, key) for name, study in studies.items()}
+    _compare_studies(plan, digests, out)
+    if not planned:
+        plan = extend(plan, studies, digests, config.samples_per_shard)
+        if not plan.shards:
+            raise ShardError(f"{config.root}: holds no study")
+        save_plan(plan, out / BUILD)
+    picture = PictureConfig(
+        config.long_side, config.bits, config.crop, config.flip, config.reduced_jpeg2000, config.tomosynthesis == "slab"
     )
-    save_manifest(manifest, out)
-    (out / BUILDING).unlink()
-    log.info("%s: %d studies, %d images, %d refused", out, manifest.studies, manifest.images, len(refusals))
+    quality = config.quality if config.codec == "jpeg" else None
+    return Build(config, SampleConfig(config.source, root, key, picture, quality), out, plan, studies)
+
+
+def finish(build: Build) -> Manifest:
+    """Add the records up to `refused.jsonl` and the manifest."""
+    records = [load_record(build.records, shard.name) for shard in build.plan.shards]
+    done = [record for record in records if record is not None]
+    refusals = [refusal for record in done for refusal in record.refusals]
+    lines = [json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in refusals]
+    write_aside(build.out / REFUSED, "".join(lines).encode())
+    manifest = manifest_of(build.plan, done)
+    if not manifest.images:
+        raise ShardError(
+            f"{build.config.root}: no usable image ({len(refusals)} refused, see {build.out / REFUSED}); "
+            "mend the archive and give another `out`"
+        )
+    save_manifest(manifest, build.out)
+    left_out = {**manifest.images_excluded, **manifest.images_refused}
+    log.info(
+        "%s: %d studies; of %d images %d stored, %d left out (%s)",
+        build.out,
+        manifest.studies,
+        manifest.listed,
+        manifest.images,
+        len(refusals),
+        ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
+    )
+    for fact, number in manifest.conflicts.items():
+        log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
+    if manifest.duplicates:
+        log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, build.out)
+    _limit_refused(manifest, build.config)
     return manifest
 
 
-def _in_order(build: Callable[[SourceStudy], Sample], studies: Iterable[SourceStudy], workers: int) -> Iterator[Sample]:
-    """`map` over processes, with a bounded number of studies under way: memory does not grow with the archive."""
-    if workers == 1:
-        yield from map(build, studies)
-        return
-    # spawn: the caller may hold threads (a tensor library), and those do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[Future[Sample]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        try:
-            for study in studies:
-                waiting.append(pool.submit(build, study))
-                if len(waiting) >= IN_FLIGHT * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise ShardError("workers: a worker process died (out of memory?); try fewer workers") from None
+def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
+    studies = [build.studies[key] for shard in shards for key, _ in shard.studies]
+    counts: Counter[str] = Counter()
+
+    def counted() -> Iterator[Sample]:
+        for sample in in_order(build.sample, studies, build.config.workers):
+            counts.update({"kept": len(sample.images), "left out": len(sample.refusals)})
+            yield sample
+
+    def note() -> str:
+        return f"{counts['kept']} images kept, {counts['left out']} left out"
+
+    samples = progress(counted(), len(studies), f"pack {build.config.source}", "studies", note)
+    for shard in shards:
+        save_record(_write_shard(build.out, shard, samples), build.records)
+    next(samples, None)  # ends the display and the workers
 
 
-def _start(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` ours: an empty folder, or one with the leftovers of a build that did not end."""
-    out.mkdir(parents=True, exist_ok=True)
-    leftovers = [*out.glob("*.tar"), *out.glob("*.part")]
-    if leftovers and not (out / BUILDING).exists():
-        raise ShardError(f"out: {out} holds {leftovers[0].name} of something else; give another `out`")
-    for path in leftovers:
-        path.unlink()
-    write_aside(out / BUILDING, json.dumps(settings, indent=1, sort_keys=True).encode() + b"\n")
+def _write_shard(out: Path, planned: PlannedShard, samples: Iterator[Sample]) -> Record:
+    tally = Tally()
+    shard = write_shard(out, planned.name, planned.split, tally.kept(islice(samples, len(planned.studies))))
+    return tally.record(shard)
 
 
 def _validate(config: PackConfig) -> None:
@@ -169,8 +220,15 @@ def _validate(config: PackConfig) -> None:
             raise ShardError(f"{name}: {getattr(config, name)} is less than 1")
     if not 1 <= config.quality <= 100:
         raise ShardError(f"quality: {config.quality} is not in 1..100")
+    if config.codec == "jpeg" and config.bits == 16:
+        raise ShardError("bits: JPEG holds 8; write codec=png for 16")
     if not 0 <= config.max_refused <= 1:
         raise ShardError(f"max_refused: {config.max_refused} is not a share in 0..1")
+
+
+def _lock(config: PackConfig) -> Path:
+    _validate(config)
+    return Path(config.out).expanduser() / BUILD / "lock"
 
 
 def _source_options(config: PackConfig) -> dict[str, Any]:
@@ -181,26 +239,55 @@ def _source_options(config: PackConfig) -> dict[str, Any]:
         if name not in known:
             names = f"knows {', '.join(known)}" if known else "has none"
             raise ShardError(f"options.{name}: source {config.source!r} {names}")
-    return {**known, **config.options}
+    options = {**known, **config.options}
+    for name, value in options.items():
+        if value is inspect.Parameter.empty:
+            raise ShardError(f"options.{name}: source {config.source!r} needs it")
+    return options
 
 
 def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[str, Any]:
     """What decides the bytes. Root and key enter as keyed hashes: enough to tell others apart, not to read them."""
+    plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
-        "source": config.source,
+        **{name: getattr(config, name) for name in plain},
         "options": options,
-        "long_side": config.long_side,
-        "quality": config.quality,
-        "crop": config.crop,
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
         "root": keyed_hash(key, "root", config.root),
     }
 
 
-def _compare(settings: dict[str, Any], finished: dict[str, Any], out: Path) -> None:
-    different = [name for name, value in settings.items() if finished.get(name) != value]
+def _compare(settings: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:
+    different = [name for name, value in settings.items() if earlier.get(name) != value]
     if different:
         raise ShardError(
             f"{different[0]}: {out} was packed with another value; give another `out` or remove that folder"
+        )
+
+
+def _compare_studies(plan: Plan, digests: Mapping[str, str], out: Path) -> None:
+    """Shards are never changed: what came to a packed study since is told, and a half-built archive must not change."""
+    planned = plan.digests
+    changed = [key for key, digest in planned.items() if digests.get(key) != digest]
+    if not changed:
+        return
+    if (out / MANIFEST).exists() and all(key in digests for key in changed):
+        log.warning(
+            "%d studies have other files or labels now; their shards stay as they are: give another `out` to take the "
+            "changes up",
+            len(changed),
+        )
+        return
+    raise ShardError(
+        f"root: {len(changed)} studies of {out} have changed or gone since its plan was made; give another `out`, or "
+        "remove that folder"
+    )
+
+
+def _limit_refused(manifest: Manifest, config: PackConfig) -> None:
+    if manifest.refused_share > config.max_refused:
+        raise ShardError(
+            f"max_refused: {manifest.refused_share:.1%} of the images were refused, {config.max_refused:.1%} are "
+            f"allowed; see {Path(config.out) / REFUSED}, mend the archive and give another `out`, or raise max_refused"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -16,15 +16,21 @@ SECONDS_BETWEEN_LINES = 10.0
 T = TypeVar("T")
 
 
-def progress(iterable: Iterable[T], total: int | None, label: str, unit: str) -> Iterator[T]:
+def progress(
+    iterable: Iterable[T], total: int | None, label: str, unit: str, note: Callable[[], str] = str
+) -> Iterator[T]:
     """Yield the items of `iterable` while showing how far the loop is.
 
     On a terminal (standard error) it is a tqdm bar with rate and remaining time. Elsewhere it is
     one line of `logging` at most every ten seconds and one at the end, so that a Slurm log stays
-    readable. `total` may be None where the length is not known; `unit` is a plural, e.g. "images".
+    readable. `total` may be None where the length is not known; `unit` is a plural, e.g. "images";
+    `note` gives a few words about how it goes so far.
     """
     if sys.stderr.isatty():
-        yield from tqdm(iterable, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+        with tqdm(iterable, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1) as bar:
+            for item in bar:
+                yield item
+                bar.set_postfix_str(note(), refresh=False)
         return
     start = last = time.monotonic()
     done = 0
@@ -34,8 +40,12 @@ def progress(iterable: Iterable[T], total: int | None, label: str, unit: str) ->
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            log.info(_line(done, total, label, unit, now - start))
-    log.info(_line(done, total, label, unit, time.monotonic() - start) + ", done")
+            log.info(_line(done, total, label, unit, now - start) + _behind(note()))
+    log.info(_line(done, total, label, unit, time.monotonic() - start) + _behind(note()) + ", done")
+
+
+def _behind(words: str) -> str:
+    return f"; {words}" if words else ""
 
 
 def _line(done: int, total: int | None, label: str, unit: str, seconds: float) -> str:

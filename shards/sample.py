@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
-from shards.crop import Geometry, prepare
-from shards.dicom import read_image
+from shards.crop import Geometry
+from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view
 from shards.identity import keyed_hash, split_of
-from shards.schema import VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
+from shards.picture import Picture, PictureConfig, read_picture
+from shards.schema import LATERALITIES, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
+
+LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What `build_sample` needs to know besides the study."""
+    """What `build_sample` needs to know besides the study. `quality` of JPEG; None stores lossless PNG."""
 
     source: str
     root: Path
     key: bytes
-    long_side: int
-    quality: int
-    crop: bool
+    picture: PictureConfig
+    quality: int | None
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,21 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     views: list[View] = []
     images: list[bytes] = []
     refusals: list[Refusal] = []
-    for source_view in study.views:
+    seen: set[str | None] = {None}
+    for source in study.views:
         try:
-            view, image = _build_view(config, source_view, f"{len(views)}.jpg")
+            _check_study(study)
+            view, image = _build_view(config, source, len(views))
+            if view.instance in seen - {None}:
+                raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
         except Exception as error:  # untrusted input: whatever a parser or decoder trips over is told, not raised
-            reason = error.reason if isinstance(error, Refused) else "unreadable"
-            message = " ".join(str(error).split()) or type(error).__name__
-            refusals.append(Refusal(_relative(source_view.path, config.root), reason, message))
+            refusals.append(refusal(config.root, source, error))
             continue
+        seen.add(view.instance)
         views.append(view)
         images.append(image)
     sample = Study(
-        key=keyed_hash(config.key, "study", config.source, study.patient_id, study.study_id),
+        key=study_key(config.key, config.source, study),
         patient=keyed_hash(config.key, "patient", config.source, study.patient_id),
         source=config.source,
         split=split_of(config.source, study.patient_id),
@@ -79,40 +89,107 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     return Sample(sample, tuple(images), tuple(refusals))
 
 
-def _build_view(config: SampleConfig, source: SourceView, member: str) -> tuple[View, bytes]:
-    pixels = read_image(source.path)
-    laterality = source.laterality or pixels.laterality  # the table was checked by people, headers often were not
-    position = source.view or pixels.view
-    if laterality is None:
-        raise Refused("laterality", "neither the table nor the header says whether this is the left or right breast")
-    if position not in VIEWS:
-        raise Refused("view", f"neither the table nor the header says that this is one of {', '.join(VIEWS)}")
-    image, geometry = prepare(pixels.array, config.long_side, config.crop)
-    height, width = pixels.array.shape
+def study_key(key: bytes, source: str, study: SourceStudy) -> str:
+    return keyed_hash(key, "study", source, study.patient_id, study.study_id)
+
+
+def refusal(root: Path, source: SourceView, error: Exception) -> Refusal:
+    """The line about an image that is left out."""
+    reason = error.reason if isinstance(error, Refused) else "unreadable"
+    message = " ".join(str(error).split()) or type(error).__name__
+    file = str(source.path.relative_to(root)) if source.path.is_relative_to(root) else source.path.name
+    return Refusal(file, reason, message)
+
+
+def _build_view(config: SampleConfig, source: SourceView, number: int) -> tuple[View, bytes]:
+    if source.refused:
+        raise Refused(*source.refused)
+    _check_path(source.path, config.root)
+    _check_text("report", source.report, LONGEST_REPORT, allowed="\n\t")
+    picture = read_picture(source.path, config.picture)
+    header = picture.header if picture.header is not None else Dataset()
+    laterality, position, conflicts = _side_and_view(source, header)
+    instance = header.get("SOPInstanceUID")
     view = View(
-        member=member,
+        member=f"{number}.{'jpg' if config.quality else 'png'}",
         laterality=laterality,
         view=position,
-        size=geometry.size,
-        original_size=(height, width),
-        pixel_spacing=pixels.spacing,
-        crop=geometry.crop,
-        flipped=geometry.flipped,
-        to_original=geometry.to_original,
+        size=picture.geometry.size,
+        original_size=picture.original_size,
+        pixel_spacing=find_spacing(header),
+        crop=picture.geometry.original_crop(picture.original_size),
+        flipped=picture.geometry.flipped,
+        to_original=picture.geometry.to_original,
         labels=source.labels,
-        findings=tuple(_to_stored(finding, geometry) for finding in source.findings),
+        findings=tuple(_to_stored(finding, picture.geometry) for finding in source.findings),
         report=source.report,
-        presentation_intent=pixels.intent,
+        presentation_intent=find_intent(header),
+        vendor=None if picture.header is None else find_vendor(header),
+        instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
+        conflicts=conflicts,
     )
-    ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, config.quality])
+    return view, _encode(picture, config.quality)
+
+
+def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple[str, ...]]:
+    """Laterality, view, and which of them table and header tell differently.
+
+    The table wins: it was checked by people, headers often were not.
+    """
+    conflicts = []
+    told: dict[str, str] = {}
+    for name, of_table, find in (
+        ("laterality", source.laterality, find_laterality),
+        ("view", source.view, find_view),
+    ):
+        try:
+            of_header = find(header)
+        except Refused:
+            if of_table is None:
+                raise
+            of_header = "several"
+        if of_table and of_header and of_table != of_header:
+            conflicts.append(name)
+        told[name] = of_table or of_header or ""
+    if told["laterality"] not in LATERALITIES:
+        raise Refused("laterality", "neither the table nor the header says whether this is the left or right breast")
+    if not told["view"]:
+        raise Refused("view", f"neither the table nor the header says that this is one of {', '.join(VIEWS)}")
+    if told["view"] not in VIEWS:
+        raise Refused("other-view", f"the view is {told['view']!r}, not one of {', '.join(VIEWS)}")
+    return told["laterality"], told["view"], tuple(conflicts)
+
+
+def _encode(picture: Picture, quality: int | None) -> bytes:
+    suffix, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality]) if quality else (".png", [])
+    pixels: NDArray[Any] = picture.pixels
+    ok, data = cv2.imencode(suffix, pixels, options)
     if not ok:
-        raise Refused("encode", f"an image of {geometry.size} could not be written as JPEG")
-    return view, data.tobytes()
+        raise Refused("encode", f"an image of {picture.geometry.size} could not be written as {suffix}")
+    return data.tobytes()
 
 
 def _to_stored(finding: Finding, geometry: Geometry) -> Finding:
     return replace(finding, box=geometry.box_to_stored(finding.box)) if finding.box else finding
 
 
-def _relative(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+def _check_path(path: Path, root: Path) -> None:
+    """A table's cell must not lead out of the archive. Links inside of it are the archive's own business."""
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
+        raise Refused("outside", "the path leads out of the archive's root")
+
+
+def _check_study(study: SourceStudy) -> None:
+    for name in ("race", "ethnicity", "reason"):
+        _check_text(name, getattr(study, name), LONGEST_FACT)
+    if study.age is not None and not 0 <= study.age <= 130:
+        raise Refused("hostile", f"age: {study.age} is no age in years")
+
+
+def _check_text(name: str, text: str | None, longest: int, allowed: str = "") -> None:
+    if text is None:
+        return
+    if len(text) > longest:
+        raise Refused("hostile", f"{name}: {len(text)} characters, at most {longest} are stored")
+    if any(unicodedata.category(letter) == "Cc" and letter not in allowed for letter in text):
+        raise Refused("hostile", f"{name}: holds control characters")

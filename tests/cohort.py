@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
+from shard_folder import write_folder
 from torch import Tensor, nn
 
 from mama.data import Texts
 from mama.tokens import Tokenizer
-from shards.manifest import Manifest, label_histograms, save_manifest
 from shards.sample import Sample
 from shards.schema import DENSITIES, Finding, Labels, Study, View
-from shards.writer import SplitWriter
 
 SIZE = (64, 48)  # (height, width), stored
 PATCH = 8
@@ -62,21 +61,17 @@ def study(number: int, split: str, words: str | None = None) -> Study:
 
 def write_shards(folder: Path, patients: dict[str, int], words: str | None = None) -> list[Study]:
     """`patients` by split; returns the studies."""
-    folder.mkdir(parents=True)
-    studies, shards = [], []
-    for split, count in patients.items():
-        writer = SplitWriter(folder, split, 16)
-        for number in range(count):
-            one = study(number, split, words)
-            pixels = [image(str(v.labels.density), bool(v.labels.cancer)) for v in one.views]
-            jpegs = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes() for p in pixels]
-            writer.add(Sample(one, tuple(jpegs), ()))
-            studies.append(one)
-        shards += writer.close()
-    views = [(s.split, view) for s in studies for view in s.views]
-    labels = label_histograms(views)
-    save_manifest(Manifest("invented", {}, {}, len(views), {}, 0, labels, tuple(shards)), folder)
-    return studies
+    samples = {
+        split: [_sample(study(number, split, words)) for number in range(count)] for split, count in patients.items()
+    }
+    write_folder(folder, samples, per_shard=16)
+    return [sample.study for of_split in samples.values() for sample in of_split]
+
+
+def _sample(one: Study) -> Sample:
+    pixels = [image(str(v.labels.density), bool(v.labels.cancer)) for v in one.views]
+    jpegs = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes() for p in pixels]
+    return Sample(one, tuple(jpegs), ())
 
 
 class Oracle(nn.Module):

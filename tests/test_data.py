@@ -16,15 +16,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from shard_folder import write_folder
 from test_ranks import tokenizer
 
 from mama.augment import IDENTITY
 from mama.config import Config, ConfigError, DataConfig, TrainConfig
 from mama.data import Batch, Collate, Images, Pair, Pairs, fit, fit_geometry, partner_of, tokenise, training_batches
-from shards.manifest import Manifest, save_manifest
 from shards.sample import Sample
 from shards.schema import Labels, ShardError, Study, View
-from shards.writer import SplitWriter
 
 STORED = (24, 16)  # (height, width) of every image
 # Views of the studies of each split: a capital is a CC, a small letter an MLO view.
@@ -57,19 +56,17 @@ def study_of(letters: str, key: str = "study", split: str = "train") -> Study:
 
 def write(folder: Path, studies: dict[str, list[str]], first_grey: int = 30) -> Path:
     """Shards in which every image has a grey of its own."""
-    folder.mkdir(parents=True)
-    shards, grey = [], first_grey
-    for split, all_letters in studies.items():
-        writer = SplitWriter(folder, split, 2)
-        for number, letters in enumerate(all_letters):
-            jpegs = []
-            for _ in letters:
-                jpegs.append(cv2.imencode(".jpg", np.full(STORED, grey, np.uint8))[1].tobytes())
-                grey += 8
-            writer.add(Sample(study_of(letters, f"{split}{number}", split), tuple(jpegs), ()))
-        shards += writer.close()
-    images = sum(len(letters) for all_letters in studies.values() for letters in all_letters)
-    save_manifest(Manifest("invented", {}, {}, images, {}, 0, {}, tuple(shards)), folder)
+    grey = iter(range(first_grey, 256, 8))
+
+    def sample(letters: str, name: str, split: str) -> Sample:
+        images = [cv2.imencode(".jpg", np.full(STORED, next(grey), np.uint8))[1].tobytes() for _ in letters]
+        return Sample(study_of(letters, name, split), tuple(images), ())
+
+    samples = {
+        split: [sample(letters, f"{split}{number}", split) for number, letters in enumerate(all_letters)]
+        for split, all_letters in studies.items()
+    }
+    write_folder(folder, samples, per_shard=2)
     return folder
 
 

@@ -1,0 +1,140 @@
+"""What a DICOM header says of an image: side, view, vendor, and whether it is a plain mammogram at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from shards.schema import LATERALITIES, VIEWS, Refused
+
+# MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
+MODALITIES = ("MG", "CR", "DX", "RG", "")
+TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
+# CID 4014 "View for Mammography", as SNOMED RT (SRT) and as SNOMED CT codes; any other code is another view.
+VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
+# CID 4015 "View Modifier for Mammography": magnification and spot compression.
+SPOT_CODES = ("R-102D6", "399163009", "R-102D7", "399055006")
+# Closed vocabulary: the header's own text is free, and free text does not enter a shard.
+VENDORS = {
+    "hologic": ("HOLOGIC", "LORAD"),
+    "ge": ("GE MEDICAL", "GE HEALTHCARE", "GEMS"),
+    "siemens": ("SIEMENS",),
+    "fujifilm": ("FUJI",),
+    "philips": ("PHILIPS", "SECTRA"),
+    "planmed": ("PLANMED",),
+    "ims": ("IMS", "GIOTTO"),
+    "carestream": ("CARESTREAM", "KODAK"),
+    "agfa": ("AGFA",),
+    "konica minolta": ("KONICA",),
+}
+OTHER_VENDOR = "other"
+NOT_A_BREAST = re.compile(r"\b(phantom|flat[ -]?field|calibration|quality control)\b", re.IGNORECASE)
+SYNTHETIC = re.compile(r"c-?view|intelligent 2d|insight 2d|v-?preview|s-?view|generated_2d", re.IGNORECASE)
+
+
+def refuse_other_objects(dataset: Dataset) -> None:
+    """Raises `Refused` for what is no plain mammogram: by modality, body part, specimen, spot, synthesis."""
+    modality = str(dataset.get("Modality") or "")
+    if modality not in MODALITIES:
+        raise Refused("modality", f"Modality is {modality!r}, not a mammogram")
+    body = str(dataset.get("BodyPartExamined") or "BREAST").upper()
+    if body != "BREAST":
+        raise Refused("not-a-breast", f"BodyPartExamined is {body!r}")
+    words = " ".join(str(dataset.get(name) or "") for name in ("SeriesDescription", "ProtocolName", "ImageType"))
+    if dataset.get("SpecimenDescriptionSequence") or re.search(r"\bspecimen\b", words, re.IGNORECASE):
+        raise Refused("specimen", "an image of a specimen")
+    if named := NOT_A_BREAST.search(words):
+        raise Refused("not-a-breast", f"the header calls it {named[0]!r}")
+    if SYNTHETIC.search(words):
+        raise Refused("2d-synthetic", "a 2D image computed from tomosynthesis")
+    if any(code in SPOT_CODES for code in _modifiers(dataset)):
+        raise Refused("spot", "a spot compression or magnification view")
+    photometric = dataset.get("PhotometricInterpretation") or ""
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise Refused("colour", f"PhotometricInterpretation is {photometric!r}, not MONOCHROME1 or MONOCHROME2")
+
+
+def find_laterality(dataset: Dataset) -> str | None:
+    """L or R, from every place where vendors put it; None where no place tells.
+
+    1. ImageLaterality, Laterality, and FrameLaterality of the shared functional groups; raises
+       `Refused` ("laterality-conflict") where two of them disagree.
+    2. The column direction of PatientOrientation (PS3.3 C.7.6.1.1.1): down the image of a left breast
+       one moves to the patient's right. It holds for an image that stands upright.
+    """
+    places: tuple[Callable[[], Any], ...] = (
+        lambda: dataset.ImageLaterality,
+        lambda: dataset.Laterality,
+        lambda: dataset.SharedFunctionalGroupsSequence[0].FrameAnatomySequence[0].FrameLaterality,
+    )
+    told = {side for side in map(_or_none, places) if side in LATERALITIES}
+    if len(told) > 1:
+        raise Refused("laterality-conflict", "ImageLaterality, Laterality and FrameLaterality disagree")
+    if told:
+        return told.pop()
+    down = _or_none(lambda: dataset.PatientOrientation[1] if len(dataset.PatientOrientation) == 2 else None) or ""
+    sides = {"L" if letter == "R" else "R" for letter in down if letter in LATERALITIES}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def find_view(dataset: Dataset) -> str | None:
+    """CC or MLO, or another view's own name in lower case; None where no place tells.
+
+    ViewPosition, ViewCodeSequence, then PatientOrientation (CBIS-DDSM keeps it there) and
+    AcquisitionDeviceProcessingDescription (FUJIFILM). Raises `Refused` ("view-conflict") where
+    ViewPosition and ViewCodeSequence disagree.
+    """
+    position = _or_none(lambda: dataset.ViewPosition) or None
+    code = _or_none(lambda: dataset.ViewCodeSequence[0].CodeValue) or None
+    coded = VIEW_CODES.get(code, f"code {code.lower()}") if code else None
+    if position in VIEWS and coded in VIEWS and position != coded:
+        raise Refused("view-conflict", f"ViewPosition says {position}, ViewCodeSequence says {coded}")
+    if position:
+        return position if position in VIEWS else position.lower()
+    if coded:
+        return coded
+    places = (lambda: dataset.PatientOrientation, lambda: dataset.AcquisitionDeviceProcessingDescription)
+    for text in filter(None, map(_or_none, places)):
+        named = {word for word in re.split(r"[^A-Z]+", text) if word in VIEWS}
+        if len(named) == 1:
+            return named.pop()
+    return None
+
+
+def find_vendor(dataset: Dataset) -> str:
+    """A name in `VENDORS`, or "other"."""
+    maker = str(dataset.get("Manufacturer") or "").upper()
+    return next((name for name, words in VENDORS.items() if any(maker.startswith(w) for w in words)), OTHER_VENDOR)
+
+
+def find_spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """(row, column) spacing in mm; at the detector where only that is known; None where it is no spacing."""
+    spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
+    try:
+        row, column = (float(value) for value in spacing or ())
+    except (TypeError, ValueError):
+        return None
+    return (row, column) if 0 < row < 10 and 0 < column < 10 else None
+
+
+def find_intent(dataset: Dataset) -> str | None:
+    intent = dataset.get("PresentationIntentType")
+    return intent if intent in ("FOR PRESENTATION", "FOR PROCESSING") else None
+
+
+def _modifiers(dataset: Dataset) -> list[str]:
+    views = dataset.get("ViewCodeSequence") or [Dataset()]
+    items = [*(views[0].get("ViewModifierCodeSequence") or []), *(dataset.get("ViewModifierCodeSequence") or [])]
+    return [str(item.get("CodeValue") or "") for item in items]
+
+
+def _or_none(place: Callable[[], Any]) -> str | None:
+    """The text at a place of the header; None where an attribute or sequence item on the way is missing."""
+    try:
+        value = place()
+    except (AttributeError, IndexError, TypeError):
+        return None
+    return value.strip().upper() if isinstance(value, str) else None

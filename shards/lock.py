@@ -1,0 +1,37 @@
+"""One builder at a time, told by the file system: a lock dies with its process, however that ends."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from errno import EACCES, EAGAIN
+from pathlib import Path
+
+from shards.schema import ShardError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(file: Path, numbers: Iterable[int] | None = None) -> Iterator[None]:
+    """Hold `file`, or only its bytes `numbers`, one a shard: several processes may hold different ones.
+
+    POSIX record locks, which network file systems honour too. Raises `ShardError` where another process
+    holds one of them. On a file system without locks a warning is all that can be had.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as handle:
+        try:
+            if numbers is None:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for number in () if numbers is None else numbers:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
+            if error.errno in (EACCES, EAGAIN):
+                raise ShardError(
+                    f"out: another process is building {file.parent.parent}; wait for it, or end it and start again"
+                ) from None
+            log.warning("%s: this file system has no locks (%s): start one builder only", file, error.strerror)
+        yield

@@ -1,0 +1,109 @@
+"""`read_picture`: a DICOM, PNG, JPEG or TIFF file -> the picture of a breast as it is stored, and how to go back.
+
+The steps, in their order:
+
+1. Decode: the stored values; of a JPEG 2000 stream only as many resolution levels as the stored size needs.
+2. Padding becomes background.
+3. Find the breast in a small copy, cut to it, and shrink by area averaging. Stored values are averaged, before the
+   transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be looked up.
+4. Grayscale transformations (`shards.tone`): modality, VOI, inversion.
+5. What lies outside of the breast's outline becomes black: burnt-in letters, film borders.
+6. Mirror, so that the chest wall is on the left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from shards.crop import Geometry, Outline, chest_wall_is_right, find_breast, small
+from shards.decode import Stored, decode, open_image
+from shards.schema import Refused
+from shards.tone import Tone, codes, padding_codes, tone_of
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """How pictures are made; a part of what decides the bytes of the shards."""
+
+    long_side: int = 1024  # pixels; smaller images stay as they are
+    bits: Literal[8, 16] = 8
+    crop: bool = True  # cut to the breast and blacken what lies outside of it
+    flip: bool = True  # chest wall to the left
+    reduced: bool = True  # decode JPEG 2000 at the resolution that suffices
+    slab: bool = False  # tomosynthesis: the mean of the middle frames instead of a refusal
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`pixels` [h, w] is uint8 or uint16, 0 black; `header` is None for a file that is not DICOM."""
+
+    pixels: NDArray[Any]
+    geometry: Geometry
+    original_size: tuple[int, int]  # (height, width)
+    header: Dataset | None
+
+
+def read_picture(path: Path, config: PictureConfig) -> Picture:
+    """The stored picture of an image file; max(h, w) <= `long_side`, and nothing is ever enlarged.
+
+    Its geometry depends on the pixels only, never on a label. Raises `Refused` (see `open_image`, `decode`, and
+    "blank").
+    """
+    opened = open_image(path)
+    if isinstance(opened, np.ndarray):
+        return _picture(Stored(opened, opened.shape), config)
+    wanted = config.long_side
+    while True:
+        stored = decode(opened, wanted if config.reduced else None, config.slab)
+        picture = _picture(stored, config)
+        if stored.level == 0 or max(picture.geometry.size) == config.long_side:
+            return picture
+        wanted *= 2  # the crop is much smaller than the image: it needs one level more
+
+
+def _picture(stored: Stored, config: PictureConfig) -> Picture:
+    tone = tone_of(stored.header, stored.values.dtype)
+    image = _without_padding(codes(stored.values), stored, tone)
+    glance = small(image)
+    if glance.min() == glance.max() and image.min() == image.max():
+        raise Refused("blank", "all pixels have the same value")
+    mask = find_breast(tone.show(glance, 2 ** (8 * image.itemsize) - 1)) if config.crop or config.flip else None
+    flipped = config.flip and mask is not None and chest_wall_is_right(mask)
+    outline = Outline(mask if config.crop else None, image.shape)
+    x0, y0, x1, y1 = outline.bounds
+    scale = min(1.0, config.long_side / max(y1 - y0, x1 - x0))
+    if scale <= 0.5:  # an odd row or column at the edge is given up, see _shrink
+        x1, y1 = x1 - (x1 - x0) % 2, y1 - (y1 - y0) % 2
+    size = max(1, round((y1 - y0) * scale)), max(1, round((x1 - x0) * scale))
+    inside = outline.inside((x0, y0, x1, y1), size)
+    pixels = tone.show(_shrink(image[y0:y1, x0:x1], size), 2**config.bits - 1, inside) * inside
+    geometry = Geometry((x0, y0, x1, y1), flipped, size, stored.level)
+    return Picture(np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels), geometry, stored.size, stored.header)
+
+
+def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """`image` [H, W] by area averaging to `size` (h, w): where it can, first by exactly two, which is much faster."""
+    height, width = image.shape
+    if height >= 2 * size[0] and width >= 2 * size[1]:
+        image = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return image if image.shape == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _without_padding(image: NDArray[Any], stored: Stored, tone: Tone) -> NDArray[Any]:
+    """Padding takes the darkest value of the rest, so that averaging at its edge does not mix in a foreign one."""
+    ends = padding_codes(stored.header, stored.values.dtype)
+    if ends is None:
+        return image
+    padding = cv2.inRange(image, ends[0], ends[1]) > 0
+    used = np.flatnonzero(np.bincount(image[~padding], minlength=1))
+    if not len(used):
+        raise Refused("blank", "all pixels are padding")
+    darkest = used[np.argmin(tone.unit[used])]
+    return np.where(padding, image.dtype.type(darkest), image)

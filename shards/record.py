@@ -1,0 +1,107 @@
+"""What was done: one record a shard, written when its tar is whole. The manifest is the sum of the records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.manifest import Histograms, Manifest, Shard, add_histograms, label_histograms, shard_from_json, write_aside
+from shards.plan import Plan
+from shards.sample import Refusal, Sample
+from shards.schema import EXCLUDED, View
+
+METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
+    "113100": "Basic Application Confidentiality Profile",
+    "113108": "Retain Patient Characteristics Option",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """`listed`: images that the archive names for this shard; `instances`: keyed hashes of the stored SOP instances."""
+
+    shard: Shard
+    listed: int
+    images: int
+    studies_dropped: int
+    labels: Histograms
+    conflicts: dict[str, int]
+    refusals: tuple[Refusal, ...]
+    instances: tuple[str, ...]
+
+
+@dataclass
+class Tally:
+    """Counts of the samples of one shard, taken while they pass by to be written."""
+
+    images: int = 0
+    dropped: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+
+    def kept(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            self.refusals += sample.refusals
+            self.views += sample.study.views
+            self.images += len(sample.images)
+            if sample.images:
+                yield sample
+            else:
+                self.dropped += 1
+
+    def record(self, shard: Shard) -> Record:
+        return Record(
+            shard=shard,
+            listed=self.images + len(self.refusals),
+            images=self.images,
+            studies_dropped=self.dropped,
+            labels=label_histograms((shard.split, view) for view in self.views),
+            conflicts=dict(Counter(fact for view in self.views for fact in view.conflicts)),
+            refusals=tuple(self.refusals),
+            instances=tuple(view.instance for view in self.views if view.instance),
+        )
+
+
+def save_record(record: Record, folder: Path) -> None:
+    write_aside(_path(folder, record.shard.name), json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+
+
+def load_record(folder: Path, name: str) -> Record | None:
+    """The record of a shard, or None where the shard is not done."""
+    try:
+        document: dict[str, Any] = json.loads(_path(folder, name).read_text())
+    except FileNotFoundError:
+        return None
+    document["shard"] = shard_from_json(document["shard"])
+    document["refusals"] = tuple(Refusal(**refusal) for refusal in document["refusals"])
+    document["instances"] = tuple(document["instances"])
+    return Record(**document)
+
+
+def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
+    records = list(records)
+    reasons = Counter(refusal.reason for record in records for refusal in record.refusals)
+    instances = Counter(instance for record in records for instance in record.instances)
+    return Manifest(
+        source=plan.settings["source"],
+        settings=plan.settings,
+        versions=plan.versions,
+        deidentification=METHODS,
+        listed=sum(record.listed for record in records),
+        images=sum(record.images for record in records),
+        images_refused={reason: n for reason, n in sorted(reasons.items()) if reason not in EXCLUDED},
+        images_excluded={reason: n for reason, n in sorted(reasons.items()) if reason in EXCLUDED},
+        conflicts=dict(sorted(sum((Counter(record.conflicts) for record in records), Counter()).items())),
+        duplicates=sum(n - 1 for n in instances.values()),
+        studies_dropped=sum(record.studies_dropped for record in records),
+        labels=add_histograms(record.labels for record in records),
+        shards=tuple(record.shard for record in records),
+    )
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{Path(name).stem}.json"
