@@ -65,6 +65,21 @@ def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config,
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
 
 
+def submit_pack(config: Config, jobs: int, profile: str) -> None:
+    """Plan the shards here, submit an array of jobs that write them, and one job that ends the build."""
+    from shards.pack import make_plan, pack, pack_part
+    from slurm.submit import submit_array
+
+    where = load_profile(find(profile))
+    parts = min(jobs, max(1, make_plan(config.pack)))
+    arguments = [(config.pack, part, parts) for part in range(parts)]
+    array, last = submit_array(
+        pack_part, arguments, pack, config.pack, profile=where, folder=config.run_folder, name=f"{config.name}-pack"
+    )
+    click.echo(f"array {array[0].job_id.partition('_')[0]} submitted: {parts} jobs, each a part of the shards")
+    click.echo(f"job {last.job_id} writes the manifest after them; its log: {last.paths.stdout}")
+
+
 @cli.command()
 @click.option("--runs", default="runs", show_default=True, help="Folder for the run and its shards.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the training run.")
@@ -80,12 +95,41 @@ def quickstart(runs: str, seed: int) -> None:
 @overrides_argument
 @slurm_option
 @profile_option
-def pack(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
-    """Write an archive's studies to tar shards and a manifest (section pack: of CONFIG)."""
+@click.option("--workers", type=int, help="Processes, the same as pack.workers=N.  0 is one for each core.")
+@click.option("--jobs", type=click.IntRange(min=1), help="With --slurm: cut the work over an array of N jobs.")
+def pack(
+    config: str, overrides: tuple[str, ...], as_job: bool, profile: str, workers: int | None, jobs: int | None
+) -> None:
+    """Write an archive's studies to tar shards and a manifest (section pack: of CONFIG).
+
+    Type it again after an interruption and it continues; after new studies came to the archive and it adds them.
+    """
     from shards.pack import pack as run
 
+    overrides += () if workers is None else (f"pack.workers={workers}",)
     settings = configured(config, overrides)
-    run_or_submit(run, settings.pack, config=settings, as_job=as_job, profile=profile)
+    if jobs is None:
+        run_or_submit(run, settings.pack, config=settings, as_job=as_job, profile=profile)
+    elif as_job:
+        submit_pack(settings, jobs, profile)
+    else:
+        raise ConfigError("--jobs: needs --slurm; processes of this machine are --workers")
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine: the figures of BENCHMARKS.md."""
+
+
+@bench.command("pack")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+@click.option("--rows", default=(50_000, 500_000), show_default=True, multiple=True, help="Rows of the label tables.")
+def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
+    """Packing: images a second for RLE and JPEG 2000, beside a naive loop; workers; joins of label tables."""
+    from shards.bench import bench_pack as run
+
+    for line in run(rounds, rows):
+        click.echo(line)
 
 
 @cli.command()

