@@ -20,13 +20,24 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import iter_pixels, pixel_array
-from pydicom.uid import JPEG2000, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 from rle.utils import decode_pixel_data
 
 from shards.header import TOMOSYNTHESIS, refuse_other_objects
 from shards.schema import Refused
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+WAVELETS = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
 LARGEST = 120_000_000  # pixels of one image; the largest detectors and film scans have some 30 million
 LARGEST_FILE = 4 * 2**30  # bytes; the largest tomosynthesis volumes have one or two gibibytes
 SLAB = 9  # frames in the middle of a tomosynthesis volume that make a slab; they lie about 1 mm apart
@@ -90,25 +101,36 @@ def decode(dataset: Dataset, long_side: int | None = None, slab: bool = False) -
     try:
         level = _level(dataset, long_side) if long_side and frames == 1 else 0
         values = _reduced(dataset, level) if level else _whole(dataset, frames)
-    except Refused:
+    except (Refused, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged streams
+    except BaseException as error:  # decoders raise whatever they like on damaged streams; a panic of Rust's is that
         raise Refused("unreadable", f"pixel data: {_first_line(error)}") from None
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.itemsize > 2 or values.ndim != 2:
         raise Refused("unreadable", f"{values.dtype.itemsize * 8} bits per pixel, 8 or 16 can be read")
     return Stored(values, size, level, dataset)
 
 
 def _whole(dataset: Dataset, frames: int) -> NDArray[Any]:
+    middle = range(max(0, (frames - SLAB) // 2), min(frames, (frames - SLAB) // 2 + SLAB))
+    _check_streams(dataset, frames, middle)
     if frames > 1:
-        middle = range(max(0, (frames - SLAB) // 2), min(frames, (frames - SLAB) // 2 + SLAB))
         slices = list(iter_pixels(dataset, indices=list(middle)))
         return np.rint(np.mean(slices, axis=0, dtype=np.float32)).astype(slices[0].dtype)
     if dataset.file_meta.TransferSyntaxUID == RLELossless and dataset.BitsAllocated in (8, 16):
         return _rle(dataset)
-    if dataset.file_meta.TransferSyntaxUID in (JPEG2000, JPEG2000Lossless):
-        _stream_size(dataset)
     return pixel_array(dataset)
+
+
+def _check_streams(dataset: Dataset, frames: int, wanted: range) -> None:
+    """Refuses a stream that claims to be huge, and a JPEG whose size is not the header's: decoders end the process."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    for index in wanted if syntax in (*WAVELETS, *JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes) else ():
+        frame = get_frame(dataset.PixelData, index, number_of_frames=frames)
+        if syntax in WAVELETS:
+            _stream_size(frame)
+        elif (size := _jpeg_size(frame)) != (dataset.Rows, dataset.Columns):
+            raise ValueError(f"its stream is of (height, width) {size}, its header is not")
 
 
 def _rle(dataset: Dataset) -> NDArray[Any]:
@@ -124,24 +146,26 @@ def _level(dataset: Dataset, long_side: int) -> int:
     """How many of a JPEG 2000 stream's resolution levels may be left undecoded for `long_side` pixels.
 
     0 where the stream is not plainly what the header says (one unsigned component of BitsStored
-    bits): such mismatches are for pydicom to resolve, in full.
+    bits): such mismatches are for pydicom to resolve, in full. And 0 where there is padding: the
+    stream's low-pass filter mixes it with tissue, to values that are neither.
     """
     if dataset.file_meta.TransferSyntaxUID not in (JPEG2000, JPEG2000Lossless) or dataset.PixelRepresentation:
         return 0
-    height, width, bits, levels = _stream_size(dataset)
+    if dataset.get("PixelPaddingValue") is not None:
+        return 0
+    height, width, bits, levels = _stream_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
     if (height, width, bits) != (dataset.Rows, dataset.Columns, dataset.BitsStored):
         return 0
     fitting = int(np.log2(max(1.0, max(height, width) / long_side)))
     return min(levels, fitting)
 
 
-def _stream_size(dataset: Dataset) -> tuple[int, int, int, int]:
+def _stream_size(frame: bytes) -> tuple[int, int, int, int]:
     """(height, width, bits, levels) of a JPEG 2000 stream, from its SIZ and COD segments (ISO/IEC 15444-1 A.5, A.6).
 
     `bits` is 0 for a signed stream. Raises `Refused` where the stream would decode to more than `LARGEST`
     pixels, whatever the header says.
     """
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     siz = frame.index(b"\xff\x4f\xff\x51") + 2  # some streams come in a JP2 file's boxes
     x1, y1, x0, y0 = (int.from_bytes(frame[siz + at : siz + at + 4], "big") for at in (6, 10, 14, 18))
     components, depth = int.from_bytes(frame[siz + 38 : siz + 40], "big"), frame[siz + 40]
@@ -153,14 +177,25 @@ def _stream_size(dataset: Dataset) -> tuple[int, int, int, int]:
     return y1 - y0, x1 - x0, bits, frame[cod + 9]
 
 
-def _reduced(dataset: Dataset, level: int) -> NDArray[np.uint16]:
+def _jpeg_size(frame: bytes) -> tuple[int, int]:
+    """(height, width) of a JPEG or JPEG-LS stream, from its frame header (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+    at = frame.index(b"\xff\xd8") + 2
+    while (marker := frame[at + 1]) not in (0xC0, 0xC1, 0xC2, 0xC3, 0xF7):
+        # A marker may be preceded by any number of fill bytes 0xff.
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
+
+
+def _reduced(dataset: Dataset, level: int) -> NDArray[Any]:
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     with _no_pixel_limit(), Image.open(io.BytesIO(frame)) as image:
+        # Pillow rounds the reduced size to the nearest where JPEG 2000 rounds up, and takes what it gets for broken.
+        width, height = (-(-side >> level) << level for side in image.size)
+        image._size = width, height
         image.reduce = level  # type: ignore[assignment, method-assign]
         values = np.asarray(image)
-    if values.dtype == np.uint8:
-        return values
-    return values >> np.uint16(16 - dataset.BitsStored)  # Pillow shifts the stream's bits to the top
+    # Pillow shifts the stream's bits to the top of its 8 or 16.
+    return values >> values.dtype.type(8 * values.dtype.itemsize - dataset.BitsStored)
 
 
 def _read_plain(path: Path) -> NDArray[Any]:
@@ -168,6 +203,8 @@ def _read_plain(path: Path) -> NDArray[Any]:
     try:
         with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:  # reads the file's header only
             _limit(image.height, image.width)
+    except Image.DecompressionBombError:
+        raise Refused("too-large", f"Pillow takes it for a bomb; 1 to {LARGEST} pixels are read") from None
     except (OSError, ValueError, SyntaxError) as error:
         if isinstance(error, Refused):
             raise
@@ -191,5 +228,5 @@ def _no_pixel_limit() -> Iterator[None]:
         yield
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

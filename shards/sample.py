@@ -191,5 +191,5 @@ def _check_text(name: str, text: str | None, longest: int, allowed: str = "") ->
         return
     if len(text) > longest:
         raise Refused("hostile", f"{name}: {len(text)} characters, at most {longest} are stored")
-    if any(unicodedata.category(letter) == "Cc" and letter not in allowed for letter in text):
+    if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in allowed for letter in text):
         raise Refused("hostile", f"{name}: holds control characters")

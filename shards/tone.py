@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
+from shards.schema import Refused
+
 SIGN = np.uint16(0x8000)
 
 
@@ -53,14 +55,18 @@ def tone_of(header: Dataset | None, dtype: np.dtype[Any]) -> Tone:
     VOILUTFunction (LINEAR, LINEAR_EXACT or SIGMOID); its output range becomes black to white, so that one
     scanner's images stay comparable. 3. Inversion, once, for MONOCHROME1 or an INVERSE presentation LUT: the two
     say the same thing (PS3.3 C.11.6.1). A file without a VOI has no range of its own and is stretched;
-    8-bit files without a header are taken as ready for display.
+    8-bit files without a header are taken as ready for display. Raises `Refused` ("unreadable") for
+    transformations that cannot be.
     """
     bits = 8 * dtype.itemsize
     values = np.arange(2**bits, dtype=np.int64) - (2 ** (bits - 1) if dtype.kind == "i" else 0)
     if header is None:
         return Tone(values / (2**bits - 1), stretch=bits == 16)
-    modality = np.asarray(apply_modality_lut(values, header), dtype=np.float64)
-    display = _voi(modality, header)
+    try:
+        modality = np.asarray(apply_modality_lut(values, header), dtype=np.float64)
+        display = _voi(modality, header)
+    except Exception as error:  # an empty slope, a window without width, a LUT without data
+        raise Refused("unreadable", f"grayscale transformation: {' '.join(str(error).split())}") from None
     unit = modality if display is None else display
     if header.PhotometricInterpretation == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE":
         unit = -unit if display is None else 1 - unit
@@ -89,7 +95,7 @@ def _voi(modality: NDArray[np.float64], header: Dataset) -> NDArray[np.float64] 
     with np.errstate(over="ignore"):
         windowed = apply_windowing(np.append(modality, (-1e9, 1e9)), header, index=0)
     low, high = windowed[-2], windowed[-1]
-    return (windowed[:-2] - low) / (high - low) if high > low else None
+    return (windowed[:-2] - low) / (high - low) if high != low else None  # a negative slope swaps the two
 
 
 def _voi_lut(modality: NDArray[np.float64], item: Dataset) -> NDArray[np.float64]:

@@ -52,6 +52,16 @@ class Profile:
         """Processes of the whole job."""
         return self.nodes * self.tasks_per_node
 
+    def require_array(self) -> None:
+        """Raises `SlurmError` where this is no profile for an array of jobs: each of those is a single task."""
+        if self.cluster != "slurm":
+            raise SlurmError(
+                f"cluster: {self.cluster!r} has no arrays; give a profile with cluster: slurm, or leave --jobs out"
+            )
+        for name in ("nodes", "tasks_per_node"):
+            if getattr(self, name) != 1:
+                raise SlurmError(f"{name}: {getattr(self, name)}, but each job of an array is a single task; set 1")
+
 
 def load_profile(path: str | Path) -> Profile:
     """Read a profile from YAML; every mistake in it is a `SlurmError` that names the file and the key."""

@@ -1,10 +1,12 @@
-"""Submit a function as a job, and wait for what it returns."""
+"""Submit a function as a job or as an array of them, and wait for what it returns."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +51,43 @@ def submit(
 
     Raises `SlurmError` when the job cannot be submitted.
     """
-    jobs = Path(folder).absolute() / "jobs" / "%j"
-    try:
-        executor = submitit.AutoExecutor(folder=jobs, cluster=profile.cluster)
-        executor.update_parameters(**_parameters(profile, name))
-        job = executor.submit(Resumable(function, *args))
-    except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise SlurmError(f"{name}: the job cannot be submitted: {_last_line(str(error))}") from error
-    except RuntimeError as error:
-        if "srun" not in str(error):
-            raise
-        message = "cluster: 'slurm', but there is no srun command here; submit on a login node or set cluster: local"
-        raise SlurmError(message) from error
+    with _told_in_one_line(name):
+        job = _executor(profile, folder, name).submit(Resumable(function, *args))
     logger.info("job %s (%s, %s): log %s", job.job_id, name, profile.cluster, job.paths.stderr)
     return job
+
+
+def submit_array(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    then: Callable[..., Any],
+    *then_arguments: Any,
+    profile: Profile,
+    folder: str | Path,
+    name: str = "mama",
+) -> tuple[list[submitit.Job[Any]], submitit.Job[Any]]:
+    """Submit an array of jobs, `function(*each)` for each of `arguments`, and one job `then(*then_arguments)`.
+
+    That last job starts when all of the array have ended, however they ended, so that it can make good what
+    they left undone. Every job asks for all that the profile names. Returns the array's jobs and the last
+    one at once; where the last one is refused, the array is taken back. The rest is as in `submit`.
+    """
+    profile.require_array()
+    with _told_in_one_line(name):
+        executor = _executor(profile, folder, name)
+        with executor.batch():
+            jobs = [executor.submit(Resumable(function, *each)) for each in arguments]
+    number = jobs[0].job_id.partition("_")[0]
+    try:
+        with _told_in_one_line(f"{name}-end"):
+            executor.update_parameters(name=f"{name}-end", slurm_dependency=f"afterany:{number}")
+            last = executor.submit(Resumable(then, *then_arguments))
+    except SlurmError:
+        subprocess.run(["scancel", number], capture_output=True)
+        raise
+    logger.info("array %s (%s, %d jobs): logs in %s", number, name, len(jobs), jobs[0].paths.folder.parent)
+    logger.info("job %s (%s-end, after them): log %s", last.job_id, name, last.paths.stderr)
+    return jobs, last
 
 
 def wait(job: submitit.Job[Any]) -> Any:
@@ -79,6 +104,26 @@ def wait(job: submitit.Job[Any]) -> Any:
         if error is not None:
             raise SlurmError(f"job {job.job_id} failed: {_cause(task, error)}; its log is {task.paths.stderr}")
     return tasks[0].result()
+
+
+def _executor(profile: Profile, folder: str | Path, name: str) -> submitit.AutoExecutor:
+    try:
+        executor = submitit.AutoExecutor(folder=Path(folder).absolute() / "jobs" / "%j", cluster=profile.cluster)
+    except RuntimeError as error:
+        if "srun" not in str(error):
+            raise
+        message = "cluster: 'slurm', but there is no srun command here; submit on a login node or set cluster: local"
+        raise SlurmError(message) from error
+    executor.update_parameters(**_parameters(profile, name))
+    return executor
+
+
+@contextmanager
+def _told_in_one_line(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise SlurmError(f"{name}: the job cannot be submitted: {_last_line(str(error))}") from error
 
 
 def _parameters(profile: Profile, name: str) -> dict[str, Any]:

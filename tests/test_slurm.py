@@ -15,7 +15,7 @@ from submitit.core.core import Job
 
 from slurm.env import export_distributed_environment
 from slurm.profile import Profile, SlurmError, load_profile
-from slurm.submit import submit, wait
+from slurm.submit import submit, submit_array, wait
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "slurm"
 
@@ -214,6 +214,48 @@ def test_without_gpus_none_are_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert "--gpus" not in (tmp_path / "script").read_text()
 
 
+def test_an_array_and_the_job_after_it_reach_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_slurm(tmp_path, f"cat $1 >> {tmp_path}/script; echo Submitted batch job 12", monkeypatch)
+    profile = Profile(cluster="slurm", partition="cpu", cpus_per_task=6)
+    jobs, last = submit_array(
+        print, [("a", 1), ("b", 2)], print, "end", "of it", profile=profile, folder=tmp_path, name="pack"
+    )
+    assert ([job.job_id for job in jobs], last.job_id) == (["12_0", "12_1"], "12")
+    array, after = (tmp_path / "script").read_text().split("#!/bin/bash")[1:]
+    for script in (array, after):
+        assert "--partition=cpu\n" in script
+        assert "--cpus-per-task=6\n" in script
+        assert "--gpus" not in script
+    assert "--array=0-1%2\n" in array
+    assert "--job-name=pack\n" in array
+    assert "--dependency" not in array
+    assert "--dependency=afterany:12\n" in after
+    assert "--job-name=pack-end\n" in after
+    assert "--array" not in after
+    # Each of them is put back in the queue on preemption, to be called again with its own arguments.
+    again: list[Any] = [job.submission()._checkpoint_function() for job in (*jobs, last)]
+    assert [(a.function.function, a.function.args) for a in again] == [
+        (print, ("a", 1)),
+        (print, ("b", 2)),
+        (print, ("end", "of it")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (Profile(), "cluster: 'local' has no arrays; give a profile with cluster: slurm, or leave --jobs out"),
+        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of an array is a single task"),
+        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of an array is a single task"),
+    ],
+)
+def test_a_profile_that_suits_no_array_is_one_line(tmp_path: Path, profile: Profile, message: str) -> None:
+    with pytest.raises(SlurmError, match=message) as caught:
+        submit_array(print, [(1,), (2,)], print, profile=profile, folder=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refusal_by_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_slurm(tmp_path, "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1", monkeypatch)
     with pytest.raises(SlurmError) as caught:
@@ -269,6 +311,8 @@ def test_the_shipped_profiles_load() -> None:
     assert load_profile(CONFIGS / "local.yaml").cluster == "local"
     cluster = load_profile(CONFIGS / "cluster.yaml")
     assert (cluster.cluster, cluster.tasks) == ("slurm", 4)
+    cpu = load_profile(CONFIGS / "cpu.yaml")
+    assert (cpu.cluster, cpu.tasks, cpu.gpus_per_node) == ("slurm", 1, 0)
 
 
 def test_submitit_still_calls_what_a_resumable_provides() -> None:

@@ -14,7 +14,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from shards.dicom import find_laterality, find_view
+from shards.header import find_laterality, find_view
 from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
 
 # PatientID names the case, the patient and the view; a trailing number marks a lesion's crop or mask.
