@@ -71,13 +71,16 @@ def submit_pack(config: Config, jobs: int, profile: str) -> None:
     from slurm.submit import submit_array
 
     where = load_profile(find(profile))
+    where.require_array()
     parts = min(jobs, max(1, make_plan(config.pack)))
     arguments = [(config.pack, part, parts) for part in range(parts)]
     array, last = submit_array(
         pack_part, arguments, pack, config.pack, profile=where, folder=config.run_folder, name=f"{config.name}-pack"
     )
-    click.echo(f"array {array[0].job_id.partition('_')[0]} submitted: {parts} jobs, each a part of the shards")
+    number = array[0].job_id.partition("_")[0]
+    click.echo(f"array {number} submitted: {parts} jobs, each a part of the shards")
     click.echo(f"job {last.job_id} writes the manifest after them; its log: {last.paths.stdout}")
+    click.echo(f"to end the build: scancel {number} {last.job_id}")
 
 
 @cli.command()

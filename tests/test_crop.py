@@ -1,47 +1,41 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from archives import BOX, breast
+from numpy.typing import NDArray
 
-from shards.crop import find_breast, prepare
+from shards.crop import SEARCH_SIDE, Geometry, Outline, chest_wall_is_right, find_breast, small
+
+LARGE = np.kron(breast("L"), np.ones((4, 4), dtype=np.uint16))
 
 
-@pytest.mark.parametrize("side", ["L", "R"])
-@pytest.mark.parametrize("long_side", [500, 61])
-@pytest.mark.parametrize("crop", [True, False])
-def test_a_box_stays_on_its_tissue_and_the_affine_leads_back(side: str, long_side: int, crop: bool) -> None:
-    image = np.kron(breast(side), np.ones((3, 3), dtype=np.uint16)) * np.uint16(16)
-    x0, y0, x1, y1 = (3 * value for value in BOX)
-    box = (x0, y0, x1, y1) if side == "L" else (480 - x1, y0, 480 - x0, y1)
-    stored, geometry = prepare(image, long_side, crop)
-    assert max(stored.shape) == long_side or (crop and max(stored.shape) < 500)
-    assert stored.shape == geometry.size
-    assert geometry.flipped == (side == "R")
+def outline(image: NDArray[Any]) -> Outline:
+    return Outline(find_breast(small(image)), image.shape)
 
-    marked = (stored > 240).copy()
-    marked[: stored.shape[0] // 4] = False  # the letter block of the uncropped picture
-    rows, columns = np.nonzero(marked)
-    seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    mapped = geometry.box_to_stored(box)
-    assert mapped is not None
-    np.testing.assert_allclose(mapped, seen, atol=1.0)
 
-    a, b, tx, c, d, ty = geometry.to_original
-    back = np.array([[a, b], [c, d]]) @ np.array(mapped).reshape(2, 2).T + np.array([[tx], [ty]])
-    np.testing.assert_allclose(np.sort(back, axis=1).T.ravel(), box, atol=1e-9)
+# --- the breast
 
 
 def test_letters_outside_of_the_breast_go_and_tissue_stays() -> None:
-    image = breast("L") * np.uint16(16)
-    stored, geometry = prepare(image, 1000)
-    x0, y0, x1, y1 = geometry.crop
+    image = breast("L")
+    bounds = outline(image).bounds
+    x0, y0, x1, y1 = bounds
     kept = np.zeros(image.shape, dtype=bool)
-    kept[y0:y1, x0:x1] = stored > 0
-    tissue = image > 1200 * 15
+    kept[y0:y1, x0:x1] = outline(image).inside(bounds, (y1 - y0, x1 - x0))
+    tissue = image > 1200
     tissue[:20, 120:] = False
     assert not kept[5:15, 130:155].any()
     assert (kept & tissue).sum() >= 0.995 * tissue.sum()
+
+
+def test_the_margin_keeps_the_skin_line() -> None:
+    x0, y0, x1, y1 = outline(LARGE).bounds
+    assert (x0, y0) == (0, pytest.approx(4 * 30 - 0.02 * 800, abs=8))
+    assert x1 == pytest.approx(4 * 90 + 0.02 * 800, abs=8)
+    assert y1 == pytest.approx(4 * 170 + 0.02 * 800, abs=8)
 
 
 def test_bright_tissue_in_a_faint_breast_is_not_taken_for_the_breast() -> None:
@@ -58,29 +52,97 @@ def test_film_borders_do_not_widen_the_crop() -> None:
     image = breast("L", height=200, width=160)
     image[:15] = 0
     image[:2], image[-2:] = 4095, 4095
-    _, geometry = prepare(image, 1000)
-    assert geometry.crop[1] > 10
-    assert geometry.crop[3] < 190
+    _, y0, _, y1 = outline(image).bounds
+    assert y0 > 10
+    assert y1 < 190
 
 
-def test_an_image_without_a_breast_is_kept_whole() -> None:
+def test_without_a_breast_all_of_the_image_is_taken() -> None:
     image = np.zeros((100, 80), dtype=np.uint8)
     image[40:43, 40:43] = 255
-    stored, geometry = prepare(image, 1000)
-    assert geometry.crop == (0, 0, 80, 100)
-    np.testing.assert_array_equal(stored, image)
+    assert find_breast(image) is None
+    assert outline(image).bounds == (0, 0, 80, 100)
+    assert outline(image).inside((0, 0, 80, 100), (10, 8)).all()
+
+
+def test_dark_tissue_inside_of_the_outline_is_tissue() -> None:
+    image = breast("L")
+    image[70:80, 10:30] = 0
+    bounds = outline(image).bounds
+    x0, y0, x1, y1 = bounds
+    assert outline(image).inside(bounds, (y1 - y0, x1 - x0))[70 - y0 : 80 - y0, 10 - x0 : 30 - x0].all()
+
+
+@pytest.mark.parametrize("side", ["L", "R"])
+def test_the_chest_wall_is_where_the_breast_is_tall(side: str) -> None:
+    mask = find_breast(small(breast(side)))
+    assert mask is not None
+    assert chest_wall_is_right(mask) == (side == "R")
+
+
+@pytest.mark.parametrize("shape", [(200, 160), (1024, 700), (3000, 2000), (5355, 4915), (90, 400)])
+def test_the_small_image_is_small_and_of_the_same_kind(shape: tuple[int, int]) -> None:
+    image = np.zeros(shape, dtype=np.uint16)
+    image[: shape[0] // 2] = 9
+    little = small(image)
+    assert max(little.shape) == min(SEARCH_SIDE, max(shape))
+    assert little.shape[0] / little.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.02)
+    assert (little.dtype, little.max()) == (np.uint16, 9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask_shape"), [((200, 160), (200, 160)), ((801, 643), (200, 160)), ((77, 63), (20, 16))]
+)
+def test_bounds_and_inside_agree_with_the_mask_laid_over_the_image(
+    shape: tuple[int, int], mask_shape: tuple[int, int]
+) -> None:
+    mask = np.zeros(mask_shape, dtype=np.uint8)
+    height, width = mask_shape
+    mask[height // 5 : height // 2, width // 4 : width // 2 + 1] = 255
+    whole = mask[np.ix_(np.arange(shape[0]) * height // shape[0], np.arange(shape[1]) * width // shape[1])] > 0
+    rows, columns = np.nonzero(whole)
+    bounds = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert Outline(mask, shape).bounds == bounds
+    np.testing.assert_array_equal(Outline(mask, shape).inside((0, 0, shape[1], shape[0]), shape), whole)
+    assert Outline(mask, shape).inside(bounds, (7, 5)).all()
+
+
+# --- the affine
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_the_affine_and_the_boxes_are_inverse(flipped: bool, level: int) -> None:
+    geometry = Geometry((7, 11, 107, 61), flipped, (31, 53), level)
+    a, b, tx, c, d, ty = geometry.to_original
+    box = tuple(2**level * side for side in (20.0, 15.0, 60.0, 40.0))
+    mapped = geometry.box_to_stored((box[0], box[1], box[2], box[3]))
+    assert mapped is not None
+    back = np.array([[a, b], [c, d]]) @ np.array(mapped).reshape(2, 2).T + np.array([[tx], [ty]])
+    np.testing.assert_allclose(np.sort(back, axis=1).T.ravel(), box, atol=1e-9)
+    assert (b, c) == (0, 0)
+    assert (a < 0) == flipped
+
+
+def test_the_affine_by_hand() -> None:
+    assert Geometry((10, 20, 110, 70), False, (25, 50)).to_original == (2, 0, 10, 0, 2, 20)
+    assert Geometry((10, 20, 110, 70), True, (25, 50)).to_original == (-2, 0, 110, 0, 2, 20)
+    # At level 1, the middle of decoded pixel 0 is that of original pixel 0: 0.5 decoded is 0.5 original.
+    a, _, tx, _, d, ty = Geometry((0, 0, 100, 50), False, (50, 100), 1).to_original
+    assert (0.5 * a + tx, 0.5 * d + ty) == (0.5, 0.5)
+    assert (1.5 * a + tx, 1.5 * d + ty) == (2.5, 2.5)
+
+
+def test_the_crop_in_pixels_of_the_original_stays_inside_of_it() -> None:
+    assert Geometry((1, 2, 52, 34), False, (8, 8), 1).original_crop((67, 103)) == (2, 4, 103, 67)
+    assert Geometry((1, 2, 52, 34), False, (8, 8)).original_crop((100, 100)) == (1, 2, 52, 34)
 
 
 def test_a_box_outside_of_the_crop_is_none_and_one_across_the_edge_is_cut() -> None:
-    _, geometry = prepare(breast("L"), 1000)
+    geometry = Geometry((0, 10, 100, 190), False, (180, 100))
     assert geometry.box_to_stored((150, 190, 159, 199)) is None
-    cut = geometry.box_to_stored((-10, 90, 20, 110))
-    assert cut is not None
-    assert cut[0] == 0
-
-
-def test_sixteen_bits_become_eight_by_rounding() -> None:
-    image = (np.arange(65536, dtype=np.uint32).reshape(256, 256)).astype(np.uint16)
-    stored, geometry = prepare(image, 256, crop=False)
-    original = image[:, ::-1] if geometry.flipped else image
-    np.testing.assert_array_equal(stored, np.round(original / 257).astype(np.uint8))
+    assert geometry.box_to_stored((100, 20, 120, 40)) is None  # touches it
+    assert geometry.box_to_stored((-10, 90, 20, 110)) == (0, 80, 20, 100)
+    assert geometry.box_to_stored(BOX) == (BOX[0], BOX[1] - 10, BOX[2], BOX[3] - 10)
+    mirrored = Geometry((0, 10, 100, 190), True, (180, 100))
+    assert mirrored.box_to_stored((-10, 90, 20, 110)) == (80, 80, 100, 100)

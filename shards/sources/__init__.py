@@ -9,12 +9,20 @@ from pathlib import Path
 from shards.schema import ShardError, SourceStudy
 from shards.sources.cbis_ddsm import cbis_ddsm
 from shards.sources.cdd_cesm import cdd_cesm
+from shards.sources.embed import embed
 from shards.sources.phantom import phantom
+from shards.sources.rsna import rsna
+from shards.sources.table import table
+from shards.sources.vindr import vindr
 
 SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
     "cbis_ddsm": cbis_ddsm,
     "cdd_cesm": cdd_cesm,
+    "embed": embed,
     "phantom": phantom,
+    "rsna": rsna,
+    "table": table,
+    "vindr": vindr,
 }
 
 PACKAGE = "package:"

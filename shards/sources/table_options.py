@@ -1,0 +1,76 @@
+"""The options of the source `table`: which column holds what, and which spellings are the user's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shards.schema import ShardError
+from shards.sources.table_words import READERS, plain, read_cell
+
+IDENTIFIERS = ("patient", "study", "image")
+IMAGE_FACTS = ("laterality", "view", "birads", "density", "cancer", "pathology", "report")
+STUDY_FACTS = ("age", "race", "ethnicity", "reason")
+BOX = ("x0", "y0", "x1", "y1")
+DESCRIPTORS = {  # column -> attribute of a Finding
+    "shape": "shape",
+    "margin": "margin",
+    "finding_density": "density",
+    "calcification_type": "calcification_type",
+    "distribution": "distribution",
+    "finding_pathology": "pathology",
+}
+FINDING_FACTS = ("kind", *BOX, *DESCRIPTORS)
+FIELDS = (*IDENTIFIERS, *IMAGE_FACTS, *STUDY_FACTS, *FINDING_FACTS, "number")
+# YAML 1.1 reads these words as true and false, where a user meant the text of a cell.
+YAML_WORDS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
+
+
+def column_names(columns: Any) -> dict[str, str]:
+    """Field -> name of its column, for the fields that have one. Raises `ShardError` for a field that is none."""
+    given = _mapping("columns", columns)
+    for field in given:
+        if field not in FIELDS:
+            raise ShardError(f"options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
+    names = {field: str(name).strip() for field, name in given.items() if name is not None}
+    box = BOX if names.keys() & set(BOX) else ()
+    kind = ("kind",) if names.keys() & {"number", *FINDING_FACTS} else ()
+    for field in ("patient", "image", *box, *kind):
+        if field not in names:
+            raise ShardError(f"options.columns.{field}: is missing; name the column that holds it")
+    return names
+
+
+def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Field -> plain text of a cell -> a spelling that is understood; null in YAML is "", which says nothing."""
+    given = _mapping("values", values)
+    known = [field for field in READERS if field in names]
+    for field in given:
+        if field not in known:
+            raise ShardError(f"options.values.{field}: options.columns has no such field{_nearest(field, known)}")
+    return {field: _spellings(field, _mapping(f"values.{field}", words)) for field, words in given.items()}
+
+
+def _spellings(field: str, words: Mapping[Any, Any]) -> dict[str, str]:
+    spellings: dict[str, str] = {}
+    for cell, meant in words.items():
+        spelling = "" if meant is None else str(meant)
+        try:
+            read_cell(field, spelling, {})
+        except ValueError:
+            raise ShardError(f"options.values.{field}.{cell}: {meant!r} is not understood") from None
+        texts = YAML_WORDS[cell] if isinstance(cell, bool) else (plain(str(cell)),)
+        spellings |= dict.fromkeys(texts, spelling)
+    return spellings
+
+
+def _mapping(name: str, option: Any) -> Mapping[Any, Any]:
+    if option is not None and not isinstance(option, Mapping):
+        raise ShardError(f"options.{name}: {option!r} is no mapping; write {{key: value}}")
+    return option or {}
+
+
+def _nearest(word: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; it is one of {', '.join(known)}"

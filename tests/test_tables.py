@@ -1,0 +1,152 @@
+"""Label tables as they come: byte order marks, blanks in headers, texts that look like nothing, unsorted rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from shards.schema import ShardError
+from shards.tables import groups, read_table, rows
+
+
+def written(folder: Path, text: str | bytes, name: str = "table.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def cells(table: pd.DataFrame) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in rows(table)]
+
+
+def complaint(path: Path, columns: dict[str, str], **options: object) -> str:
+    with pytest.raises(ShardError) as caught:
+        read_table(path, columns, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_a_byte_order_mark_and_blanks_are_no_part_of_names_and_values(tmp_path: Path) -> None:
+    path = written(tmp_path, b"\xef\xbb\xbfpatient , side,unused\r\n 012 ,L ,x\r\n13, ,y\r\n")
+    table = read_table(path, {"side": "laterality", "patient": "patient"})
+    assert list(table.columns) == ["laterality", "patient"]
+    assert cells(table) == [("L", "012"), (None, "13")]
+
+
+def test_texts_that_look_like_nothing_stay_texts(tmp_path: Path) -> None:
+    words = ["NA", "N/A", "nan", "None", "null", "-", "X"]
+    path = written(tmp_path, "\n".join(["code,n", *(f"{word},1" for word in words), ",2"]) + "\n")
+    assert [row.code for row in rows(read_table(path, {"code": "code"}))] == [*words, None]  # type: ignore[attr-defined]
+
+
+def test_excel_cells_are_the_texts_that_csv_would_hold(tmp_path: Path) -> None:
+    path = tmp_path / "table.xlsx"
+    content = {
+        " code": ["NA", None, "None "],
+        "n": [12.0, None, 7],
+        "id": ["0012", "1e5", ""],
+        "ok": [True, False, None],
+    }
+    pd.DataFrame(content).to_excel(path, index=False)
+    table = read_table(path, {name.strip(): name.strip() for name in content})
+    assert cells(table) == [("NA", "12", "0012", "True"), (None, None, "1e5", "False"), ("None", "7", None, None)]
+
+
+def test_parquet_cells_are_the_texts_that_csv_would_hold(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="no Parquet reader; run `pip install pyarrow`")
+    path = tmp_path / "table.parquet"
+    content = {
+        "patient": [12.0, None, 7.0],  # a column of whole numbers with an empty cell
+        "share": [0.5, 2.0, None],
+        "code": pd.Categorical([1, None, 3]),
+        "text": [" NA", "", "None"],
+        "ok": [True, None, False],
+        "large": [1e17, 1.0, None],  # a float does not know the last digit: not to be shown as if it did
+    }
+    pd.DataFrame(content).to_parquet(path)
+    assert cells(read_table(path, {name: name for name in content})) == [
+        ("12", "0.5", "1", "NA", "True", "1e+17"),
+        (None, "2.0", None, None, None, "1.0"),
+        ("7", None, "3", "None", "False", None),
+    ]
+
+
+def test_the_index_of_a_parquet_file_is_a_column(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="no Parquet reader; run `pip install pyarrow`")
+    path = tmp_path / "table.parquet"
+    pd.DataFrame({"image": ["b", "a"], "n": [1, 2]}).set_index("image").to_parquet(path)
+    assert cells(read_table(path, {"n": "n", "image": "image"})) == [("1", "b"), ("2", "a")]
+
+
+def test_parquet_without_a_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_engine(*_: object) -> None:
+        raise ImportError("Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'.")
+
+    monkeypatch.setattr(pd, "read_parquet", no_engine)
+    path = written(tmp_path, "", "table.parquet")
+    assert complaint(path, {"a": "a"}) == "to read .parquet files run `pip install pyarrow`"
+
+
+def test_an_optional_column_may_be_missing_and_no_other(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b\n1,2\n")
+    table = read_table(path, {"a": "a", "c": "cancer"}, optional=["cancer"])
+    assert cells(table) == [("1", None)]
+    assert complaint(path, {"a": "a", "c": "cancer"}) == "has no column 'c'; it has a, b"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a table (No columns"),
+        (b"a;b\n1;2\n", "has no column 'a'; it has a;b"),
+        (b"a,b\ncaf\xe9,1\n", "cannot be read as a table ('utf-8' codec"),
+        (b"a, a\n1,2\n", "has two columns 'a'"),
+        (b"a,b\n1,2\n1,2,3\n", "cannot be read as a table (Error tokenizing data"),
+        # pandas takes the surplus cell for a row name, and every value for that of its neighbour
+        (b"a,b\n1,2,3\n1,2,3\n", "its rows have more cells than its header has names"),
+        (b"a,b\n1,2,\n1,2,\n", "its rows have more cells than its header has names"),
+    ],
+)
+def test_what_is_no_such_table_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    assert complaint(written(tmp_path, content), {"a": "a"}).startswith(message)
+
+
+def test_no_file_no_excel_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
+    assert complaint(tmp_path / "none.csv", {"a": "a"}) == "no such table"
+    assert complaint(written(tmp_path, "a\n1\n", "table.xlsx"), {"a": "a"}).startswith("cannot be read as a table")
+    assert complaint(tmp_path, {"a": "a"}).startswith("cannot be read as a table")
+
+
+def test_a_table_without_rows_has_no_groups(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a,b\n"), {"a": "a", "b": "b"})
+    assert list(table.columns) == ["a", "b"]
+    assert list(rows(table)) == []
+    assert list(groups(table, ["a"])) == []
+
+
+def test_options_reach_the_reader(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a;b\n1,5;2\n"), {"a": "a", "b": "b"}, sep=";")
+    assert cells(table) == [("1,5", "2")]
+
+
+def test_unsorted_rows_come_together_and_keep_their_order(tmp_path: Path) -> None:
+    text = "patient,study,n\nb,1,0\na,2,1\nb,1,2\na,1,3\n,1,4\na,2,5\n,1,6\nb,,7\n"
+    table = read_table(written(tmp_path, text), {"patient": "patient", "study": "study", "n": "n"})
+    found = [(group[0][:2], [row[2] for row in group]) for group in groups(table, ["patient", "study"])]
+    assert found == [
+        (("a", "1"), ["3"]),
+        (("a", "2"), ["1", "5"]),
+        (("b", "1"), ["0", "2"]),
+        (("b", None), ["7"]),
+        ((None, "1"), ["4", "6"]),
+    ]
+
+
+def test_neighbours_that_differ_in_one_column_are_two_groups(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a,b\n1,11\n11,1\n1,11\n11,11\n"), {"a": "a", "b": "b"})
+    assert [len(group) for group in groups(table, ["a", "b"])] == [2, 1, 1]
+    assert [len(group) for group in groups(table, ["a"])] == [2, 2]
