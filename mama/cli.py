@@ -137,19 +137,23 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-def check(folders: tuple[Path, ...]) -> None:
-    """Verify packed shards: hashes, counts, schema, pictures, and patients against the splits."""
-    from shards.check import check as problems_of
+@click.option("--sample", type=click.IntRange(min=0), help="Decode so many images of each shard.  [default: all]")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write a page about the shards there.")
+def check(folders: tuple[Path, ...], sample: int | None, html: Path | None) -> None:
+    """Verify packed shards: hashes, counts, schema, pictures, and patients against the splits.
 
-    bad = 0
-    for folder in folders:
-        problems = problems_of(folder)
-        bad += len(problems)
-        for problem in problems:
+    Several folders are also compared with each other: no patient in two splits, no image twice.
+    """
+    from shards.check import check_all
+    from shards.quality import quality_page
+
+    found = check_all(folders, sample)
+    for folder, problems in found.items():
+        for problem in problems or ["good"]:
             click.echo(f"{folder}: {problem}")
-        if not problems:
-            click.echo(f"{folder}: good")
-    sys.exit(1 if bad else 0)
+    if html:
+        click.echo(quality_page(folders, html, found, sample))
+    sys.exit(1 if any(found.values()) else 0)
 
 
 @cli.command()

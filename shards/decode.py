@@ -139,7 +139,9 @@ def _rle(dataset: Dataset) -> NDArray[Any]:
     shape = {"rows": dataset.Rows, "columns": dataset.Columns, "bits_allocated": dataset.BitsAllocated}
     data = decode_pixel_data(frame, version=2, **shape)
     kind = "i" if dataset.PixelRepresentation else "u"
-    return np.frombuffer(data, dtype=f"<{kind}{dataset.BitsAllocated // 8}").reshape(dataset.Rows, dataset.Columns)
+    values = np.frombuffer(data, dtype=f"<{kind}{dataset.BitsAllocated // 8}").reshape(dataset.Rows, dataset.Columns)
+    spare = values.dtype.type(dataset.BitsAllocated - dataset.BitsStored)
+    return (values << spare) >> spare if spare else values  # old files keep an overlay in the bits above
 
 
 def _level(dataset: Dataset, long_side: int) -> int:

@@ -252,7 +252,7 @@ def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[s
     plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
         **{name: getattr(config, name) for name in plain},
-        "options": options,
+        "options": json.loads(json.dumps(options)),  # as the plan gives them back: keys are texts
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
         "root": keyed_hash(key, "root", config.root),

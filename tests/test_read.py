@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
+import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from archives import tiny_source
+from shard_folder import write_folder
 
 from shards import pack as module
 from shards.pack import PackConfig, pack
-from shards.read import ShardReader, load_manifest
-from shards.schema import ShardError, Study
+from shards.read import ShardReader, load_manifest, stream
+from shards.sample import Sample
+from shards.schema import Labels, ShardError, Study, View
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +94,194 @@ def test_what_cannot_be_read_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema": 99}')
     with pytest.raises(ShardError, match="schema 99"):
         load_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema": 1, "shards": [{"nome": "x"}]}')
+    (tmp_path / "manifest.json").write_text('{"schema": 2, "shards": [{"nome": "x"}]}')
     with pytest.raises(ShardError, match="edited or damaged"):
         load_manifest(tmp_path)
     (tmp_path / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
     with pytest.raises(ShardError, match=r"No such file.*mama check"):
         ShardReader(tmp_path).study(0)
+    with pytest.raises(ShardError, match=r"No such file.*mama check"):
+        next(stream(tmp_path))
     with pytest.raises(IndexError, match="no view 4"):
         ShardReader(folder).image(0, 4)
 
 
-def test_a_damaged_member_is_told_and_not_decoded(folder: Path, tmp_path: Path) -> None:
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    reader = ShardReader(tmp_path)
-    path = tmp_path / reader.shards[0].name
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_damaged_member_is_told_and_not_decoded(copied: Path) -> None:
+    reader = ShardReader(copied)
+    path = copied / reader.shards[0].name
     data = bytearray(path.read_bytes())
     with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
         image = tar.getmembers()[1]
     data[image.offset] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(ShardError, match="damaged at byte"):
+    for read in (lambda: reader.image(0, 0), lambda: list(stream(copied))):
+        with pytest.raises(ShardError, match=r"damaged at byte.*run `mama check"):
+            read()
+
+
+@pytest.mark.parametrize("split", [None, "train", "val", "test"])
+def test_a_stream_equals_random_access(folder: Path, split: str | None) -> None:
+    reader = ShardReader(folder, split)
+    number = -1
+    for number, (study, images) in enumerate(stream(folder, split)):
+        assert study == reader.study(number)
+        assert len(images) == reader.view_counts[number]
+        for n, image in enumerate(images):
+            np.testing.assert_array_equal(image, reader.image(number, n))
+    assert number == len(reader) - 1
+
+
+def test_a_stream_reads_each_tar_from_front_to_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("no access by position")
+
+    monkeypatch.setattr(os, "pread", forbidden)
+    assert sum(len(images) for _, images in stream(folder)) == 48
+
+
+def test_a_stream_leaves_nothing_out_in_silence(copied: Path) -> None:
+    shard = load_manifest(copied).shards[0]
+    data = (copied / shard.name).read_bytes()
+    end = bytes(1024)
+    for cut, words in (
+        (data[: shard.offsets[-1]], "without an end mark"),
+        (data[: shard.offsets[-1]] + end, "the end"),
+    ):
+        (copied / shard.name).write_bytes(cut)
+        with pytest.raises(ShardError, match=words):
+            list(stream(copied))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        last = tar.getmembers()[-1]
+    at = last.offset_data + -(-last.size // 512) * 512
+    (copied / shard.name).write_bytes(data[:at] + member("more.json") + end)
+    with pytest.raises(ShardError, match="holds more studies than the manifest lists"):
+        list(stream(copied))
+
+
+def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, size: int | None = None) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def picture(suffix: str, pixels: np.ndarray) -> bytes:
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def with_first_image(copied: Path, block: bytes) -> ShardReader:
+    """The first shard with another first image member."""
+    shard = load_manifest(copied).shards[0]
+    path = copied / shard.name
+    with tarfile.open(path) as tar:
+        first, second = tar.getmembers()[1:3]
+    data = path.read_bytes()
+    path.write_bytes(data[: first.offset] + block + data[second.offset :])
+    return ShardReader(copied)
+
+
+GREY = picture(".jpg", np.full((20, 10), 80, np.uint8))
+PNG = picture(".png", np.full((20, 10), 80, np.uint16))
+
+
+def bomb(suffix: str) -> bytes:
+    """An image whose header claims 60000 x 60000 pixels."""
+    side = (60000).to_bytes(2, "big")
+    if suffix == ".png":
+        return PNG[:16] + 2 * (b"\0\0" + side) + PNG[24:]
+    at = GREY.index(b"\xff\xc0") + 5
+    return GREY[:at] + 2 * side + GREY[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "words"),
+    [
+        ("0.jpg", bomb(".jpg"), "claims 60000 x 60000 pixels"),
+        ("0.png", bomb(".png"), "claims 60000 x 60000 pixels"),
+        ("0.jpg", b"", "is no JPEG or PNG"),
+        ("0.jpg", b"\xff\xd8" + b"\xff\xe0\0\0" * 10, "is no JPEG or PNG"),
+        ("0.jpg", GREY[:-2], "the image is cut"),
+        ("0.png", PNG[:-4], "the image is cut"),
+        ("0.png", PNG[:60] + PNG[-8:], "no grey image can be decoded"),
+        ("0.jpg", picture(".jpg", np.zeros((8, 8, 3), np.uint8)), "no grey image"),
+        ("0.webp", GREY, "none of a study's members"),
+    ],
+)
+def test_an_image_made_to_do_harm_is_an_error_and_never_allocated(
+    copied: Path, suffix: str, content: bytes, words: str
+) -> None:
+    key = load_manifest(copied).shards[0].keys[0]
+    reader = with_first_image(copied, member(f"{key}.{suffix}", content))
+    tracemalloc.start()
+    with pytest.raises(ShardError, match=words):
         reader.image(0, 0)
+    with pytest.raises(ShardError):
+        list(stream(copied))
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (member("../../../tmp/evil.0.jpg"), "none of a study's members"),
+        (member("KEY.0.jpg", kind=tarfile.SYMTYPE), "no plain file but a link"),
+        (member("KEY.0.jpg", kind=tarfile.LNKTYPE), "no plain file but a link"),
+        (member("KEY.0.jpg", kind=tarfile.GNUTYPE_SPARSE), "no plain file|no tar header"),
+        (member("KEY.0.jpg", kind=tarfile.XHDTYPE), "no plain file"),
+        (member("KEY.0.jpg", size=2**60), "at most 268435456 are read"),
+        (member("KEY.0.jpg", size=2**27), "the file ends before"),
+        (member("other.0.jpg", GREY), "expected KEY.0.jpg, found other.0.jpg"),
+        (member("KEY.1.jpg", GREY), "expected KEY.0.jpg, found KEY.1.jpg"),
+        (bytes(512), "ends at byte|found the end"),
+    ],
+)
+def test_a_member_made_to_do_harm_is_an_error(copied: Path, block: bytes, words: str) -> None:
+    key = load_manifest(copied).shards[0].keys[0]
+    if block.startswith(b"KEY"):
+        info = tarfile.TarInfo.frombuf(block[:512], "utf-8", "strict")
+        info.name = info.name.replace("KEY", key)
+        block = info.tobuf(tarfile.GNU_FORMAT) + block[512:]
+    before = sorted(path.name for path in copied.parent.rglob("*"))
+    reader = with_first_image(copied, block)
+    with pytest.raises(ShardError, match=words.replace("KEY", key)):
+        reader.image(0, 0)
+    with pytest.raises(ShardError, match=words.replace("KEY", key)):
+        list(stream(copied))
+    assert sorted(path.name for path in copied.parent.rglob("*")) == before
+
+
+def test_png_of_8_and_16_bits_come_back_as_they_were_stored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    stored = [rng.integers(0, 2**bits, (30, 20)).astype(f"uint{bits}") for bits in (8, 16)]
+    views = tuple(
+        View(f"{n}.png", "L", "CC", (30, 20), (30, 20), None, (0, 0, 20, 30), False, (1, 0, 0, 0, 1, 0), Labels())
+        for n in range(2)
+    )
+    study = Study("k1", "p1", "invented", "train", views)
+    sample = Sample(study, tuple(picture(".png", pixels) for pixels in stored), ())
+    write_folder(tmp_path / "shards", {"train": [sample]}, per_shard=2)
+    reader = ShardReader(tmp_path / "shards")
+    ((streamed_study, streamed),) = stream(tmp_path / "shards")
+    assert streamed_study == study
+    for n, pixels in enumerate(stored):
+        for image in (reader.image(0, n), streamed[n]):
+            assert image.dtype == pixels.dtype
+            np.testing.assert_array_equal(image, pixels)
+
+
+def test_a_manifest_made_to_do_harm(copied: Path) -> None:
+    path = copied / "manifest.json"
+    document = json.loads(path.read_text())
+    document["shards"][0]["offsets"][0] = -512
+    path.write_text(json.dumps(document))
+    with pytest.raises(ShardError, match="Invalid argument"):
+        ShardReader(copied).study(0)
+    document["shards"][0]["offsets"] = [0]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ShardError, match="its entry in the manifest was edited"):
+        ShardReader(copied)

@@ -187,16 +187,16 @@ def test_numbers_of_the_table_stay_and_others_avoid_them(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ("1,2,3,,mass", "columns X0, Y0, X1, Y1: row 2 holds no box from its upper left to its lower right"),
-        ("3,2,3,4,mass", "columns X0, Y0, X1, Y1: row 2 holds no box from its upper left to its lower right"),
-        ("1,4,3,2,mass", "columns X0, Y0, X1, Y1: row 2 holds no box from its upper left to its lower right"),
-        ("1,2,3,4,", "column Kind: does not say what finding row 2 describes"),
+        ("1,2,3,,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
+        ("3,2,3,4,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
+        ("1,4,3,2,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
+        ("1,2,3,4,", "column Kind: does not say what finding row 3 describes"),
         ("1,2,3,inf,mass", "column Y1: 'inf' is not understood; map it in options.values.y1"),
         ("1,2,3,4,tumour", "column Kind: 'tumour' is not understood; map it in options.values.kind"),
     ],
 )
 def test_a_finding_that_is_none_refuses_its_image_and_no_other(tmp_path: Path, cells: str, message: str) -> None:
-    text = f"PatientNumber,ExamID,Path,X0,Y0,X1,Y1,Kind\n1,1,a,{cells}\n1,1,a,1,2,3,4,mass\n1,1,b,1,2,3,4,mass\n"
+    text = f"PatientNumber,ExamID,Path,X0,Y0,X1,Y1,Kind\n1,1,a,1,2,3,4,mass\n1,1,a,{cells}\n1,1,b,1,2,3,4,mass\n"
     assert refused(tmp_path, text, {**COLUMNS, **BOX}) == {"a": ("label", message), "b": None}
 
 
@@ -265,7 +265,7 @@ def test_spellings_that_are_not_understood(field: str, texts: list[str]) -> None
 
 def test_a_cell_that_is_not_understood_refuses_its_image_with_column_and_fix(tmp_path: Path) -> None:
     columns = {**COLUMNS, "birads": "BIRADS", "density": "ACR"}
-    text = "PatientNumber,ExamID,Path,BIRADS,ACR\n1,1,a,IV,A\n1,1,b,4,E\n1,1,c,NA,\n"
+    text = "PatientNumber,ExamID,Path,BIRADS,ACR\n1,1,a,IV,E\n1,1,b,4,E\n1,1,c,NA,\n"
     assert refused(tmp_path, text, columns) == {
         "a": ("label", "column BIRADS: 'IV' is not understood; map it in options.values.birads"),
         "b": ("label", "column ACR: 'E' is not understood; map it in options.values.density"),

