@@ -98,7 +98,7 @@ def quickstart(runs: str, seed: int) -> None:
 @overrides_argument
 @slurm_option
 @profile_option
-@click.option("--workers", type=int, help="Processes, the same as pack.workers=N.  0 is one for each core.")
+@click.option("--workers", type=int, help="Processes, as pack.workers=N; 0 is one for each core.")
 @click.option("--jobs", type=click.IntRange(min=1), help="With --slurm: cut the work over an array of N jobs.")
 def pack(
     config: str, overrides: tuple[str, ...], as_job: bool, profile: str, workers: int | None, jobs: int | None
@@ -137,7 +137,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--sample", type=click.IntRange(min=0), help="Decode so many images of each shard.  [default: all]")
+@click.option("--sample", type=click.IntRange(min=0), help="Decode only so many images of each shard.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a page about the shards there.")
 def check(folders: tuple[Path, ...], sample: int | None, html: Path | None) -> None:
     """Verify packed shards: hashes, counts, schema, pictures, and patients against the splits.

@@ -25,8 +25,8 @@ from mama.config import Config, load, save
 from mama.errors import RankError, TrainingError
 from slurm.profile import Profile
 
-VERBS = ["check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]
-RECIPES = ["cdd_cesm", "quickstart", "sample_dicom"]
+VERBS = ["bench", "check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]
+RECIPES = ["cdd_cesm", "quickstart", "sample_dicom", "table"]
 NO_SHARDS = "no manifest.json, so this is no finished folder of shards; run `mama pack`"
 
 Mama = Callable[..., tuple[int, str, str]]
@@ -136,7 +136,7 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
     ("arguments", "line"),
     [
         (["pack", "quickstart", "pack.qualty=3"], "pack.qualty: unknown key; did you mean pack.quality?"),
-        (["pack", "quickstart", "pack.source=phantm"], "source: 'phantm' is not one of cbis_ddsm, cdd_cesm, phantom"),
+        (["pack", "quickstart", "pack.source=phantm"], "source: 'phantm' is not one of cbis_ddsm, cdd_cesm, embed, phantom"),
         (["pack", "cdd_cesm", "pack.root=nowhere"], "root: nowhere must hold Radiology-manual-annotations.xlsx"),
         (["pack", "sample_dicom", "pack.root=package:nobody"], "root: the package 'nobody' is not installed"),
         (["pack", "quickstart", "pack.root=''"], "root: is empty; name a folder"),
@@ -237,7 +237,8 @@ def test_check_exits_1_and_names_what_is_damaged(mama: Mama, tmp_path: Path, sha
     code, out, _ = mama("check", str(shards), str(damaged))
     assert code == 1
     assert out.splitlines()[0] == f"{shards}: good"
-    assert len(out.splitlines()) == 2
+    assert len(out.splitlines()) == 3
+    assert "6 studies are also in" in out.splitlines()[2]
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[]", b"{}", b'{"schema": 1}'])

@@ -1,71 +1,120 @@
 """CBIS-DDSM: digitised film mammograms as DICOM (Lee et al., Scientific Data 4:170177, 2017).
 
-The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0: cite it where results are shown.
+The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0: cite it where results are shown. The tables
+are documented and offered on the same page.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
-from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from shards.schema import ShardError, SourceStudy, SourceView
+from shards.sources.cbis_ddsm_cases import NAME, SIDES, Film, Place, read_films
+from shards.sources.headers import read_header
 
-from shards.header import find_laterality, find_view
-from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
+log = logging.getLogger(__name__)
 
-# PatientID names the case, the patient and the view; a trailing number marks a lesion's crop or mask.
-PATIENT_ID = re.compile(r"(?:Mass|Calc)-(?:Training|Test)_(P_\d+)_(LEFT|RIGHT)_(CC|MLO)(_\d+)?")
-HEADER = ("PatientID", "Laterality", "ImageLaterality", "ViewPosition", "PatientOrientation")
+CROP = ("lesion-crop", "a crop around one abnormality")
+MASK = ("roi-mask", "the outline of one abnormality")
 
-BENIGN_B = Labels(density="B", cancer=False, pathology="benign")
-BENIGN_C = Labels(density="C", cancer=False, pathology="benign")
-MALIGNANT_C = Labels(density="C", cancer=True, pathology="malignant", birads=5)
-SPICULATED_MASS = Finding(number=1, kind="mass", margin="spiculated", pathology="malignant")
 
-# (patient, side) -> what the data set's case descriptions say of the two patients in the package `mammograms`.
-FACTS: dict[tuple[str, str], tuple[Labels, tuple[Finding, ...]]] = {
-    ("P_00173", "L"): (BENIGN_B, ()),
-    ("P_00173", "R"): (BENIGN_B, ()),
-    ("P_00820", "L"): (MALIGNANT_C, (SPICULATED_MASS,)),
-    ("P_00820", "R"): (BENIGN_C, ()),
-}
+@dataclass(frozen=True)
+class Image:
+    """One file. `of_abnormality`: its name has the number of one, so that it is a crop or a mask."""
+
+    path: Path
+    place: Place | None
+    of_abnormality: bool
+    description: str
+    size: tuple[str, str]
 
 
 def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
-    """Yields the full mammograms in any folder of CBIS-DDSM's DICOM files, one study per patient.
+    """Yields one study a patient, sorted by patient, from the *.dcm files at any depth below `root`.
 
-    Every view has a PatientID and a StudyInstanceUID of its own, so views are grouped by the
-    patient's number. Lesion crops and ROI masks are left out. A file without such a PatientID or
-    that is no DICOM file becomes a study by itself, for the builder to judge. Labels are known for
-    the patients in `FACTS` only. Raises `ShardError` where `root` holds no DICOM file.
+    `root` itself holds the four tables {mass,calc}_case_description_{train,test}_set.csv, or none: without them only
+    the two patients of the package `mammograms` have labels. Nothing is taken from the tables' paths but the name of
+    the folder (Mass-Training_P_00001_LEFT_CC), because they do not agree with the files as they are downloaded, and
+    mistake masks for crops. A file has that name in its PatientID, else in the path that leads to it. Every view has
+    a PatientID and a StudyInstanceUID of its own, so the patient's number makes the study. The official split is not
+    used: it divides patients who have both masses and calcifications.
+
+    A row is an abnormality in one view. Labels are of the breast, from its rows in all four tables:
+    - malignant where one of its abnormalities is, else benign (BENIGN_WITHOUT_CALLBACK is benign);
+    - the highest BI-RADS category, but 0 (additional evaluation) where the highest is 1 or 2;
+    - density, where its rows agree; 0 is none.
+    Findings are those of the view. Their numbers are never shared between views, since the abnormality's number is
+    counted in each film for itself. They have no box: it would have to be measured in the pixels of the mask. A mass
+    that is called a distortion or an asymmetry as well is two findings; margins are of masses.
+
+    An image is refused or left out for the first of these that holds:
+    1. lesion-crop, roi-mask: by the header's SeriesDescription, and where that is empty by size, as a mask is as
+    large as its mammogram; 2. duplicate: the film came before, since one with a mass and calcifications is there as
+    Mass-... and as Calc-...; 3. label: a row of the breast contradicts its own path, or a cell is not documented.
+
+    A mammogram that only the tables name is yielded with the path there, at which nothing is. A file without such a
+    name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no *.dcm file at all.
     """
     files = sorted(root.rglob("*.dcm"))
     if not files:
         raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM")
-    patients: dict[str, list[SourceView]] = defaultdict(list)
-    for path in files:
-        header = _header(path)
-        match = PATIENT_ID.fullmatch(str(header.get("PatientID", "")))
-        if match is None:
-            patients[str(path.relative_to(root))].append(SourceView(path))
-        elif match[4] is None:
-            patients[match[1]].append(_view(path, header, match))
-    for patient, views in sorted(patients.items()):
-        yield SourceStudy(patient_id=patient, study_id=patient, views=tuple(views))
+    films, nameless = read_films(root)
+    for patient, views in sorted(_views(root, [_image(root, path) for path in files], films).items()):
+        yield SourceStudy(patient, patient, tuple(views))
+    if nameless:
+        yield SourceStudy("", "", tuple(nameless))
 
 
-def _view(path: Path, header: Dataset, match: re.Match[str]) -> SourceView:
-    side = find_laterality(header) or match[2][0]
-    labels, findings = FACTS.get((match[1], side), (Labels(), ()))
-    return SourceView(path, side, find_view(header) or match[3], labels, findings)
+def _image(root: Path, path: Path) -> Image:
+    header = read_header(path, "PatientID", "SeriesDescription", "Rows", "Columns")
+    names = (header["PatientID"].removesuffix(".dcm"), *path.relative_to(root).parts)
+    name = next(filter(None, (re.fullmatch(NAME, name) for name in names)), None)
+    return Image(
+        path,
+        (name["patient"], SIDES[name["side"]], name["view"]) if name else None,
+        bool(name and name["number"]),
+        header["SeriesDescription"].lower(),
+        (header["Rows"], header["Columns"]),
+    )
 
 
-def _header(path: Path) -> Dataset:
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-    except (InvalidDicomError, OSError, EOFError):
-        return Dataset()
+def _views(root: Path, images: list[Image], films: Mapping[Place, Film]) -> dict[str, list[SourceView]]:
+    sizes = {image.place: image.size for image in images if not image.of_abnormality}
+    views: dict[str, list[SourceView]] = defaultdict(list)
+    seen: dict[Place, Path] = {}
+    for image in images:
+        if image.place is None:
+            views[str(image.path.relative_to(root))].append(SourceView(image.path))
+            continue
+        refused = _other_than_mammogram(image, sizes)
+        if refused is None and seen.setdefault(image.place, image.path) != image.path:
+            refused = ("duplicate", f"the same film as {seen[image.place].relative_to(root)}")
+        film = films.get(image.place, Film())
+        views[image.place[0]].append(_view(image.path, image.place, film, refused))
+    if unknown := len(seen.keys() - films.keys()):
+        log.warning("CBIS-DDSM: %d mammograms have no labels; are the four tables in %s itself?", unknown, root)
+    for place, film in films.items():
+        if film.path and place not in seen:
+            views[place[0]].append(_view(root / film.path, place, film, None))
+    return views
+
+
+def _other_than_mammogram(image: Image, sizes: Mapping[Place | None, tuple[str, str]]) -> tuple[str, str] | None:
+    for word, reason in (("crop", CROP), ("mask", MASK)):
+        if word in image.description:
+            return reason
+    if not image.of_abnormality:
+        return None
+    return MASK if image.size == sizes.get(image.place) else CROP
+
+
+def _view(path: Path, place: Place, film: Film, refused: tuple[str, str] | None) -> SourceView:
+    _, side, view = place
+    if refused := refused or film.refused:
+        return SourceView(path, side, view, refused=refused)
+    return SourceView(path, side, view, film.labels, film.findings)

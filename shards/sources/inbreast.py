@@ -1,0 +1,196 @@
+"""INbreast: full-field digital mammograms from Porto (Moreira et al., Academic Radiology 19:236, 2012).
+
+The release has INbreast.csv, AllDICOMs and AllXML with the radiologist's outlines as OsiriX wrote them; the paper
+documents them. For research only; the authors are asked for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import plistlib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from shards.schema import VIEWS, Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.tables import groups, read_table, rows
+
+log = logging.getLogger(__name__)
+
+TABLE, IMAGES, OUTLINES = "INbreast.csv", "AllDICOMs", "AllXML"
+COLUMNS = {
+    "Patient age": "age",
+    "Laterality": "laterality",
+    "View": "view",
+    "Acquisition date": "date",
+    "File Name": "file",
+    "ACR": "density",
+    "Bi-Rads": "birads",
+}
+# 20586908_6c613a14b80a8591_MG_R_CC_ANON: number of the file, patient, side and view, which is ML for MLO.
+NAME = r"^(?P<file>\d+)_(?P<patient>[0-9a-f]+)_MG_(?P<named_side>[LR])_(?P<named_view>[A-Z]+)_ANON$"
+NAMED_VIEWS = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
+CODES: dict[str, dict[str, Any]] = {
+    "laterality": {"L": "L", "R": "R"},
+    "density": dict(zip("1234", "ABCD", strict=True)),
+    "birads": {**{str(category): category for category in range(7)}, "4a": 4, "4b": 4, "4c": 4},
+}
+
+
+class Mark(NamedTuple):
+    kind: str
+    margin: str | None = None
+    distribution: str | None = None
+
+
+SPECK = Mark("calcification")
+MARKS = {  # names of outlines in small letters, with the misspellings of the release
+    "mass": Mark("mass"),
+    "spiculated region": Mark("mass", margin="spiculated"),
+    "espiculated region": Mark("mass", margin="spiculated"),
+    "calcification": SPECK,
+    "calcifications": SPECK,
+    "cluster": Mark("calcification", distribution="grouped"),
+    "asymmetry": Mark("asymmetry"),
+    "assymetry": Mark("asymmetry"),
+    "distortion": Mark("distortion"),
+}
+UNNAMED = re.compile(r"|unnamed|point \d+")  # what OsiriX writes where nobody gave a name
+NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,12})?)\s*"
+POINT = re.compile(rf"\({NUMBER},{NUMBER}\)")
+
+
+def inbreast(root: Path) -> Iterator[SourceStudy]:
+    """Yields the exams: the images of one patient with one acquisition date (a month), sorted by both.
+
+    Patient ID is "removed" in the table, and the patient stands in the name of the file in `root/AllDICOMs`, at any
+    depth. A file without a row is kept without labels, in an exam of no date.
+
+    - BI-RADS and density are of the image's breast; 4a, 4b and 4c are 4. The table has no pathology: cancer is not
+      known, for BI-RADS 6 neither. Age is "removed", but is read where there is one.
+    - The outlines of an image are in `root/AllXML/<file>.xml`, and one without such a file has no findings. A finding
+      is an outline with a box around its points, numbered in its exam: outlines are not linked between views. Points
+      that span no area (most often a single one) make no box. The single calcifications of an image, about 23 where
+      there are any, are one finding, which has a box only if it is one outline. A spiculated region is a spiculated
+      mass, also beside the mass itself. Outlines without a name are left out and counted in the log.
+
+    An image is refused or left out for the first of these that holds:
+    1. identifier: a row has no file number, or there is no file of that number and so no patient; 2. duplicate: a row
+    or file before it has the same number; 3. other-view: FB (from below) and the like; 4. label: a cell or the name
+    of an outline is not documented, the file's name says another breast or view, or the XML cannot be read: without
+    it nobody knows whether there are findings.
+    """
+    if not all((root / name).exists() for name in (TABLE, IMAGES, OUTLINES)):
+        raise ShardError(f"root: {root} must hold {TABLE}, {IMAGES} and {OUTLINES} of INbreast")
+    table = _images(root)
+    nameless = table["patient"].isna()
+    unnamed: list[str] = []
+    for images in groups(table[~nameless], ["patient", "date"]):
+        yield _study(root, images, unnamed)
+    if nameless.any():
+        yield SourceStudy("", "", tuple(_nameless(root, row) for row in rows(table[nameless])))
+    if unnamed:
+        log.info("INbreast: %d outlines have no name and are left out", len(unnamed))
+
+
+def _images(root: Path) -> pd.DataFrame:
+    """One row an image: rows and files of one number joined, and those of one kind alone."""
+    table = read_table(root / TABLE, COLUMNS, sep=";")
+    table["row"] = (table.index + 2).astype(str)
+    paths = sorted((root / IMAGES).rglob("*.dcm"))
+    files = pd.Series([path.stem for path in paths], dtype="string").str.extract(NAME).assign(path=paths)
+    for part in (table, files):
+        part["again"] = part.groupby("file").cumcount()  # the second row of a number is not that of its first file
+    numbered, named = table["file"].notna(), files["file"].notna()
+    images = table[numbered].merge(files[named], on=["file", "again"], how="outer")
+    return pd.concat([images, table[~numbered], files[~named]], ignore_index=True)
+
+
+def _study(root: Path, images: Sequence[Any], unnamed: list[str]) -> SourceStudy:
+    numbers = count(1)
+    views = tuple(_view(root, row, numbers, unnamed) for row in images)
+    ages = {int(row.age) for row in images if row.age and re.fullmatch(r"[1-9]\d?|1[0-2]\d", row.age)}
+    study = f"{images[0].patient} {images[0].date or ''}".strip()
+    return SourceStudy(images[0].patient, study, views, age=ages.pop() if len(ages) == 1 else None)
+
+
+def _view(root: Path, row: Any, numbers: Iterator[int], unnamed: list[str]) -> SourceView:
+    try:
+        if row.again:
+            raise Refused("duplicate", f"a row of {TABLE} or a file before it has the number {row.file}")
+        view = NAMED_VIEWS.get(row.named_view)
+        if view is None or row.view not in (None, *VIEWS):
+            raise Refused("other-view", f"the view is {(row.view or row.named_view)[:40]!r}")
+        told = {column: _code(row, column) for column in CODES}
+        if told["laterality"] not in (None, row.named_side) or row.view not in (None, view):
+            raise Refused("label", f"{TABLE}: Laterality or View of row {row.row} contradicts the file's name")
+        findings = tuple(_findings(root / OUTLINES / f"{row.file}.xml", numbers, unnamed))
+    except Refused as error:
+        return SourceView(row.path, refused=(error.reason, str(error)))
+    return SourceView(row.path, row.named_side, view, Labels(told["birads"], told["density"]), findings)
+
+
+def _code(row: Any, column: str) -> Any:
+    text = getattr(row, column)
+    if text is not None and text not in CODES[column]:
+        raise Refused("label", f"{TABLE}: {column} {text[:40]!r} in row {row.row} is not documented")
+    return CODES[column].get(text)
+
+
+def _findings(path: Path, numbers: Iterator[int], unnamed: list[str]) -> Iterator[Finding]:
+    specks: list[Box | None] = []
+    for name, points in _outlines(path):
+        if UNNAMED.fullmatch(name):
+            unnamed.append(name)
+            continue
+        if name not in MARKS:
+            raise Refused("label", f"{path.name}: the name of an outline, {name[:40]!r}, is not documented")
+        mark, box = MARKS[name], _box(points)
+        if mark is SPECK:
+            specks.append(box)
+        else:
+            yield Finding(next(numbers), mark.kind, box, margin=mark.margin, distribution=mark.distribution)
+    if specks:
+        yield Finding(next(numbers), SPECK.kind, specks[0] if len(specks) == 1 else None)
+
+
+def _outlines(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Names in small letters, and points (x, y) in pixels; `plistlib` refuses entities, which could grow without end."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open("rb") as file:
+            images = plistlib.load(file, fmt=plistlib.FMT_XML)["Images"]
+        outlines = [outline for image in images for outline in image["ROIs"]]
+        return [(" ".join(outline["Name"].lower().split()), _points(outline["Point_px"])) for outline in outlines]
+    except Exception as error:  # untrusted input: errors of the parser and of what it parsed have no common type
+        raise Refused("label", f"{path.name}: cannot be read as outlines ({error})") from None
+
+
+def _points(texts: Sequence[str]) -> list[tuple[float, float]]:
+    points = []
+    for text in texts:
+        match = POINT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text[:40]!r} is no point")
+        points.append((float(match[1]), float(match[2])))
+    return points
+
+
+def _box(points: Sequence[tuple[float, float]]) -> Box | None:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    if len(points) < 2 or min(xs) == max(xs) or min(ys) == max(ys):
+        return None
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _nameless(root: Path, row: Any) -> SourceView:
+    if row.path is not None:
+        return SourceView(row.path, refused=("identifier", "the file's name is not <number>_<patient>_MG_..._ANON"))
+    path = root / IMAGES / (f"{row.file}.dcm" if row.file else f"row {row.row}")
+    message = f"{TABLE}: row {row.row} has no file number, or no file in {IMAGES} has it: the patient is not known"
+    return SourceView(path, refused=("identifier", message))
