@@ -55,17 +55,6 @@ def cbis_file(root: Path, patient_id: str, **tags: object) -> Path:
 NO_TAGS = {"ImageLaterality": None, "ViewPosition": None}
 
 
-def test_cbis_views_of_a_patient_are_one_study_and_crops_are_left_out(tmp_path: Path) -> None:
-    for name in ("Mass-Test_P_00016_LEFT_CC", "Mass-Test_P_00016_LEFT_MLO", "Calc-Training_P_00016_RIGHT_CC"):
-        cbis_file(tmp_path, name)
-    cbis_file(tmp_path, "Mass-Test_P_00016_LEFT_CC_1")
-    cbis_file(tmp_path, "Calc-Test_P_00009_LEFT_CC")
-    first, second = cbis_ddsm(tmp_path)
-    assert (first.patient_id, second.patient_id) == ("P_00009", "P_00016")
-    assert [(v.laterality, v.view) for v in second.views] == [("R", "CC"), ("L", "CC"), ("L", "MLO")]
-    assert {v.labels for v in second.views} == {Labels()}
-
-
 def test_cbis_files_that_do_not_belong_are_left_to_the_builder(tmp_path: Path) -> None:
     cbis_file(tmp_path, "Mass-Test_P_00016_LEFT_CC")
     (tmp_path / "broken.dcm").write_bytes(b"not DICOM")

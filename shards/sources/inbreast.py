@@ -159,16 +159,20 @@ def _findings(path: Path, numbers: Iterator[int], unnamed: list[str]) -> Iterato
 
 
 def _outlines(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Names in small letters, and points (x, y) in pixels; `plistlib` refuses entities, which could grow without end."""
+    """Names in small letters, and points (x, y) in pixels; `plistlib` refuses entities, which can grow without end."""
     if not path.is_file():
         return []
     try:
         with path.open("rb") as file:
             images = plistlib.load(file, fmt=plistlib.FMT_XML)["Images"]
         outlines = [outline for image in images for outline in image["ROIs"]]
-        return [(" ".join(outline["Name"].lower().split()), _points(outline["Point_px"])) for outline in outlines]
+        return [
+            (" ".join(outline.get("Name", "").lower().split()), _points(outline["Point_px"])) for outline in outlines
+        ]
     except Exception as error:  # untrusted input: errors of the parser and of what it parsed have no common type
-        raise Refused("label", f"{path.name}: cannot be read as outlines ({error})") from None
+        raise Refused(
+            "label", f"{path.name}: cannot be read as outlines ({type(error).__name__}: {str(error)[:80]})"
+        ) from None
 
 
 def _points(texts: Sequence[str]) -> list[tuple[float, float]]:
