@@ -21,7 +21,7 @@ CALC = [*START, "calc type", "calc distribution", *END]
 TABLES = [f"{kind}_case_description_{part}_set.csv" for kind in ("mass", "calc") for part in ("train", "test")]
 
 
-def abnormality(folder: str, number: int = 1, first: str = "OVAL", second: str = "CIRCUMSCRIBED", **more: str) -> Any:
+def abnormality(folder: str, number: int = 1, first: str = "OVAL", second: str = "CIRCUMSCRIBED", **more: Any) -> Any:
     """A row: `first` and `second` are shape and margin of a mass, or type and distribution of calcifications."""
     kind, patient, side, view = (
         folder.replace("_P_", " P_").replace("_LEFT_", " LEFT ").replace("_RIGHT_", " RIGHT ").split()
@@ -116,7 +116,7 @@ def test_labels_are_of_the_breast_and_findings_of_the_view(tmp_path: Path) -> No
     cc, mlo = views["Calc-Test_P_00353_LEFT_CC"], views["Calc-Test_P_00353_LEFT_MLO"]
     assert (cc.labels, mlo.labels) == (left, left)
     assert views["Mass-Training_P_00353_RIGHT_CC"].labels == Labels(2, "C", cancer=False, pathology="benign")
-    grouped = {"distribution": "grouped", "pathology": "benign"}
+    grouped: Any = {"distribution": "grouped", "pathology": "benign"}
     assert cc.findings == (
         Finding(1, "calcification", calcification_type="pleomorphic and amorphous", **grouped),
         Finding(2, "calcification", calcification_type="punctate", pathology="malignant"),
@@ -160,7 +160,7 @@ def test_benign_is_said_of_a_breast_only_if_all_of_it_is(tmp_path: Path) -> None
 
 
 def test_shapes_that_are_no_masses_are_findings_of_their_kind(tmp_path: Path) -> None:
-    cases = {
+    cases: dict[tuple[str, str], list[tuple[Any, ...]]] = {
         ("IRREGULAR-ARCHITECTURAL_DISTORTION", "ILL_DEFINED-SPICULATED"): [
             ("mass", "irregular", "indistinct and spiculated"),
             ("distortion", None, None),
@@ -245,7 +245,7 @@ def test_undocumented_cells_refuse_the_breast_and_words_the_view(tmp_path: Path)
         abnormality("Mass-Test_P_00002_LEFT_MLO"),
         abnormality("Mass-Test_P_00003_LEFT_CC", assessment="6"),
         abnormality("Mass-Test_P_00004_LEFT_CC", breast_density="5"),
-        abnormality("Mass-Test_P_00005_LEFT_CC", **{"left or right breast": "RIGHT"}),
+        abnormality("Mass-Test_P_00005_LEFT_CC", **dict[str, Any]({"left or right breast": "RIGHT"})),
     )
     assert [view.refused and view.refused[0] for _, view in sorted(views.items())] == [
         "label", "label", None, "label", None, "label", "label", "label",
@@ -264,7 +264,9 @@ def test_every_image_that_table_or_folder_knows_comes_once(tmp_path: Path, caplo
     (tmp_path / "broken.dcm").write_bytes(b"not DICOM")
     rows = [abnormality(f"Mass-Test_P_0000{n}_LEFT_CC") for n in (1, 3, 4)]
     rows.append(abnormality("Mass-Test_P_00001_LEFT_MLO"))
-    rows.append(abnormality("Mass-Test_P_00001_LEFT_CC", **{"image file path": "Mass-Test_somewhere/1-1.dcm"}))
+    rows.append(
+        abnormality("Mass-Test_P_00001_LEFT_CC", **dict[str, Any]({"image file path": "Mass-Test_somewhere/1-1.dcm"}))
+    )
     with caplog.at_level(logging.WARNING):
         studies = list(cbis_ddsm(write_tables(tmp_path, *rows)))
     of = {study.patient_id: study for study in studies}
