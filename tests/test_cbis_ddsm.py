@@ -98,10 +98,10 @@ def test_a_patient_is_one_study_whatever_the_table_and_the_part(tmp_path: Path) 
     assert [(s.patient_id, s.study_id) for s in (first, second)] == [("P_00009",) * 2, ("P_00016",) * 2]
     assert [(view.laterality, view.view) for view in second.views] == [("R", "CC"), ("L", "MLO")]
     assert [view.labels for view in second.views] == [Labels(4, "C", False, "benign")] * 2
-    assert (
-        second.views[0].findings == (Finding(1, "calcification", calcification_type="punctate", pathology="benign"),)
-        or second.views[0].findings[0].number == 2
-    )
+    assert [view.findings for view in second.views] == [
+        (Finding(2, "calcification", calcification_type="punctate", pathology="benign"),),
+        (Finding(1, "mass", shape="oval", margin="circumscribed", pathology="benign"),),
+    ]
 
 
 def test_labels_are_of_the_breast_and_findings_of_the_view(tmp_path: Path) -> None:

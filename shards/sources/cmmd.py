@@ -1,6 +1,6 @@
-"""CMMD, the Chinese Mammography Database (Cui et al., Scientific Data, 2023; The Cancer Imaging Archive, 2021).
+"""CMMD, the Chinese Mammography Database (Cai et al., Scientific Data 10:123, 2023).
 
-DOI 10.7937/tcia.eqde-4b16, CC BY 4.0: files and the clinical table are documented on its page.
+The Cancer Imaging Archive, DOI 10.7937/tcia.eqde-4b16, CC BY 4.0: its page documents the files and the clinical table.
 """
 
 from __future__ import annotations

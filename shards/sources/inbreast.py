@@ -41,6 +41,9 @@ CODES: dict[str, dict[str, Any]] = {
 }
 
 
+AGAIN = f"a row of {TABLE} or a file before it has the number {{}}"
+
+
 class Mark(NamedTuple):
     kind: str
     margin: str | None = None
@@ -74,15 +77,15 @@ def inbreast(root: Path) -> Iterator[SourceStudy]:
       known, for BI-RADS 6 neither. Age is "removed", but is read where there is one.
     - The outlines of an image are in `root/AllXML/<file>.xml`, and one without such a file has no findings. A finding
       is an outline with a box around its points, numbered in its exam: outlines are not linked between views. Points
-      that span no area (most often a single one) make no box. The single calcifications of an image, about 23 where
-      there are any, are one finding, which has a box only if it is one outline. A spiculated region is a spiculated
-      mass, also beside the mass itself. Outlines without a name are left out and counted in the log.
+      that span no area (most often a single one) make no box. The single calcifications of an image, often dozens,
+      are one finding, which has a box only if it is one outline. A spiculated region is a spiculated mass, also
+      beside the mass itself. Outlines without a name are left out and counted in the log.
 
     An image is refused or left out for the first of these that holds:
-    1. identifier: a row has no file number, or there is no file of that number and so no patient; 2. duplicate: a row
-    or file before it has the same number; 3. other-view: FB (from below) and the like; 4. label: a cell or the name
-    of an outline is not documented, the file's name says another breast or view, or the XML cannot be read: without
-    it nobody knows whether there are findings.
+    1. duplicate: a row or file before it has the same number; 2. identifier: a row has no file number, or there is
+    no file of that number and so no patient, or the name of the file has none; 3. other-view: FB (from below) and
+    the like; 4. label: a cell or the name of an outline is not documented, the file's name says another breast or
+    view, or the XML cannot be read: without it nobody knows whether there are findings.
     """
     if not all((root / name).exists() for name in (TABLE, IMAGES, OUTLINES)):
         raise ShardError(f"root: {root} must hold {TABLE}, {IMAGES} and {OUTLINES} of INbreast")
@@ -121,7 +124,7 @@ def _study(root: Path, images: Sequence[Any], unnamed: list[str]) -> SourceStudy
 def _view(root: Path, row: Any, numbers: Iterator[int], unnamed: list[str]) -> SourceView:
     try:
         if row.again:
-            raise Refused("duplicate", f"a row of {TABLE} or a file before it has the number {row.file}")
+            raise Refused("duplicate", AGAIN.format(row.file))
         view = NAMED_VIEWS.get(row.named_view)
         if view is None or row.view not in (None, *VIEWS):
             raise Refused("other-view", f"the view is {(row.view or row.named_view)[:40]!r}")
@@ -196,5 +199,7 @@ def _nameless(root: Path, row: Any) -> SourceView:
     if row.path is not None:
         return SourceView(row.path, refused=("identifier", "the file's name is not <number>_<patient>_MG_..._ANON"))
     path = root / IMAGES / (f"{row.file}.dcm" if row.file else f"row {row.row}")
+    if row.again:
+        return SourceView(path, refused=("duplicate", AGAIN.format(row.file)))
     message = f"{TABLE}: row {row.row} has no file number, or no file in {IMAGES} has it: the patient is not known"
     return SourceView(path, refused=("identifier", message))
