@@ -138,7 +138,7 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["pack", "quickstart", "pack.qualty=3"], "pack.qualty: unknown key; did you mean pack.quality?"),
         (
             ["pack", "quickstart", "pack.source=phantm"],
-            "source: 'phantm' is not one of cbis_ddsm, cdd_cesm, embed, phantom",
+            "source: 'phantm' is not one of cbis_ddsm, cdd_cesm, cmmd, embed, inbreast, phantom",
         ),
         (["pack", "cdd_cesm", "pack.root=nowhere"], "root: nowhere must hold Radiology-manual-annotations.xlsx"),
         (["pack", "sample_dicom", "pack.root=package:nobody"], "root: the package 'nobody' is not installed"),

@@ -9,7 +9,9 @@ from pathlib import Path
 from shards.schema import ShardError, SourceStudy
 from shards.sources.cbis_ddsm import cbis_ddsm
 from shards.sources.cdd_cesm import cdd_cesm
+from shards.sources.cmmd import cmmd
 from shards.sources.embed import embed
+from shards.sources.inbreast import inbreast
 from shards.sources.phantom import phantom
 from shards.sources.rsna import rsna
 from shards.sources.table import table
@@ -18,7 +20,9 @@ from shards.sources.vindr import vindr
 SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
     "cbis_ddsm": cbis_ddsm,
     "cdd_cesm": cdd_cesm,
+    "cmmd": cmmd,
     "embed": embed,
+    "inbreast": inbreast,
     "phantom": phantom,
     "rsna": rsna,
     "table": table,
