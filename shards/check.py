@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.check_build import build_problems
+from shards.check_build import AGAIN, build_problems
 from shards.check_shard import Content, check_shard
 from shards.manifest import MANIFEST, Manifest, Shard, add_histograms, load_manifest
 from shards.progress import progress
 from shards.schema import SPLITS, ShardError
 
 SHOWN = 5  # problems of one kind in one place; more are counted
-AGAIN = f"remove {MANIFEST} and run the same `mama pack` again"
 
 
 @dataclass(frozen=True)

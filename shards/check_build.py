@@ -6,12 +6,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from shards.manifest import MANIFEST, Manifest
+from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest
 from shards.plan import PLAN, Plan, load_plan
 from shards.record import METHODS, Record, load_record, manifest_of
 from shards.schema import ShardError
 
-BUILD, REFUSED = "build", "refused.jsonl"  # as shards.pack names them; that module needs the decoders
 AGAIN = f"remove {MANIFEST} and run the same `mama pack` again"
 # What no tar says, and what therefore only the records can confirm.
 FROM_RECORDS = ("source", "settings", "versions", "listed", "images_refused", "images_excluded", "studies_dropped")

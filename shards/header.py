@@ -32,7 +32,7 @@ VENDORS = {
 }
 OTHER_VENDOR = "other"
 NOT_A_BREAST = re.compile(r"\b(phantom|flat[ -]?field|calibration|quality control)\b", re.IGNORECASE)
-SYNTHETIC = re.compile(r"c-?view|intelligent 2d|insight 2d|v-?preview|s-?view|generated_2d", re.IGNORECASE)
+SYNTHETIC = re.compile(r"\b(c-?view|intelligent 2d|insight 2d|v-?preview|s-?view)\b|generated_2d", re.IGNORECASE)
 
 
 def refuse_other_objects(dataset: Dataset) -> None:

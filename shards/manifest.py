@@ -14,6 +14,8 @@ from typing import Any
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
 
 MANIFEST = "manifest.json"
+REFUSED = "refused.jsonl"  # a line for each image that is left out; it names files of the archive
+BUILD = "build"  # the folder with the plan, a record for each shard, and the lock
 SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
 
 # split -> fact -> value -> number of images

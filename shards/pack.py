@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from shards.identity import keyed_hash, load_key
 from shards.lock import locked
-from shards.manifest import MANIFEST, Manifest, load_manifest, save_manifest, write_aside
+from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest, load_manifest, save_manifest, write_aside
 from shards.picture import PictureConfig
 from shards.plan import Plan, PlannedShard, digest_of, extend, listed, load_plan, save_plan
 from shards.progress import progress
@@ -33,8 +33,6 @@ from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
-BUILD = "build"  # the plan, a record for each shard, and the lock
-REFUSED = "refused.jsonl"
 DECODERS = (
     "numpy",
     "opencv-python-headless",

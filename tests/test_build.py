@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,16 +81,26 @@ def whole(config: PackConfig) -> dict[str, bytes]:
 
 
 def test_a_build_killed_again_and_again_ends_in_the_same_bytes(config: PackConfig, whole: dict[str, bytes]) -> None:
-    done = set()
-    for delay in (0.0, 0.03, 0.06, 0.09, 0.12):
+    """Killed as soon as a file of that name is seen, or the half-written one before it is renamed."""
+    shards = [shard["name"] for shard in json.loads(whole["build/plan.json"])["shards"]]
+    for name in (
+        "build/plan.json.part",
+        "build/plan.json",
+        f"{shards[0]}.part",
+        shards[1],
+        f"{shards[2]}.part",
+        shards[3],
+    ):
         process = build(config)
-        time.sleep(delay)
+        awaited = Path(config.out) / name
+        while not awaited.exists() and process.poll() is None:
+            pass
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        done.add(len(list(Path(config.out).glob("*.tar"))))
+        assert not (Path(config.out) / "manifest.json").exists(), f"the build was over before it was killed at {name}"
+    assert 0 < len(list(Path(config.out).glob("*.tar"))) < len(shards)
     pack(config)
     assert contents(config.out) == whole
-    assert max(done) < len([name for name in whole if name.endswith(".tar")]), "no kill came before the end"
 
 
 def test_a_full_disk_ends_in_one_error_and_the_next_run_continues(config: PackConfig, whole: dict[str, bytes]) -> None:

@@ -217,6 +217,7 @@ def test_other_objects_are_refused(tags: dict[str, Any], reason: str) -> None:
         {"ViewCodeSequence": modified("R-102D5")},  # cleavage: the breast is whole
         {"SpecimenDescriptionSequence": []},
         {"SeriesDescription": "Routine screening preview"},
+        {"SeriesDescription": "L CC-View"},  # holds "C-View", and is none
         {"PhotometricInterpretation": "MONOCHROME1"},
     ],
 )

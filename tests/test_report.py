@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, probe
 from cohort import Oracle, write_shards
 from test_evaluate import config, oracle  # noqa: F401
 
@@ -15,25 +15,6 @@ from mama import figures
 from mama.config import Config
 from mama.evaluate import evaluate
 from mama.report import write_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PROBE = """<script>addEventListener("load", () => {
-  const images = [...document.images];
-  document.body.dataset.images = images.length;
-  document.body.dataset.broken = images.filter(i => !(i.complete && i.naturalWidth > 0)).length;
-  document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
-  const loaded = performance.getEntriesByType("resource").map(e => e.name);
-  document.body.dataset.requests = loaded.filter(name => !name.startsWith("data:")).length;
-})</script>"""
 
 
 @pytest.fixture
@@ -110,14 +91,8 @@ def test_heat_is_brightest_where_the_map_is_and_leaves_the_lowest_alone() -> Non
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_every_picture(page: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "probed.html"
-    copy.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900"]
-    dumped = subprocess.run(
-        [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    dom = dumped.stdout
-    attributes = dict(re.findall(r'data-(images|broken|wide|requests)="([^"]*)"', dom))
+    dom, attributes = probe(page, tmp_path, 1280)
+    assert "error" not in attributes
     assert int(attributes["images"]) == page.read_text().count("<img")
     assert int(attributes["images"]) > 20
     assert attributes["broken"] == "0"
