@@ -11,8 +11,9 @@ from typing import Any
 import click
 import click.shell_completion
 
-from mama.config import Config, ConfigError, find, load, shipped_configs
+from mama.config import Config, ConfigError
 from mama.errors import RankError, TrainingError
+from mama.loading import find, load, shipped_configs
 from shards.schema import ShardError
 from slurm.profile import SlurmError, load_profile
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from mama import attention, checkpoint
-from mama.config import Config, ConfigError, load, save
+from mama.config import Config, ConfigError
+from mama.loading import load, save
 from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower

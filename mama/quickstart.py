@@ -9,9 +9,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
-from mama.config import Config, load
+from mama.config import Config
 from mama.consolidate import consolidate
 from mama.evaluate import evaluate, results_table
+from mama.loading import load
 from mama.report import write_report
 from mama.train import train
 from shards.check import check

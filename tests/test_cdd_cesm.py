@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mama.config import load
 from mama.consolidate import consolidate, load_model
 from mama.evaluate import evaluate
+from mama.loading import load
 from mama.report import write_report
 from mama.train import train
 from shards.check import check

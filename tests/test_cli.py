@@ -21,8 +21,9 @@ from cohort import write_shards
 
 from mama import cli as module
 from mama.cli import cli, complete_config, main
-from mama.config import Config, load, save
+from mama.config import Config
 from mama.errors import RankError, TrainingError
+from mama.loading import load, save
 from slurm.profile import Profile
 
 VERBS = ["bench", "check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]

@@ -18,11 +18,8 @@ from mama.config import (
     TextConfig,
     TrainConfig,
     VisionConfig,
-    find,
-    load,
-    save,
-    shipped_configs,
 )
+from mama.loading import find, load, save, shipped_configs
 from shards.sources import SOURCES
 from slurm.profile import load_profile
 

@@ -16,7 +16,7 @@ FORBIDDEN = {
 }
 ONLY_IN = {
     "xformers": {"mama/attention.py"},
-    "omegaconf": {"mama/config.py"},
+    "omegaconf": {"mama/loading.py"},
     "submitit": {"slurm/submit.py", "slurm/env.py"},
 }
 

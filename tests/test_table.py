@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mama.config import load
+from mama.loading import load
 from shards.identity import split_of
 from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
 from shards.sources.table import table

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from test_ranks import tiny
 
 from mama import checkpoint
-from mama.config import Config, ConfigError, DataConfig, LossConfig, OptimConfig, save
+from mama.config import Config, ConfigError, DataConfig, LossConfig, OptimConfig
 from mama.consolidate import consolidate, load_model
 from mama.data import Pairs, tokenise
 from mama.features import Split, embed_images
+from mama.loading import save
 from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 from mama.train import train

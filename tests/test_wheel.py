@@ -63,7 +63,7 @@ def test_the_installed_package_finds_its_configs(installed: Path, tmp_path: Path
     program = """
 import json
 import mama, shards, slurm
-from mama.config import shipped_configs
+from mama.loading import shipped_configs
 folder = shipped_configs()
 configs = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 print(json.dumps([[mama.__file__, shards.__file__, slurm.__file__, str(folder)], configs]))
