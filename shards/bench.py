@@ -29,7 +29,7 @@ from shards.sources.table import table
 LONG_SIDE, QUALITY = 1024, 95
 JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 4,915": (5355, 4915)}
 TRANSCODED = 4  # files of each size
-COPIES = 16  # of the eight RLE files, for the builds with one and with two workers
+COPIES = 64  # of the eight RLE files, for the builds with one and with two workers
 STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "_shrink"), (sample, "_encode"))
 
 
