@@ -68,6 +68,7 @@ class VisionConfig:
 
     model: str | None = "facebook/dinov2-with-registers-base"  # hub name or local folder
     config: dict[str, Any] = field(default_factory=dict)  # a transformers configuration, with `model_type`
+    ignore: list[str] = field(default_factory=list)  # prefixes of tensors that may be missing or left over
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,16 @@ class TextConfig:
     model: str | None = "stanford-crfm/BioMedLM"  # hub name, local folder, GGUF file, or package:NAME/FILE.gguf
     config: dict[str, Any] = field(default_factory=dict)
     layers: int | None = None  # keep only this many of the first transformer blocks
+    tune: Literal["lora", "full", "frozen"] = "lora"  # `frozen` still trains our two tokens
     lora_rank: int = 8
     lora_alpha: int = 32
     lora_dropout: float = 0.1
+    ignore: list[str] = field(default_factory=lambda: ["lm_head."])  # as vision.ignore; the LM head is never used
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1:
+            raise ConfigError(f"text.lora_rank: {self.lora_rank} is less than 1; tune=frozen trains no adapters")
+        _probability("text.lora_dropout", self.lora_dropout)
 
 
 @dataclass(frozen=True)
@@ -89,21 +97,48 @@ class HeadsConfig:
     embed_dim: int = 512
     hidden_dim: int = 2048
     view_hidden_dim: int = 768
+    norm: Literal["layer", "batch"] = "layer"  # batch is the published one, its statistics those of all ranks
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "hidden_dim", "view_hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"heads.{name}: {getattr(self, name)} is less than 1")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the four kinds of terms (METHOD: L_VV, L_VT(v,t), L_VT(w,t), L_local)."""
+    """Weights and first steps of the four terms (METHOD: L_VV, L_VT(v,t), L_VT(w,t), L_local).
+
+    A term of weight 0 is not computed, and heads that only it would move are not trained. Before its first
+    step a term weighs nothing and its heads do not move.
+    """
 
     view: float = 1.0
     anchor_text: float = 1.0
     partner_text: float = 1.0
     local: float = 1.0
-    local_start: int = 8000  # steps during which the local term weighs nothing
+    view_start: int = 0
+    partner_text_start: int = 0
+    local_start: int = 8000
+    negatives: Literal["global", "local"] = "global"  # of all ranks, or of this rank alone
     positives: Literal["instance", "text"] = "instance"  # do equal texts count as positives of each other?
+    local_scores: Literal["both", "visual", "textual"] = "both"  # symmetric local alignment, or one side of it
+    local_chunk: int = 4  # images whose alignment with all texts is in memory at once
     initial_scale: float = 1 / 0.07
     max_scale: float = 100.0
     view_temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("view", "anchor_text", "partner_text", "local"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a weight of at least 0")
+        if not self.anchor_text and not self.partner_text and not self.view:
+            raise ConfigError("loss: view, anchor_text and partner_text all weigh 0; give one of them a weight")
+        for name in ("initial_scale", "max_scale", "view_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a number above 0")
+        if self.local_chunk < 1:
+            raise ConfigError(f"loss.local_chunk: {self.local_chunk} is less than 1 image")
 
 
 @dataclass(frozen=True)
@@ -112,13 +147,15 @@ class OptimConfig:
 
     lr: float = 4e-5
     min_lr: float = 1e-8
+    vision_rate: float = 1.0  # factor on the rate of the image tower; the heads have 1
+    text_rate: float = 1.0  # of the text tower
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 4000
     clip_norm: float = 1.0  # 0 does not clip
 
     def __post_init__(self) -> None:
-        for name in ("lr", "min_lr", "weight_decay", "warmup_steps", "clip_norm"):
+        for name in ("lr", "min_lr", "vision_rate", "text_rate", "weight_decay", "warmup_steps", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"optim.{name}: {getattr(self, name)} is not a number of at least 0")
 
@@ -130,19 +167,34 @@ class TrainConfig:
     steps: int = 40000
     global_batch: int = 288
     micro_batch: int = 36  # pairs per rank and forward pass; negatives come from all ranks' micro-batches
+    grad_cache: bool = False  # negatives come from all micro-batches of the step; each is encoded twice
     ranks: int = 1  # local processes, when no launcher has started this one
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = False  # optimizer state in CPU memory; needs stage 3
     precision: Literal["fp32", "bf16"] = "bf16"
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     activation_checkpointing: bool = True
     log_every: int = 10
     save_every: int = 500
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best by validation is kept besides
+    validate_every: int = 0  # steps; 0 does not validate
+    max_skips: int = 10  # steps in a row with a loss or gradient that is not finite, after which the run stops
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "ranks", "log_every", "save_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "global_batch",
+            "micro_batch",
+            "ranks",
+            "log_every",
+            "save_every",
+            "keep_checkpoints",
+            "max_skips",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: {getattr(self, name)} is less than 1")
+        if self.offload and self.zero_stage != 3:
+            raise ConfigError(f"train.offload: needs zero_stage 3, and it is {self.zero_stage}")
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per step on each of `world_size` ranks."""
