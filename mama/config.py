@@ -193,6 +193,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: {getattr(self, name)} is less than 1")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ConfigError("train.zero_stage: 0 in bf16 would sum gradients in bf16; use stage 1, or precision=fp32")
         if self.offload and self.zero_stage != 3:
             raise ConfigError(f"train.offload: needs zero_stage 3, and it is {self.zero_stage}")
 
@@ -247,8 +249,17 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is less than 0")
+        if self.train.grad_cache and self.loss.negatives == "local":
+            raise ConfigError("train.grad_cache: gathers negatives that loss.negatives=local does not want; drop one")
         if self.train.grad_cache and self.heads.norm == "batch":
             raise ConfigError("train.grad_cache: batch norms would take a micro-batch for the batch; heads.norm=layer")
+
+    @property
+    def contrastive_batch(self) -> int:
+        """Pairs among which each finds its negatives, on `train.ranks` ranks."""
+        if self.loss.negatives == "local":
+            return self.train.micro_batch
+        return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * self.train.ranks
 
     @property
     def run_folder(self) -> Path:

@@ -19,14 +19,13 @@ from mama import attention, augment, checkpoint, gradcache, stop
 from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import any_rank, barrier, rank, world_size
-from mama.engine import DeepSpeedEngine, GradientNorms, forget_idle_steps, join_ranks, start_engine, step_if_finite
+from mama.engine import DeepSpeedEngine, GradientNorms, join_ranks, prepare_step, start_engine, step_if_finite
 from mama.errors import StoppedError, TrainingError
 from mama.frozen import FirstStep, digests
 from mama.launch import run_on_ranks
 from mama.losses import objective, positives, retrieval_accuracy
 from mama.model import Embeddings, build
 from mama.monitor import Monitor
-from mama.optim import set_rates, starts
 from mama.run import prepare
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -111,10 +110,7 @@ class Training:
     def _step(self, step: int) -> None:
         """One update by `global_batch` pairs."""
         config = self.config
-        for term, start in starts(config.loss).items():
-            if step == start > 0:
-                forget_idle_steps(self.engine, term)
-        rates = set_rates(self.engine.optimizer.param_groups, step, config.train.steps, config.optim, config.loss)
+        rates = prepare_step(self.engine, config, step)
         self.norms.clear()
         started = time.perf_counter()
         micro_batches = [next(self.batches) for _ in range(config.train.accumulation(world_size()))]
