@@ -21,7 +21,8 @@ from mama import augment, tokens
 from mama.config import Config, ConfigError, TextConfig, VisionConfig
 from mama.data import Texts, tokenise
 from mama.model import LogitScale, MamaModel, build
-from mama.towers import TextTower, VisionTower, build_text, build_vision, locate
+from mama.pretrained import locate
+from mama.towers import TextTower, VisionTower, build_text, build_vision
 
 KERNEL = "mama_sdpa"
 REGISTERS = 3
