@@ -167,11 +167,17 @@ def test_a_tensor_too_few_is_named(tmp_path: Path, kind: str) -> None:
     build_vision(VisionConfig(model=str(tmp_path), ignore=[*ignore, missing]), KERNEL)
 
 
-def test_a_tensor_too_few_of_a_language_model_is_named(tmp_path: Path) -> None:
-    saved(tmp_path, AutoModelForCausalLM.from_config, text_shape("gpt2"))
+def test_a_tensor_too_few_of_a_language_model_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = saved(tmp_path, AutoModelForCausalLM.from_config, text_shape("gpt2"))
     change(tmp_path, drop="transformer.h.1.ln_1.weight")
     with pytest.raises(ConfigError, match=r"^text\.model: .* lacks 1 tensors, the first is h\.1\.ln_1\.weight; "):
         build_text(TextConfig(model=str(tmp_path)), tokenizer(), KERNEL)
+    with caplog.at_level(logging.INFO, logger="mama.pretrained"):
+        build_text(TextConfig(model=str(tmp_path), ignore=["h.1."]), tokenizer(), KERNEL)
+    count = len(plain.base_model.state_dict()) - 1
+    assert said(caplog) == [
+        f"text.model: {tmp_path}: {count} tensors loaded, 1 missing, 0 unexpected, 1 of these ignored"
+    ]
 
 
 @pytest.mark.parametrize(
