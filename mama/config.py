@@ -70,6 +70,9 @@ class VisionConfig:
     config: dict[str, Any] = field(default_factory=dict)  # a transformers configuration, with `model_type`
     ignore: list[str] = field(default_factory=list)  # prefixes of tensors that may be missing or left over
 
+    def __post_init__(self) -> None:
+        _prefixes("vision.ignore", self.ignore)
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -88,6 +91,7 @@ class TextConfig:
         if self.lora_rank < 1:
             raise ConfigError(f"text.lora_rank: {self.lora_rank} is less than 1; tune=frozen trains no adapters")
         _probability("text.lora_dropout", self.lora_dropout)
+        _prefixes("text.ignore", self.ignore)
 
 
 @dataclass(frozen=True)
@@ -269,3 +273,8 @@ class Config:
 def _probability(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}: {value} is not between 0 and 1")
+
+
+def _prefixes(name: str, values: list[str]) -> None:
+    if "" in values:
+        raise ConfigError(f"{name}: {values} holds an empty prefix, with which every tensor could be missing")

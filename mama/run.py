@@ -16,8 +16,8 @@ from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError
 from mama.data import Images
 from mama.loading import load, save
+from mama.pretrained import locate
 from mama.tokens import Tokenizer
-from mama.towers import locate
 
 log = logging.getLogger(__name__)
 
