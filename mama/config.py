@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from shards.pack import PackConfig
 
+PAIRS = ("study", "breast", "contralateral", "augment")
+
 
 class ConfigError(ValueError):
     """A user's mistake, told in one line: the field, its value, and how to mend it."""
@@ -44,15 +46,21 @@ class DataConfig:
 
     shards: list[str] = field(default_factory=list)  # folders written by `mama pack`
     image_size: tuple[int, int] = (518, 518)  # (height, width) in pixels
-    pair: Literal["study", "breast", "contralateral", "augment"] = "study"
-    partner_probability: float = 0.5  # else the partner is a second augmentation of the anchor
+    # Where the partner comes from, drawn for each pair: study, breast, contralateral, or augment, a second
+    # augmentation of the anchor, which also serves where a study has no such partner.
+    pairs: list[str] = field(default_factory=lambda: ["study", "augment"])
+    pair_weights: list[float] = field(default_factory=list)  # one for each of `pairs`; empty: equal
     mask_probability: float = 0.8  # each piece of meta-information becomes "unknown"
     max_tokens: int = 144
     workers: int = 2  # loader processes per rank
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        _probability("data.partner_probability", self.partner_probability)
+        if not self.pairs:
+            raise ConfigError(f"data.pairs: empty; name at least one of {', '.join(PAIRS)}")
+        for policy in self.pairs:
+            _one_of("data.pairs", policy, PAIRS)
+        _weights("data.pair_weights", self.pair_weights, "data.pairs", self.pairs)
         _probability("data.mask_probability", self.mask_probability)
         if self.workers < 0:
             raise ConfigError(f"data.workers: {self.workers} is less than 0, which decodes in the training process")
@@ -256,3 +264,16 @@ class Config:
 def _probability(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}: {value} is not between 0 and 1")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(known)}")
+
+
+def _weights(name: str, weights: list[float], of: str, named: list[str]) -> None:
+    """Empty, or a weight of at least 0 for each entry of the list `of`, and one of them above 0."""
+    if weights and len(weights) != len(named):
+        raise ConfigError(f"{name}: {weights} has {len(weights)} weights, but {of} has {len(named)} entries")
+    if weights and not (all(0 <= w < float("inf") for w in weights) and any(weights)):
+        raise ConfigError(f"{name}: {weights} holds no weight above 0, or one that is not a number of at least 0")

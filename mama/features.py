@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mama.augment import normalise
 from mama.config import Config
-from mama.data import Images, tokenise
+from mama.data import tokenise
+from mama.images import Images
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress

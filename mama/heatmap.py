@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from mama import metrics, prompt
 from mama.augment import normalise
 from mama.config import Config
-from mama.data import fit_geometry, tokenise
+from mama.data import tokenise
 from mama.features import Item, Split
+from mama.images import fit_geometry
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress

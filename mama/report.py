@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from mama import figures, metrics
 from mama.config import Config
-from mama.data import fit_geometry
 from mama.features import Split
+from mama.images import fit_geometry
 from mama.results import shown
 from shards.read import load_manifest
 from shards.schema import SPLITS

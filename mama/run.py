@@ -14,7 +14,7 @@ from typing import Any
 
 from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError
-from mama.data import Images
+from mama.images import Images
 from mama.loading import load, save
 from mama.tokens import Tokenizer
 from mama.towers import locate

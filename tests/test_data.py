@@ -21,7 +21,9 @@ from test_ranks import tokenizer
 
 from mama.augment import IDENTITY
 from mama.config import Config, ConfigError, DataConfig, TrainConfig
-from mama.data import Batch, Collate, Images, Pair, Pairs, fit, fit_geometry, partner_of, tokenise, training_batches
+from mama.data import Batch, Collate, Pair, Pairs, tokenise, training_batches
+from mama.images import Images, fit, fit_geometry
+from mama.pairs import partner_of
 from shards.sample import Sample
 from shards.schema import Labels, ShardError, Study, View
 
@@ -167,7 +169,7 @@ def test_a_folder_without_the_split_adds_nothing(folder: Path, tmp_path: Path) -
     ],
 )
 def test_each_pair_policy_draws_from_the_views_it_allows(policy: Any, allowed: dict[int, set[int]]) -> None:
-    config, study = DataConfig(pair=policy, partner_probability=1.0), study_of("LllRr")
+    config, study = DataConfig(pairs=[policy]), study_of("LllRr")
     rng = np.random.default_rng(0)
     for anchor, expected in allowed.items():
         counts = Counter(partner_of(study, anchor, config, rng) for _ in range(600))
@@ -177,19 +179,31 @@ def test_each_pair_policy_draws_from_the_views_it_allows(policy: Any, allowed: d
             assert abs(count - 600 * share) <= 5 * (600 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize("policy", ["study", "breast", "contralateral"])
-@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_a_partner_is_another_view_with_the_given_probability(policy: Any, probability: float) -> None:
-    config, study = DataConfig(pair=policy, partner_probability=probability), study_of("LlRr")
-    rng = np.random.default_rng(1)
-    draws = 3000
-    others = sum(partner_of(study, 2, config, rng) != 2 for _ in range(draws))
-    assert abs(others - draws * probability) <= 5 * (draws * probability * (1 - probability)) ** 0.5
+@pytest.mark.parametrize(
+    (
+        "pairs",
+        "weights",
+        "shares",
+    ),  # shares of: the anchor itself, the other view of the breast, the other breast's two
+    [
+        (["study", "augment"], [], (1 / 2, 1 / 6, 1 / 3)),
+        (["study"], [], (0, 1 / 3, 2 / 3)),
+        (["breast", "contralateral", "augment"], [], (1 / 3, 1 / 3, 1 / 3)),
+        (["breast", "contralateral", "augment"], [2, 1, 5], (5 / 8, 2 / 8, 1 / 8)),
+        (["augment", "contralateral", "study"], [0, 3, 1], (0, 1 / 12, 11 / 12)),
+    ],
+)
+def test_pair_policies_are_mixed_by_their_weights(pairs: Any, weights: Any, shares: tuple[float, ...]) -> None:
+    config, study = DataConfig(pairs=pairs, pair_weights=weights), study_of("LlRr")
+    rng, draws = np.random.default_rng(1), 4000
+    counts = Counter({2: 0, 3: 1}.get(partner_of(study, 2, config, rng), 2) for _ in range(draws))
+    for kind, share in enumerate(shares):
+        assert abs(counts[kind] - draws * share) <= 5 * (draws * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize(("policy", "letters"), [("study", "L"), ("breast", "LRr"), ("contralateral", "Ll")])
 def test_a_view_without_the_wanted_partner_is_its_own(policy: Any, letters: str) -> None:
-    config = DataConfig(pair=policy, partner_probability=1.0)
+    config = DataConfig(pairs=[policy])
     rng = np.random.default_rng(2)
     assert {partner_of(study_of(letters), 0, config, rng) for _ in range(50)} == {0}
 
@@ -203,7 +217,7 @@ def index_of(pairs: Pairs, key: str) -> int:
 
 @pytest.mark.parametrize("key", ["train2/0.jpg", "train2/1.jpg"])  # the left and the right view of "LR"
 def test_a_partner_of_the_other_breast_brings_the_report_of_its_own_side(folder: Path, key: str) -> None:
-    pairs = Pairs(config_of(folder, pair="contralateral", partner_probability=1.0, mask_probability=0.0))
+    pairs = Pairs(config_of(folder, pairs=["contralateral"], mask_probability=0.0))
     pair = pairs[index_of(pairs, key)]
     here, there = (("left", 2), ("right", 4)) if key.endswith("0.jpg") else (("right", 4), ("left", 2))
     for (side, birads), text in ((here, pair.anchor_text), (there, pair.partner_text)):
@@ -216,7 +230,7 @@ def test_a_partner_of_the_other_breast_brings_the_report_of_its_own_side(folder:
 
 @pytest.mark.parametrize("policy", ["breast", "augment"])
 def test_a_partner_of_the_same_breast_shares_the_text_row_of_the_anchor(folder: Path, policy: str) -> None:
-    pairs = Pairs(config_of(folder, pair=policy, partner_probability=1.0, mask_probability=0.0))
+    pairs = Pairs(config_of(folder, pairs=[policy], mask_probability=0.0))
     some = [pairs[g] for g in range(TRAIN_IMAGES)]
     if policy == "breast":
         pair = pairs[index_of(pairs, "train0/2.jpg")]
@@ -237,7 +251,7 @@ def test_meta_information_is_hidden_with_the_given_probability(folder: Path) -> 
 
 
 def test_only_images_of_the_train_split_are_seen_and_each_once_an_epoch(folder: Path) -> None:
-    pairs = Pairs(config_of(folder, partner_probability=1.0))
+    pairs = Pairs(config_of(folder, pairs=["study"]))
     images = {f"train{n}/{v}.jpg" for n, letters in enumerate(STUDIES["train"]) for v in range(len(letters))}
     written = [30 + 8 * (2 + i) for i in range(TRAIN_IMAGES)]
     for epoch in range(3):

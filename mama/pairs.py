@@ -1,0 +1,78 @@
+"""Images and facts -> training pairs: an anchor view, a partner view, and the words of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mama import augment, order, prompt
+from mama.config import Config, DataConfig
+from mama.images import Images
+from shards.schema import Study
+
+
+@dataclass
+class Pair:
+    """One training sample before collation."""
+
+    key: str
+    anchor: np.ndarray
+    partner: np.ndarray
+    anchor_change: np.ndarray
+    partner_change: np.ndarray
+    anchor_text: list[str]
+    partner_text: list[str]
+
+
+def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
+    """The partner view by a policy drawn from the mixture; the anchor itself where the policy finds no other."""
+    policy = config.pairs[draw_weighted(config.pair_weights or [1.0] * len(config.pairs), rng)]
+    others = candidates(study, anchor, policy)
+    return others[rng.integers(len(others))] if others else anchor
+
+
+def candidates(study: Study, anchor: int, policy: str) -> list[int]:
+    """The other views that a pair policy allows beside `anchor`."""
+    here = study.views[anchor].laterality
+    others = [n for n in range(len(study.views)) if n != anchor]
+    if policy == "breast":
+        return [n for n in others if study.views[n].laterality == here]
+    if policy == "contralateral":
+        return [n for n in others if study.views[n].laterality != here]
+    return others if policy == "study" else []
+
+
+def draw_weighted(weights: list[float], rng: np.random.Generator) -> int:
+    """A position, drawn with a probability in proportion to its weight."""
+    ends = np.cumsum(weights)
+    return int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
+
+
+class Pairs(Dataset[Pair]):
+    """Training pairs by global sample index: `pairs[g]` depends on (manifest, seed, g) alone."""
+
+    def __init__(self, config: Config, split: str = "train") -> None:
+        self.config, self.seed = config.data, config.seed
+        self.images = Images(config.data.shards, split)
+
+    def __getitem__(self, index: int) -> Pair:
+        rng = order.generator_at(index, self.seed)
+        number, anchor = self.images.locate(order.image_at(index, len(self.images), self.seed))
+        study = self.images.study(number)
+        partner = partner_of(study, anchor, self.config, rng)
+        hidden = prompt.draw_hidden(rng, self.config.mask_probability)
+        v, w = study.views[anchor], study.views[partner]
+        anchor_text = prompt.report(study, v, hidden)
+        other_side = v.laterality != w.laterality
+        size = self.config.image_size
+        return Pair(
+            key=f"{study.key}/{v.member}",
+            anchor=self.images.pixels(number, anchor, size),
+            partner=self.images.pixels(number, partner, size),
+            anchor_change=augment.draw(self.config.augment, size, rng),
+            partner_change=augment.draw(self.config.augment, size, rng),
+            anchor_text=anchor_text,
+            partner_text=prompt.report(study, w, hidden) if other_side else anchor_text,
+        )
