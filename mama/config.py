@@ -23,7 +23,7 @@ class AugmentConfig:
     """Random changes of a training image; every probability or range at 0 switches its part off."""
 
     crop_scale: tuple[float, float] = (0.1, 1.0)  # share of the image's area that a crop keeps
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # aspect of the crop relative to the image's own
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # its aspect relative to the image's own, as far as it fits in
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
     rotation: float = 0.0  # degrees, drawn from [-rotation, rotation]
