@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from shards.pack import PackConfig
 
+Style = Literal["report", "sentence", "caption"]
 PAIRS = ("study", "breast", "contralateral", "augment")
 
 
@@ -50,6 +51,7 @@ class DataConfig:
     # augmentation of the anchor, which also serves where a study has no such partner.
     pairs: list[str] = field(default_factory=lambda: ["study", "augment"])
     pair_weights: list[float] = field(default_factory=list)  # one for each of `pairs`; empty: equal
+    style: Style = "report"  # of the texts, see mama/prompt.py
     mask_probability: float = 0.8  # each piece of meta-information becomes "unknown"
     max_tokens: int = 144
     workers: int = 2  # loader processes per rank

@@ -47,7 +47,7 @@ class Split(Dataset[Tensor]):
 
     def __init__(self, config: Config, name: str) -> None:
         self.name = name
-        self.size = config.data.image_size
+        self.size, self.style = config.data.image_size, config.data.style
         self.images = Images(config.data.shards, name)
         studies = [self.images.study(number) for number in range(len(self.images.studies))]
         self.items = [Item(n, position, s) for n, s in enumerate(studies) for position in range(len(s.views))]
