@@ -246,8 +246,8 @@ def test_each_fact_is_hidden_with_the_given_probability_independently() -> None:
 def test_a_natural_sentence_says_the_facts_of_the_report() -> None:
     assert prompt.text(STUDY, WHOLE, "sentence") == [
         "This is a screening mammogram of type 2D, side left and view MLO, of a patient of age 61 years, race White "
-        "and ethnicity Hispanic or Latino; it shows breast density C, heterogeneously dense, and an irregular mass with "
-        "spiculated margin and high density, and fine pleomorphic calcifications in grouped distribution; it is "
+        "and ethnicity Hispanic or Latino; it shows breast density C, heterogeneously dense, and an irregular mass "
+        "with spiculated margin and high density, and fine pleomorphic calcifications in grouped distribution; it is "
         "assessed as BI-RADS 5, highly suggestive of malignancy."
     ]
     stranger = replace(STUDY, age=None, race=None, ethnicity=None, reason=None)
