@@ -46,6 +46,9 @@ class DataConfig:
     """What a training or evaluation sample is made of."""
 
     shards: list[str] = field(default_factory=list)  # folders written by `mama pack`
+    shard_weights: list[float] = field(default_factory=list)  # of each of `shards`; empty: by their numbers of images
+    balance: Literal["none", "cancer", "birads", "density"] = "none"  # the label whose classes are equally likely
+    cache: str = "~/.cache/mama"  # folder for shards from http(s) addresses, and for the labels that `balance` needs
     image_size: tuple[int, int] = (518, 518)  # (height, width) in pixels
     # Where the partner comes from, drawn for each pair: study, breast, contralateral, or augment, a second
     # augmentation of the anchor, which also serves where a study has no such partner.
@@ -58,6 +61,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        _weights("data.shard_weights", self.shard_weights, "data.shards", self.shards)
         if not self.pairs:
             raise ConfigError(f"data.pairs: empty; name at least one of {', '.join(PAIRS)}")
         for policy in self.pairs:

@@ -48,7 +48,7 @@ class Split(Dataset[Tensor]):
     def __init__(self, config: Config, name: str) -> None:
         self.name = name
         self.size, self.style = config.data.image_size, config.data.style
-        self.images = Images(config.data.shards, name)
+        self.images = Images(config.data, name)
         studies = [self.images.study(number) for number in range(len(self.images.studies))]
         self.items = [Item(n, position, s) for n, s in enumerate(studies) for position in range(len(s.views))]
 

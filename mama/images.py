@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mama.config import ConfigError
+from mama.config import ConfigError, DataConfig
 from shards.read import ShardReader
 from shards.schema import Study
 
@@ -17,16 +17,16 @@ from shards.schema import Study
 class Images:
     """Every image of a split of several shard folders, numbered 0 .. len - 1 in manifest order."""
 
-    def __init__(self, folders: list[str], split: str) -> None:
-        if not folders:
+    def __init__(self, config: DataConfig, split: str) -> None:
+        if not config.shards:
             raise ConfigError("data.shards: empty; name at least one folder written by `mama pack`")
-        self.readers = [ShardReader(Path(folder), split) for folder in folders]
+        self.readers = [ShardReader(Path(folder), split) for folder in config.shards]
         studies = [(reader, i) for reader in self.readers for i in range(len(reader))]
         counts = [count for reader in self.readers for count in reader.view_counts]
         self.studies = studies
         self.ends = list(accumulate(counts))
         if not self.ends:
-            raise ConfigError(f"data.shards: {', '.join(folders)} hold no image of the split {split!r}")
+            raise ConfigError(f"data.shards: {', '.join(config.shards)} hold no image of the split {split!r}")
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from mama import augment, order, prompt
 from mama.config import Config, DataConfig
 from mama.images import Images
+from mama.sampling import chances
 from shards.schema import Study
 
 
@@ -28,7 +29,8 @@ class Pair:
 
 def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
     """The partner view by a policy drawn from the mixture; the anchor itself where the policy finds no other."""
-    policy = config.pairs[draw_weighted(config.pair_weights or [1.0] * len(config.pairs), rng)]
+    ends = np.cumsum(config.pair_weights or [1.0] * len(config.pairs))
+    policy = config.pairs[order.pick(ends, rng.random())]
     others = candidates(study, anchor, policy)
     return others[rng.integers(len(others))] if others else anchor
 
@@ -44,22 +46,27 @@ def candidates(study: Study, anchor: int, policy: str) -> list[int]:
     return others if policy == "study" else []
 
 
-def draw_weighted(weights: list[float], rng: np.random.Generator) -> int:
-    """A position, drawn with a probability in proportion to its weight."""
-    ends = np.cumsum(weights)
-    return int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
-
-
 class Pairs(Dataset[Pair]):
-    """Training pairs by global sample index: `pairs[g]` depends on (manifest, seed, g) alone."""
+    """Training pairs by global sample index: `pairs[g]` depends on (manifests, seed, g) alone."""
 
     def __init__(self, config: Config, split: str = "train") -> None:
         self.config, self.seed = config.data, config.seed
-        self.images = Images(config.data.shards, split)
+        self.images = Images(config.data, split)
+        chance = chances(self.images, config.data)
+        self.once_an_epoch = chance is None
+        self.ends = np.cumsum(np.ones(len(self.images)) if chance is None else chance)
 
     def __getitem__(self, index: int) -> Pair:
+        return self._pair(index, attempt=0)
+
+    def _image(self, index: int, attempt: int) -> int:
+        if self.once_an_epoch and not attempt:
+            return order.image_at(index, len(self.images), self.seed)
+        return order.drawn_at(index, attempt, self.ends, self.seed)
+
+    def _pair(self, index: int, attempt: int) -> Pair:
         rng = order.generator_at(index, self.seed)
-        number, anchor = self.images.locate(order.image_at(index, len(self.images), self.seed))
+        number, anchor = self.images.locate(self._image(index, attempt))
         study = self.images.study(number)
         partner = partner_of(study, anchor, self.config, rng)
         hidden = prompt.draw_hidden(rng, self.config.mask_probability)

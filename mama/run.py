@@ -48,7 +48,7 @@ def make_tokenizer(config: Config) -> Tokenizer:
     if config.text.model is not None:
         name, arguments = locate("text.model", config.text.model)
         return tokens.pretrained(name, arguments)
-    images, style = Images(config.data.shards, "train"), config.data.style
+    images, style = Images(config.data, "train"), config.data.style
     studies = (images.study(n) for n in range(len(images.studies)))
     texts = (s for study in studies for view in study.views for s in prompt.text(study, view, style))
     return tokens.learn(texts, int(config.text.config.get("vocab_size", 2048)))

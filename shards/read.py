@@ -75,7 +75,10 @@ class ShardReader:
 
     def study(self, i: int) -> Study:
         try:
-            return parse_study(self._member(i, 0, ("json",)))
+            study = parse_study(self._member(i, 0, ("json",)))
+            if len(study.views) != self.view_counts[i]:
+                raise ShardError(f"{study.key} has {len(study.views)} views, the manifest says {self.view_counts[i]}")
+            return study
         except (ShardError, OSError) as error:
             raise _told(self.folder, self._samples[i][0], error) from None
 

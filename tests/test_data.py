@@ -130,7 +130,7 @@ def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
 
 def test_locate_numbers_the_views_of_ragged_studies_in_manifest_order(folder: Path, tmp_path: Path) -> None:
     more = write(tmp_path / "more", {"train": ["r", "LlR"]}, first_grey=150)
-    images = Images([str(folder), str(more)], "train")
+    images = Images(DataConfig([str(folder), str(more)]), "train")
     expected = [(n, v) for n, letters in enumerate([*STUDIES["train"], "r", "LlR"]) for v in range(len(letters))]
     assert len(images) == len(expected) == TRAIN_IMAGES + 4
     assert [images.locate(i) for i in range(len(images))] == expected
@@ -144,7 +144,7 @@ def test_locate_numbers_the_views_of_ragged_studies_in_manifest_order(folder: Pa
 def test_shards_that_hold_nothing_to_train_on_are_one_line(folder: Path, tmp_path: Path) -> None:
     only_val = write(tmp_path / "val", {"val": ["LR"]})
     with pytest.raises(ConfigError, match=r"^data\.shards: empty; name at least one folder.*$"):
-        Images([], "train")
+        Images(DataConfig(), "train")
     with pytest.raises(ConfigError, match=r"^data\.shards: .*hold no image of the split 'train'$"):
         Pairs(config_of(only_val))
     with pytest.raises(ShardError, match=r"^.*absent: no manifest\.json.*run `mama pack`$"):
@@ -153,7 +153,7 @@ def test_shards_that_hold_nothing_to_train_on_are_one_line(folder: Path, tmp_pat
 
 def test_a_folder_without_the_split_adds_nothing(folder: Path, tmp_path: Path) -> None:
     only_val = write(tmp_path / "val", {"val": ["LR"]})
-    assert len(Images([str(only_val), str(folder)], "train")) == TRAIN_IMAGES
+    assert len(Images(DataConfig([str(only_val), str(folder)]), "train")) == TRAIN_IMAGES
 
 
 # Choosing the partner
@@ -365,11 +365,16 @@ def rows(batches: Iterable[Batch]) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> list[tuple[Any, ...]]:
-    """The first three global batches, one pair at a time and by nothing but the global index."""
-    pairs, collate = Pairs(config_of(folder)), Collate(tokenizer(), 144)
-    return [row for g in range(3 * GLOBAL_BATCH) for row in rows([collate([pairs[g]])])]
+WEIGHTED = {"pairs": ["study", "augment", "contralateral"], "pair_weights": [1, 2, 3], "balance": "birads"}
+
+
+@pytest.fixture(scope="module", params=["each once an epoch", "weighted"])
+def ordered(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """Settings, and their first three global batches, one pair at a time and by nothing but the global index."""
+    cache = {"cache": str(folder.parent / "cache")}
+    settings = {**WEIGHTED, **cache, "shard_weights": [2.0]} if request.param == "weighted" else cache
+    pairs, collate = Pairs(config_of(folder, **settings)), Collate(tokenizer(), 144)
+    return settings, [row for g in range(3 * GLOBAL_BATCH) for row in rows([collate([pairs[g]])])]
 
 
 def gathered(config: Config, steps: range, ranks: int) -> list[tuple[Any, ...]]:
@@ -380,19 +385,31 @@ def gathered(config: Config, steps: range, ranks: int) -> list[tuple[Any, ...]]:
     return [row for together in zip(*each, strict=True) for row in rows(together)]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize(("ranks", "micro"), [(1, 12), (1, 4), (2, 6), (2, 3), (3, 2)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (2, 6), (3, 2)])
 def test_global_batches_do_not_depend_on_ranks_or_workers(
-    folder: Path, expected: list[tuple[Any, ...]], ranks: int, micro: int, workers: int
+    folder: Path, ordered: tuple[dict[str, Any], list[tuple[Any, ...]]], ranks: int, micro: int, workers: int
 ) -> None:
-    config = config_of(folder, micro=micro, workers=workers)
+    settings, expected = ordered
+    config = config_of(folder, micro=micro, workers=workers, **settings)
     assert gathered(config, range(3), ranks) == expected
 
 
-@pytest.mark.parametrize(("ranks", "micro", "workers"), [(1, 4, 0), (2, 3, 1), (3, 4, 2)])
-def test_a_resume_in_the_middle_continues_the_same_global_batches(
-    folder: Path, expected: list[tuple[Any, ...]], ranks: int, micro: int, workers: int
+@pytest.mark.parametrize(
+    ("before", "after", "workers"), [((1, 4), (2, 3), 0), ((2, 3), (3, 2), 1), ((3, 4), (1, 12), 3)]
+)
+def test_a_resume_in_mid_epoch_on_other_ranks_continues_the_same_global_batches(
+    folder: Path,
+    ordered: tuple[dict[str, Any], list[tuple[Any, ...]]],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    workers: int,
 ) -> None:
-    config = config_of(folder, micro=micro, workers=workers)
-    assert gathered(config, range(2, 3), ranks) == expected[2 * GLOBAL_BATCH :]
-    assert gathered(config, range(3, 3), ranks) == []
+    settings, expected = ordered
+    assert 2 * GLOBAL_BATCH % TRAIN_IMAGES, "the resume lies within an epoch"
+    (ranks, micro), (other_ranks, other_micro) = before, after
+    first = gathered(config_of(folder, micro=micro, workers=workers, **settings), range(2), ranks)
+    config = config_of(folder, micro=other_micro, workers=workers, **settings)
+    assert first + gathered(config, range(2, 3), other_ranks) == expected
+    assert gathered(config, range(3, 3), other_ranks) == []
