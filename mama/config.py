@@ -58,6 +58,7 @@ class DataConfig:
     mask_probability: float = 0.8  # each piece of meta-information becomes "unknown"
     max_tokens: int = 144
     workers: int = 2  # loader processes per rank
+    max_corrupt: int = 100  # samples that one process replaces by others because they cannot be read; more end the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ class DataConfig:
         _probability("data.mask_probability", self.mask_probability)
         if self.workers < 0:
             raise ConfigError(f"data.workers: {self.workers} is less than 0, which decodes in the training process")
+        if self.max_corrupt < 0:
+            raise ConfigError(f"data.max_corrupt: {self.max_corrupt} is less than 0, which allows no sample to fail")
         if self.max_tokens < 2:
             raise ConfigError(f"data.max_tokens: {self.max_tokens} is less than 2, a token and its separator")
         if min(self.image_size) < 1:

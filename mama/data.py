@@ -16,6 +16,7 @@ from mama import order
 from mama.config import Config
 from mama.pairs import Pair, Pairs
 from mama.tokens import Tokenizer
+from shards.schema import ShardError
 
 
 @dataclass
@@ -48,10 +49,11 @@ class Batch:
     partner_text: Tensor  # int64 [b], of the partner: the same row unless it is the other breast
     text_ids: Tensor  # int64 [b], hash of the anchor's text: equal texts, equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
+    skipped: int = 0  # samples that could not be read and were replaced by some of these
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value if isinstance(value, list) else value.to(device) for name, value in moved.items()}
+        moved = {name: v.to(device) if isinstance(v, Tensor | Texts) else v for name, v in moved.items()}
         return Batch(**moved)
 
 
@@ -76,6 +78,7 @@ class Collate:
             partner_text=torch.tensor(partner_text),
             text_ids=torch.tensor([_text_id(p.anchor_text) for p in pairs]),
             partner_text_ids=torch.tensor([_text_id(p.partner_text) for p in pairs]),
+            skipped=sum(p.skipped for p in pairs),
         )
 
 
@@ -120,11 +123,22 @@ class _MicroBatches:
 
 
 def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int) -> Iterator[Batch]:
-    """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step."""
+    """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step.
+
+    Raises `ShardError` as `Pairs` does, whichever process it happened in.
+    """
     loader = DataLoader(
         Pairs(config),
         batch_sampler=_MicroBatches(config, steps, rank, world_size),
         collate_fn=Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
     )
-    return iter(loader)
+    return _plain_errors(iter(loader))
+
+
+def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except ShardError as error:  # from a worker it comes with that worker's traceback in its words
+        words = str(error).strip().splitlines()[-1]
+        raise type(error)(words.partition(f"{type(error).__name__}: ")[2] or words) from None

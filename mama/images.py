@@ -36,6 +36,11 @@ class Images:
         study = bisect_right(self.ends, image)
         return study, image - (self.ends[study - 1] if study else 0)
 
+    def key(self, number: int) -> str:
+        """The key of a study, as the manifest says it."""
+        reader, i = self.studies[number]
+        return reader.key(i)
+
     def study(self, number: int) -> Study:
         reader, i = self.studies[number]
         return reader.study(i)

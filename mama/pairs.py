@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from mama import augment, order, prompt
 from mama.config import Config, DataConfig
+from mama.corrupt import Corrupt
 from mama.images import Images
 from mama.sampling import chances
-from shards.schema import Study
+from shards.schema import FetchError, ShardError, Study
+
+ATTEMPTS = 100  # draws in place of one sample
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Pair:
     partner_change: np.ndarray
     anchor_text: list[str]
     partner_text: list[str]
+    skipped: int = 0  # samples that were drawn in its place before and could not be read
 
 
 def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
@@ -55,18 +59,30 @@ class Pairs(Dataset[Pair]):
         chance = chances(self.images, config.data)
         self.once_an_epoch = chance is None
         self.ends = np.cumsum(np.ones(len(self.images)) if chance is None else chance)
+        self.corrupt = Corrupt(config.data.max_corrupt)
 
     def __getitem__(self, index: int) -> Pair:
-        return self._pair(index, attempt=0)
+        """A sample that cannot be read is replaced by another one, a function of the index like itself.
+
+        Raises `ShardError` for more than `data.max_corrupt` of them in this process, and where nothing is readable.
+        """
+        for attempt in range(ATTEMPTS):
+            number, anchor = self.images.locate(self._image(index, attempt))
+            try:
+                return replace(self._pair(index, number, anchor), skipped=attempt)
+            except FetchError:
+                raise  # the network's fault: other samples would fail as well
+            except ShardError as error:
+                self.corrupt.add(self.images.key(number), error)
+        raise ShardError(f"data.shards: none of {ATTEMPTS} samples that were drawn could be read; run `mama check`")
 
     def _image(self, index: int, attempt: int) -> int:
         if self.once_an_epoch and not attempt:
             return order.image_at(index, len(self.images), self.seed)
         return order.drawn_at(index, attempt, self.ends, self.seed)
 
-    def _pair(self, index: int, attempt: int) -> Pair:
+    def _pair(self, index: int, number: int, anchor: int) -> Pair:
         rng = order.generator_at(index, self.seed)
-        number, anchor = self.images.locate(self._image(index, attempt))
         study = self.images.study(number)
         partner = partner_of(study, anchor, self.config, rng)
         hidden = prompt.draw_hidden(rng, self.config.mask_probability)

@@ -23,7 +23,17 @@ log = logging.getLogger(__name__)
 
 STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
 # What may differ between the first start of a run and its resume without changing what is computed.
-MAY_CHANGE = ("pack", "eval", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep_checkpoints")
+MAY_CHANGE = (
+    "pack",
+    "eval",
+    "runs",
+    "data.cache",
+    "data.max_corrupt",
+    "data.workers",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+)
 
 
 def prepare(config: Config) -> Path:

@@ -73,6 +73,9 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def key(self, i: int) -> str:
+        return self._samples[i][1]
+
     def study(self, i: int) -> Study:
         try:
             study = parse_study(self._member(i, 0, ("json",)))

@@ -355,6 +355,7 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
         (DataConfig, {"mask_probability": 1.01}, "data.mask_probability: 1.01 is not between 0 and 1"),
         (DataConfig, {"mask_probability": float("nan")}, "data.mask_probability: nan is not between 0 and 1"),
         (DataConfig, {"mask_probability": -0.5}, "data.mask_probability: -0.5 is not between 0 and 1"),
+        (DataConfig, {"max_corrupt": -1}, "data.max_corrupt: -1 is less than 0, which allows no sample to fail"),
         (DataConfig, {"max_tokens": 1}, "data.max_tokens: 1 is less than 2, a token and its separator"),
         (DataConfig, {"image_size": (0, 9)}, "data.image_size: [0, 9] is not a height and a width in pixels"),
         (DataConfig, {"image_size": (9, -1)}, "data.image_size: [9, -1] is not a height and a width in pixels"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -413,3 +417,78 @@ def test_a_resume_in_mid_epoch_on_other_ranks_continues_the_same_global_batches(
     config = config_of(folder, micro=other_micro, workers=workers, **settings)
     assert first + gathered(config, range(2, 3), other_ranks) == expected
     assert gathered(config, range(3, 3), other_ranks) == []
+
+
+# Samples that cannot be read
+
+
+def spoil(folder: Path, *members: str) -> None:
+    """Cut off the last bytes of these JPEGs where they lie, or the opening brace of these facts."""
+    for tar in folder.glob("*.tar"):
+        content = bytearray(tar.read_bytes())
+        with tarfile.open(tar) as archive:
+            for info in archive:
+                if info.name in members:
+                    at = info.offset_data + (0 if info.name.endswith("json") else info.size - 2)
+                    content[at : at + 2] = b"\0\0"
+        tar.write_bytes(content)
+
+
+@pytest.mark.parametrize("settings", [{}, WEIGHTED], ids=["each once an epoch", "weighted"])
+def test_a_sample_that_cannot_be_read_is_replaced_by_the_same_other_one_everywhere(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
+) -> None:
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    spoil(spoilt, "train3.2.jpg", "train1.json")  # the R of "LlR", and all of "L"
+    config = config_of(spoilt, cache=str(tmp_path / "cache"), micro=4, **settings)
+    whole, broken = Pairs(replace(config, data=replace(config.data, shards=[str(folder)]))), Pairs(config)
+    with caplog.at_level(logging.WARNING):
+        some = [broken[g] for g in range(3 * GLOBAL_BATCH)]
+    for g, pair in enumerate(some):
+        assert pair.key not in ("train1/0.jpg", "train3/2.jpg")
+        if pair.skipped == 0:
+            assert content(pair) == content(whole[g])
+        elif not settings:  # the anchor or its partner would have been one of them
+            assert whole[g].key.startswith(("train1/", "train3/"))
+    assert 0 < sum(pair.skipped > 0 for pair in some) < len(some)
+    said = [record.getMessage() for record in caplog.records if "is replaced by another sample" in record.getMessage()]
+    assert sorted(line.split()[0] for line in said) == sorted(broken.corrupt.errors)
+    assert "train3" in broken.corrupt.errors
+    assert "the image is cut" in broken.corrupt.errors["train3"]
+
+    for ranks, micro, workers in ((1, 12, 0), (2, 3, 1)):
+        config = replace(config, train=TrainConfig(global_batch=GLOBAL_BATCH, micro_batch=micro))
+        config = replace(config, data=replace(config.data, workers=workers))
+        each = [list(training_batches(config, tokenizer(), range(3), rank, ranks)) for rank in range(ranks)]
+        batches = [batch for together in zip(*each, strict=True) for batch in together]
+        assert rows(batches) == rows([Collate(tokenizer(), 144)(some)])
+        assert sum(batch.skipped for batch in batches) == sum(pair.skipped for pair in some)
+        assert batches[0].to(torch.device("cpu")).skipped == batches[0].skipped
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_samples_that_cannot_be_read_end_the_run_in_one_line(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    spoil(spoilt, "train0.json", "train1.json", "train4.0.jpg")
+
+    def run(limit: int) -> int:
+        config = config_of(spoilt, max_corrupt=limit, workers=workers)
+        return sum(batch.skipped for batch in training_batches(config, tokenizer(), range(4), 0, 1))
+
+    assert run(3) > 3, "each time that one is drawn counts in the batch, but towards the limit once"
+    with pytest.raises(ShardError) as caught:
+        run(2)
+    message = str(caught.value)
+    assert re.fullmatch(r"data\.max_corrupt: 2, and 3 samples could not be read; the last: .*", message)
+    for key in ("train0", "train1", "train4"):
+        assert f"{key} ({spoilt}/train-" in message
+
+
+def test_where_nothing_can_be_read_the_run_ends(folder: Path, tmp_path: Path) -> None:
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    for tar in spoilt.glob("train*.tar"):
+        tar.unlink()
+    with pytest.raises(ShardError, match=r"^data\.shards: none of 100 samples that were drawn could be read; .*$"):
+        Pairs(config_of(spoilt))[0]
