@@ -45,7 +45,7 @@ class AugmentConfig:
 class DataConfig:
     """What a training or evaluation sample is made of."""
 
-    shards: list[str] = field(default_factory=list)  # folders written by `mama pack`
+    shards: list[str] = field(default_factory=list)  # folders written by `mama pack`, or http(s) URLs of such
     shard_weights: list[float] = field(default_factory=list)  # of each of `shards`; empty: by their numbers of images
     balance: Literal["none", "cancer", "birads", "density"] = "none"  # the label whose classes are equally likely
     cache: str = "~/.cache/mama"  # folder for shards from http(s) addresses, and for the labels that `balance` needs
@@ -77,6 +77,10 @@ class DataConfig:
             raise ConfigError(f"data.max_tokens: {self.max_tokens} is less than 2, a token and its separator")
         if min(self.image_size) < 1:
             raise ConfigError(f"data.image_size: {list(self.image_size)} is not a height and a width in pixels")
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.cache).expanduser()
 
 
 @dataclass(frozen=True)

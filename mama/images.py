@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,7 +19,7 @@ class Images:
     def __init__(self, config: DataConfig, split: str) -> None:
         if not config.shards:
             raise ConfigError("data.shards: empty; name at least one folder written by `mama pack`")
-        self.readers = [ShardReader(Path(folder), split) for folder in config.shards]
+        self.readers = [ShardReader(folder, split, config.cache_folder) for folder in config.shards]
         studies = [(reader, i) for reader in self.readers for i in range(len(reader))]
         counts = [count for reader in self.readers for count in reader.view_counts]
         self.studies = studies

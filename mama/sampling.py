@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,8 +40,9 @@ def chances(images: Images, config: DataConfig) -> NDArray[np.float64] | None:
 
 def _classes(images: Images, config: DataConfig) -> NDArray[np.int64]:
     """The class of each image by its label `config.balance`, [n]."""
-    cache = Path(config.cache).expanduser()
-    labels = [getattr(label, config.balance) for reader in images.readers for label in labels_of(reader, cache)]
+    labels = [
+        getattr(label, config.balance) for reader in images.readers for label in labels_of(reader, config.cache_folder)
+    ]
     numbers: dict[object, int] = {None: UNLABELLED, **{density: n for n, density in enumerate(DENSITIES)}}
     classes = np.array([numbers[v] if v in numbers else int(v) for v in labels], np.int64)
     if (classes == UNLABELLED).all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import astuple
 from pathlib import Path
 from typing import BinaryIO
@@ -13,31 +12,24 @@ from shards.manifest import Shard
 from shards.read import ShardReader
 from shards.schema import Labels, ShardError
 
-log = logging.getLogger(__name__)
-
 
 def labels_of(reader: ShardReader, cache: Path) -> list[Labels]:
-    """The labels of every image of `reader`, in its order, none for those of a study that cannot be read.
+    """The labels of every image of `reader`, in its order.
 
     The first start reads the facts of every study, two small reads and some 0.1 ms of one core each; they are kept
-    in `cache` by the SHA-256 of the tar, and later starts read one file a shard.
+    in `cache` by the SHA-256 of the tar, and later starts read one file a shard. Raises `ShardError` where facts
+    cannot be read: what depends on labels would otherwise depend on who could read them.
     """
     found: list[Labels] = []
     first = 0
     for shard in reader.shards:
         numbers = range(first, first + shard.samples)
-        try:
-            found += _kept(reader, shard, numbers, cache)
-        except ShardError as error:
-            log.warning("labels are read again at the next start: %s", error)
-            found += [labels for i in numbers for labels in _readable(reader, i)]
+        found += _labels(reader, shard, numbers, cache)
         first = numbers.stop
     return found
 
 
-def _kept(reader: ShardReader, shard: Shard, numbers: range, cache: Path) -> list[Labels]:
-    """Raises `ShardError` where a study cannot be read, or the cache not be written or read."""
-
+def _labels(reader: ShardReader, shard: Shard, numbers: range, cache: Path) -> list[Labels]:
     def write(file: BinaryIO) -> None:
         values = [astuple(view.labels) for i in numbers for view in reader.study(i).views]
         file.write(json.dumps(values).encode())
@@ -50,11 +42,3 @@ def _kept(reader: ShardReader, shard: Shard, numbers: range, cache: Path) -> lis
     if len(labels) != sum(shard.view_counts):
         raise ShardError(f"{path}: was edited or damaged; delete it, it is made anew")
     return labels
-
-
-def _readable(reader: ShardReader, i: int) -> list[Labels]:
-    try:
-        return [view.labels for view in reader.study(i).views]
-    except ShardError as error:
-        log.warning("labels unknown: %s", error)
-        return [Labels()] * reader.view_counts[i]

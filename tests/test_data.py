@@ -400,6 +400,7 @@ def test_global_batches_do_not_depend_on_ranks_or_workers(
     assert gathered(config, range(3), ranks) == expected
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(
     ("before", "after", "workers"), [((1, 4), (2, 3), 0), ((2, 3), (3, 2), 1), ((3, 4), (1, 12), 3)]
 )
