@@ -56,8 +56,9 @@ class Monitor:
         """
         if self.first_step == 0:
             experiment, start, _ = summary.hparams(_flat(asdict(config)), dict.fromkeys(RESULTS, 0.0))
-            self.board.file_writer.add_summary(experiment)
-            self.board.file_writer.add_summary(start)
+            writer: Any = self.board.file_writer
+            writer.add_summary(experiment)
+            writer.add_summary(start)
 
     def show_pair(self, step: int, anchor: Tensor, partner: Tensor, text: list[str]) -> None:
         """One augmented training pair, [1, H, W] in [-1, 1] each, side by side, with the anchor's sentences."""

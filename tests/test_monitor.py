@@ -73,8 +73,16 @@ def settings(run: Path) -> list[HParamsPluginData]:
     return found
 
 
+def start(run: Path, first: int) -> Monitor:
+    """A monitor as a process makes it a minute after the last one: readers sort the files by their second."""
+    for file in run.glob("tensorboard/*"):
+        earlier = re.sub(r"(?<=tfevents\.)\d+", lambda second: str(int(second[0]) - 60), file.name)
+        file.rename(file.with_name(earlier))
+    return Monitor(run, first)
+
+
 def log_steps(run: Path, first: int, steps: range, value: float) -> None:
-    monitor = Monitor(run, first)
+    monitor = start(run, first)
     for step in steps:
         monitor.log(step, {"loss/total": value + step, "lr": 1e-3})
     monitor.close()
@@ -133,11 +141,12 @@ def test_a_whole_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> No
 
 def test_a_resume_leaves_no_fork_in_pictures_words_and_settings(tmp_path: Path) -> None:
     for grey, first in ((-1.0, 0), (0.0, 4), (1.0, 4)):  # started, killed, and killed once more
-        monitor = Monitor(tmp_path, first)
+        monitor = start(tmp_path, first)
         monitor.hparams(Config())
         for step in range(first + 2, 8, 4):
             monitor.log(step, {"loss/total": grey})
-            monitor.show_pair(step, *[torch.full((1, 6, 4), grey)] * 2, [f"grey {grey}"])
+            picture = torch.full((1, 6, 4), grey)
+            monitor.show_pair(step, picture, picture, [f"grey {grey}"])
         monitor.close()
     assert scalars(tmp_path, "loss/total") == [(2, -1.0), (6, 1.0)]
     assert [(step, picture.mean()) for step, picture in pictures(tmp_path, "pair")] == [(2, 0), (6, 255)]
@@ -283,20 +292,23 @@ def ask(address: str, document: dict[str, Any] | None = None) -> Any:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_tensorboard_shows_the_run_in_a_browser(tmp_path: Path) -> None:
     curves = ("accuracy/image_to_text", "loss/local", "loss/total", "mfu", "validation/recall_at_1_i2t")
-    monitor = Monitor(tmp_path, 0)
-    monitor.hparams(Config(name="watched"))
-    for step in range(5):
-        monitor.log(step, dict.fromkeys(curves, 0.5 + step / 64))
-    monitor.show_pair(0, torch.zeros(1, 16, 16), torch.ones(1, 16, 16), ["Procedure: mammogram."])
-    monitor.show_maps(0, torch.zeros(1, 16, 16), ["Procedure: mammogram."], torch.zeros(1, 4))
-    monitor.close()
+    for first in (0, 3):  # started, and resumed from step 3
+        monitor = start(tmp_path, first)
+        monitor.hparams(Config(name="watched"))
+        for step in range(first, 5):
+            monitor.log(step, dict.fromkeys(curves, first + step / 16))
+            monitor.show_pair(step, torch.zeros(1, 16, 16), torch.ones(1, 16, 16), [f"From {first}."])
+        monitor.show_maps(first, torch.zeros(1, 16, 16), ["Procedure: mammogram."], torch.zeros(1, 4))
+        monitor.close()
     with tensorboard(tmp_path) as address:
         deadline = time.monotonic() + 120  # it reads the files after it has started to serve
-        text = f"{address}data/plugin/text/text?run=.&tag=pair/text_summary"
-        while "pair/text_summary" not in ask(f"{address}data/plugin/text/tags").get(".", {}) or len(ask(text)) < 5:
+        text = f"{address}data/plugin/text/text?run=.&tag="
+        while "alignment/text_summary" not in ask(f"{address}data/plugin/text/tags").get(".", []) or [
+            entry["step"] for entry in ask(f"{text}alignment/text_summary")
+        ] != [0, 3]:  # the last that was written
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        said = [(entry["step"], re.findall("From [0-9]", entry["text"])) for entry in ask(text)]
+        said = [(entry["step"], re.findall("From [0-9]", entry["text"])) for entry in ask(f"{text}pair/text_summary")]
         points = {name: ask(f"{address}data/plugin/scalars/scalars?run=.&tag={name}") for name in curves}
         command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,3000"]
         page = f"{address}?tagFilter=.#timeseries"  # a filter that all tags pass unfolds their groups
