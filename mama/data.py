@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mama import order
+from mama import order, stop
 from mama.config import Config
 from mama.pairs import Pair, Pairs
 from mama.tokens import Tokenizer
@@ -132,6 +132,7 @@ def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: i
         batch_sampler=_MicroBatches(config, steps, rank, world_size),
         collate_fn=Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
+        worker_init_fn=stop.ignore,
     )
     return _plain_errors(iter(loader))
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from mama import dist, prompt
 from mama.augment import normalise
 from mama.config import Config, ConfigError
-from mama.data import Images, Texts, tokenise
+from mama.data import Texts, tokenise
+from mama.images import Images
 from mama.losses import info_nce
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
@@ -30,7 +31,7 @@ class HeldOut(Dataset[tuple[Tensor, list[str]]]):
     """
 
     def __init__(self, config: Config) -> None:
-        self.size = config.data.image_size
+        self.size, self.style = config.data.image_size, config.data.style
         try:
             self.images = Images(config.data.shards, "val")
         except ConfigError as error:
@@ -47,7 +48,7 @@ class HeldOut(Dataset[tuple[Tensor, list[str]]]):
         number, position = self.images.locate(self.chosen[index])
         study = self.images.study(number)
         pixels = self.images.pixels(number, position, self.size)
-        return torch.from_numpy(pixels)[None], prompt.report(study, study.views[position])
+        return torch.from_numpy(pixels)[None], prompt.text(study, study.views[position], self.style)
 
 
 class _Collate:

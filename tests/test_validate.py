@@ -16,7 +16,8 @@ from test_ranks import tiny
 
 from mama import prompt, tokens, validate
 from mama.config import Config, ConfigError, DataConfig
-from mama.data import Images, tokenise
+from mama.data import tokenise
+from mama.images import Images
 from mama.launch import run_on_ranks
 from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
