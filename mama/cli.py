@@ -136,6 +136,17 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
         click.echo(line)
 
 
+@bench.command("loss")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+@click.option("--pairs", default=36, show_default=True, type=click.IntRange(min=1), help="Texts, and images.")
+def bench_loss(rounds: int, pairs: int) -> None:
+    """The local term at its published size, forward and backward, beside a loop over texts."""
+    from mama.bench_loss import bench_loss as run
+
+    for line in run(rounds, pairs):
+        click.echo(line)
+
+
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--sample", type=click.IntRange(min=0), help="Decode only so many images of each shard.")

@@ -28,9 +28,9 @@ def loop(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tens
     visual, textual = [], []
     for text, own in zip(sentences, mask, strict=True):
         for image in patches:
-            rows = [torch.stack([sentence @ patch for patch in image]) for sentence in text[own]]
-            visual.append(torch.stack([row.max() for row in rows]).mean())
-            textual.append(torch.stack([column.max() for column in torch.stack(rows, 1)]).mean())
+            cosines = text[own] @ image.t()
+            visual.append(cosines.max(1).values.mean())
+            textual.append(cosines.max(0).values.mean())
     shape = len(sentences), len(patches)
     return torch.stack(visual).view(shape), torch.stack(textual).view(shape)
 
