@@ -12,8 +12,9 @@ import click
 import click.shell_completion
 
 from mama.config import Config, ConfigError
-from mama.errors import RankError, TrainingError
+from mama.errors import RankError, StoppedError, TrainingError
 from mama.loading import find, load, shipped_configs
+from mama.stop import STOPPED
 from shards.schema import ShardError
 from slurm.profile import SlurmError, load_profile
 
@@ -184,11 +185,12 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -
 @cli.command()
 @config_argument
 @overrides_argument
-def consolidate(config: str, overrides: tuple[str, ...]) -> None:
+@click.option("--best", is_flag=True, help="The checkpoint with the highest validation score instead.")
+def consolidate(config: str, overrides: tuple[str, ...], best: bool) -> None:
     """Turn the newest checkpoint of a run into a portable model/ folder."""
     from mama.consolidate import consolidate as run
 
-    click.echo(run(configured(config, overrides)))
+    click.echo(run(configured(config, overrides), best))
 
 
 @cli.command("eval")
@@ -225,7 +227,7 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2, a run that failed is exit code 1."""
+    """Entry point: a user's mistake is one line and exit code 2, a run that failed 1, one that a signal stopped 75."""
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
@@ -236,6 +238,9 @@ def main() -> None:
             raise
         click.echo(f"mama: {error.filename}: {error.strerror}", err=True)
         sys.exit(2)
+    except StoppedError as error:
+        click.echo(f"mama: {error}", err=True)
+        sys.exit(STOPPED)
     except (RankError, TrainingError) as error:
         click.echo(f"mama: {error}", err=True)
         sys.exit(1)

@@ -109,7 +109,7 @@ class HeadsConfig:
 class LossConfig:
     """Weights and first steps of the four terms (METHOD: L_VV, L_VT(v,t), L_VT(w,t), L_local).
 
-    A term of weight 0 is not computed, and heads that only it would move are not trained. Before its first
+    A term of weight 0 is not computed, and the model has no heads that only it would move. Before its first
     step a term weighs nothing and its heads do not move.
     """
 
@@ -132,8 +132,8 @@ class LossConfig:
         for name in ("view", "anchor_text", "partner_text", "local"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a weight of at least 0")
-        if not self.anchor_text and not self.partner_text and not self.view:
-            raise ConfigError("loss: view, anchor_text and partner_text all weigh 0; give one of them a weight")
+        if not self.anchor_text and not self.partner_text:
+            raise ConfigError("loss.anchor_text: it and loss.partner_text weigh 0; give one of them a weight")
         for name in ("initial_scale", "max_scale", "view_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a number above 0")
@@ -247,6 +247,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is less than 0")
+        if self.train.grad_cache and self.heads.norm == "batch":
+            raise ConfigError("train.grad_cache: batch norms would take a micro-batch for the batch; heads.norm=layer")
 
     @property
     def run_folder(self) -> Path:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from mama import attention, checkpoint
 from mama.config import Config, ConfigError
+from mama.frozen import digests
 from mama.loading import load, save
 from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
@@ -22,17 +23,21 @@ WEIGHTS = "model.safetensors"
 CPU = torch.device("cpu")
 
 
-def consolidate(config: Config) -> Path:
-    """Write the newest complete checkpoint of the run to `<run>/model/`, LoRA merged into its base in fp32."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def consolidate(config: Config, best: bool = False) -> Path:
+    """Write the newest complete checkpoint of the run to `<run>/model/`, LoRA merged into its base in fp32.
 
+    With `best` it is the one with the highest validation score.
+    """
     run = config.run_folder
     complete = checkpoint.checkpoints(run)
     if not complete:
         raise ConfigError(f"{run}: no complete checkpoint; train first")
+    chosen = checkpoint.best(run) if best else complete[-1]
+    if chosen is None:
+        raise ConfigError(f"{run}: no checkpoint was validated; train with train.validate_every, or take the newest")
     tokenizer = Tokenizer.load(run / "tokenizer")
     model = build(config, tokenizer, attention.choose("sdpa", CPU))
-    model.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(complete[-1]), tag=checkpoint.TAG))
+    checkpoint.load_weights(model, chosen, digests(model))
     model.text.merge_adapters()
     aside = run / "model.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -42,7 +47,7 @@ def consolidate(config: Config) -> Path:
     model.text.backbone.config.save_pretrained(aside / "text")
     tokenizer.save(aside / "tokenizer")
     save(config, aside / "config.yaml")
-    (aside / "README.md").write_text(model_card(config, checkpoint.step_of(complete[-1])))
+    (aside / "README.md").write_text(model_card(config, checkpoint.step_of(chosen)))
     shutil.rmtree(run / "model", ignore_errors=True)
     aside.rename(run / "model")
     return run / "model"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from mama.config import Config
 from mama.dist import local_device, world_size
@@ -18,12 +21,16 @@ if not torch.cuda.is_available():  # must stand before the import, which decides
 
 import deepspeed
 import deepspeed.ops
+from deepspeed import DeepSpeedEngine
 
 # DeepSpeed would compile this kernel when it joins CPU ranks, and fail where there is no C++ compiler;
 # without it gloo reduces.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 log = logging.getLogger(__name__)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+BUCKET = 50_000_000  # elements that are reduced or gathered at once
 
 
 def join_ranks() -> torch.device:
@@ -35,22 +42,49 @@ def join_ranks() -> torch.device:
 
 
 def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
-    """The one DeepSpeed dictionary, derived from the configuration; printed at the start of a run."""
+    """The one DeepSpeed dictionary, derived from the configuration; printed at the start of a run.
+
+    Sizes of buckets and thresholds are DeepSpeed's own numbers, or smaller: written down, they do not
+    change with its version.
+    """
+    zero: dict[str, Any] = {
+        "stage": config.train.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET,
+        "allgather_partitions": True,
+        "allgather_bucket_size": BUCKET,
+        "round_robin_gradients": False,
+    }
+    if config.train.zero_stage == 3:
+        zero |= {
+            "sub_group_size": 10**9,
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 10**9,
+            "stage3_max_reuse_distance": 10**9,
+        }
+    if config.train.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": config.train.accumulation(ranks),
         "gradient_clipping": config.optim.clip_norm,
-        "bf16": {"enabled": config.train.precision == "bf16"},
+        "prescale_gradients": False,
+        "bf16": {"enabled": config.train.precision == "bf16", "check_grad_overflow": True},
+        "fp16": {"enabled": False},
         "data_types": {"grad_accum_dtype": "fp32"},  # sums of bf16 gradients lose the small ones
-        "zero_optimization": {"stage": config.train.zero_stage, "overlap_comm": False},
-        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": False,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled on the spot
         "steps_per_print": 10**9,  # the monitor logs
         "wall_clock_breakdown": False,
     }
 
 
-def start_engine(model: MamaModel, config: Config) -> deepspeed.DeepSpeedEngine:
+def start_engine(model: MamaModel, config: Config) -> DeepSpeedEngine:
     """The model under ZeRO with PyTorch's AdamW."""
     settings = deepspeed_settings(config, world_size())
     log.info("DeepSpeed settings: %s", settings)
@@ -58,4 +92,98 @@ def start_engine(model: MamaModel, config: Config) -> deepspeed.DeepSpeedEngine:
         parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr, betas=config.optim.betas
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    _start_adam(engine)
     return engine
+
+
+def _start_adam(engine: DeepSpeedEngine) -> None:
+    """Adam's state from the first moment on: a run may be saved, or resumed, before its first update."""
+    state = adam(engine).state
+    for _, tensor in adam_tensors(engine):
+        state[tensor] = {"step": torch.tensor(0.0)} | {name: torch.zeros_like(tensor) for name in MOMENTS}
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def is_plain(engine: DeepSpeedEngine) -> bool:
+    """Stage 0 in fp32: the optimizer is PyTorch's own, and every rank holds all of it."""
+    return isinstance(engine.optimizer, torch.optim.AdamW)
+
+
+def adam(engine: DeepSpeedEngine) -> torch.optim.AdamW:
+    """PyTorch's optimizer beneath ZeRO's wrapper."""
+    optimizer: torch.optim.AdamW = engine.optimizer if is_plain(engine) else engine.optimizer.optimizer
+    return optimizer
+
+
+def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """The tensors that Adam updates on this rank, with their groups: parameters, or ZeRO's flat pieces of them."""
+    groups = adam(engine).param_groups
+    if engine.zero_optimization_stage() == 3:
+        for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+            yield groups[engine.optimizer.sub_group_to_group_id[number]], flat
+        return
+    for group in groups:
+        for tensor in group["params"]:
+            yield group, tensor
+
+
+def forget_idle_steps(engine: DeepSpeedEngine, term: str) -> None:
+    """Start Adam's step count of a term's heads anew; call it at the step at which the term starts.
+
+    The steps at gradient 0 have used up the bias correction of the moments: without this the first
+    updates would be several times the learning rate.
+    """
+    state = adam(engine).state
+    for group, tensor in adam_tensors(engine):
+        if group["term"] == term:
+            state[tensor]["step"].zero_()
+
+
+class GradientNorms:
+    """The norm of each tower's gradient, before clipping, from what Adam is handed on every rank."""
+
+    def __init__(self, engine: DeepSpeedEngine, clip_norm: float) -> None:
+        self.engine, self.clip_norm = engine, clip_norm
+        self.squares: dict[str, Tensor] = {}
+        adam(engine).register_step_pre_hook(self._add)
+
+    def _add(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    square = tensor.grad.float().square().sum()
+                    known = self.squares.get(group["tower"])
+                    self.squares[group["tower"]] = square if known is None else known + square
+
+    def clear(self) -> None:
+        self.squares = {}
+
+    def read(self, total: float) -> dict[str, float]:
+        """Norms by tower since `clear`, for the step's `total` norm; every rank must call it."""
+        if not self.squares:
+            return {}  # the step was skipped, on all ranks
+        names = ("vision", "text", "heads")
+        squares = torch.stack([self.squares.get(name, torch.zeros(())).cpu() for name in names])
+        squares = squares.to(self.engine.device)
+        if world_size() > 1 and not is_plain(self.engine):  # each rank has seen its own pieces
+            dist.all_reduce(squares)
+        clipped = max(1.0, total / self.clip_norm) if self.clip_norm else 1.0
+        return dict(zip(names, (squares.sqrt() * clipped).tolist(), strict=True))
+
+
+def step_if_finite(engine: DeepSpeedEngine) -> bool:
+    """Take the engine's step at the end of accumulation; False where the gradient is not finite, on all ranks.
+
+    ZeRO looks for itself, and skips. PyTorch's optimizer does not: it passes over parameters without a gradient.
+    """
+    if not is_plain(engine):
+        engine.step()
+        return not engine.optimizer.overflow
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    finite = bool(torch.isfinite(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+    if not finite:
+        for parameter in parameters:
+            parameter.grad = None
+    engine.step()
+    return finite

@@ -7,3 +7,7 @@ class RankError(RuntimeError):
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says at which step and with which samples."""
+
+
+class StoppedError(RuntimeError):
+    """A signal ended the run, and everything is saved; the message says after how many steps."""

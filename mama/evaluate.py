@@ -45,7 +45,7 @@ def evaluate(config: Config, run: Path) -> Results:
             _zero_shot(question, name, features, model, tokenizer, config)
             if probed is not None:
                 _probe(question, name, probed.tower, features.tower, train.items, config.seed)
-        targets = heatmap.targets(held, tokenizer, config.data.max_tokens)
+        targets = heatmap.targets(held, tokenizer, config.data.max_tokens) if config.loss.local else []
         drawn[name] = heatmap.maps(model, tokenizer, held, targets, config, device)
         if name == "trained":
             _retrieve(features, held.items, model, tokenizer, config, run / "eval" / "retrieval")

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from mama import stop
 from mama.config import Config, ConfigError
 from mama.errors import RankError, TrainingError
 from shards.schema import ShardError
@@ -42,11 +43,13 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         max_restarts=0,
         monitor_interval=0.5,
         start_method="spawn",
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # on the others the ranks save before they end
     )
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the error below says the same, once
     try:
-        return elastic_launch(launch, function)(config)[0]
+        with stop.passed_on():
+            return elastic_launch(launch, function)(config)[0]
     except ChildFailedError as error:
         raise _error_of(*error.get_first_failure()) from None
 

@@ -1,8 +1,7 @@
-"""The model: two towers, the heads of METHOD, and learnable logit scales."""
+"""The model: two towers, the heads that the objective's terms need, and learnable logit scales."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,96 +11,98 @@ from torch import Tensor, nn
 from mama import augment
 from mama.config import Config, ConfigError, HeadsConfig, LossConfig
 from mama.data import Batch, Texts
+from mama.heads import LocalHead, LogitScale, ViewHead
 from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower, build_text, build_vision
 
 
 @dataclass
 class Embeddings:
-    """Unit vectors of one rank's micro-batch of b pairs; D is the shared width."""
+    """All that the objective sees of b pairs: unit vectors of width D. None belongs to a term of weight 0."""
 
+    text_ids: Tensor  # int64 [b], equal texts have equal ids
+    partner_text_ids: Tensor
     anchor: Tensor  # [b, D] global image embedding of v
-    partner: Tensor  # [b, D] of w
     anchor_text: Tensor  # [b, D]
-    partner_text: Tensor  # [b, D]
-    anchor_view: Tensor  # [b, D] view-head embedding of v
-    partner_view: Tensor  # [b, D] of w
-    patches: Tensor  # [b, P, D] of v
-    sentences: Tensor  # [b, S, D] of v's text
-    sentence_mask: Tensor  # bool [b, S]
     scale: Tensor  # logit scale of the global terms, after the clamp
     local_scale: Tensor
-
-
-class LocalHead(nn.Sequential):
-    """Patches or sentences to the shared space: Linear, norm, ReLU, Linear, norm.
-
-    The norms are LayerNorm: unlike the published BatchNorm it needs no statistics across ranks.
-    """
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, out), nn.LayerNorm(out)
-        )
-
-
-class ViewHead(nn.Sequential):
-    """The projection that the view term is computed on."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, out))
-
-
-class LogitScale(nn.Module):
-    """exp(s), clamped in forward: a clamp of the parameter itself would be undone by ZeRO's fp32 copy."""
-
-    def __init__(self, initial: float, largest: float) -> None:
-        super().__init__()
-        self.log = nn.Parameter(torch.full((1,), math.log(initial)))  # DeepSpeed cannot broadcast a 0-d tensor
-        self.largest = largest
-
-    def forward(self) -> Tensor:
-        return self.log.float().exp().clamp(max=self.largest).squeeze()
+    partner: Tensor | None = None  # [b, D] global image embedding of w
+    partner_text: Tensor | None = None  # [b, D]
+    anchor_view: Tensor | None = None  # [b, D] view-head embedding of v
+    partner_view: Tensor | None = None  # [b, D] of w
+    patches: Tensor | None = None  # [b, P, D] of v
+    sentences: Tensor | None = None  # [b, S, D] of v's text
+    sentence_mask: Tensor | None = None  # bool [b, S]
 
 
 class MamaModel(nn.Module):
-    """Images and texts to one space, globally and locally."""
+    """Images and texts to one space, globally and locally.
+
+    `heads` and `loss` decide which heads there are: `view_head`, `patch_head` and `sentence_head` are None
+    where their term weighs nothing.
+    """
 
     def __init__(self, vision: VisionTower, text: TextTower, heads: HeadsConfig, loss: LossConfig) -> None:
         super().__init__()
         self.vision, self.text = vision, text
+        self.uses_partner = bool(loss.view or loss.partner_text)
+        self.uses_partner_text = bool(loss.partner_text)
+        shape = heads.hidden_dim, heads.embed_dim, heads.norm
         self.image_head = nn.Linear(vision.width, heads.embed_dim)
         self.text_head = nn.Linear(text.width, heads.embed_dim)
-        self.view_head = ViewHead(vision.width, heads.view_hidden_dim, heads.embed_dim)
-        self.patch_head = LocalHead(vision.width, heads.hidden_dim, heads.embed_dim)
-        self.sentence_head = LocalHead(text.width, heads.hidden_dim, heads.embed_dim)
+        self.view_head = (
+            ViewHead(vision.width, heads.view_hidden_dim, heads.embed_dim, heads.norm) if loss.view else None
+        )
+        self.patch_head = LocalHead(vision.width, *shape) if loss.local else None
+        self.sentence_head = LocalHead(text.width, *shape) if loss.local else None
         self.scale = LogitScale(loss.initial_scale, loss.max_scale)
         self.local_scale = LogitScale(loss.initial_scale, loss.max_scale)
+        if not loss.local:  # the global feature is read in front of the last norm
+            vision.norm.requires_grad_(False)
+            self.local_scale.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Embeddings:
         """Augment, encode and project one micro-batch."""
-        images = augment.apply(
-            torch.cat([batch.anchors, batch.partners]), torch.cat([batch.anchor_changes, batch.partner_changes])
-        ).to(self.image_head.weight.dtype)
-        features, patches = self.vision(images)  # [2b, d], [2b, P, d]
-        anchor, partner = _unit(self.image_head(features)).chunk(2)
-        anchor_view, partner_view = _unit(self.view_head(features)).chunk(2)
+        images, changes = batch.anchors, batch.anchor_changes
+        if self.uses_partner:
+            images, changes = torch.cat([images, batch.partners]), torch.cat([changes, batch.partner_changes])
+        pixels = augment.apply(images, changes).to(self.image_head.weight.dtype)
+        features, patches = self.vision(pixels)  # [b or 2b, d], [b or 2b, P, d]
         text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
         texts = _unit(self.text_head(text_features))
-        sentences = _unit(self.sentence_head(sentence_features))
-        return Embeddings(
-            anchor=anchor,
-            partner=partner,
+        embedded = _unit(self.image_head(features))
+        pairs = len(batch.anchors)
+        e = Embeddings(
+            text_ids=batch.text_ids,
+            partner_text_ids=batch.partner_text_ids,
+            anchor=embedded[:pairs],
             anchor_text=texts[batch.anchor_text],
-            partner_text=texts[batch.partner_text],
-            anchor_view=anchor_view,
-            partner_view=partner_view,
-            patches=_unit(self.patch_head(patches[: len(anchor)])),
-            sentences=sentences[batch.anchor_text],
-            sentence_mask=batch.texts.sentence_mask[batch.anchor_text],
             scale=self.scale(),
             local_scale=self.local_scale(),
         )
+        if self.uses_partner_text:
+            e.partner, e.partner_text = embedded[pairs:], texts[batch.partner_text]
+        if self.view_head is not None:
+            e.anchor_view, e.partner_view = _unit(self.view_head(features)).chunk(2)
+        if self.patch_head is not None:
+            e.patches = _unit(self.patch_rows(patches[:pairs]))
+            e.sentence_mask = batch.texts.sentence_mask[batch.anchor_text]
+            e.sentences = _unit(self.sentence_rows(sentence_features[batch.anchor_text], e.sentence_mask))
+        return e
+
+    def patch_rows(self, patches: Tensor) -> Tensor:
+        """[b, P, d] -> [b, P, D]."""
+        assert self.patch_head is not None
+        projected: Tensor = self.patch_head(patches.flatten(0, 1))
+        return projected.unflatten(0, patches.shape[:2])
+
+    def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
+        """[b, S, d] -> [b, S, D], 0 where there is no sentence: batch norms must see only what is there."""
+        assert self.sentence_head is not None
+        projected = self.sentence_head(sentences[mask])
+        rows = projected.new_zeros(*mask.shape, projected.shape[-1])
+        rows[mask] = projected
+        return rows
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[b, 1, H, W] in [-1, 1] -> unit embeddings [b, D], and tower features [b, d] for probes."""
@@ -113,9 +114,12 @@ class MamaModel(nn.Module):
         return _unit(self.text_head(self.text(texts)[0]))
 
     def alignment(self, images: Tensor, texts: Texts) -> Tensor:
-        """Cosine of every sentence with every patch of its image: [b, S, P], row i of both together."""
-        patches = _unit(self.patch_head(self.vision(images)[1]))
-        sentences = _unit(self.sentence_head(self.text(texts)[1]))
+        """Cosine of every sentence with every patch of its image: [b, S, P], row i of both together.
+
+        Only for a model that was trained with the local term.
+        """
+        patches = _unit(self.patch_rows(self.vision(images)[1]))
+        sentences = _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
         return torch.einsum("bsd,bpd->bsp", sentences, patches)
 
 

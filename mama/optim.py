@@ -10,24 +10,29 @@ from torch import nn
 
 from mama.config import LossConfig, OptimConfig
 
-# Moved by the local term alone: the global feature is read in front of the last norm.
-LOCAL_MODULES = ("vision.norm.", "patch_head.", "sentence_head.", "local_scale.")
+# What only one term moves. The global feature is read in front of the image tower's last norm.
+TERMS = {
+    "view": ("view_head.",),
+    "local": ("vision.norm.", "patch_head.", "sentence_head.", "local_scale."),
+}
+TOWERS = {"vision.": "vision", "text.": "text"}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in up to four groups: local or not, decayed or not.
+    """Trainable parameters by tower (`vision`, `text`, `heads`), by the term that alone moves them, and by decay.
 
-    Vectors and scalars (norms, biases, scales) are not decayed. The local heads stand apart because
+    Vectors and scalars (norms, biases, scales) are not decayed. The heads of a term stand apart because
     decay and Adam would move them, or would have nothing to say, while their term weighs nothing.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, str | None, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith(LOCAL_MODULES), parameter.ndim >= 2)
-            groups.setdefault(key, []).append(parameter)
+            term = next((term for term, prefixes in TERMS.items() if name.startswith(prefixes)), None)
+            tower = next((tower for prefix, tower in TOWERS.items() if name.startswith(prefix)), "heads")
+            groups.setdefault((tower, term, parameter.ndim >= 2), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "local": local}
-        for (local, decayed), parameters in groups.items()
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "tower": tower, "term": term}
+        for (tower, term, decayed), parameters in groups.items()
     ]
 
 
@@ -40,21 +45,17 @@ def rate_at(step: int, steps: int, config: OptimConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def set_rates(groups: Iterable[dict[str, Any]], step: int, steps: int, optim: OptimConfig, loss: LossConfig) -> float:
-    """Give every group its rate for `step`: 0 for the local heads before their term starts."""
+def starts(loss: LossConfig) -> dict[str, int]:
+    """The first step of each term that moves heads of its own."""
+    return {"view": loss.view_start, "local": loss.local_start}
+
+
+def set_rates(
+    groups: Iterable[dict[str, Any]], step: int, steps: int, optim: OptimConfig, loss: LossConfig
+) -> dict[str, float]:
+    """Give every group its rate for `step`: 0 for heads whose term has not started. Returns the rate of each tower."""
     rate = rate_at(step, steps, optim)
+    rates = {"vision": rate * optim.vision_rate, "text": rate * optim.text_rate, "heads": rate}
     for group in groups:
-        group["lr"] = 0.0 if group["local"] and step < loss.local_start else rate
-    return rate
-
-
-def forget_idle_steps(optimizer: Any) -> None:
-    """Start Adam's step count of the local heads anew; call it at the step at which their term starts.
-
-    The steps at gradient 0 have used up the bias correction of the moments: without this the first
-    updates would be several times the learning rate.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["local"] else ():
-            if parameter in optimizer.state:
-                optimizer.state[parameter]["step"].zero_()
+        group["lr"] = 0.0 if step < starts(loss).get(group["term"], 0) else rates[group["tower"]]
+    return rates

@@ -352,7 +352,7 @@ def test_a_value_out_of_range_is_refused_when_the_section_is_built(
 
 def test_the_ends_of_every_range_are_allowed(tmp_path: Path) -> None:
     DataConfig(partner_probability=0, mask_probability=1, max_tokens=2, image_size=(1, 1))
-    TrainConfig(1, 1, 1, 1, log_every=1, save_every=1, keep_checkpoints=1)
+    TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1)
     EvalConfig(["density", "birads", "malignancy", "cancer"])
     assert complaint(written(tmp_path, ""), "train.steps=0") == "train.steps: 0 is less than 1"
 

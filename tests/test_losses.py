@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mama import losses
+from mama.config import LossConfig
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -87,7 +88,9 @@ def test_local_loss_ignores_padding_and_matches_the_loop() -> None:
     got_visual, got_textual = losses.alignment_scores(t(padded), mask, t(patches))
     np.testing.assert_allclose(got_visual.numpy(), visual, atol=1e-12)
     np.testing.assert_allclose(got_textual.numpy(), textual, atol=1e-12)
-    got = losses.local_loss(t(padded), mask, t(patches), torch.tensor(9.0), torch.eye(4, dtype=torch.float64))
+    got = losses.local_loss(
+        t(padded), mask, t(patches), torch.tensor(9.0), torch.eye(4, dtype=torch.float64), LossConfig()
+    )
     expected = (symmetric(9 * visual, diagonal(4)) + symmetric(9 * textual, diagonal(4))) / 2
     assert got.item() == pytest.approx(expected, abs=1e-12)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mama.config import LossConfig, OptimConfig
-from mama.model import LocalHead, LogitScale
+from mama.heads import LocalHead, LogitScale
 from mama.optim import forget_idle_steps, parameter_groups, rate_at, set_rates
 
 OPTIM = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)

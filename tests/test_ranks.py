@@ -12,11 +12,13 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mama import attention, augment
+from mama import attention, augment, gradcache
 from mama.config import Config, DataConfig, HeadsConfig, LossConfig, OptimConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Collate, Pair
 from mama.errors import RankError
 from mama.launch import run_on_ranks
+from mama.losses import objective
+from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 
 WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]
@@ -72,44 +74,101 @@ def batch_of(config: Config, rows: range) -> Batch:
     return Collate(tokenizer(), config.data.max_tokens)(pairs)
 
 
-def gradients(config: Config) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
-    """On each rank: its share of the batch through the real engine; the full gradient of every parameter."""
-    from deepspeed.utils import safe_get_full_grad
+Result = tuple[float, dict[str, float], dict[str, torch.Tensor]]
 
-    from mama.dist import rank, world_size
-    from mama.engine import join_ranks, start_engine
-    from mama.losses import objective
-    from mama.model import build
 
-    join_ranks()
-    share = PAIRS // world_size()
-    batch = batch_of(config, range(rank() * share, (rank() + 1) * share))
+def model_of(config: Config) -> MamaModel:
     model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # starts at 0, which would leave lora_A without a gradient
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
-    engine = start_engine(model, config)
-    total, terms = objective(engine(batch), batch, config.loss, step=0)
-    engine.backward(total)
-    grads = {n: safe_get_full_grad(p).clone() for n, p in model.named_parameters() if p.requires_grad}
-    result = total.item(), {name: term.item() for name, term in terms.items()}, grads
+    return model
+
+
+def seed(n: int) -> None:
+    torch.manual_seed(n)
+
+
+def by_autograd(config: Config) -> Result:
+    """The whole batch in this process, without DeepSpeed: micro-batches with their graphs, joined, one loss."""
+    count = config.train.accumulation(1)
+    model = model_of(config).train()
+    parts = []
+    for n in range(count):
+        seed(n)
+        parts.append(model(batch_of(config, range(n * PAIRS // count, (n + 1) * PAIRS // count))))
+    total, terms = objective(gradcache._join(parts) if count > 1 else parts[0], config.loss, step=0)
+    total.backward()  # type: ignore[no-untyped-call]
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    return total.item(), {name: term.item() for name, term in terms.items()}, grads
+
+
+def by_engine(config: Config) -> list[tuple[str, Result]]:
+    """On each rank: its share of the batch through the real engine, by ZeRO stage; whole gradients."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from mama.dist import rank, world_size
+    from mama.engine import is_plain, join_ranks, start_engine
+
+    join_ranks()
+    results = []
+    count = config.train.accumulation(world_size())
+    size = config.train.micro_batch
+    starts = [(n * world_size() + rank()) * size for n in range(count)]
+    batches = [batch_of(config, range(start, start + size)) for start in starts]
+    for stage in (0, 1, 2, 3):
+        staged = replace(config, train=replace(config.train, zero_stage=stage, offload=stage == 3 and count > 1))
+        engine = start_engine(model_of(config), staged)
+        if count > 1:
+            total, terms, _ = gradcache.backward(engine, batches, seed, config.loss, step=0)
+        else:
+            seed(0)
+            total, terms = objective(engine(batches[0]), config.loss, step=0)
+            engine.backward(total)
+        grads = {
+            n: (p.grad if is_plain(engine) else safe_get_full_grad(p))
+            .detach()
+            .clone()
+            .view(getattr(p, "ds_shape", p.shape))
+            for n, p in engine.module.named_parameters()
+            if p.requires_grad
+        }
+        results.append((f"stage {stage}", (total.item(), {name: term.item() for name, term in terms.items()}, grads)))
     torch.distributed.destroy_process_group()
-    return result
+    return results
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_two_ranks_equal_one_rank_on_the_concatenated_batch(stage: int) -> None:
-    total, terms, one = run_on_ranks(gradients, tiny(1, zero_stage=stage))
-    total2, terms2, two = run_on_ranks(gradients, tiny(2, zero_stage=stage))
-    assert total2 == pytest.approx(total, abs=1e-5)
-    assert terms2 == pytest.approx(terms, abs=1e-5)
-    assert one.keys() == two.keys()
-    assert any("lora_A" in name for name in one)
-    for name, gradient in one.items():
+def assert_equal(found: Result, expected: Result, tolerance: float, where: str) -> None:
+    assert found[0] == pytest.approx(expected[0], abs=tolerance), where
+    assert found[1] == pytest.approx(expected[1], abs=tolerance), where
+    assert found[2].keys() == expected[2].keys(), where
+    for name, gradient in expected[2].items():
         if "k_proj.bias" not in name:  # softmax does not see it
             assert gradient.abs().max() > 0, name
         scale = max(1.0, float(gradient.abs().max()))
-        assert torch.allclose(two[name] / scale, gradient / scale, atol=2e-6), name
+        assert torch.allclose(found[2][name] / scale, gradient / scale, atol=tolerance), f"{where}: {name}"
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_two_ranks_equal_one_rank_on_the_concatenated_batch(norm: str) -> None:
+    """Loss and every gradient, for every ZeRO stage; batch norms take the rows of both ranks."""
+    config = tiny(2)
+    config = replace(config, heads=replace(config.heads, norm=norm))
+    expected = by_autograd(replace(config, train=replace(config.train, micro_batch=PAIRS)))
+    assert any("lora_A" in name for name in expected[2])
+    for where, found in run_on_ranks(by_engine, config):
+        assert_equal(found, expected, 1e-6 if norm == "layer" else 5e-6, where)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_cached_gradients_are_those_of_the_whole_batch(ranks: int) -> None:
+    """Dropout is replayed: on one rank the micro-batches' masks are known, and the gradients are the same."""
+    config = tiny(ranks, grad_cache=True, micro_batch=2)
+    if ranks == 1:
+        config = replace(config, text=replace(config.text, lora_dropout=0.3))
+    expected = by_autograd(config)
+    for where, found in run_on_ranks(by_engine, config):
+        assert_equal(found, expected, 1e-5, where)
 
 
 def failing(config: Config) -> None:
