@@ -174,11 +174,19 @@ def check(folders: tuple[Path, ...], sample: int | None, html: Path | None) -> N
 @overrides_argument
 @slurm_option
 @profile_option
-def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+@click.option("--dry-run", is_flag=True, help="Print settings, sizes and estimated memory; train and submit nothing.")
+def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, dry_run: bool) -> None:
     """Pre-train, or resume, the run of CONFIG on train.ranks ranks."""
+    settings = configured(config, overrides)
+    if dry_run:
+        from mama.dryrun import dry_run as told
+
+        tasks = load_profile(find(profile)).tasks if as_job else 1
+        for line in told(settings, tasks if tasks > 1 else settings.train.ranks):
+            click.echo(line)
+        return
     from mama.train import train as run
 
-    settings = configured(config, overrides)
     run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile)
 
 

@@ -93,11 +93,6 @@ class Transformer:
         return self.layers * self.layer_bytes(tokens, size)
 
 
-def local_head_bytes(tokens: int, width: int, hidden: int, out: int, size: int) -> int:
-    """Linear, norm, ReLU, Linear, norm: the inputs of each, the last but one in fp32 with the unit vectors."""
-    return tokens * (size * (width + 3 * hidden + 2 * out) + 4 * 2 * out)
-
-
-def alignment_bytes(sentences: int, texts: int, images: int, patches: int, chunk: int) -> int:
-    """`mama.alignment`: cosines of a chunk of images, twice (again by text), and the places of all maxima."""
-    return 2 * 4 * sentences * chunk * patches + 2 * texts * images * patches
+def local_head_bytes(rows: int, width: int, hidden: int, out: int, size: int) -> int:
+    """Linear, norm, ReLU, Linear, norm, unit length: the inputs of each but the ReLU, the last one's in fp32."""
+    return rows * (size * (width + 2 * hidden + out) + 4 * out)
