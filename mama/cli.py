@@ -137,6 +137,17 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
         click.echo(line)
 
 
+@bench.command("loss")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+@click.option("--pairs", default=36, show_default=True, type=click.IntRange(min=1), help="Texts, and images.")
+def bench_loss(rounds: int, pairs: int) -> None:
+    """The local term at its published size, forward and backward, beside a loop over texts."""
+    from mama.bench_loss import bench_loss as run
+
+    for line in run(rounds, pairs):
+        click.echo(line)
+
+
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--sample", type=click.IntRange(min=0), help="Decode only so many images of each shard.")
@@ -163,11 +174,19 @@ def check(folders: tuple[Path, ...], sample: int | None, html: Path | None) -> N
 @overrides_argument
 @slurm_option
 @profile_option
-def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+@click.option("--dry-run", is_flag=True, help="Print settings, sizes and estimated memory; train and submit nothing.")
+def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, dry_run: bool) -> None:
     """Pre-train, or resume, the run of CONFIG on train.ranks ranks."""
+    settings = configured(config, overrides)
+    if dry_run:
+        from mama.dryrun import dry_run as told
+
+        tasks = load_profile(find(profile)).tasks if as_job else 1
+        for line in told(settings, tasks if tasks > 1 else settings.train.ranks):
+            click.echo(line)
+        return
     from mama.train import train as run
 
-    settings = configured(config, overrides)
     run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile)
 
 

@@ -1,0 +1,157 @@
+"""`mama train --dry-run`: what a run would be and what it would take, told without weights, shards or a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from mama.attention import KERNELS
+from mama.config import Config, ConfigError, TextConfig
+from mama.data import Images
+from mama.memory import Transformer, local_head_bytes, states
+from mama.model import MamaModel, build
+from mama.tokens import Tokenizer
+from mama.towers import locate
+from shards.schema import ShardError
+
+VOCABULARY = 2048  # of a tokenizer that is learned, where text.config does not say
+BESIDE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # say nothing of a shape
+
+
+def dry_run(config: Config, ranks: int) -> Iterator[str]:
+    """Lines about the run of `config` on `ranks` ranks. Raises `ConfigError` where it could not be started."""
+    model = shape_of(config)
+    batches = batch_lines(config, ranks)  # what cannot be divided is told before anything is printed
+    plain = json.loads(json.dumps(asdict(config)))  # YAML knows no tuples
+    yield from _section("Configuration", yaml.safe_dump(plain, sort_keys=False).splitlines())
+    yield from _section("Parameters", parameter_lines(model))
+    yield from _section("Batches", batches)
+    from mama.engine import deepspeed_settings  # takes seconds to import, and only this needs it
+
+    yield from _section("DeepSpeed", json.dumps(deepspeed_settings(config, ranks), indent=2).splitlines())
+    yield from _section(f"Memory of one of {ranks} ranks, GiB", state_lines(config, model, ranks))
+    yield from _section(f"Activations of {config.train.micro_batch} pairs, GiB", activation_lines(config, model))
+
+
+def shape_of(config: Config) -> MamaModel:
+    """The model on the meta device: every shape, no number. Of pretrained towers only the configuration is read."""
+    vision, text = config.vision, config.text
+    if vision.model is not None:
+        vision = replace(vision, model=None, config=_published("vision.model", vision.model))
+    if text.model is not None:
+        text = replace(text, model=None, config=_published("text.model", text.model))
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names
+        return build(replace(config, vision=vision, text=text), _stand_in(text), KERNELS["sdpa"])
+
+
+def parameter_lines(model: nn.Module) -> Iterator[str]:
+    """A table: each part, its parameters, and how many are trained."""
+    parts = [*model.named_children(), ("all", model)]
+    yield f"{'part':16} {'parameters':>15} {'trainable':>15}"
+    for name, part in parts:
+        yield f"{name:16} {_count(part):>15,} {_count(part, trainable=True):>15,}"
+
+
+def batch_lines(config: Config, ranks: int) -> list[str]:
+    """How a step is put together, and how many epochs the run has where its shards are there already."""
+    train = config.train
+    lines = [
+        f"{ranks} ranks x {train.micro_batch} pairs x {train.accumulation(ranks)} micro-batches = "
+        f"{train.global_batch} pairs a step",
+        f"{train.steps:,} steps x {train.global_batch} = {train.steps * train.global_batch:,} pairs",
+    ]
+    try:
+        images = len(Images(config.data.shards, "train"))
+    except (ConfigError, ShardError, OSError) as error:
+        return [*lines, f"pairs of an epoch: unknown ({error})"]
+    return [*lines, f"{images:,} pairs in an epoch: {train.steps * train.global_batch / images:,.1f} epochs"]
+
+
+def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
+    """A table: weights, gradients and AdamW's state under each ZeRO stage; the configured one has a star."""
+    total, trainable, train = _count(model), _count(model, trainable=True), config.train
+    yield f"{'ZeRO':12} {'weights':>9} {'gradients':>9} {'AdamW':>9} {'together':>9} {'CPU':>9}"
+    for stage, offload in ((0, False), (1, False), (2, False), (3, False), (3, True)):
+        of = states(total, trainable, ranks, stage, train.precision, offload)
+        columns = (of.weights, of.gradients, of.optimizer, of.device, of.host)
+        chosen = (stage, offload) == (train.zero_stage, train.offload)
+        name = f"{stage}{' offload' if offload else ''}{' *' if chosen else ''}"
+        yield f"{name:12} {' '.join(f'{_gib(size):>9}' for size in columns)}"
+    yield "* as configured. Source: arXiv 1910.02054, section 3; AdamW in fp32 with its own copy of the weights."
+
+
+def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
+    """A table: what is kept for the backward pass of a micro-batch, with and without activation checkpointing."""
+    pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
+    heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
+    images = pairs * (2 if model.uses_partner else 1)
+    texts = pairs * (2 if model.uses_partner_text and config.data.pair in ("study", "contralateral") else 1)
+    patches = math.prod(side // vision.patch_size for side in config.data.image_size)
+    length = patches + model.vision.prefix
+    rows = {
+        f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),
+        f"text tower, at most {texts} x {config.data.max_tokens} tokens": (
+            Transformer.of(text),
+            texts * config.data.max_tokens,
+        ),
+    }
+    chosen = config.train.activation_checkpointing
+    labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
+    yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
+    for name, (tower, tokens) in rows.items():
+        kept, checkpointed = (tower.activations(tokens, size, on) for on in (False, True))
+        yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
+    if model.patch_head is not None:
+        local = local_head_bytes(pairs * patches, model.vision.width, heads.hidden_dim, heads.embed_dim, size)
+        yield f"{f'patch head, {pairs} x {patches:,} patches':44} {_gib(local):>10} {_gib(local):>15}"
+    yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
+    yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
+    yield "Checkpointed: every layer's input, and one layer. Left out: augmentation, objective, the allocator's waste."
+
+
+def _published(field: str, name: str) -> dict[str, Any]:
+    """The configuration of a pretrained model, as the `config` of a tower with random weights."""
+    folder, arguments = locate(field, name)
+    try:
+        shape = AutoConfig.from_pretrained(folder, **arguments)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
+        raise ConfigError(
+            f"{field}: the configuration of {name} cannot be read ({reason}); name a local folder or its `model_type` "
+            f"and sizes in {field.split('.')[0]}.config"
+        ) from error
+    known = {*type(shape)().to_dict(), *shape.attribute_map}
+    return {key: value for key, value in shape.to_dict().items() if key in known and key not in BESIDE}
+
+
+def _stand_in(text: TextConfig) -> Tokenizer:
+    """A tokenizer of the language model's size: one token for each row of its table, before our own two are added."""
+    size = int(text.config.get("vocab_size", VOCABULARY))
+    words = models.WordLevel({str(number): number for number in range(size)}, unk_token="0")
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=FastTokenizer(words)))
+
+
+def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
+    yield ""
+    yield f"== {title}"
+    yield from lines
+
+
+def _count(module: nn.Module, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f}"
