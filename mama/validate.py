@@ -33,7 +33,7 @@ class HeldOut(Dataset[tuple[Tensor, list[str]]]):
     def __init__(self, config: Config) -> None:
         self.size, self.style = config.data.image_size, config.data.style
         try:
-            self.images = Images(config.data.shards, "val")
+            self.images = Images(config.data, "val")
         except ConfigError as error:
             every = config.train.validate_every
             raise ConfigError(f"train.validate_every: {every}, but {error}; pack some, or set it to 0") from error

@@ -47,7 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def reports(config: Config, split: str = "val") -> list[list[str]]:
-    images = Images(config.data.shards, split)
+    images = Images(config.data, split)
     places = [images.locate(i) for i in range(len(images))]
     return [prompt.report(images.study(n), images.study(n).views[v]) for n, v in places]
 
@@ -66,7 +66,7 @@ def model_of(config: Config, tokenizer: Tokenizer) -> MamaModel:
 
 def by_hand(model: MamaModel, config: Config, tokenizer: Tokenizer) -> dict[str, float]:
     """Image by image and text by text, with sorted lists."""
-    images = Images(config.data.shards, "val")
+    images = Images(config.data, "val")
     pixels = [images.pixels(*images.locate(i), config.data.image_size) for i in range(len(images))]
     texts = reports(config)
     model.eval()
