@@ -19,10 +19,11 @@ from transformers import AutoConfig
 
 from mama.cli import main
 from mama.config import TextConfig, VisionConfig
+from mama.data import Texts
 from mama.dryrun import dry_run, shape_of
 from mama.engine import deepspeed_settings
 from mama.heads import LocalHead
-from mama.images import Images, Texts
+from mama.images import Images
 from mama.loading import load, save
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import build
