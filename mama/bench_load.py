@@ -44,7 +44,7 @@ def bench_load(rounds: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         size = _write_shards(Path(name) / "shards")
         config = Config(
-            data=DataConfig([f"{name}/shards"], workers=1),
+            data=DataConfig([f"{name}/shards"], pairs=["study"], workers=1),  # two pictures for each pair
             train=TrainConfig(global_batch=MICRO_BATCH, micro_batch=MICRO_BATCH),
         )
         pairs = Pairs(config)
