@@ -90,10 +90,11 @@ class Pairs(Dataset[Pair]):
         anchor_text = prompt.text(study, v, self.config.style, hidden)
         other_side = v.laterality != w.laterality
         size = self.config.image_size
+        pixels = self.images.pixels(number, anchor, size)
         return Pair(
             key=f"{study.key}/{v.member}",
-            anchor=self.images.pixels(number, anchor, size),
-            partner=self.images.pixels(number, partner, size),
+            anchor=pixels,
+            partner=pixels if partner == anchor else self.images.pixels(number, partner, size),
             anchor_change=augment.draw(self.config.augment, size, rng),
             partner_change=augment.draw(self.config.augment, size, rng),
             anchor_text=anchor_text,
