@@ -47,16 +47,16 @@ def pair_flops(
     image_size: tuple[int, int],
     tokens: float,
     *,
-    images: int = 2,
     texts: float = 1.0,
     sentences: float = 10.0,
     recompute: bool = False,
 ) -> float:
     """Operations of one training pair, forward and backward.
 
-    `images` of `image_size` (H, W) are encoded, and `texts` texts a pair of `tokens` tokens and `sentences`
-    sentences each. `recompute` also counts the second forward pass through every block that activation
-    checkpointing takes; PyTorch spares itself the last products of a block, so that a little less is done.
+    The images are of `image_size` (H, W), the partner only where a term needs it; `texts` different texts of
+    `tokens` tokens are encoded for a pair, and the anchor's has `sentences`. `recompute` also counts the
+    second forward pass through every block that activation checkpointing takes; PyTorch spares itself the
+    last products of a block, so that a little less is done.
     """
     vision = model.vision.backbone
     patch = int(vision.config.patch_size)
@@ -64,9 +64,10 @@ def pair_flops(
     image = _tower(vision, model.vision.prefix + patches, recompute) + _patch_embedding(vision, patches)
     text = _tower(model.text.backbone, tokens, recompute)
     return (
-        images * (image + _matrices(model.image_head, 1) + _matrices(model.view_head, 1))
-        + _matrices(model.patch_head, patches)  # of the anchor alone
-        + texts * (text + _matrices(model.text_head, 1) + _matrices(model.sentence_head, sentences))
+        (2 if model.uses_partner else 1) * (image + _matrices(model.image_head, 1) + _matrices(model.view_head, 1))
+        + texts * (text + _matrices(model.text_head, 1))
+        + _matrices(model.patch_head, patches)  # of the anchor alone, as the sentences
+        + _matrices(model.sentence_head, sentences)
     )
 
 

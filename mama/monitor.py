@@ -95,9 +95,8 @@ class Monitor:
 class Meter:
     """How fast this rank works: what it fetched, and how long it waited for it, since the last reading."""
 
-    def __init__(self, model: MamaModel, image_size: tuple[int, int], device: torch.device, images: int = 2) -> None:
-        """`images` are encoded of each pair."""
-        self.model, self.image_size, self.device, self.images = model, image_size, device, images
+    def __init__(self, model: MamaModel, image_size: tuple[int, int], device: torch.device) -> None:
+        self.model, self.image_size, self.device = model, image_size, device
         self.peak = peak_flops(device)
         self._restart()
 
@@ -131,7 +130,7 @@ class Meter:
         }
         if self.peak and self.pairs:
             length, texts = self.tokens / self.texts, self.texts / self.pairs
-            work = pair_flops(self.model, self.image_size, length, images=self.images, texts=texts)
+            work = pair_flops(self.model, self.image_size, length, texts=texts)
             values["mfu"] = work * self.pairs / seconds / self.peak
         self._restart()
         return values

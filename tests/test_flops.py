@@ -46,7 +46,7 @@ def expected(model: MamaModel, batch: Batch, config: Config) -> float:
         config.data.image_size,
         tokens=texts.tokens.shape[1],
         texts=len(texts.tokens) / PAIRS,
-        sentences=texts.separators.shape[1],
+        sentences=int(texts.sentence_mask[batch.anchor_text].sum()) / PAIRS,
         recompute=config.train.activation_checkpointing,
     )
 
@@ -58,6 +58,15 @@ def test_the_count_is_that_of_pytorch(kind: str, recompute: bool) -> None:
     model, batch = model_of(config, kind).train(), batch_of(config, range(PAIRS))
     # Llama's table of rotary angles, a product of nothing with nothing, is all that may be between them.
     assert counted(model, batch) == pytest.approx(expected(model, batch, config), rel=0 if kind == "gpt2" else 1e-3)
+
+
+def test_what_no_term_needs_is_not_counted() -> None:
+    config = tiny(1, activation_checkpointing=False)
+    config = replace(config, loss=replace(config.loss, view=0, partner_text=0, local=0))
+    model, batch = model_of(config, "gpt2"), batch_of(config, range(PAIRS))
+    with FlopCounterMode(display=False) as partner:
+        augment.apply(batch.partners, batch.partner_changes)
+    assert expected(model, batch, config) == counted(model, batch) + partner.get_total_flops()
 
 
 def test_a_frozen_tower_is_only_run_forward_and_a_full_one_learns_everywhere() -> None:
