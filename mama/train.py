@@ -86,8 +86,7 @@ class Training:
         self.steps = range(first, config.train.steps)
         self.batches = training_batches(config, tokenizer, self.steps, rank(), world_size())
         self.monitor = Monitor(config.run_folder, first) if rank() == 0 else None
-        images = 2 if engine.module.uses_partner else 1
-        self.meter = Meter(engine.module, config.data.image_size, engine.device, images)
+        self.meter = Meter(engine.module, config.data.image_size, engine.device)
         self.norms = GradientNorms(engine, config.optim.clip_norm)
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
         self.corrupt = 0  # samples of this rank that another has replaced
