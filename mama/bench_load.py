@@ -133,7 +133,7 @@ def _study(number: int) -> Study:
             original_size=(3328, 2560),
             pixel_spacing=(0.07, 0.07),
             crop=(0, 0, 1456, 3328),
-            flipped=n > 1,
+            flipped=False,
             to_original=(3.25, 0, 0, 0, 3.25, 0),
             labels=Labels(number % 7, DENSITIES[number % 4], number % 2 == 0),
             findings=FINDINGS[: (number + n // 2) % 3],

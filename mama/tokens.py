@@ -59,7 +59,7 @@ class Tokenizer:
     def _words(self, sentence: str) -> list[int]:
         """A sentence's tokens. Reports made from facts repeat their sentences: most are found among the known ones."""
         if sentence not in self._known:
-            if len(self._known) == KNOWN_SENTENCES:
+            if len(self._known) >= KNOWN_SENTENCES:
                 self._known.clear()
             # What looks like a special token in a report is words: it must not end a sentence.
             encoded = self.base(sentence, add_special_tokens=False, split_special_tokens=True)

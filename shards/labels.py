@@ -16,7 +16,7 @@ from shards.schema import Labels, ShardError
 def labels_of(reader: ShardReader, cache: Path) -> list[Labels]:
     """The labels of every image of `reader`, in its order.
 
-    The first start reads the facts of every study, two small reads and some 0.1 ms of one core each; they are kept
+    The first start reads the facts of every study, two small reads and some 0.2 ms of one core each; they are kept
     in `cache` by the SHA-256 of the tar, and later starts read one file a shard. Raises `ShardError` where facts
     cannot be read: what depends on labels would otherwise depend on who could read them.
     """

@@ -180,3 +180,14 @@ def test_a_language_model_without_a_tokenizer_is_one_line(tmp_path: Path) -> Non
         tokens.pretrained(str(tmp_path), {})
     assert str(caught.value).startswith(f"text.model: no tokenizer in {tmp_path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_sentences_are_tokenised_alike_whatever_was_asked_before(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "KNOWN_SENTENCES", 4)  # fewer than there are: some are forgotten
+    cut = tokenizer.encode(SENTENCES, 9)
+    for text in (SENTENCES, AWKWARD, SENTENCES[::-1], SENTENCES[:3]):
+        for limit in (5, 1000, 9):
+            assert tokenizer.encode(text, limit) == Tokenizer(tokenizer.base).encode(text, limit)
+    assert tokenizer.encode(SENTENCES, 9) == cut
