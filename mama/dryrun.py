@@ -102,6 +102,8 @@ def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
         chosen = (stage, offload) == (train.zero_stage, train.offload)
         name = f"{stage}{' offload' if offload else ''}{' *' if chosen else ''}"
         yield f"{name:12} {' '.join(f'{_gib(size):>9}' for size in columns)}"
+    if train.precision == "bf16":
+        yield "DeepSpeed refuses stage 0 in bf16 with gradients summed in fp32."
     yield "* as configured. Source: arXiv 1910.02054, section 3; AdamW in fp32 with its own copy of the weights."
 
 
