@@ -84,6 +84,19 @@ def sdpa(
     return out.transpose(1, 2).contiguous(), None
 
 
+def _additive(mask: Tensor, query: Tensor) -> Tensor:
+    """A boolean or additive mask that broadcasts to [B, H, L, K] -> all of it, in the query's type.
+
+    xformers does not broadcast, and its kernels read rows that start at a multiple of 8 numbers.
+    """
+    if mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+    keys = mask.shape[-1]
+    aligned = F.pad(mask.to(query.dtype), (0, -keys % 8))[..., :keys]
+    return aligned.expand(*query.shape[:3], keys)
+
+
 def xformers(
     module: nn.Module,
     query: Tensor,
@@ -102,10 +115,7 @@ def xformers(
     if _is_causal(module, attention_mask, is_causal):
         bias = LowerTriangularMask()
     elif attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            lowest = torch.finfo(query.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
-        bias = attention_mask.to(query.dtype).expand(-1, query.shape[1], -1, -1)
+        bias = _additive(attention_mask, query)
     heads = [t.transpose(1, 2) for t in (query, _repeat_heads(module, key), _repeat_heads(module, value))]
     return memory_efficient_attention(*heads, attn_bias=bias, p=dropout, scale=scaling), None
 

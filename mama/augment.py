@@ -28,6 +28,7 @@ def draw(config: AugmentConfig, image_size: tuple[int, int], rng: np.random.Gene
     """
     area = rng.uniform(*config.crop_scale)
     aspect = math.exp(rng.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1])))
+    aspect = min(max(aspect, area), 1 / area)  # else a crop of this area is wider or higher than the image
     width, height = min(1.0, math.sqrt(area * aspect)), min(1.0, math.sqrt(area / aspect))
     x, y = rng.uniform(width - 1, 1 - width), rng.uniform(height - 1, 1 - height)
     angle = math.radians(rng.uniform(-config.rotation, config.rotation))
@@ -47,10 +48,11 @@ def draw(config: AugmentConfig, image_size: tuple[int, int], rng: np.random.Gene
     return np.array([*affine, gain, bias, blur], dtype=np.float32)
 
 
-def apply(images: Tensor, parameters: Tensor) -> Tensor:
-    """uint8 [b, 1, H, W] and float32 [b, 9] -> float32 [b, 1, H, W] in [-1, 1].
+def apply(images: Tensor, parameters: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [b, 1, H, W] and float32 [b, 9] -> `dtype` [b, 1, H, W] in [-1, 1], blurred in `dtype`.
 
-    Positions outside the input read as air (0).
+    Positions outside the input read as air (0). Sampling and brightness are float32 always: bfloat16 knows a
+    position in 518 pixels to two of them only. In bfloat16 the result differs by 0.02 at most, 2.5 of 255 grey levels.
     """
     pixels = images.float() / 255
     grid = F.affine_grid(parameters[:, :6].reshape(-1, 2, 3), list(pixels.shape), align_corners=False)
@@ -58,7 +60,7 @@ def apply(images: Tensor, parameters: Tensor) -> Tensor:
     gain, bias = parameters[:, 6, None, None, None], parameters[:, 7, None, None, None]
     air = pixels <= 0  # brightness is the breast's, the air around it stays black
     pixels = (pixels * gain + bias).clamp(0, 1).masked_fill(air, 0)
-    return _blur(pixels, parameters[:, 8]) * 2 - 1
+    return _blur(pixels.to(dtype), parameters[:, 8]) * 2 - 1
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -67,11 +69,15 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Separable Gaussian blur with one sigma per image; sigma 0 is the identity."""
+    """Separable Gaussian blur with one sigma per image; sigma 0 is the identity.
+
+    The edge is repeated outwards: behind the chest wall there is tissue that the image does not show, no air.
+    """
     offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=pixels.device)
     weights = torch.exp(-(offsets**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # [b, k]
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = (weights / weights.sum(1, keepdim=True)).to(pixels.dtype)
     images = pixels.transpose(0, 1)  # [1, b, H, W]: one group per image
-    images = F.conv2d(images, weights[:, None, :, None], padding=(BLUR_RADIUS, 0), groups=len(pixels))
-    images = F.conv2d(images, weights[:, None, None, :], padding=(0, BLUR_RADIUS), groups=len(pixels))
+    images = F.pad(images, (BLUR_RADIUS,) * 4, mode="replicate")
+    images = F.conv2d(images, weights[:, None, :, None], groups=len(pixels))
+    images = F.conv2d(images, weights[:, None, None, :], groups=len(pixels))
     return images.transpose(0, 1)

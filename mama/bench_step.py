@@ -17,6 +17,7 @@ from mama import attention, augment
 from mama.config import Config, ConfigError, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Texts
 from mama.dryrun import stand_in, without_weights
+from mama.flops import pair_flops, peak_flops
 from mama.launch import run_on_ranks
 from mama.losses import objective
 from mama.model import build
@@ -32,10 +33,17 @@ class Measured:
     pairs: int
     seconds: float  # median of the steps
     memory_gb: float  # GiB at most: on CUDA what tensors took, on the CPU the whole process
+    flops: float  # operations of a pair
+    peak: float | None  # operations per second of the device at most, where they are known
 
     @property
     def rate(self) -> float:
         return self.pairs / self.seconds
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the device's peak that the model's own operations take (Chowdhery et al. 2022, appendix B)."""
+        return self.rate * self.flops / self.peak if self.peak else None
 
 
 def published() -> Config:
@@ -91,8 +99,8 @@ def bench_step(config: Config | None, rounds: int) -> Iterator[str]:
     how = f"random weights, {train.precision}, ZeRO stage {train.zero_stage}, 1 rank"
     yield f"{config.name}: {how}, images of {size}, texts of {config.data.max_tokens} tokens, {where}"
     yield ""
-    yield "| activation checkpointing | micro-batch | pairs/s | peak memory, GiB |"
-    yield "|---|---|---|---|"
+    yield "| activation checkpointing | micro-batch | pairs/s | peak memory, GiB | MFU in bf16 |"
+    yield "|---|---|---|---|---|"
     for checkpointing in (True, False):
         yield from _rows(replace(config, train=replace(train, activation_checkpointing=checkpointing)), rounds, cuda)
 
@@ -113,7 +121,7 @@ def _rows(config: Config, rounds: int, search: bool) -> Iterator[str]:
         yield _row(name, found[wanted])
         most = largest(fits, wanted) if search else wanted
     else:
-        yield f"| {name} | {wanted} | does not fit | |"
+        yield f"| {name} | {wanted} | does not fit | | |"
         most = largest(fits, 0, wanted)
     if most in found and most != wanted:
         yield _row(f"{name}, the largest that fits", found[most])
@@ -144,9 +152,11 @@ def measure(config: Config) -> Measured | None:
         tokenizer = stand_in(config.text)
         with device:  # random numbers for billions of parameters take minutes on a CPU
             model = build(config, tokenizer, attention.choose(config.train.attention, device))
+        batch = synthetic(config, tokenizer).to(device)
+        sentences = batch.texts.separators.shape[1]
+        flops = pair_flops(model, config.data.image_size, config.data.max_tokens, sentences=sentences)
         engine = start_engine(model, config)
         engine.train()
-        batch = synthetic(config, tokenizer).to(device)
         seconds = []
         for _ in range(config.train.steps):
             started = time.perf_counter()
@@ -156,7 +166,8 @@ def measure(config: Config) -> Measured | None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - started)
-        return Measured(config.train.micro_batch, statistics.median(seconds[1:]), _peak_memory_gb(device))
+        median, memory = statistics.median(seconds[1:]), _peak_memory_gb(device)
+        return Measured(config.train.micro_batch, median, memory, flops, peak_flops(device))
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -189,7 +200,8 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
 
 
 def _row(name: str, measured: Measured) -> str:
-    return f"| {name} | {measured.pairs} | {measured.rate:.3g} | {measured.memory_gb:.2f} |"
+    mfu = "unknown" if measured.mfu is None else f"{measured.mfu:.1%}"
+    return f"| {name} | {measured.pairs} | {measured.rate:.3g} | {measured.memory_gb:.2f} | {mfu} |"
 
 
 def _peak_memory_gb(device: torch.device) -> float:

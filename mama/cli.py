@@ -163,6 +163,16 @@ def bench_step(config: str | None, overrides: tuple[str, ...], rounds: int) -> N
         click.echo(line)
 
 
+@bench.command("load")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+def bench_load(rounds: int) -> None:
+    """Loading: pairs a second from JPEG shards to fitted images and tokenised reports."""
+    from mama.bench_load import bench_load as run
+
+    for line in run(rounds):
+        click.echo(line)
+
+
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--sample", type=click.IntRange(min=0), help="Decode only so many images of each shard.")

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from shards.pack import PackConfig
 
+Style = Literal["report", "sentence", "caption"]
+PAIRS = ("study", "breast", "contralateral", "augment")
+
 
 class ConfigError(ValueError):
     """A user's mistake, told in one line: the field, its value, and how to mend it."""
@@ -21,7 +24,7 @@ class AugmentConfig:
     """Random changes of a training image; every probability or range at 0 switches its part off."""
 
     crop_scale: tuple[float, float] = (0.1, 1.0)  # share of the image's area that a crop keeps
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # aspect of the crop relative to the image's own
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # its aspect relative to the image's own, as far as it fits in
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
     rotation: float = 0.0  # degrees, drawn from [-rotation, rotation]
@@ -42,24 +45,42 @@ class AugmentConfig:
 class DataConfig:
     """What a training or evaluation sample is made of."""
 
-    shards: list[str] = field(default_factory=list)  # folders written by `mama pack`
+    shards: list[str] = field(default_factory=list)  # folders written by `mama pack`, or http(s) URLs of such
+    shard_weights: list[float] = field(default_factory=list)  # of each of `shards`; empty: by their numbers of images
+    balance: Literal["none", "cancer", "birads", "density"] = "none"  # the label whose classes are equally likely
+    cache: str = "~/.cache/mama"  # folder for shards from http(s) addresses, and for the labels that `balance` needs
     image_size: tuple[int, int] = (518, 518)  # (height, width) in pixels
-    pair: Literal["study", "breast", "contralateral", "augment"] = "study"
-    partner_probability: float = 0.5  # else the partner is a second augmentation of the anchor
+    # Where the partner comes from, drawn for each pair: study, breast, contralateral, or augment, a second
+    # augmentation of the anchor, which also serves where a study has no such partner.
+    pairs: list[str] = field(default_factory=lambda: ["study", "augment"])
+    pair_weights: list[float] = field(default_factory=list)  # one for each of `pairs`; empty: equal
+    style: Style = "report"  # of the texts, see mama/prompt.py
     mask_probability: float = 0.8  # each piece of meta-information becomes "unknown"
     max_tokens: int = 144
     workers: int = 2  # loader processes per rank
+    max_corrupt: int = 100  # samples that one process replaces by others because they cannot be read; more end the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        _probability("data.partner_probability", self.partner_probability)
+        _weights("data.shard_weights", self.shard_weights, "data.shards", self.shards)
+        if not self.pairs:
+            raise ConfigError(f"data.pairs: empty; name at least one of {', '.join(PAIRS)}")
+        for policy in self.pairs:
+            _one_of("data.pairs", policy, PAIRS)
+        _weights("data.pair_weights", self.pair_weights, "data.pairs", self.pairs)
         _probability("data.mask_probability", self.mask_probability)
         if self.workers < 0:
             raise ConfigError(f"data.workers: {self.workers} is less than 0, which decodes in the training process")
+        if self.max_corrupt < 0:
+            raise ConfigError(f"data.max_corrupt: {self.max_corrupt} is less than 0, which allows no sample to fail")
         if self.max_tokens < 2:
             raise ConfigError(f"data.max_tokens: {self.max_tokens} is less than 2, a token and its separator")
         if min(self.image_size) < 1:
             raise ConfigError(f"data.image_size: {list(self.image_size)} is not a height and a width in pixels")
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.cache).expanduser()
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,9 @@ class VisionConfig:
     model: str | None = "facebook/dinov2-with-registers-base"  # hub name or local folder
     config: dict[str, Any] = field(default_factory=dict)  # a transformers configuration, with `model_type`
     ignore: list[str] = field(default_factory=list)  # prefixes of tensors that may be missing or left over
+
+    def __post_init__(self) -> None:
+        _prefixes("vision.ignore", self.ignore)
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,7 @@ class TextConfig:
         if self.lora_rank < 1:
             raise ConfigError(f"text.lora_rank: {self.lora_rank} is less than 1; tune=frozen trains no adapters")
         _probability("text.lora_dropout", self.lora_dropout)
+        _prefixes("text.ignore", self.ignore)
 
 
 @dataclass(frozen=True)
@@ -193,6 +218,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: {getattr(self, name)} is less than 1")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ConfigError("train.zero_stage: 0 in bf16 would sum gradients in bf16; use stage 1, or precision=fp32")
         if self.offload and self.zero_stage != 3:
             raise ConfigError(f"train.offload: needs zero_stage 3, and it is {self.zero_stage}")
 
@@ -247,8 +274,17 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is less than 0")
+        if self.train.grad_cache and self.loss.negatives == "local":
+            raise ConfigError("train.grad_cache: gathers negatives that loss.negatives=local does not want; drop one")
         if self.train.grad_cache and self.heads.norm == "batch":
             raise ConfigError("train.grad_cache: batch norms would take a micro-batch for the batch; heads.norm=layer")
+
+    @property
+    def contrastive_batch(self) -> int:
+        """Pairs among which each finds its negatives, on `train.ranks` ranks."""
+        if self.loss.negatives == "local":
+            return self.train.micro_batch
+        return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * self.train.ranks
 
     @property
     def run_folder(self) -> Path:
@@ -258,3 +294,21 @@ class Config:
 def _probability(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}: {value} is not between 0 and 1")
+
+
+def _prefixes(name: str, values: list[str]) -> None:
+    if "" in values:
+        raise ConfigError(f"{name}: {values} holds an empty prefix, with which every tensor could be missing")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(known)}")
+
+
+def _weights(name: str, weights: list[float], of: str, named: list[str]) -> None:
+    """Empty, or a weight of at least 0 for each entry of the list `of`, and one of them above 0."""
+    if weights and len(weights) != len(named):
+        raise ConfigError(f"{name}: {weights} has {len(weights)} weights, but {of} has {len(named)} entries")
+    if weights and not (all(0 <= w < float("inf") for w in weights) and any(weights)):
+        raise ConfigError(f"{name}: {weights} holds no weight above 0, or one that is not a number of at least 0")

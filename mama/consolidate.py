@@ -18,6 +18,7 @@ from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower
 from shards.read import load_manifest
+from shards.remote import local_folder
 
 WEIGHTS = "model.safetensors"
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def model_card(config: Config, step: int) -> str:
         "",
     ]
     for folder in config.data.shards:
-        manifest = load_manifest(Path(folder))
+        manifest = load_manifest(local_folder(folder, config.data.cache_folder))
         lines.append(f"- `{manifest.source}` ({sum(s.samples for s in manifest.shards if s.split == 'train')} studies)")
     lines += [
         "",

@@ -1,26 +1,23 @@
-"""Shards -> `Batch`: studies become pairs of views with the text of their facts."""
+"""Pairs -> `Batch`: what a rank trains on, in the order that every rank agrees on."""
 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mama import augment, order, prompt
-from mama.config import Config, ConfigError, DataConfig
+from mama import order, stop
+from mama.config import Config
+from mama.pairs import Pair, Pairs
 from mama.tokens import Tokenizer
-from shards.read import ShardReader
-from shards.schema import Study
+from shards.schema import ShardError
+from shards.workers import settle
 
 
 @dataclass
@@ -53,123 +50,12 @@ class Batch:
     partner_text: Tensor  # int64 [b], of the partner: the same row unless it is the other breast
     text_ids: Tensor  # int64 [b], hash of the anchor's text: equal texts, equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
+    skipped: int = 0  # samples that could not be read and were replaced by some of these
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value if isinstance(value, list) else value.to(device) for name, value in moved.items()}
+        moved = {name: v.to(device) if isinstance(v, Tensor | Texts) else v for name, v in moved.items()}
         return Batch(**moved)
-
-
-@dataclass
-class Pair:
-    """One training sample before collation."""
-
-    key: str
-    anchor: np.ndarray
-    partner: np.ndarray
-    anchor_change: np.ndarray
-    partner_change: np.ndarray
-    anchor_text: list[str]
-    partner_text: list[str]
-
-
-class Images:
-    """Every image of a split of several shard folders, numbered 0 .. len - 1 in manifest order."""
-
-    def __init__(self, folders: list[str], split: str) -> None:
-        if not folders:
-            raise ConfigError("data.shards: empty; name at least one folder written by `mama pack`")
-        self.readers = [ShardReader(Path(folder), split) for folder in folders]
-        studies = [(reader, i) for reader in self.readers for i in range(len(reader))]
-        counts = [count for reader in self.readers for count in reader.view_counts]
-        self.studies = studies
-        self.ends = list(accumulate(counts))
-        if not self.ends:
-            raise ConfigError(f"data.shards: {', '.join(folders)} hold no image of the split {split!r}")
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def locate(self, image: int) -> tuple[int, int]:
-        """Number of the study and of the view within it."""
-        study = bisect_right(self.ends, image)
-        return study, image - (self.ends[study - 1] if study else 0)
-
-    def study(self, number: int) -> Study:
-        reader, i = self.studies[number]
-        return reader.study(i)
-
-    def pixels(self, number: int, view: int, size: tuple[int, int]) -> np.ndarray:
-        """uint8 [H, W] of one view, fitted to `size`."""
-        return fit(self.stored(number, view), size)
-
-    def stored(self, number: int, view: int) -> np.ndarray:
-        """uint8 [h, w] of one view; of shards with 16 bits the upper eight, rounded."""
-        reader, i = self.studies[number]
-        image = reader.image(i, view)
-        return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale uint8 [h, w] to fit in (H, W) with its aspect kept; air fills the right and both ends.
-
-    The chest wall stays at the left edge, where packing puts it.
-    """
-    scale, top, _ = fit_geometry((image.shape[0], image.shape[1]), size)
-    height, width = (max(1, round(side * scale)) for side in image.shape)
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas = np.zeros(size, dtype=np.uint8)
-    canvas[top : top + height, :width] = cv2.resize(image, (width, height), interpolation=interpolation)
-    return canvas
-
-
-def fit_geometry(stored: tuple[int, int], size: tuple[int, int]) -> tuple[float, int, int]:
-    """Scale, top and left offset that `fit` uses: canvas x = scale * stored x + left, likewise y."""
-    scale = min(size[0] / stored[0], size[1] / stored[1])
-    return scale, (size[0] - max(1, round(stored[0] * scale))) // 2, 0
-
-
-def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
-    """The partner view: another image that the pair policy allows, else the anchor itself."""
-    here = study.views[anchor]
-    others = [n for n in range(len(study.views)) if n != anchor]
-    if config.pair == "breast":
-        others = [n for n in others if study.views[n].laterality == here.laterality]
-    elif config.pair == "contralateral":
-        others = [n for n in others if study.views[n].laterality != here.laterality]
-    elif config.pair == "augment":
-        others = []
-    if not others or rng.random() >= config.partner_probability:
-        return anchor
-    return others[rng.integers(len(others))]
-
-
-class Pairs(Dataset[Pair]):
-    """Training pairs by global sample index: `pairs[g]` depends on (manifest, seed, g) alone."""
-
-    def __init__(self, config: Config, split: str = "train") -> None:
-        self.config, self.seed = config.data, config.seed
-        self.images = Images(config.data.shards, split)
-
-    def __getitem__(self, index: int) -> Pair:
-        rng = order.generator_at(index, self.seed)
-        number, anchor = self.images.locate(order.image_at(index, len(self.images), self.seed))
-        study = self.images.study(number)
-        partner = partner_of(study, anchor, self.config, rng)
-        hidden = prompt.draw_hidden(rng, self.config.mask_probability)
-        v, w = study.views[anchor], study.views[partner]
-        anchor_text = prompt.report(study, v, hidden)
-        other_side = v.laterality != w.laterality
-        size = self.config.image_size
-        return Pair(
-            key=f"{study.key}/{v.member}",
-            anchor=self.images.pixels(number, anchor, size),
-            partner=self.images.pixels(number, partner, size),
-            anchor_change=augment.draw(self.config.augment, size, rng),
-            partner_change=augment.draw(self.config.augment, size, rng),
-            anchor_text=anchor_text,
-            partner_text=prompt.report(study, w, hidden) if other_side else anchor_text,
-        )
 
 
 class Collate:
@@ -193,6 +79,7 @@ class Collate:
             partner_text=torch.tensor(partner_text),
             text_ids=torch.tensor([_text_id(p.anchor_text) for p in pairs]),
             partner_text_ids=torch.tensor([_text_id(p.partner_text) for p in pairs]),
+            skipped=sum(p.skipped for p in pairs),
         )
 
 
@@ -237,11 +124,29 @@ class _MicroBatches:
 
 
 def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int) -> Iterator[Batch]:
-    """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step."""
+    """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step.
+
+    Raises `ShardError` as `Pairs` does, whichever process it happened in.
+    """
     loader = DataLoader(
         Pairs(config),
         batch_sampler=_MicroBatches(config, steps, rank, world_size),
         collate_fn=Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
+        worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    return _plain_errors(iter(loader))
+
+
+def _start_worker(number: int) -> None:
+    """One thread, its memory kept; and a signal to stop is the rank's business, which needs its workers to the end."""
+    settle()
+    stop.ignore()
+
+
+def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except ShardError as error:  # from a worker it comes with that worker's traceback in its words
+        words = str(error).strip().splitlines()[-1]
+        raise type(error)(words.partition(f"{type(error).__name__}: ")[2] or words) from None

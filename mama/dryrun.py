@@ -18,11 +18,11 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from mama.attention import KERNELS
 from mama.config import Config, ConfigError, TextConfig
-from mama.data import Images
+from mama.images import Images
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import MamaModel, build
+from mama.pretrained import locate
 from mama.tokens import Tokenizer
-from mama.towers import locate
 from shards.schema import ShardError
 
 VOCABULARY = 2048  # of a tokenizer that is learned, where text.config does not say
@@ -86,7 +86,7 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
         f"{train.steps:,} steps x {train.global_batch} = {train.steps * train.global_batch:,} pairs",
     ]
     try:
-        images = len(Images(config.data.shards, "train"))
+        images = len(Images(config.data, "train"))
     except (ConfigError, ShardError, OSError) as error:
         return [*lines, f"pairs of an epoch: unknown ({error})"]
     return [*lines, f"{images:,} pairs in an epoch: {train.steps * train.global_batch / images:,.1f} epochs"]
@@ -112,7 +112,7 @@ def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
     pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
     images = pairs * (2 if model.uses_partner else 1)
-    texts = pairs * (2 if model.uses_partner_text and config.data.pair in ("study", "contralateral") else 1)
+    texts = pairs * (2 if model.uses_partner_text and {"study", "contralateral"} & {*config.data.pairs} else 1)
     patches = math.prod(side // vision.patch_size for side in config.data.image_size)
     length = patches + model.vision.prefix
     rows = {

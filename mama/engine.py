@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mama.config import Config
 from mama.dist import local_device, world_size
 from mama.model import MamaModel
-from mama.optim import parameter_groups
+from mama.optim import parameter_groups, set_rates, starts
 
 if not torch.cuda.is_available():  # must stand before the import, which decides by it
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -128,8 +128,16 @@ def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tens
             yield group, tensor
 
 
-def forget_idle_steps(engine: DeepSpeedEngine, term: str) -> None:
-    """Start Adam's step count of a term's heads anew; call it at the step at which the term starts.
+def prepare_step(engine: DeepSpeedEngine, config: Config, step: int) -> dict[str, float]:
+    """Give every parameter its rate for `step`, and let terms start whose first step it is. Returns rates by tower."""
+    for term, start in starts(config.loss).items():
+        if step == start > 0:
+            _forget_idle_steps(engine, term)
+    return set_rates(adam(engine).param_groups, step, config.train.steps, config.optim, config.loss)
+
+
+def _forget_idle_steps(engine: DeepSpeedEngine, term: str) -> None:
+    """Start Adam's step count of a term's heads anew.
 
     The steps at gradient 0 have used up the bias correction of the moments: without this the first
     updates would be several times the learning rate.

@@ -35,7 +35,7 @@ def evaluate(config: Config, run: Path) -> Results:
     device = local_device()
     held = Split(config, config.eval.split)
     train = Split(config, "train")
-    wording = wording_of(item.study for item in held.items)
+    wording = wording_of((item.study for item in held.items), config.data.style)
     questions = [ask(TASKS[name], held.items, train.items, wording) for name in config.eval.tasks]
     drawn: dict[str, heatmap.Floats] = {}
     for name, model, tokenizer in _models(config, run, device):
@@ -109,7 +109,7 @@ def _intensities(split: Split) -> Floats:
 def _retrieve(
     features: Features, items: list[Item], model: MamaModel, tokenizer: Tokenizer, config: Config, folder: Path
 ) -> None:
-    texts, own = retrieval.distinct_texts(items)
+    texts, own = retrieval.distinct_texts(items, config.data.style)
     embedded = embed_texts(model, tokenizer, texts, config, next(model.parameters()).device)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "examples.json", retrieval.examples(items, texts, own, features.embeddings, embedded))

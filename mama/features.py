@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mama.augment import normalise
 from mama.config import Config
-from mama.data import Images, tokenise
+from mama.data import tokenise
+from mama.images import Images
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -46,8 +47,8 @@ class Split(Dataset[Tensor]):
 
     def __init__(self, config: Config, name: str) -> None:
         self.name = name
-        self.size = config.data.image_size
-        self.images = Images(config.data.shards, name)
+        self.size, self.style = config.data.image_size, config.data.style
+        self.images = Images(config.data, name)
         studies = [self.images.study(number) for number in range(len(self.images.studies))]
         self.items = [Item(n, position, s) for n, s in enumerate(studies) for position in range(len(s.views))]
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from mama import metrics, prompt
 from mama.augment import normalise
 from mama.config import Config
-from mama.data import fit_geometry, tokenise
+from mama.data import tokenise
 from mama.features import Item, Split
+from mama.images import fit_geometry
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -47,23 +48,23 @@ def targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]
     """
     found = []
     for item in split.items:
-        text = prompt.report(item.study, item.view, frozenset(prompt.META))
+        text = prompt.text(item.study, item.view, split.style, frozenset(prompt.META))
         room = len(tokenizer.encode(text, max_tokens).separators)
-        for sentence, boxes in _sentences(item.view).items():
+        for sentence, boxes in _sentences(item.view, prompt.finding_sentences(item.view, split.style, text)).items():
             if text.index(sentence) < room:
                 fitted = tuple(fit_box(box, item.view.size, split.size) for box in boxes)
                 found.append(Target(item, text, text.index(sentence), fitted))
     return found
 
 
-def _sentences(view: View) -> dict[str, list[Box]]:
-    """The sentences that name a lesion, and the boxes of each."""
+def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
+    """The sentences that name a lesion, and the boxes of each; `named` are those of the findings."""
     boxes: dict[str, list[Box]] = {}
-    if view.report:
+    if prompt.own_words(view):
         positive = view.findings or view.labels.cancer or view.labels.pathology in ("benign", "malignant")
-        words = prompt.findings(view)[:1] if positive else []
+        words = named[:1] if positive else []
         return {sentence: [f.box for f in view.findings if f.box] for sentence in words}
-    for finding, sentence in zip(view.findings, prompt.findings(view), strict=False):
+    for finding, sentence in zip(view.findings, named, strict=False):
         boxes.setdefault(sentence, []).extend([finding.box] if finding.box else [])
     return boxes
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mama.alignment import alignment_scores
 from mama.config import LossConfig
 from mama.dist import alone, gather, max_over_ranks
 from mama.model import Embeddings
@@ -66,25 +67,6 @@ def view_loss(anchors: Tensor, partners: Tensor, temperature: float, share: Shar
     return F.cross_entropy(scores, partner)
 
 
-def alignment_scores(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric local alignment (SLA) between every text and every image.
-
-    With C[s, p] the cosine of sentence s and patch p,
-
-        V[i, j] = mean over s in text i of max over p in image j of C[s, p]
-        T[i, j] = mean over p in image j of max over s in text i of C[s, p]
-
-    `sentences` [T, S, D] and `patches` [I, P, D] are unit vectors, `mask` [T, S] is true where a
-    sentence is. Returns V and T, [T, I] each.
-    """
-    cosines = torch.einsum("tsd,ipd->tsip", sentences, patches)  # [T, S, I, P]
-    best_patch = cosines.amax(-1)  # [T, S, I]
-    weights = mask.to(cosines.dtype)
-    visual = (best_patch * weights[..., None]).sum(1) / weights.sum(1)[:, None]
-    best_sentence = cosines.masked_fill(~mask[:, :, None, None], float("-inf")).amax(1)  # [T, I, P]
-    return visual, best_sentence.mean(-1)
-
-
 def local_loss(
     sentences: Tensor,
     mask: Tensor,
@@ -101,7 +83,9 @@ def local_loss(
     """
     missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # ranks differ in their longest text
     sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-    visual, textual = alignment_scores(share(sentences), share(mask), patches)  # [B, b], rows are texts
+    visual, textual = alignment_scores(
+        share(sentences), share(mask), patches, config.local_chunk
+    )  # [B, b], rows are texts
     sides = {"both": (visual, textual), "visual": (visual,), "textual": (textual,)}[config.local_scores]
     losses = [info_nce(scale * share(side.t()).t(), targets) for side in sides]
     return torch.stack(losses).mean()

@@ -1,4 +1,4 @@
-"""The order of the data: a pure function of (number of images, seed, global batch size).
+"""The order of the data: a pure function of (manifests, seed, global batch size).
 
 A *global sample index* g counts training pairs from the start of the run. Which image it is, and
 every random draw made for it, depends on (seed, g) alone. Ranks and loader workers only decide
@@ -24,10 +24,23 @@ def image_at(index: int, images: int, seed: int) -> int:
     return int(_epoch(images, seed, epoch)[position])
 
 
+def drawn_at(index: int, attempt: int, ends: np.ndarray, seed: int) -> int:
+    """The image that global sample `index` draws, with replacement; `ends` [images] are running sums of weights.
+
+    `attempt` counts the images that were drawn for it before and could not be read.
+    """
+    return pick(ends, np.random.default_rng([seed, index, 2, attempt]).random())
+
+
+def pick(ends: np.ndarray, share: float) -> int:
+    """The first position whose running sum of weights is above a share, in [0, 1), of their total."""
+    return int(np.searchsorted(ends, share * ends[-1], side="right"))
+
+
 def generator_at(index: int, seed: int) -> np.random.Generator:
     """The random numbers of global sample `index`: partner, masking and augmentation.
 
-    The third word keeps them apart from the epochs' permutations.
+    The third word keeps them apart from the epochs' permutations and from the draws of images.
     """
     return np.random.default_rng([seed, index, 1])
 

@@ -1,15 +1,17 @@
-"""The words: a report written from a view's facts, afresh each time a sample is drawn.
+"""The words: a text written from a view's facts, afresh each time a sample is drawn.
 
-The order of the parts is METHOD's (procedure, patient, image, composition, findings, impression,
-overall assessment); a radiologist's own words, where the archive has them, stand as they are in
-the place of the findings. Each string is one sentence: the towers read a sentence's embedding at
-the separator token behind it.
+Three styles: the structured report, one natural sentence, a short caption of the labels. The order
+of the parts is METHOD's (procedure, patient, image, composition, findings, impression, overall
+assessment); a radiologist's own words, where the archive has them, stand as they are in the place
+of the findings, in a report whatever the style. Each string is one sentence: the towers read a
+sentence's embedding at the separator token behind it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from mama.config import Style
 from shards.schema import Finding, Study, View
 
 UNKNOWN = "unknown"
@@ -34,12 +36,61 @@ BIRADS = {  # ACR BI-RADS Atlas, 5th edition, assessment categories
 OVERALL = {0: "undecided", 1: "healthy", 2: "benign", 3: "likely benign", 4: "suspect", 5: "malignant", 6: "malignant"}
 
 
-def report(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> list[str]:
-    """The sentences that describe one image; the meta-information named in `hidden` reads "unknown".
+def text(study: Study, view: View, style: Style, hidden: frozenset[str] = frozenset()) -> list[str]:
+    """The sentences that describe one image.
 
-    What the archive does not say of density, BI-RADS or findings is left out, never guessed.
+    The meta-information named in `hidden` reads "unknown". What the archive does not say of density, BI-RADS or
+    findings is left out, never guessed.
     """
-    meta = {
+    if style == "report" or own_words(view):
+        return report(study, view, hidden)
+    return [natural_sentence(study, view, hidden) if style == "sentence" else caption(study, view, hidden)]
+
+
+def report(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> list[str]:
+    """The structured report, for arguments as those of `text`."""
+    meta = _meta(study, view, hidden)
+    sentences = [
+        f"Procedure: {_procedure(study)}.",
+        f"Patient: age {meta['age']}, race {meta['race']}, ethnicity {meta['ethnicity']}.",
+        f"Image: type {meta['type']}, side {meta['side']}, view {meta['view']}.",
+    ]
+    return sentences + composition(view) + findings(view) + impression(view)
+
+
+def natural_sentence(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> str:
+    """The facts of the report as a person would write them, for arguments as those of `text`."""
+    meta, labels = _meta(study, view, hidden), view.labels
+    said = (
+        f"This is a {_procedure(study)} of type {meta['type']}, side {meta['side']} and view {meta['view']}, "
+        f"of a patient of age {meta['age']}, race {meta['race']} and ethnicity {meta['ethnicity']}"
+    )
+    shown = [f"breast density {labels.density}, {COMPOSITION[labels.density]}"] if labels.density else []
+    shown += [_noun_phrase(finding) for finding in view.findings]
+    if _looks_normal(view):
+        shown.append("no mass and no calcification")
+    if shown:
+        said += f"; it shows {', and '.join(shown)}"
+    if labels.birads is not None:
+        said += f"; it is assessed as BI-RADS {labels.birads}, {BIRADS[labels.birads]}"
+    return f"{said}."
+
+
+def caption(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> str:
+    """Side, view and labels, and the kinds of the findings, for arguments as those of `text`."""
+    meta, labels = _meta(study, view, hidden), view.labels
+    said = ["Mammogram", f"side {meta['side']}", f"view {meta['view']}"]
+    if labels.density is not None:
+        said.append(f"density {labels.density}")
+    said += ["normal"] if _looks_normal(view) else dict.fromkeys(finding.kind for finding in view.findings)
+    if labels.birads is not None:
+        said.append(f"BI-RADS {labels.birads}")
+    return f"{', '.join(said)}."
+
+
+def _meta(study: Study, view: View, hidden: frozenset[str]) -> dict[str, str]:
+    """Each piece of meta-information in words."""
+    known = {
         "age": f"{study.age} years" if study.age is not None else UNKNOWN,
         "race": study.race or UNKNOWN,
         "ethnicity": study.ethnicity or UNKNOWN,
@@ -47,13 +98,11 @@ def report(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> li
         "side": SIDES[view.laterality],
         "view": view.view,
     }
-    meta.update(dict.fromkeys(hidden, UNKNOWN))
-    sentences = [
-        f"Procedure: {study.reason + ' ' if study.reason else ''}mammogram.",
-        f"Patient: age {meta['age']}, race {meta['race']}, ethnicity {meta['ethnicity']}.",
-        f"Image: type {meta['type']}, side {meta['side']}, view {meta['view']}.",
-    ]
-    return sentences + composition(view) + findings(view) + impression(view)
+    return known | dict.fromkeys(hidden, UNKNOWN)
+
+
+def _procedure(study: Study) -> str:
+    return f"{study.reason} mammogram" if study.reason else "mammogram"
 
 
 def draw_hidden(rng: np.random.Generator, probability: float) -> frozenset[str]:
@@ -73,14 +122,26 @@ def composition(view: View) -> list[str]:
 
 def findings(view: View) -> list[str]:
     """One sentence a finding, or the radiologist's own sentences."""
-    lines = [line.strip().rstrip(".") for line in (view.report or "").splitlines()]
-    if any(lines):
-        return [f"Findings: {line}." for line in lines if line]
+    if words := own_words(view):
+        return [f"Findings: {line}." for line in words]
     if view.findings:
         return [f"Findings: {describe(finding)}." for finding in view.findings]
-    if view.labels.birads == 1 or view.labels.pathology == "normal":
-        return ["Findings: no mass and no calcification."]
-    return []
+    return ["Findings: no mass and no calcification."] if _looks_normal(view) else []
+
+
+def finding_sentences(view: View, style: Style, sentences: list[str]) -> list[str]:
+    """For each finding, or for each of the radiologist's own sentences, the one of `sentences` that names it."""
+    return findings(view) if style == "report" or own_words(view) else sentences * len(view.findings)
+
+
+def own_words(view: View) -> list[str]:
+    """The radiologist's sentences, without their full stops."""
+    lines = [line.strip().rstrip(".") for line in (view.report or "").splitlines()]
+    return [line for line in lines if line]
+
+
+def _looks_normal(view: View) -> bool:
+    return not view.findings and (view.labels.birads == 1 or view.labels.pathology == "normal")
 
 
 def describe(finding: Finding) -> str:
@@ -94,6 +155,17 @@ def describe(finding: Finding) -> str:
     if finding.density:
         words += f", {finding.density} density"
     return words
+
+
+def _noun_phrase(finding: Finding) -> str:
+    """The words of `describe` with their prepositions: "an irregular mass with spiculated margin"."""
+    if finding.kind == "calcification":
+        words = f"{finding.calcification_type or ''} calcifications".strip()
+        return f"{words} in {finding.distribution} distribution" if finding.distribution else words
+    words = f"{finding.shape or ''} {finding.kind}".strip()
+    more = [f"{finding.margin} margin"] if finding.margin else []
+    more += [f"{finding.density} density"] if finding.density else []
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}{' with ' if more else ''}{' and '.join(more)}"
 
 
 def impression(view: View) -> list[str]:

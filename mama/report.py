@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from mama import figures, metrics
 from mama.config import Config
-from mama.data import fit_geometry
 from mama.features import Split
+from mama.images import fit_geometry
 from mama.results import shown
 from shards.read import load_manifest
+from shards.remote import local_folder
 from shards.schema import SPLITS
 
 Document = dict[str, Any]
@@ -101,7 +102,7 @@ def _data(config: Config) -> list[Document]:
     """One row per shard folder and split."""
     rows = []
     for folder in config.data.shards:
-        manifest = load_manifest(Path(folder))
+        manifest = load_manifest(local_folder(folder, config.data.cache_folder))
         for split in SPLITS:
             shards = [shard for shard in manifest.shards if shard.split == split]
             rows.append(

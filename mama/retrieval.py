@@ -8,16 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mama import prompt
+from mama.config import Style
 from mama.features import Item
 from shards.schema import View
 
 QUERIES, IMAGES, TEXTS = 6, 5, 3
 
 
-def distinct_texts(items: list[Item]) -> tuple[list[list[str]], list[int]]:
+def distinct_texts(items: list[Item], style: Style) -> tuple[list[list[str]], list[int]]:
     """The different texts of these images with all meta-information hidden, and each image's row among them."""
     rows: dict[tuple[str, ...], int] = {}
-    own = [rows.setdefault(tuple(_text(item)), len(rows)) for item in items]
+    own = [
+        rows.setdefault(tuple(prompt.text(item.study, item.view, style, frozenset(prompt.META))), len(rows))
+        for item in items
+    ]
     return [list(text) for text in rows], own
 
 
@@ -82,10 +86,6 @@ def facts(view: View) -> list[str]:
 def _best(cosines: NDArray[np.float32], count: int) -> list[int]:
     best: list[int] = np.argsort(-cosines, kind="stable")[:count].tolist()
     return best
-
-
-def _text(item: Item) -> list[str]:
-    return prompt.report(item.study, item.view, frozenset(prompt.META))
 
 
 def _first_of_each(items: list[Item]) -> list[int]:

@@ -14,16 +14,22 @@ from typing import Any
 
 from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError
-from mama.data import Images
+from mama.images import Images
 from mama.loading import load, save
+from mama.pretrained import locate
 from mama.tokens import Tokenizer
-from mama.towers import locate
 
 log = logging.getLogger(__name__)
 
 STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
-# What may differ between the first start of a run and its resume without changing what is computed.
-MAY_CHANGE = ("pack", "eval", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep_checkpoints")
+# What may differ between the first start of a run and its resume. Ranks and micro-batches decide how many
+# negatives a pair has, unless train.grad_cache takes them from the whole step: that is told.
+MAY_CHANGE = (
+    *("pack", "eval", "runs", "data.workers", "data.cache", "data.max_corrupt"),
+    *("train.log_every", "train.save_every", "train.keep_checkpoints", "train.validate_every", "train.max_skips"),
+    *("train.ranks", "train.micro_batch", "train.zero_stage", "train.offload"),
+    *("train.attention", "train.activation_checkpointing"),
+)
 
 
 def prepare(config: Config) -> Path:
@@ -48,9 +54,9 @@ def make_tokenizer(config: Config) -> Tokenizer:
     if config.text.model is not None:
         name, arguments = locate("text.model", config.text.model)
         return tokens.pretrained(name, arguments)
-    images = Images(config.data.shards, "train")
+    images, style = Images(config.data, "train"), config.data.style
     studies = (images.study(n) for n in range(len(images.studies)))
-    texts = (s for study in studies for view in study.views for s in prompt.report(study, view))
+    texts = (s for study in studies for view in study.views for s in prompt.text(study, view, style))
     return tokens.learn(texts, int(config.text.config.get("vocab_size", 2048)))
 
 
@@ -82,7 +88,13 @@ def _version(name: str) -> str | None:
 
 
 def _refuse_other(config: Config, run: Path) -> None:
-    before, now = _flat(asdict(load(run / "config.yaml"))), _flat(asdict(config))
+    known = load(run / "config.yaml")
+    if known.contrastive_batch != config.contrastive_batch:
+        log.warning(
+            "%s was started with %d pairs in a contrastive batch, this run has %d: fewer or more negatives for each",
+            *(run, known.contrastive_batch, config.contrastive_batch),
+        )
+    before, now = _flat(asdict(known)), _flat(asdict(config))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(MAY_CHANGE) or before.get(key) == now.get(key):
             continue

@@ -27,8 +27,8 @@ def told() -> bool:
     return _told
 
 
-def ignore(_: int = 0) -> None:
-    """For loader processes: the rank decides when they end. The argument is their number."""
+def ignore() -> None:
+    """For loader processes: the rank decides when they end."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

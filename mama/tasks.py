@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from mama import prompt
+from mama.config import Style
 from shards.schema import DENSITIES, Finding, Labels, Study, View
 
 Sentences = list[str]
@@ -20,16 +21,17 @@ Sentences = list[str]
 
 @dataclass(frozen=True)
 class Wording:
-    """What the texts of a data set say beside the findings; prompts say the same and no more."""
+    """The style of a data set's texts and what they say beside the findings; prompts say the same and no more."""
 
     reasons: tuple[str | None, ...] = (None,)
     density: bool = True
     birads: bool = True
     reports: bool = False  # the findings are a radiologist's own words
+    style: Style = "report"
 
 
-def wording_of(studies: Iterable[Study]) -> Wording:
-    """The wording of these studies' texts."""
+def wording_of(studies: Iterable[Study], style: Style = "report") -> Wording:
+    """The wording of these studies' texts in a style."""
     studies = list(studies)
     views = [view for study in studies for view in study.views]
     return Wording(
@@ -37,6 +39,7 @@ def wording_of(studies: Iterable[Study]) -> Wording:
         density=any(view.labels.density for view in views),
         birads=any(view.labels.birads is not None for view in views),
         reports=any(view.report for view in views),
+        style=style,
     )
 
 
@@ -167,7 +170,7 @@ TASKS = {
 
 
 def prompts(task: Task, wording: Wording) -> list[list[Sentences]]:
-    """For each class its texts, each a list of sentences as `mama.prompt.report` writes them.
+    """For each class its texts, each a list of sentences as `mama.prompt.text` writes them.
 
     A text leaves out density or BI-RADS where the data set's texts have none, unless the task is
     about it.
@@ -181,7 +184,7 @@ def prompts(task: Task, wording: Wording) -> list[list[Sentences]]:
             if task.describes(case, density, k):
                 view = _view(case, density if with_density else None, case.birads if with_birads else None)
                 study = Study(key="", patient="", source="", split="", views=(view,), reason=reason)
-                variants[tuple(prompt.report(study, view, frozenset(prompt.META)))] = None
+                variants[tuple(prompt.text(study, view, wording.style, frozenset(prompt.META)))] = None
         texts.append([list(variant) for variant in variants])
     return texts
 

@@ -19,6 +19,7 @@ from mama.config import ConfigError
 
 SEPARATOR = "<|sentence|>"
 PADDING = "<|padding|>"
+KNOWN_SENTENCES = 2**16  # whose tokens a process keeps
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Tokenizer:
         self.base = base
         vocabulary = base.get_vocab()
         self.separator_id, self.pad_id = vocabulary[SEPARATOR], vocabulary[PADDING]
+        self._known: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.base)
@@ -46,15 +48,23 @@ class Tokenizer:
         tokens: list[int] = []
         separators: list[int] = []
         for sentence in sentences:
-            # What looks like a special token in a report is words: it must not end a sentence.
-            words = self.base(sentence, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             room = max_tokens - len(tokens) - 1
             if room < 1:
                 break
-            tokens += words[:room]
+            tokens += self._words(sentence)[:room]
             separators.append(len(tokens))
             tokens.append(self.separator_id)
         return Encoded(tokens, separators)
+
+    def _words(self, sentence: str) -> list[int]:
+        """A sentence's tokens. Reports made from facts repeat their sentences: most are found among the known ones."""
+        if sentence not in self._known:
+            if len(self._known) == KNOWN_SENTENCES:
+                self._known.clear()
+            # What looks like a special token in a report is words: it must not end a sentence.
+            encoded = self.base(sentence, add_special_tokens=False, split_special_tokens=True)
+            self._known[sentence] = encoded["input_ids"]
+        return self._known[sentence]
 
     def save(self, folder: Path) -> None:
         self.base.save_pretrained(folder)

@@ -5,48 +5,63 @@ Letters: b images, u texts, P patches, S sentences, L tokens, d width of the tow
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import logging
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mama.config import ConfigError, TextConfig, VisionConfig
 from mama.data import Texts
+from mama.pretrained import build_backbone
 from mama.tokens import Tokenizer
 
-log = logging.getLogger(__name__)
+# What each image architecture calls the norm behind its last block.
+VISION_MODELS = {"dinov2": "layernorm", "dinov2_with_registers": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}
 
-VISION_MODELS = ("dinov2", "dinov2_with_registers")
-# Which projections LoRA adapts, by architecture (METHOD: GPT-2 c_attn; Llama q_proj and v_proj).
-LORA_TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
-TOKEN_EMBEDDINGS = {"gpt2": "wte", "llama": "embed_tokens"}
-BLOCKS = {"gpt2": "h", "llama": "layers"}
+
+@dataclass(frozen=True)
+class TextModel:
+    """Where a language model of transformers keeps its parts."""
+
+    embedding: str  # the table of tokens
+    blocks: str  # the list of its transformer blocks
+    adapted: tuple[str, ...]  # the projections that LoRA adapts (METHOD: GPT-2 c_attn; Llama q_proj and v_proj)
+    causal: bool = True
+    transposed: bool = False  # GPT-2 stores its projections [in, out]
+
+
+TEXT_MODELS = {
+    "gpt2": TextModel("wte", "h", ("c_attn",), transposed=True),
+    "llama": TextModel("embed_tokens", "layers", ("q_proj", "v_proj")),
+    "bert": TextModel("word_embeddings", "encoder.layer", ("query", "value"), causal=False),
+}
 
 
 class VisionTower(nn.Module):
-    """A ViT of transformers, DINOv2 with registers by default."""
+    """A ViT of transformers, DINOv2 with registers by default, whose parameters all serve its two features."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
-        kind = backbone.config.model_type
-        if kind not in VISION_MODELS:
-            raise ConfigError(f"vision: {kind} is not one of {', '.join(VISION_MODELS)}")
+        shape = backbone.config
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(shape, name), int):  # the table of positions is resized as a square
+                raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, and must be one number of pixels")
+        _drop_pooler(backbone)
         self.backbone = backbone
         # The global feature is read before the last norm, the patches after it: so it stands here.
-        self.norm = cast(nn.Module, backbone.layernorm)
-        backbone.layernorm = nn.Identity()
-        self.prefix = 1 + getattr(backbone.config, "num_register_tokens", 0)
-        mask_token = getattr(backbone.embeddings, "mask_token", None)
-        if mask_token is not None:  # only masked-image pre-training uses it
-            mask_token.requires_grad_(False)
+        norm = VISION_MODELS[shape.model_type]
+        self.norm = cast(nn.Module, getattr(backbone, norm))
+        setattr(backbone, norm, nn.Identity())
+        self.prefix = 1 + getattr(shape, "num_register_tokens", 0)
+        # Only `vit` has to be asked to; `dinov3_vit` has no table of positions.
+        self.arguments = {"interpolate_pos_encoding": True} if shape.model_type == "vit" else {}
+        for name, parameter in backbone.named_parameters():
+            # Only masked-image pre-training uses a mask token; no registers are an empty parameter.
+            if name.endswith("mask_token") or not parameter.numel():
+                parameter.requires_grad_(False)
 
     @property
     def width(self) -> int:
@@ -54,121 +69,97 @@ class VisionTower(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[b, 1, H, W] in [-1, 1] -> global feature [b, d] and normed patches [b, P, d]."""
-        channels = self.backbone.config.num_channels
-        tokens = self.backbone(pixel_values=images.expand(-1, channels, -1, -1)).last_hidden_state
+        pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
+        tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state
         return tokens.mean(1), self.norm(tokens[:, self.prefix :])
 
 
 class TextTower(nn.Module):
-    """A causal language model of transformers, without its LM head."""
+    """A language model of transformers, causal or bidirectional, without its head."""
 
     def __init__(self, backbone: PreTrainedModel | PeftModel, width: int) -> None:
         super().__init__()
+        base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
+        _drop_pooler(base)
         self.backbone = backbone
         self.width = width
+        self.causal = TEXT_MODELS[base.config.model_type].causal
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d].
 
-        No mask goes to the model: padding is on the right and attention is causal, so that no token
-        sees any, and the kernels keep their fast causal path.
+        No mask goes to a causal model: padding is on the right, so that no token sees any, and the kernels
+        keep their fast causal path. In a bidirectional one the mask hides the padding.
         """
-        states = self.backbone(input_ids=texts.tokens, use_cache=False).last_hidden_state  # [u, L, d]
+        mask = None if self.causal else texts.mask
+        states = self.backbone(
+            input_ids=texts.tokens, attention_mask=mask, use_cache=False
+        ).last_hidden_state  # [u, L, d]
         weights = texts.mask.to(states.dtype)[..., None]
         mean = (states * weights).sum(1) / weights.sum(1)
         rows = torch.arange(len(states), device=states.device)[:, None]
         return mean, states[rows, texts.separators]
 
     def merge_adapters(self) -> None:
-        """Add the LoRA updates to their base weights, which is exact to rounding in fp32, and drop the adapters."""
+        """Write LoRA updates and trained tokens into their base weights and drop what held them.
+
+        Exact to rounding in fp32; nothing to do where the whole model is trained.
+        """
         if isinstance(self.backbone, PeftModel):
             self.backbone = cast(PreTrainedModel, cast(Any, self.backbone).merge_and_unload())
 
 
 def build_vision(config: VisionConfig, attention: str) -> VisionTower:
     """The image tower, from pretrained weights or at random; see `VisionConfig`."""
-    if config.model is None:
-        return VisionTower(AutoModel.from_config(_architecture("vision", config.config), attn_implementation=attention))
-    return VisionTower(_pretrained("vision.model", config.model, attention))
+    return VisionTower(build_backbone("vision", config, VISION_MODELS, attention))
 
 
 def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> TextTower:
-    """The text tower, its base frozen but for LoRA adapters and the two tokens of our own."""
-    if config.model is None:
-        shape = _architecture("text", {**config.config, "vocab_size": len(tokenizer)})
-        backbone = AutoModel.from_config(shape, attn_implementation=attention)
-    else:
-        backbone = _pretrained("text.model", config.model, attention)
+    """The text tower, trained as `config.tune` says, with a place for every token of `tokenizer`."""
+    backbone = build_backbone("text", config, TEXT_MODELS, attention, vocab_size=len(tokenizer))
+    if config.model is not None:
         backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    kind = backbone.config.model_type
-    if kind not in LORA_TARGETS:
-        raise ConfigError(f"text: {kind} is not one of {', '.join(LORA_TARGETS)}")
+    # Padding has a token of its own here: the one that the model used for it is a word like any other.
+    cast(nn.Embedding, backbone.get_input_embeddings()).padding_idx = None
+    model = TEXT_MODELS[backbone.config.model_type]
     if config.layers is not None:
-        blocks = getattr(backbone, BLOCKS[kind])
-        if not 1 <= config.layers <= len(blocks):
-            raise ConfigError(f"text.layers: {config.layers}, but the model has {len(blocks)}; name 1 to {len(blocks)}")
-        setattr(backbone, BLOCKS[kind], blocks[: config.layers])
-        backbone.config.num_hidden_layers = config.layers
+        _keep_layers(backbone, model.blocks, config.layers)
+    width = int(backbone.config.hidden_size)
+    return TextTower(_tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id]), width)
+
+
+def _tuned(
+    backbone: PreTrainedModel, model: TextModel, config: TextConfig, own_tokens: list[int]
+) -> PreTrainedModel | PeftModel:
+    """All of `backbone` trained; or only `own_tokens`, with LoRA adapters or without."""
+    if config.tune == "full":
+        return backbone
+    if config.tune == "frozen":
+        tokens = TrainableTokensConfig(token_indices=own_tokens, target_modules=[model.embedding])
+        return cast(PeftModel, get_peft_model(backbone, tokens))
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=LORA_TARGETS[kind],
-        fan_in_fan_out=kind == "gpt2",  # GPT-2 stores its projections transposed
-        trainable_token_indices={TOKEN_EMBEDDINGS[kind]: [tokenizer.separator_id, tokenizer.pad_id]},
+        target_modules=list(model.adapted),
+        fan_in_fan_out=model.transposed,
+        trainable_token_indices={model.embedding: own_tokens},
     )
-    width = int(backbone.config.hidden_size)
-    return TextTower(get_peft_model(backbone, lora), width)
+    return cast(PeftModel, get_peft_model(backbone, lora))
 
 
-def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
-    """Arguments of transformers' `from_pretrained` for a hub name, a folder, a GGUF file, or
-    `package:NAME/FILE.gguf`, a GGUF file inside an installed Python package."""
-    if model.startswith("package:"):
-        package, _, file = model.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(f"{field}: the Python package {package} is not installed; see the head of the recipe")
-        model = str(Path(spec.submodule_search_locations[0]) / file)
-    if model.endswith(".gguf"):
-        path = Path(model)
-        if not path.is_file():
-            raise ConfigError(f"{field}: {path}: no such file")
-        return str(path.parent), {"gguf_file": path.name}
-    return model, {}
+def _keep_layers(backbone: PreTrainedModel, path: str, count: int) -> None:
+    """Keep the first `count` of the transformer blocks at `path`."""
+    parent, _, name = path.rpartition(".")
+    owner = backbone.get_submodule(parent)
+    blocks = getattr(owner, name)
+    if not 1 <= count <= len(blocks):
+        raise ConfigError(f"text.layers: {count}, but the model has {len(blocks)}; name 1 to {len(blocks)}")
+    setattr(owner, name, blocks[:count])
+    backbone.config.num_hidden_layers = count
 
 
-def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
-    if "model_type" not in shape:
-        raise ConfigError(
-            f"{section}.config: model_type is missing; with {section}.model=null it names the architecture"
-        )
-    try:
-        architecture = AutoConfig.for_model(**shape)
-    except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
-        raise ConfigError(f"{section}.config: {' '.join(str(error).split())}") from error
-    known = {*type(architecture)().to_dict(), *architecture.attribute_map}  # transformers keeps any key it is given
-    for key in shape:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{section}.config: {architecture.model_type} has no setting {key}{hint}")
-    return architecture
-
-
-def _pretrained(field: str, model: str, attention: str) -> PreTrainedModel:
-    """Load in fp32 and say what was loaded; a missing tensor is an error, an unexpected one (an LM head) is counted."""
-    name, arguments = locate(field, model)
-    try:
-        backbone, info = AutoModel.from_pretrained(
-            name, attn_implementation=attention, dtype=torch.float32, output_loading_info=True, **arguments
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{field}: {model} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    log.info(
-        "%s: %d tensors, %d missing, %d unexpected", model, len(backbone.state_dict()), len(missing), len(unexpected)
-    )
-    if missing:
-        raise ConfigError(f"{field}: {model} lacks {len(missing)} tensors, the first is {missing[0]}")
-    return backbone
+def _drop_pooler(backbone: PreTrainedModel) -> None:
+    """BERT and ViT have one for tasks of their own; its parameters would never have a gradient."""
+    if hasattr(backbone, "pooler"):
+        cast(Any, backbone).pooler = None

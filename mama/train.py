@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
-import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,19 +17,21 @@ from mama import attention, augment, checkpoint, gradcache, stop
 from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import any_rank, barrier, rank, world_size
-from mama.engine import DeepSpeedEngine, GradientNorms, forget_idle_steps, join_ranks, start_engine, step_if_finite
+from mama.engine import DeepSpeedEngine, GradientNorms, join_ranks, prepare_step, start_engine, step_if_finite
 from mama.errors import StoppedError, TrainingError
 from mama.frozen import FirstStep, digests
 from mama.launch import run_on_ranks
 from mama.losses import objective, positives, retrieval_accuracy
 from mama.model import Embeddings, build
-from mama.monitor import Monitor
-from mama.optim import set_rates, starts
+from mama.monitor import Meter, Monitor, sentences_of
 from mama.run import prepare
 from mama.tokens import Tokenizer
+from mama.validate import validate
 from shards.progress import progress
 
 log = logging.getLogger(__name__)
+
+PICTURES = 50  # logged steps between two pictures of a pair
 
 
 def train(config: Config) -> Path:
@@ -86,52 +86,60 @@ class Training:
         self.steps = range(first, config.train.steps)
         self.batches = training_batches(config, tokenizer, self.steps, rank(), world_size())
         self.monitor = Monitor(config.run_folder, first) if rank() == 0 else None
+        images = 2 if engine.module.uses_partner else 1
+        self.meter = Meter(engine.module, config.data.image_size, engine.device, images)
         self.norms = GradientNorms(engine, config.optim.clip_norm)
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
+        self.corrupt = 0  # samples of this rank that another has replaced
 
     def run(self) -> int:
-        """Returns the number of the step behind the last one taken."""
+        """Returns how many steps have been taken."""
+        if self.monitor:
+            self.monitor.hparams(self.config)
         first_step = FirstStep(self.engine) if self.steps else None
-        taken = self.steps.start
+        every = self.config.train
         for step in _shown(self.steps):
-            self._step(step)
+            values = self._step(step)
             if first_step:
                 first_step.check()
                 first_step = None
-            taken = step + 1
+            taken, last = step + 1, step == self.steps[-1]
+            score = None
+            if every.validate_every and (taken % every.validate_every == 0 or last):
+                found = validate(self.engine.module, self.config, self.tokenizer, self.engine.device)
+                score = (found["validation/recall_at_5_i2t"] + found["validation/recall_at_5_t2i"]) / 2
+                values |= found
+            if self.monitor and values:
+                self.monitor.log(step, values)
             stopping = any_rank(stop.told(), self.engine.device)
-            if taken % self.config.train.save_every == 0 or taken == self.config.train.steps or stopping:
-                self._save(taken)
+            if taken % every.save_every == 0 or last or stopping or score is not None:
+                checkpoint.save(self.engine, self.config.run_folder, taken, every.keep_checkpoints, self.frozen, score)
             if stopping:
                 break
         if self.monitor:
             self.monitor.close()
-        return taken
+        return taken if self.steps else self.steps.start
 
-    def _step(self, step: int) -> None:
-        """One update by `global_batch` pairs."""
+    def _step(self, step: int) -> dict[str, float]:
+        """One update by `global_batch` pairs; returns what is to be logged, if it is its turn."""
         config = self.config
-        for term, start in starts(config.loss).items():
-            if step == start > 0:
-                forget_idle_steps(self.engine, term)
-        rates = set_rates(self.engine.optimizer.param_groups, step, config.train.steps, config.optim, config.loss)
+        rates = prepare_step(self.engine, config, step)
         self.norms.clear()
-        started = time.perf_counter()
-        micro_batches = [next(self.batches) for _ in range(config.train.accumulation(world_size()))]
-        waited = time.perf_counter() - started
-        micro_batches = [batch.to(self.engine.device) for batch in micro_batches]
-        if self.monitor and step == 0:
-            _show_first_pair(self.monitor, micro_batches[0])
-        total, terms, embeddings = self._backward(micro_batches, step)
-        self._update(step, [key for batch in micro_batches for key in batch.keys])
-        if step % config.train.log_every == 0 or step == self.steps[-1]:
-            values: dict[str, Tensor | float] = {
-                "loss/total": total,
-                **{f"loss/{name}": term.detach() for name, term in terms.items()},
-                **{f"lr/{tower}": rate for tower, rate in rates.items()},
-                "data_wait_share": waited / (time.perf_counter() - started),
-            }
-            self._log(step, values, embeddings)
+        batches = [self.meter.fetch(self.batches) for _ in range(config.train.accumulation(world_size()))]
+        self.corrupt += sum(batch.skipped for batch in batches)
+        total, terms, embeddings = self._backward(batches, step)
+        self._update(step, [key for batch in batches for key in batch.keys])
+        if step % config.train.log_every and step != self.steps[-1]:
+            return {}
+        if self.monitor and step % (PICTURES * config.train.log_every) == 0:
+            self._show(step, batches[-1], embeddings)
+        values = {"loss/total": total, **{f"loss/{name}": term.detach() for name, term in terms.items()}}
+        return {
+            **{name: float(value) for name, value in values.items()},
+            **{f"lr/{tower}": rate for tower, rate in rates.items()},
+            **self._measured(embeddings),
+            **self.meter.read(),
+        }
 
     def _backward(self, batches: list[Batch], step: int) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
         """Gradients of all micro-batches, up to the engine's step that updates. Returns the last one's values."""
@@ -168,40 +176,34 @@ class Training:
                 f"samples: {', '.join(keys)}"
             )
 
-    def _log(self, step: int, values: dict[str, Tensor | float], e: Embeddings) -> None:
-        """Complete the values of a step and write them; every rank must call it."""
+    def _measured(self, e: Embeddings) -> dict[str, float]:
+        """Of the last contrastive batch and of the update; every rank must call it."""
         targets = positives(e.text_ids, same_text=self.config.loss.positives == "text")
         to_text, to_image = retrieval_accuracy(e.anchor.detach(), e.anchor_text.detach(), targets)
         total = float(self.engine.get_global_grad_norm() or 0.0)
-        values |= {
-            "accuracy/image_to_text": to_text,
-            "accuracy/text_to_image": to_image,
-            "scale/global": e.scale.detach(),
-            "scale/local": e.local_scale.detach(),
+        return {
+            "accuracy/image_to_text": float(to_text),
+            "accuracy/text_to_image": float(to_image),
+            "scale/global": float(e.scale),
+            "scale/local": float(e.local_scale),
             "scale/largest": self.config.loss.max_scale,
             "grad_norm/total": total,
             **{f"grad_norm/{tower}": norm for tower, norm in self.norms.read(total).items()},
             "skipped_steps": self.skipped,
-            "memory_gb": _peak_memory_gb(self.engine.device),
+            "corrupt_samples": self.corrupt,
         }
-        if self.monitor:
-            numbers = {name: float(value) for name, value in values.items()}
-            self.monitor.log(step, numbers, self.config.train.global_batch)
 
-    def _save(self, taken: int) -> None:
-        checkpoint.save(self.engine, self.config.run_folder, taken, self.config.train.keep_checkpoints, self.frozen)
-
-
-def _show_first_pair(monitor: Monitor, batch: Batch) -> None:
-    anchor = augment.apply(batch.anchors[:1], batch.anchor_changes[:1])[0]
-    partner = augment.apply(batch.partners[:1], batch.partner_changes[:1])[0]
-    monitor.show_pair(0, anchor, partner, batch.keys[0])
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def _show(self, step: int, batch: Batch, e: Embeddings) -> None:
+        """The first pair of a micro-batch as the model saw it, with its text, and where its sentences point."""
+        assert self.monitor is not None
+        anchor = augment.apply(batch.anchors[:1], batch.anchor_changes[:1])[0]
+        partner = augment.apply(batch.partners[:1], batch.partner_changes[:1])[0]
+        sentences = sentences_of(batch.texts, int(batch.anchor_text[0]), self.tokenizer)
+        self.monitor.show_pair(step, anchor, partner, sentences)
+        if e.patches is not None and e.sentences is not None:
+            first = len(e.patches) - len(batch.keys)  # gradient caching has joined all micro-batches
+            maps = e.sentences[first, : len(sentences)] @ e.patches[first].t()
+            self.monitor.show_maps(step, anchor, sentences, maps)
 
 
 def _shown(steps: range) -> Iterable[int]:

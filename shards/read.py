@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from shards.manifest import Manifest, Shard, load_manifest
-from shards.schema import ShardError, Study
+from shards.remote import Remote
+from shards.schema import FetchError, ShardError, Study
 from shards.tar import BLOCK, Member, decode_image, members, open_shard, parse_header, parse_study
 
 __all__ = ["Manifest", "Shard", "ShardReader", "load_manifest", "stream"]
@@ -52,11 +53,13 @@ def _stream_shard(path: Path, shard: Shard) -> Iterator[tuple[Study, list[NDArra
 class ShardReader:
     """The studies of one split (or of all, `split=None`), numbered 0 .. len - 1 in manifest order.
 
-    Reads by position (`pread`), so that forked and pickled copies do not disturb each other.
+    Reads by position (`pread`), so that forked and pickled copies do not disturb each other. `folder` may be an
+    http(s) URL: then each tar is fetched into `cache` when something of it is first asked for.
     """
 
-    def __init__(self, folder: Path, split: str | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, split: str | None = None, cache: Path | None = None) -> None:
+        self.remote = Remote.at(folder, cache)
+        self.folder = self.remote.manifest() if self.remote else Path(folder)
         self.manifest = load_manifest(self.folder)
         self.shards = [shard for shard in self.manifest.shards if split in (None, shard.split)]
         for shard in self.shards:
@@ -68,16 +71,23 @@ class ShardReader:
             for key, offset in zip(shard.keys, shard.offsets, strict=True)
         ]
         self.view_counts = [count for shard in self.shards for count in shard.view_counts]
+        self._by_name = {shard.name: shard for shard in self.shards}
         self._files: dict[str, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
 
+    def key(self, i: int) -> str:
+        return self._samples[i][1]
+
     def study(self, i: int) -> Study:
         try:
-            return parse_study(self._member(i, 0, ("json",)))
+            study = parse_study(self._member(i, 0, ("json",)))
+            if len(study.views) != self.view_counts[i]:
+                raise ShardError(f"{study.key} has {len(study.views)} views, the manifest says {self.view_counts[i]}")
+            return study
         except (ShardError, OSError) as error:
-            raise _told(self.folder, self._samples[i][0], error) from None
+            raise self._told(i, error) from None
 
     def image(self, i: int, n: int) -> NDArray[Any]:
         """View `n` of study `i` as it is stored: uint8 or uint16 [h, w]."""
@@ -86,7 +96,7 @@ class ShardReader:
         try:
             return decode_image(self._member(i, n + 1, (f"{n}.jpg", f"{n}.png")))
         except (ShardError, OSError) as error:
-            raise _told(self.folder, self._samples[i][0], f"image {n} of study {i}: {_words(error)}") from None
+            raise self._told(i, error, f"image {n} of study {i}: ") from None
 
     def _member(self, i: int, number: int, suffixes: tuple[str, ...]) -> bytes:
         """The `number`-th member of a sample: walk the headers from the sample's offset."""
@@ -109,8 +119,17 @@ class ShardReader:
 
     def _open(self, name: str) -> BinaryIO:
         if name not in self._files:
-            self._files[name] = open_shard(self.folder / name, buffering=0)
+            path = self.remote.shard(self._by_name[name]) if self.remote else self.folder / name
+            self._files[name] = open_shard(path, buffering=0)
         return self._files[name]
+
+    def _told(self, i: int, error: ShardError | OSError, where: str = "") -> ShardError:
+        if isinstance(error, FetchError):
+            return error
+        name = self._samples[i][0]
+        if self.remote:
+            return ShardError(f"{self.remote.url}/{name}: {where}{_words(error)}")
+        return _told(self.folder, name, where + _words(error))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}

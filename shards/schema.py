@@ -39,6 +39,10 @@ class ShardError(ValueError):
     """A user's mistake or a damaged file, told in one line: what, where, and how to mend it."""
 
 
+class FetchError(ShardError):
+    """A shard that could not be brought here; it may be well where it is."""
+
+
 class Refused(ShardError):
     """One image that does not go into a shard: `reason` is a short code for `refused.jsonl`, the text for a person."""
 

@@ -20,6 +20,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "dinov2_with_registers", "num_channels": 1, "image_size": 32, "patch_size": 8,
         "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 2,
     },
+    "dinov2_plain": {
+        "model_type": "dinov2", "num_channels": 1, "image_size": 32, "patch_size": 8,
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 2,
+    },
+    "vit": {
+        "model_type": "vit", "num_channels": 1, "image_size": 32, "patch_size": 8,
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32,
+    },
+    "dinov3": {
+        "model_type": "dinov3_vit", "num_channels": 1, "image_size": 32, "patch_size": 8, "num_register_tokens": 2,
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32,
+        "pos_embed_rescale": None,
+    },
+    "bert": {
+        "model_type": "bert", "vocab_size": 32, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "max_position_embeddings": 32, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
     "gpt2": {
         "model_type": "gpt2", "vocab_size": 32, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3,
         "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
@@ -73,6 +91,8 @@ def memory_efficient_attention(
     elif attn_bias is not None:
         assert attn_bias.shape == shape  # it does not broadcast
         assert attn_bias.dtype == query.dtype
+        assert attn_bias.stride(-1) == 1  # its kernels read aligned rows
+        assert all(stride % 8 == 0 for stride in attn_bias.stride()[:-1])
         scores = scores + attn_bias.double()
     return torch.einsum("bhlk,bkhd->blhd", scores.softmax(-1), value.double()).to(query.dtype)
 
@@ -141,6 +161,22 @@ def test_a_mask_is_the_whole_pattern(kernel: str, kind: str, causal: bool) -> No
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 5, 9), (1, 6, 5, 9), (2, 1, 1, 9), (2, 6, 5, 9)])
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_a_mask_is_broadcast(kernel: str, shape: tuple[int, ...], kind: str) -> None:
+    """Over the batch, the heads and the queries."""
+    query, key, value = drawn(6, 3, 5, 9)
+    mask = torch.rand(shape) < 0.6 if kind == "boolean" else torch.randn(shape)
+    if kind == "boolean":
+        mask[..., 4] = True
+        bias = torch.zeros(shape).masked_fill(~mask, float("-inf"))
+    else:
+        bias = mask
+    expected = softmax_attention(query, key, value, bias.expand(2, 6, 5, 9), 0.5)
+    out, _ = function_of(kernel)(Layer(False, 3), query, key, value, mask, scaling=0.5)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+
+
 def test_gradients_are_those_of_the_softmax(kernel: str) -> None:
     query, key, value = tensors = drawn(6, 3, 7, 7)
     for tensor in tensors:
@@ -196,11 +232,27 @@ def assert_same(eager: PreTrainedModel, ours: PreTrainedModel, expected: Tensor,
         torch.testing.assert_close(other.grad / scale, one.grad / scale, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("shape", ["dinov2", "dinov2_plain", "vit", "dinov3"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
-def test_the_image_tower_equals_eager(kernel: str, size: tuple[int, int]) -> None:
-    eager, ours = towers("dinov2", kernel)
+def test_the_image_tower_equals_eager(kernel: str, shape: str, size: tuple[int, int]) -> None:
+    eager, ours = towers(shape, kernel)
     images = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(2))
-    assert_same(eager, ours, eager(pixel_values=images).last_hidden_state, ours(pixel_values=images).last_hidden_state)
+    arguments = {"interpolate_pos_encoding": True} if shape == "vit" else {}
+    expected, got = (tower(pixel_values=images, **arguments).last_hidden_state for tower in (eager, ours))
+    assert_same(eager, ours, expected, got)
+
+
+@pytest.mark.parametrize("lengths", [[9, 6, 3], [9, 9, 9]])
+def test_a_bidirectional_text_tower_equals_eager_at_every_real_token(kernel: str, lengths: list[int]) -> None:
+    eager, ours = towers("bert", kernel)
+    tokens = torch.randint(0, 32, (3, 9), generator=torch.Generator().manual_seed(3))
+    real = torch.arange(9) < torch.tensor(lengths)[:, None]
+    expected = eager(input_ids=tokens, attention_mask=real.long()).last_hidden_state[real]
+    got = ours(input_ids=tokens, attention_mask=real).last_hidden_state[real]
+    assert_same(eager, ours, expected, got)
+    with torch.no_grad():
+        blind = ours(input_ids=tokens).last_hidden_state[real]
+    assert bool((blind - got).abs().max() > 1e-3) is (min(lengths) < 9)  # the mask matters
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])

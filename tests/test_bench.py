@@ -87,7 +87,8 @@ def test_bench_step_says_what_it_ran_and_measures_both_settings() -> None:
     )
     measured = [re.split(r" *\| *", row.strip("| ")) for row in rows[2:]]
     assert [row[:2] for row in measured] == [["on", "8"], ["off", "8"]]
-    assert all(float(rate) > 0 and float(memory) > 0.1 for _, _, rate, memory in measured)
+    assert all(float(rate) > 0 and float(memory) > 0.1 for _, _, rate, memory, _ in measured)
+    assert {row[4] for row in measured} == {"unknown"}  # no peak of a CPU is known
 
 
 def test_bench_step_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +97,11 @@ def test_bench_step_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> No
         next(bench_step(None, rounds=1))
 
 
-def test_the_rate_is_pairs_by_seconds() -> None:
-    assert Measured(pairs=36, seconds=0.5, memory_gb=1.0).rate == 72
+def test_the_rate_is_pairs_by_seconds_and_mfu_its_share_of_the_peak() -> None:
+    measured = Measured(pairs=36, seconds=0.5, memory_gb=1.0, flops=2e12, peak=576e12)
+    assert measured.rate == 72
+    assert measured.mfu == pytest.approx(0.25)
+    assert replace(measured, peak=None).mfu is None
 
 
 @pytest.mark.parametrize(("config", "sentences"), [(tiny(), 4), (published(), 10)])

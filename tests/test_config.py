@@ -174,7 +174,6 @@ def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
         ("train.activation_checkpointing", "maybe", "'maybe'"),
         ("train.precision", "fp99", "'fp32', 'bf16'"),
         ("train.zero_stage", "7", "0, 1, 2"),
-        ("data.pair", "twins", "'study', 'breast', 'contralateral', 'augment'"),
         ("data.image_size", "5", "int"),
         ("eval.split", "all", "'train', 'val', 'test'"),
         ("pack.long_side", "long", "'long'"),
@@ -311,7 +310,16 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
     config = Config(
         name="none: 'of' the \"defaults\" # ü",
         seed=9,
-        data=DataConfig(["a b", "c"], (3, 5), "augment", 0.125, 0.0, 2, 0, AugmentConfig((0.1, 0.2), rotation=1e-9)),
+        data=DataConfig(
+            shards=["a b", "c"],
+            image_size=(3, 5),
+            pairs=["breast", "augment"],
+            pair_weights=[0.125, 3.0],
+            mask_probability=0.0,
+            max_tokens=2,
+            workers=0,
+            augment=AugmentConfig((0.1, 0.2), rotation=1e-9),
+        ),
         vision=VisionConfig(None, {"model_type": "x", "nested": {"on": True, "nothing": None, "list": [1, 2.5]}}),
         text=TextConfig(None, {}, 3),
         train=replace(TrainConfig(), zero_stage=0, precision="fp32", attention="sdpa", activation_checkpointing=False),
@@ -325,9 +333,29 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        (DataConfig, {"partner_probability": 1.01}, "data.partner_probability: 1.01 is not between 0 and 1"),
-        (DataConfig, {"partner_probability": float("nan")}, "data.partner_probability: nan is not between 0 and 1"),
+        (DataConfig, {"pairs": []}, "data.pairs: empty; name at least one of study, breast, contralateral, augment"),
+        (
+            DataConfig,
+            {"pairs": ["study", "twins"]},
+            "data.pairs: 'twins' is not one of study, breast, contralateral, augment",
+        ),
+        (
+            DataConfig,
+            {"pair_weights": [1.0]},
+            "data.pair_weights: [1.0] has 1 weights, but data.pairs has 2 entries",
+        ),
+        *(
+            (
+                DataConfig,
+                {"pair_weights": weights},
+                f"data.pair_weights: {weights} holds no weight above 0, or one that is not a number of at least 0",
+            )
+            for weights in ([0.0, 0.0], [1.0, -0.5], [1.0, float("nan")], [1.0, float("inf")])
+        ),
+        (DataConfig, {"mask_probability": 1.01}, "data.mask_probability: 1.01 is not between 0 and 1"),
+        (DataConfig, {"mask_probability": float("nan")}, "data.mask_probability: nan is not between 0 and 1"),
         (DataConfig, {"mask_probability": -0.5}, "data.mask_probability: -0.5 is not between 0 and 1"),
+        (DataConfig, {"max_corrupt": -1}, "data.max_corrupt: -1 is less than 0, which allows no sample to fail"),
         (DataConfig, {"max_tokens": 1}, "data.max_tokens: 1 is less than 2, a token and its separator"),
         (DataConfig, {"image_size": (0, 9)}, "data.image_size: [0, 9] is not a height and a width in pixels"),
         (DataConfig, {"image_size": (9, -1)}, "data.image_size: [9, -1] is not a height and a width in pixels"),
@@ -351,7 +379,7 @@ def test_a_value_out_of_range_is_refused_when_the_section_is_built(
 
 
 def test_the_ends_of_every_range_are_allowed(tmp_path: Path) -> None:
-    DataConfig(partner_probability=0, mask_probability=1, max_tokens=2, image_size=(1, 1))
+    DataConfig(pair_weights=[0, 1], mask_probability=1, max_tokens=2, image_size=(1, 1))
     TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1)
     EvalConfig(["density", "birads", "malignancy", "cancer"])
     assert complaint(written(tmp_path, ""), "train.steps=0") == "train.steps: 0 is less than 1"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,7 +25,9 @@ from test_ranks import tokenizer
 
 from mama.augment import IDENTITY
 from mama.config import Config, ConfigError, DataConfig, TrainConfig
-from mama.data import Batch, Collate, Images, Pair, Pairs, fit, fit_geometry, partner_of, tokenise, training_batches
+from mama.data import Batch, Collate, Pair, Pairs, tokenise, training_batches
+from mama.images import Images, fit, fit_geometry
+from mama.pairs import partner_of
 from shards.sample import Sample
 from shards.schema import Labels, ShardError, Study, View
 
@@ -128,7 +134,7 @@ def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
 
 def test_locate_numbers_the_views_of_ragged_studies_in_manifest_order(folder: Path, tmp_path: Path) -> None:
     more = write(tmp_path / "more", {"train": ["r", "LlR"]}, first_grey=150)
-    images = Images([str(folder), str(more)], "train")
+    images = Images(DataConfig([str(folder), str(more)]), "train")
     expected = [(n, v) for n, letters in enumerate([*STUDIES["train"], "r", "LlR"]) for v in range(len(letters))]
     assert len(images) == len(expected) == TRAIN_IMAGES + 4
     assert [images.locate(i) for i in range(len(images))] == expected
@@ -142,7 +148,7 @@ def test_locate_numbers_the_views_of_ragged_studies_in_manifest_order(folder: Pa
 def test_shards_that_hold_nothing_to_train_on_are_one_line(folder: Path, tmp_path: Path) -> None:
     only_val = write(tmp_path / "val", {"val": ["LR"]})
     with pytest.raises(ConfigError, match=r"^data\.shards: empty; name at least one folder.*$"):
-        Images([], "train")
+        Images(DataConfig(), "train")
     with pytest.raises(ConfigError, match=r"^data\.shards: .*hold no image of the split 'train'$"):
         Pairs(config_of(only_val))
     with pytest.raises(ShardError, match=r"^.*absent: no manifest\.json.*run `mama pack`$"):
@@ -151,7 +157,7 @@ def test_shards_that_hold_nothing_to_train_on_are_one_line(folder: Path, tmp_pat
 
 def test_a_folder_without_the_split_adds_nothing(folder: Path, tmp_path: Path) -> None:
     only_val = write(tmp_path / "val", {"val": ["LR"]})
-    assert len(Images([str(only_val), str(folder)], "train")) == TRAIN_IMAGES
+    assert len(Images(DataConfig([str(only_val), str(folder)]), "train")) == TRAIN_IMAGES
 
 
 # Choosing the partner
@@ -167,7 +173,7 @@ def test_a_folder_without_the_split_adds_nothing(folder: Path, tmp_path: Path) -
     ],
 )
 def test_each_pair_policy_draws_from_the_views_it_allows(policy: Any, allowed: dict[int, set[int]]) -> None:
-    config, study = DataConfig(pair=policy, partner_probability=1.0), study_of("LllRr")
+    config, study = DataConfig(pairs=[policy]), study_of("LllRr")
     rng = np.random.default_rng(0)
     for anchor, expected in allowed.items():
         counts = Counter(partner_of(study, anchor, config, rng) for _ in range(600))
@@ -177,19 +183,31 @@ def test_each_pair_policy_draws_from_the_views_it_allows(policy: Any, allowed: d
             assert abs(count - 600 * share) <= 5 * (600 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize("policy", ["study", "breast", "contralateral"])
-@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_a_partner_is_another_view_with_the_given_probability(policy: Any, probability: float) -> None:
-    config, study = DataConfig(pair=policy, partner_probability=probability), study_of("LlRr")
-    rng = np.random.default_rng(1)
-    draws = 3000
-    others = sum(partner_of(study, 2, config, rng) != 2 for _ in range(draws))
-    assert abs(others - draws * probability) <= 5 * (draws * probability * (1 - probability)) ** 0.5
+@pytest.mark.parametrize(
+    (
+        "pairs",
+        "weights",
+        "shares",
+    ),  # shares of: the anchor itself, the other view of the breast, the other breast's two
+    [
+        (["study", "augment"], [], (1 / 2, 1 / 6, 1 / 3)),
+        (["study"], [], (0, 1 / 3, 2 / 3)),
+        (["breast", "contralateral", "augment"], [], (1 / 3, 1 / 3, 1 / 3)),
+        (["breast", "contralateral", "augment"], [2, 1, 5], (5 / 8, 2 / 8, 1 / 8)),
+        (["augment", "contralateral", "study"], [0, 3, 1], (0, 1 / 12, 11 / 12)),
+    ],
+)
+def test_pair_policies_are_mixed_by_their_weights(pairs: Any, weights: Any, shares: tuple[float, ...]) -> None:
+    config, study = DataConfig(pairs=pairs, pair_weights=weights), study_of("LlRr")
+    rng, draws = np.random.default_rng(1), 4000
+    counts = Counter({2: 0, 3: 1}.get(partner_of(study, 2, config, rng), 2) for _ in range(draws))
+    for kind, share in enumerate(shares):
+        assert abs(counts[kind] - draws * share) <= 5 * (draws * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize(("policy", "letters"), [("study", "L"), ("breast", "LRr"), ("contralateral", "Ll")])
 def test_a_view_without_the_wanted_partner_is_its_own(policy: Any, letters: str) -> None:
-    config = DataConfig(pair=policy, partner_probability=1.0)
+    config = DataConfig(pairs=[policy])
     rng = np.random.default_rng(2)
     assert {partner_of(study_of(letters), 0, config, rng) for _ in range(50)} == {0}
 
@@ -203,7 +221,7 @@ def index_of(pairs: Pairs, key: str) -> int:
 
 @pytest.mark.parametrize("key", ["train2/0.jpg", "train2/1.jpg"])  # the left and the right view of "LR"
 def test_a_partner_of_the_other_breast_brings_the_report_of_its_own_side(folder: Path, key: str) -> None:
-    pairs = Pairs(config_of(folder, pair="contralateral", partner_probability=1.0, mask_probability=0.0))
+    pairs = Pairs(config_of(folder, pairs=["contralateral"], mask_probability=0.0))
     pair = pairs[index_of(pairs, key)]
     here, there = (("left", 2), ("right", 4)) if key.endswith("0.jpg") else (("right", 4), ("left", 2))
     for (side, birads), text in ((here, pair.anchor_text), (there, pair.partner_text)):
@@ -216,7 +234,7 @@ def test_a_partner_of_the_other_breast_brings_the_report_of_its_own_side(folder:
 
 @pytest.mark.parametrize("policy", ["breast", "augment"])
 def test_a_partner_of_the_same_breast_shares_the_text_row_of_the_anchor(folder: Path, policy: str) -> None:
-    pairs = Pairs(config_of(folder, pair=policy, partner_probability=1.0, mask_probability=0.0))
+    pairs = Pairs(config_of(folder, pairs=[policy], mask_probability=0.0))
     some = [pairs[g] for g in range(TRAIN_IMAGES)]
     if policy == "breast":
         pair = pairs[index_of(pairs, "train0/2.jpg")]
@@ -237,7 +255,7 @@ def test_meta_information_is_hidden_with_the_given_probability(folder: Path) -> 
 
 
 def test_only_images_of_the_train_split_are_seen_and_each_once_an_epoch(folder: Path) -> None:
-    pairs = Pairs(config_of(folder, partner_probability=1.0))
+    pairs = Pairs(config_of(folder, pairs=["study"]))
     images = {f"train{n}/{v}.jpg" for n, letters in enumerate(STUDIES["train"]) for v in range(len(letters))}
     written = [30 + 8 * (2 + i) for i in range(TRAIN_IMAGES)]
     for epoch in range(3):
@@ -351,11 +369,16 @@ def rows(batches: Iterable[Batch]) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> list[tuple[Any, ...]]:
-    """The first three global batches, one pair at a time and by nothing but the global index."""
-    pairs, collate = Pairs(config_of(folder)), Collate(tokenizer(), 144)
-    return [row for g in range(3 * GLOBAL_BATCH) for row in rows([collate([pairs[g]])])]
+WEIGHTED = {"pairs": ["study", "augment", "contralateral"], "pair_weights": [1, 2, 3], "balance": "birads"}
+
+
+@pytest.fixture(scope="module", params=["each once an epoch", "weighted"])
+def ordered(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """Settings, and their first three global batches, one pair at a time and by nothing but the global index."""
+    cache = {"cache": str(folder.parent / "cache")}
+    settings = {**WEIGHTED, **cache, "shard_weights": [2.0]} if request.param == "weighted" else cache
+    pairs, collate = Pairs(config_of(folder, **settings)), Collate(tokenizer(), 144)
+    return settings, [row for g in range(3 * GLOBAL_BATCH) for row in rows([collate([pairs[g]])])]
 
 
 def gathered(config: Config, steps: range, ranks: int) -> list[tuple[Any, ...]]:
@@ -366,19 +389,107 @@ def gathered(config: Config, steps: range, ranks: int) -> list[tuple[Any, ...]]:
     return [row for together in zip(*each, strict=True) for row in rows(together)]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize(("ranks", "micro"), [(1, 12), (1, 4), (2, 6), (2, 3), (3, 2)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (2, 6), (3, 2)])
 def test_global_batches_do_not_depend_on_ranks_or_workers(
-    folder: Path, expected: list[tuple[Any, ...]], ranks: int, micro: int, workers: int
+    folder: Path, ordered: tuple[dict[str, Any], list[tuple[Any, ...]]], ranks: int, micro: int, workers: int
 ) -> None:
-    config = config_of(folder, micro=micro, workers=workers)
+    settings, expected = ordered
+    config = config_of(folder, micro=micro, workers=workers, **settings)
     assert gathered(config, range(3), ranks) == expected
 
 
-@pytest.mark.parametrize(("ranks", "micro", "workers"), [(1, 4, 0), (2, 3, 1), (3, 4, 2)])
-def test_a_resume_in_the_middle_continues_the_same_global_batches(
-    folder: Path, expected: list[tuple[Any, ...]], ranks: int, micro: int, workers: int
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    ("before", "after", "workers"), [((1, 4), (2, 3), 0), ((2, 3), (3, 2), 1), ((3, 4), (1, 12), 3)]
+)
+def test_a_resume_in_mid_epoch_on_other_ranks_continues_the_same_global_batches(
+    folder: Path,
+    ordered: tuple[dict[str, Any], list[tuple[Any, ...]]],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    workers: int,
 ) -> None:
-    config = config_of(folder, micro=micro, workers=workers)
-    assert gathered(config, range(2, 3), ranks) == expected[2 * GLOBAL_BATCH :]
-    assert gathered(config, range(3, 3), ranks) == []
+    settings, expected = ordered
+    assert 2 * GLOBAL_BATCH % TRAIN_IMAGES, "the resume lies within an epoch"
+    (ranks, micro), (other_ranks, other_micro) = before, after
+    first = gathered(config_of(folder, micro=micro, workers=workers, **settings), range(2), ranks)
+    config = config_of(folder, micro=other_micro, workers=workers, **settings)
+    assert first + gathered(config, range(2, 3), other_ranks) == expected
+    assert gathered(config, range(3, 3), other_ranks) == []
+
+
+# Samples that cannot be read
+
+
+def spoil(folder: Path, *members: str) -> None:
+    """Cut off the last bytes of these JPEGs where they lie, or the opening brace of these facts."""
+    for tar in folder.glob("*.tar"):
+        content = bytearray(tar.read_bytes())
+        with tarfile.open(tar) as archive:
+            for info in archive:
+                if info.name in members:
+                    at = info.offset_data + (0 if info.name.endswith("json") else info.size - 2)
+                    content[at : at + 2] = b"\0\0"
+        tar.write_bytes(content)
+
+
+@pytest.mark.parametrize("settings", [{}, WEIGHTED], ids=["each once an epoch", "weighted"])
+def test_a_sample_that_cannot_be_read_is_replaced_by_the_same_other_one_everywhere(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
+) -> None:
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    spoil(spoilt, "train3.2.jpg", "train1.json")  # the R of "LlR", and all of "L"
+    config = config_of(spoilt, cache=str(tmp_path / "cache"), micro=4, **settings)
+    whole, broken = Pairs(replace(config, data=replace(config.data, shards=[str(folder)]))), Pairs(config)
+    with caplog.at_level(logging.WARNING):
+        some = [broken[g] for g in range(3 * GLOBAL_BATCH)]
+    for g, pair in enumerate(some):
+        assert pair.key not in ("train1/0.jpg", "train3/2.jpg")
+        if pair.skipped == 0:
+            assert content(pair) == content(whole[g])
+        elif not settings:  # the anchor or its partner would have been one of them
+            assert whole[g].key.startswith(("train1/", "train3/"))
+    assert 0 < sum(pair.skipped > 0 for pair in some) < len(some)
+    said = [record.getMessage() for record in caplog.records if "is replaced by another sample" in record.getMessage()]
+    assert sorted(line.split()[0] for line in said) == sorted(broken.corrupt.errors)
+    assert "train3" in broken.corrupt.errors
+    assert "the image is cut" in broken.corrupt.errors["train3"]
+
+    for ranks, micro, workers in ((1, 12, 0), (2, 3, 1)):
+        config = replace(config, train=TrainConfig(global_batch=GLOBAL_BATCH, micro_batch=micro))
+        config = replace(config, data=replace(config.data, workers=workers))
+        each = [list(training_batches(config, tokenizer(), range(3), rank, ranks)) for rank in range(ranks)]
+        batches = [batch for together in zip(*each, strict=True) for batch in together]
+        assert rows(batches) == rows([Collate(tokenizer(), 144)(some)])
+        assert sum(batch.skipped for batch in batches) == sum(pair.skipped for pair in some)
+        assert batches[0].to(torch.device("cpu")).skipped == batches[0].skipped
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_samples_that_cannot_be_read_end_the_run_in_one_line(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    spoil(spoilt, "train0.json", "train1.json", "train4.0.jpg")
+
+    def run(limit: int) -> int:
+        config = config_of(spoilt, max_corrupt=limit, workers=workers)
+        return sum(batch.skipped for batch in training_batches(config, tokenizer(), range(4), 0, 1))
+
+    assert run(3) > 3, "each time that one is drawn counts in the batch, but towards the limit once"
+    with pytest.raises(ShardError) as caught:
+        run(2)
+    message = str(caught.value)
+    assert re.fullmatch(r"data\.max_corrupt: 2, and 3 samples could not be read; the last: .*", message)
+    for key in ("train0", "train1", "train4"):
+        assert f"{key} ({spoilt}/train-" in message
+
+
+def test_where_nothing_can_be_read_the_run_ends(folder: Path, tmp_path: Path) -> None:
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    for tar in spoilt.glob("train*.tar"):
+        tar.unlink()
+    with pytest.raises(ShardError, match=r"^data\.shards: none of 100 samples that were drawn could be read; .*$"):
+        Pairs(config_of(spoilt))[0]

@@ -19,10 +19,11 @@ from transformers import AutoConfig
 
 from mama.cli import main
 from mama.config import TextConfig, VisionConfig
-from mama.data import Images, Texts
+from mama.data import Texts
 from mama.dryrun import dry_run, shape_of
 from mama.engine import deepspeed_settings
 from mama.heads import LocalHead
+from mama.images import Images
 from mama.loading import load, save
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import build
@@ -87,7 +88,7 @@ def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) ->
     config = load(file, [change, "train.zero_stage=3"])
     assert yaml.safe_load("\n".join(told["Configuration"])) == json.loads(json.dumps(asdict(config)))
     assert yaml.safe_load("\n".join(told["DeepSpeed"])) == deepspeed_settings(config, 2)
-    pairs = len(Images(config.data.shards, "train"))
+    pairs = len(Images(config.data, "train"))
     assert pairs == 6
     assert told["Batches"] == [
         "2 ranks x 4 pairs x 1 micro-batches = 8 pairs a step",

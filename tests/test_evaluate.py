@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -35,15 +36,22 @@ def config(tmp_path: Path) -> Config:
 def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     """A trained model that knows everything, an untrained one that knows nothing."""
     items = Split(config, "train").items
-    tokenizer = tokens.learn((s for i in items for s in prompt.report(i.study, i.view)), 400)
+    styles = get_args(prompt.Style)
+    tokenizer = tokens.learn((s for i in items for style in styles for s in prompt.text(i.study, i.view, style)), 400)
     model = Oracle(tokenizer)
     monkeypatch.setattr(module, "load_model", lambda folder, device: (model, tokenizer))
     monkeypatch.setattr(module, "build", lambda config, tokenizer, kernel: Oracle(tokenizer, blind=True))
     return model
 
 
-def test_a_model_that_knows_is_told_from_one_that_does_not(config: Config, oracle: Oracle) -> None:
+@pytest.mark.parametrize("style", get_args(prompt.Style))
+def test_a_model_that_knows_is_told_from_one_that_does_not(config: Config, oracle: Oracle, style: prompt.Style) -> None:
+    """In every style the oracle finds density, BI-RADS and mass in the words of the prompts."""
+    config = replace(config, data=replace(config.data, style=style))
     found = evaluate(config, config.run_folder)
+    prompted = {name: found["density"]["prompts"][name] for name in "AD"}
+    starts = {"report": "Procedure: ", "sentence": "This is a mammogram", "caption": "Mammogram, side unknown"}
+    assert all(text[0].startswith(starts[style]) for text in prompted.values())
     for name in ("cancer", "malignancy", "density"):
         rows = {(r["protocol"], r["model"]): r["metrics"] for r in found[name]["rows"]}
         for protocol in ("zero-shot", "linear probe"):
@@ -143,7 +151,7 @@ def test_a_sentence_that_the_token_limit_cuts_off_is_no_target(config: Config, o
 
 def test_retrieval_lists_the_nearest_by_cosine(config: Config, oracle: Oracle) -> None:
     split = Split(config, "test")
-    texts, own = retrieval.distinct_texts(split.items)
+    texts, own = retrieval.distinct_texts(split.items, "report")
     rng = np.random.default_rng(0)
     images, words = (rng.normal(size=(n, 8)).astype(np.float32) for n in (len(split.items), len(texts)))
     found = retrieval.examples(split.items, texts, own, images, words)

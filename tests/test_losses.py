@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mama import losses
+from mama.alignment import alignment_scores
 from mama.config import LossConfig
 
 
@@ -85,7 +86,7 @@ def test_local_loss_ignores_padding_and_matches_the_loop() -> None:
     padded = np.stack([np.concatenate([s, unit(rng, most - len(s), 8)]) for s in sentences])  # garbage as padding
     mask = torch.tensor([[k < n for k in range(most)] for n in counts])
     visual, textual = naive_alignment(sentences, patches)
-    got_visual, got_textual = losses.alignment_scores(t(padded), mask, t(patches))
+    got_visual, got_textual = alignment_scores(t(padded), mask, t(patches), 3)
     np.testing.assert_allclose(got_visual.numpy(), visual, atol=1e-12)
     np.testing.assert_allclose(got_textual.numpy(), textual, atol=1e-12)
     got = losses.local_loss(

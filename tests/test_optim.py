@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,19 @@ from torch import nn
 
 from mama.config import LossConfig, OptimConfig
 from mama.heads import LocalHead, LogitScale
-from mama.optim import forget_idle_steps, parameter_groups, rate_at, set_rates
+from mama.optim import parameter_groups, rate_at, set_rates
 
 OPTIM = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
+
+
+class Towers(nn.Module):
+    """One matrix of each tower and of a head, and the norm that the local term alone moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision, self.text = nn.Module(), nn.Module()
+        self.vision.block, self.vision.norm = nn.Linear(2, 2, bias=False), nn.LayerNorm(2)
+        self.text.block, self.image_head = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
 
 
 class Small(nn.Module):
@@ -76,7 +87,7 @@ def test_norms_biases_and_scales_do_not_decay_and_nothing_frozen_is_in_a_group()
     for group in groups:
         for parameter in group["params"]:
             assert names[id(parameter)] not in found
-            found[names[id(parameter)]] = group["weight_decay"], group["local"]
+            found[names[id(parameter)]] = group["weight_decay"], group["term"] == "local"
     matrices = {"tower.0.weight", "image_head.weight"}
     matrices |= {f"{head}.{layer}.weight" for head in ("patch_head", "sentence_head") for layer in (0, 3)}
     assert found == {
@@ -106,13 +117,14 @@ def test_local_heads_do_not_move_before_their_term_starts_and_move_after() -> No
             assert did is wanted, f"{name} at step {step}"
 
 
-def test_every_group_gets_the_rate_of_the_step_that_is_returned() -> None:
-    groups: list[dict[str, Any]] = parameter_groups(Small(), 0.1)
-    loss = LossConfig(local_start=2)
-    assert set_rates(groups, 1, 13, OPTIM, loss) == 0.5
-    assert {(group["local"], group["lr"]) for group in groups} == {(False, 0.5), (True, 0.0)}
-    assert set_rates(groups, 2, 13, OPTIM, loss) == 0.75
-    assert {(group["local"], group["lr"]) for group in groups} == {(False, 0.75), (True, 0.75)}
+def test_every_group_gets_the_rate_of_its_tower_and_of_the_step() -> None:
+    groups: list[dict[str, Any]] = parameter_groups(Towers(), 0.1)
+    loss, optim = LossConfig(local_start=2), replace(OPTIM, vision_rate=0.5, text_rate=2.0)
+    assert set_rates(groups, 1, 13, optim, loss) == {"vision": 0.25, "text": 1.0, "heads": 0.5}
+    rates = {("vision", None, 0.25), ("text", None, 1.0), ("heads", None, 0.5)}
+    assert {(g["tower"], g["term"], g["lr"]) for g in groups} == rates | {("vision", "local", 0.0)}
+    set_rates(groups, 2, 13, optim, loss)
+    assert {g["lr"] for g in groups if g["term"] == "local"} == {0.375}
 
 
 def test_without_a_delay_local_heads_move_from_the_first_step() -> None:
@@ -120,20 +132,3 @@ def test_without_a_delay_local_heads_move_from_the_first_step() -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.5), lr=1e-3)
     moved = step_once(model, optimizer, 0, LossConfig(local_start=0))
     assert all(did for name, did in moved.items() if is_local(name))
-
-
-def test_local_heads_start_as_if_the_optimizer_were_new() -> None:
-    """After idle steps at gradient 0 the first update is the learning rate, not a multiple of it."""
-    head = torch.nn.Parameter(torch.ones(3))
-    other = torch.nn.Parameter(torch.ones(3))
-    groups = [{"params": [head], "local": True}, {"params": [other], "local": False}]
-    optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.0)
-    for _ in range(300):
-        head.grad, other.grad = torch.zeros(3), torch.ones(3)
-        optimizer.step()
-    forget_idle_steps(optimizer)
-    before = head.detach().clone()
-    head.grad = torch.tensor([0.5, -2.0, 10.0])
-    optimizer.step()
-    torch.testing.assert_close(head.detach() - before, torch.tensor([-0.01, 0.01, -0.01]))
-    assert optimizer.state[other]["step"] == 301

@@ -37,6 +37,26 @@ def test_every_image_is_an_anchor_once_an_epoch_and_epochs_differ() -> None:
     assert first != [order.image_at(g, 50, seed=2) for g in range(50)]
 
 
+def test_the_epochs_are_these_permutations() -> None:
+    """The order is a promise: a run that was begun with it continues with it."""
+    expected = np.stack([np.random.default_rng([4, epoch]).permutation(7) for epoch in range(3)])
+    assert [order.image_at(g, 7, seed=4) for g in range(21)] == expected.ravel().tolist()
+
+
+def test_weighted_draws_keep_the_weights_and_belong_to_the_sample_alone() -> None:
+    ends = np.cumsum([0.0, 1.0, 0.0, 3.0, 0.0])
+    draws = [order.drawn_at(g, 0, ends, seed=1) for g in range(4000)]
+    counts = np.bincount(draws, minlength=5) / 4000
+    np.testing.assert_allclose(counts, [0, 0.25, 0, 0.75, 0], atol=5 * 0.45 / 4000**0.5)
+    assert order.drawn_at(77, 0, ends, seed=1) == draws[77]
+    for other in (
+        [order.drawn_at(g, 1, ends, 1) for g in range(200)],
+        [order.drawn_at(g, 0, ends, 2) for g in range(200)],
+    ):
+        assert abs(np.mean(np.equal(other, draws[:200])) - (0.25**2 + 0.75**2)) < 0.2, "another draw"
+    assert [order.pick(ends, share) for share in (0.0, 0.2499, 0.25, 1 - 2**-53)] == [1, 1, 3, 3]
+
+
 def test_draws_belong_to_the_sample_alone() -> None:
     draws = [order.generator_at(g, seed=3).random() for g in range(5)]
     assert len(set(draws)) == 5

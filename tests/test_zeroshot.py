@@ -44,6 +44,9 @@ def test_labels(task: str, labels: dict[str, object], expected: int | None) -> N
 def test_every_class_has_texts_that_differ_from_all_other_classes() -> None:
     for wording in (
         Wording(),
+        Wording(style="sentence"),
+        Wording(style="caption"),
+        Wording(density=False, birads=False, style="sentence"),
         Wording(reasons=(None, "screening"), reports=True),
         Wording(density=False, birads=False),
     ):
@@ -68,11 +71,17 @@ def test_density_texts_say_the_sentence_of_training_and_hide_the_rest() -> None:
         assert len(others) >= 4  # the answer must not hang on one assessment
 
 
-def test_a_training_text_is_among_the_texts_of_its_class() -> None:
-    for number, view in ((1, 0), (1, 1), (5, 0)):
-        one = study(number, "train")
-        text = prompt.report(one, one.views[view], frozenset(prompt.META))
-        wording = wording_of([one])
+@pytest.mark.parametrize("style", ["report", "sentence", "caption"])
+@pytest.mark.parametrize("words", [None, "Heterogenously enhancing mass"])
+def test_a_training_text_is_among_the_texts_of_its_class(style: prompt.Style, words: str | None) -> None:
+    # With words only the left view of the first patient is told in them.
+    for number, view in ((1, 0),) if words else ((1, 0), (1, 1), (5, 0)):
+        one = study(number, "train", words)
+        one = replace(
+            one, views=tuple(replace(v, labels=replace(v.labels, birads=4)) if words else v for v in one.views)
+        )
+        text = prompt.text(one, one.views[view], style, frozenset(prompt.META))
+        wording = wording_of([one], style)
         for name in ("cancer", "malignancy", "birads", "density"):
             label = TASKS[name].label(one.views[view])
             assert label is not None

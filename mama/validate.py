@@ -1,0 +1,141 @@
+"""Retrieval among held-out images during training: recall of images and texts, the same on any number of ranks.
+
+Letters: n images, D shared width, L tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mama import dist, prompt
+from mama.augment import normalise
+from mama.config import Config, ConfigError
+from mama.data import Texts, tokenise
+from mama.images import Images
+from mama.losses import info_nce
+from mama.model import MamaModel
+from mama.tokens import Tokenizer
+
+LARGEST = 2000  # images: recall among all of a large archive would cost more than the steps between
+DEPTHS = (1, 5, 10)
+
+
+class HeldOut(Dataset[tuple[Tensor, list[str]]]):
+    """At most `LARGEST` images of the split `val`, unaugmented, with their reports, nothing hidden.
+
+    The choice depends on the manifests alone, so that runs of any seed are compared on the same images.
+    Raises `ConfigError` where the shards hold none.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.size, self.style = config.data.image_size, config.data.style
+        try:
+            self.images = Images(config.data, "val")
+        except ConfigError as error:
+            every = config.train.validate_every
+            raise ConfigError(f"train.validate_every: {every}, but {error}; pack some, or set it to 0") from error
+        count = len(self.images)
+        self.chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST]).tolist()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        """uint8 [1, H, W], and its sentences."""
+        number, position = self.images.locate(self.chosen[index])
+        study = self.images.study(number)
+        pixels = self.images.pixels(number, position, self.size)
+        return torch.from_numpy(pixels)[None], prompt.text(study, study.views[position], self.style)
+
+
+class _Collate:
+    """A class so that loader workers can receive it."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+
+    def __call__(self, rows: list[tuple[Tensor, list[str]]]) -> tuple[Tensor, Texts]:
+        return torch.stack([pixels for pixels, _ in rows]), tokenise(
+            self.tokenizer, [text for _, text in rows], self.max_tokens
+        )
+
+
+@torch.no_grad()  # not inference mode: what ZeRO-3 gathers in it could take part in no gradient afterwards
+def validate(model: MamaModel, config: Config, tokenizer: Tokenizer, device: torch.device) -> dict[str, float]:
+    """Recall and loss of `model` on `HeldOut`; every rank calls it between two steps and gets the same values.
+
+    `validation/recall_at_{1,5,10}_{i2t,t2i}` are shares of the images whose own text is among the best 1, 5
+    or 10 of all different texts, and of the different texts that have an image of their own among the best
+    of all images. `validation/clip_loss` is the symmetric InfoNCE over all n images, with equal texts as
+    positives of each other whatever the training counts. The ranks share the images; the model comes back
+    in the mode in which it was, and no random number of PyTorch's is drawn.
+
+    Raises `ConfigError` when the shards have no image of the split `val`.
+    """
+    held_out = HeldOut(config)
+    training = model.training
+    model.eval()
+    try:
+        images, texts, tokens = _embed(model, held_out, config, tokenizer, device)
+        scale = model.scale()
+    finally:
+        model.train(training)
+    _, own = torch.unique(tokens, dim=0, return_inverse=True)  # [n], equal texts have equal numbers
+    same = own[:, None] == own[None, :]  # [n, n]
+    scores = images @ texts.t()
+    first = (same.int().argmax(1) == torch.arange(len(own), device=device)).nonzero()[:, 0]  # one row of each text
+    found = {"validation/clip_loss": float(info_nce(scale * scores, same.float()))}
+    for depth in DEPTHS:
+        found[f"validation/recall_at_{depth}_i2t"] = recall(scores[:, first], same[:, first], depth)
+        found[f"validation/recall_at_{depth}_t2i"] = recall(scores[:, first].t(), same[:, first].t(), depth)
+    return found
+
+
+def recall(scores: Tensor, right: Tensor, depth: int) -> float:
+    """Share of the queries with a right answer among the best `depth`; bool `right` is [q, c] as `scores`.
+
+    A tie counts against the model: one that gives the same embedding to everything finds nothing.
+    """
+    best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
+    ahead = ((scores >= best) & ~right).sum(1)
+    return float((ahead < depth).float().mean())
+
+
+def _embed(
+    model: MamaModel, held_out: HeldOut, config: Config, tokenizer: Tokenizer, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit embeddings of all images and of their texts, [n, D] each, and the texts' tokens [n, L], on all ranks.
+
+    Rank r takes the images r, r + ranks, ... and those with too few take some again: under ZeRO-3 the ranks
+    must run the same number of forward passes.
+    """
+    ranks = dist.world_size()
+    share = [(dist.rank() + k * ranks) % len(held_out) for k in range(-(-len(held_out) // ranks))]
+    loader = DataLoader(
+        held_out,
+        sampler=share,
+        batch_size=2 * config.train.micro_batch,  # as many images as training holds, there with their gradients
+        collate_fn=_Collate(tokenizer, config.data.max_tokens),
+        num_workers=config.data.workers,
+        generator=torch.Generator(),  # a loader without one would draw from the generator of training
+    )
+    dtype = model.image_head.weight.dtype
+    images, texts, tokens = [], [], []
+    for pixels, words in loader:
+        images.append(model.embed_images(normalise(pixels.to(device)).to(dtype))[0].float())
+        texts.append(model.embed_texts(words.to(device)).float())
+        missing = config.data.max_tokens - words.tokens.shape[1]
+        padded = torch.nn.functional.pad(words.tokens, (0, missing), value=tokenizer.pad_id)
+        tokens.append(padded.to(device))
+    count = len(held_out)
+    return _in_order(images, count), _in_order(texts, count), _in_order(tokens, count)
+
+
+def _in_order(parts: list[Tensor], count: int) -> Tensor:
+    """This rank's rows -> the first `count` rows of all ranks, in the order of the images."""
+    rows = dist.gather(torch.cat(parts))
+    by_rank = rows.reshape(dist.world_size(), -1, rows.shape[1])
+    return by_rank.transpose(0, 1).flatten(0, 1)[:count]

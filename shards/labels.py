@@ -1,0 +1,44 @@
+"""The labels of all images of a folder of shards, without its pictures: one pass over the studies' facts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import astuple
+from pathlib import Path
+from typing import BinaryIO
+
+from shards.cache import cached
+from shards.manifest import Shard
+from shards.read import ShardReader
+from shards.schema import Labels, ShardError
+
+
+def labels_of(reader: ShardReader, cache: Path) -> list[Labels]:
+    """The labels of every image of `reader`, in its order.
+
+    The first start reads the facts of every study, two small reads and some 0.1 ms of one core each; they are kept
+    in `cache` by the SHA-256 of the tar, and later starts read one file a shard. Raises `ShardError` where facts
+    cannot be read: what depends on labels would otherwise depend on who could read them.
+    """
+    found: list[Labels] = []
+    first = 0
+    for shard in reader.shards:
+        numbers = range(first, first + shard.samples)
+        found += _labels(reader, shard, numbers, cache)
+        first = numbers.stop
+    return found
+
+
+def _labels(reader: ShardReader, shard: Shard, numbers: range, cache: Path) -> list[Labels]:
+    def write(file: BinaryIO) -> None:
+        values = [astuple(view.labels) for i in numbers for view in reader.study(i).views]
+        file.write(json.dumps(values).encode())
+
+    path = cached(cache / "labels", shard.sha256, ".json", write)
+    try:
+        labels = [Labels(*values) for values in json.loads(path.read_text())]
+    except (OSError, TypeError, ValueError):
+        labels = []
+    if len(labels) != sum(shard.view_counts):
+        raise ShardError(f"{path}: was edited or damaged; delete it, it is made anew")
+    return labels
