@@ -45,15 +45,28 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
 
 
 def shape_of(config: Config) -> MamaModel:
-    """The model on the meta device: every shape, no number. Of pretrained towers only the configuration is read."""
+    """The model on the meta device: every shape, no number."""
+    config = without_weights(config)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names
+        return build(config, stand_in(config.text), KERNELS["sdpa"])
+
+
+def without_weights(config: Config) -> Config:
+    """The same run with towers of random weights: of pretrained ones only the configuration is read."""
     vision, text = config.vision, config.text
     if vision.model is not None:
         vision = replace(vision, model=None, config=_published("vision.model", vision.model))
     if text.model is not None:
         text = replace(text, model=None, config=_published("text.model", text.model))
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names
-        return build(replace(config, vision=vision, text=text), _stand_in(text), KERNELS["sdpa"])
+    return replace(config, vision=vision, text=text)
+
+
+def stand_in(text: TextConfig) -> Tokenizer:
+    """A tokenizer of the language model's size: one token for each row of its table, before our own two are added."""
+    size = int(text.config.get("vocab_size", VOCABULARY))
+    words = models.WordLevel({str(number): number for number in range(size)}, unk_token="0")
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=FastTokenizer(words)))
 
 
 def parameter_lines(model: nn.Module) -> Iterator[str]:
@@ -89,6 +102,8 @@ def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
         chosen = (stage, offload) == (train.zero_stage, train.offload)
         name = f"{stage}{' offload' if offload else ''}{' *' if chosen else ''}"
         yield f"{name:12} {' '.join(f'{_gib(size):>9}' for size in columns)}"
+    if train.precision == "bf16":
+        yield "DeepSpeed refuses stage 0 in bf16 with gradients summed in fp32."
     yield "* as configured. Source: arXiv 1910.02054, section 3; AdamW in fp32 with its own copy of the weights."
 
 
@@ -134,13 +149,6 @@ def _published(field: str, name: str) -> dict[str, Any]:
         ) from error
     known = {*type(shape)().to_dict(), *shape.attribute_map}
     return {key: value for key, value in shape.to_dict().items() if key in known and key not in BESIDE}
-
-
-def _stand_in(text: TextConfig) -> Tokenizer:
-    """A tokenizer of the language model's size: one token for each row of its table, before our own two are added."""
-    size = int(text.config.get("vocab_size", VOCABULARY))
-    words = models.WordLevel({str(number): number for number in range(size)}, unk_token="0")
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=FastTokenizer(words)))
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:

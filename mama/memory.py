@@ -68,7 +68,9 @@ class Transformer:
         hidden = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None)
         hidden = hidden or int(width * getattr(shape, "mlp_ratio", 4))
         kept = 2  # what goes into the activation and what comes out
-        if shape.model_type == "llama" or getattr(shape, "use_swiglu_ffn", False):
+        if shape.model_type == "llama" or any(
+            getattr(shape, gate, False) for gate in ("use_swiglu_ffn", "use_gated_mlp")
+        ):
             kept = 4  # gated: two projections, the activated one, their product
         elif "gelu_new" in (getattr(shape, "activation_function", None), getattr(shape, "hidden_act", None)):
             kept = 5  # written out in Python, with three products on the way; gelu_pytorch_tanh is the same in one

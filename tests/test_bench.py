@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from click.testing import CliRunner, Result
 from test_alignment import MASK, inputs, loop
 
 from mama.bench_loss import looped_scores, measure
+from mama.bench_step import Measured, bench_step, largest, published, synthetic, tiny
 from mama.cli import cli
+from mama.config import Config, ConfigError
+from mama.dryrun import shape_of, stand_in
 
 
 def table(result: Result) -> dict[str, float]:
@@ -57,3 +61,68 @@ def test_the_measured_loss_is_the_mean_of_four_cross_entropies() -> None:
     assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
     assert seconds > 0
     assert [g.shape for g in gradients] == [x[0].shape, x[2].shape]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 36, 37, 71, 72, 100])
+def test_the_largest_batch_that_fits_is_found_whether_or_not_the_configured_one_does(most: int) -> None:
+    asked: list[int] = []
+
+    def fits(pairs: int) -> bool:
+        asked.append(pairs)
+        return pairs <= most
+
+    start = 36
+    found = largest(fits, start) if fits(start) else largest(fits, 0, start)
+    assert found == most
+    assert len(asked) == len(set(asked)) < 12  # each of them is a process and a model
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a CUDA device the shapes are tiny")
+def test_bench_step_says_what_it_ran_and_measures_both_settings() -> None:
+    result = CliRunner().invoke(cli, ["bench", "step", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    head, _, *rows = result.output.splitlines()
+    assert head.startswith(
+        "tiny: random weights, fp32, ZeRO stage 2, 1 rank, images of 64 x 64, texts of 56 tokens, CPU"
+    )
+    measured = [re.split(r" *\| *", row.strip("| ")) for row in rows[2:]]
+    assert [row[:2] for row in measured] == [["on", "8"], ["off", "8"]]
+    assert all(float(rate) > 0 and float(memory) > 0.1 for _, _, rate, memory, _ in measured)
+    assert {row[4] for row in measured} == {"unknown"}  # no peak of a CPU is known
+
+
+def test_bench_step_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match=r"^RANK: 0, but `mama bench step` starts its own processes"):
+        next(bench_step(None, rounds=1))
+
+
+def test_the_rate_is_pairs_by_seconds_and_mfu_its_share_of_the_peak() -> None:
+    measured = Measured(pairs=36, seconds=0.5, memory_gb=1.0, flops=2e12, peak=576e12)
+    assert measured.rate == 72
+    assert measured.mfu == pytest.approx(0.25)
+    assert replace(measured, peak=None).mfu is None
+
+
+@pytest.mark.parametrize(("config", "sentences"), [(tiny(), 4), (published(), 10)])
+def test_synthetic_pairs_are_a_full_batch(config: Config, sentences: int) -> None:
+    config = replace(config, train=replace(config.train, micro_batch=2, global_batch=2))
+    tokenizer = stand_in(config.text)
+    batch = synthetic(config, tokenizer)
+    assert batch.anchors.shape == batch.partners.shape == (2, 1, *config.data.image_size)
+    assert not torch.equal(batch.anchors, batch.partners)
+    tokens = batch.texts.tokens
+    assert tokens.shape == (2, config.data.max_tokens)
+    assert batch.texts.mask.all()
+    assert batch.texts.sentence_mask.shape == (2, sentences)
+    assert (tokens.gather(1, batch.texts.separators) == tokenizer.separator_id).all()
+    assert (tokens == tokenizer.separator_id).sum() == 2 * sentences
+    assert tokens.max() < len(tokenizer)
+
+
+def test_the_published_shapes_are_those_of_the_paper() -> None:
+    """DINOv2 ViT-B/14 has 86 million parameters (Oquab et al. 2023), BioMedLM 2.7 billion."""
+    model = shape_of(published())
+    millions = [sum(p.numel() for p in tower.parameters()) / 1e6 for tower in (model.vision, model.text)]
+    assert millions[0] == pytest.approx(86.6, abs=0.1)
+    assert 2550 < millions[1] < 2750
