@@ -66,7 +66,7 @@ class MamaModel(nn.Module):
         images, changes = batch.anchors, batch.anchor_changes
         if self.uses_partner:
             images, changes = torch.cat([images, batch.partners]), torch.cat([changes, batch.partner_changes])
-        pixels = augment.apply(images, changes).to(self.image_head.weight.dtype)
+        pixels = augment.apply(images, changes, self.image_head.weight.dtype)
         features, patches = self.vision(pixels)  # [b or 2b, d], [b or 2b, P, d]
         text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
         texts = _unit(self.text_head(text_features))

@@ -26,7 +26,7 @@ from mama.model import Embeddings, build
 from mama.monitor import Meter, Monitor, sentences_of
 from mama.run import prepare
 from mama.tokens import Tokenizer
-from mama.validate import validate
+from mama.validate import HeldOut, validate
 from shards.progress import progress
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class Training:
         self.batches = training_batches(config, tokenizer, self.steps, rank(), world_size())
         self.monitor = Monitor(config.run_folder, first) if rank() == 0 else None
         self.meter = Meter(engine.module, config.data.image_size, engine.device)
+        if config.train.validate_every:
+            HeldOut(config)  # that there is nothing to validate on is told before the first step
         self.norms = GradientNorms(engine, config.optim.clip_norm)
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
         self.corrupt = 0  # samples of this rank that another has replaced
