@@ -27,7 +27,17 @@ from mama.loading import load, save
 from slurm.profile import Profile
 
 VERBS = ["bench", "check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]
-RECIPES = ["cdd_cesm", "quickstart", "sample_dicom", "table"]
+RECIPES = [
+    "cdd_cesm",
+    "clip",
+    "convirt",
+    "mama",
+    "mama_published_code",
+    "quickstart",
+    "sample_dicom",
+    "slip",
+    "table",
+]
 NO_SHARDS = "no manifest.json, so this is no finished folder of shards; run `mama pack`"
 
 Mama = Callable[..., tuple[int, str, str]]
@@ -145,7 +155,7 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["pack", "sample_dicom", "pack.root=package:nobody"], "root: the package 'nobody' is not installed"),
         (["pack", "quickstart", "pack.root=''"], "root: is empty; name a folder"),
         (["pack", "quickstart", "pack.options.seeds=3"], "options.seeds: source 'phantom' knows patients, seed"),
-        (["pack", "quickstrat"], "quickstrat: no such configuration file, nor a shipped one (cdd_cesm, quickstart"),
+        (["pack", "quickstrat"], "quickstrat: no such configuration file, nor a shipped one (cdd_cesm, clip"),
         (["pack", "empty"], "empty/config.yaml: no such configuration file"),
         (["pack", "quickstart", "pack.workers"], "pack.workers: expected key=value, for example train.steps=100"),
         (["train", "quickstart", "train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
@@ -263,7 +273,8 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
     save(Config(name="mine", seed=5), tmp_path / "runs" / "mine" / "config.yaml")
     seen: list[Config] = []
 
-    def consolidated(config: Config) -> Path:
+    def consolidated(config: Config, best: bool) -> Path:
+        assert not best
         seen.append(config)
         return config.run_folder
 
