@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -123,7 +123,9 @@ class _MicroBatches:
         return len(self.steps) * self.config.train.accumulation(self.world_size)
 
 
-def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int) -> Iterator[Batch]:
+def training_batches(
+    config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int
+) -> Generator[Batch, None, None]:
     """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step.
 
     Raises `ShardError` as `Pairs` does, whichever process it happened in.
@@ -133,18 +135,18 @@ def training_batches(config: Config, tokenizer: Tokenizer, steps: range, rank: i
         batch_sampler=_MicroBatches(config, steps, rank, world_size),
         collate_fn=Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
-        worker_init_fn=start_worker,
+        worker_init_fn=_start_worker,
     )
     return _plain_errors(iter(loader))
 
 
-def start_worker(number: int) -> None:
+def _start_worker(number: int) -> None:
     """One thread, its memory kept; and a signal to stop is the rank's business, which needs its workers to the end."""
     settle()
     stop.ignore()
 
 
-def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _plain_errors(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
     try:
         yield from batches
     except ShardError as error:  # from a worker it comes with that worker's traceback in its words

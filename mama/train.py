@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,6 @@ class Training:
     ) -> None:
         self.config, self.engine, self.tokenizer, self.frozen = config, engine, tokenizer, frozen
         self.steps = range(first, config.train.steps)
-        self.batches = training_batches(config, tokenizer, self.steps, rank(), world_size())
         self.monitor = Monitor(config.run_folder, first) if rank() == 0 else None
         self.meter = Meter(engine.module, config.data.image_size, engine.device)
         if config.train.validate_every:
@@ -95,12 +95,18 @@ class Training:
 
     def run(self) -> int:
         """Returns how many steps have been taken."""
+        config = self.config
+        # Loader processes ignore the signal with which a dying process would end them: not closed, they would hang it.
+        with closing(training_batches(config, self.tokenizer, self.steps, rank(), world_size())) as batches:
+            return self._loop(batches)
+
+    def _loop(self, batches: Iterator[Batch]) -> int:
         if self.monitor:
             self.monitor.hparams(self.config)
         first_step = FirstStep(self.engine) if self.steps else None
         every = self.config.train
         for step in _shown(self.steps):
-            values = self._step(step)
+            values = self._step(step, batches)
             if first_step:
                 first_step.check()
                 first_step = None
@@ -121,19 +127,19 @@ class Training:
             self.monitor.close()
         return taken if self.steps else self.steps.start
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _step(self, step: int, batches: Iterator[Batch]) -> dict[str, float]:
         """One update by `global_batch` pairs; returns what is to be logged, if it is its turn."""
         config = self.config
         rates = prepare_step(self.engine, config, step)
         self.norms.clear()
-        batches = [self.meter.fetch(self.batches) for _ in range(config.train.accumulation(world_size()))]
-        self.corrupt += sum(batch.skipped for batch in batches)
-        total, terms, embeddings = self._backward(batches, step)
-        self._update(step, [key for batch in batches for key in batch.keys])
+        own = [self.meter.fetch(batches) for _ in range(config.train.accumulation(world_size()))]
+        self.corrupt += sum(batch.skipped for batch in own)
+        total, terms, embeddings = self._backward(own, step)
+        self._update(step, [key for batch in own for key in batch.keys])
         if step % config.train.log_every and step != self.steps[-1]:
             return {}
         if self.monitor and step % (PICTURES * config.train.log_every) == 0:
-            self._show(step, batches[-1], embeddings)
+            self._show(step, own[-1], embeddings)
         values = {"loss/total": total, **{f"loss/{name}": term.detach() for name, term in terms.items()}}
         return {
             **{name: float(value) for name, value in values.items()},

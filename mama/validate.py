@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from mama import dist, prompt
 from mama.augment import normalise
 from mama.config import Config, ConfigError
-from mama.data import Texts, start_worker, tokenise
+from mama.data import Texts, tokenise
 from mama.images import Images
 from mama.losses import info_nce
 from mama.model import MamaModel
@@ -120,7 +120,6 @@ def _embed(
         batch_size=2 * config.train.micro_batch,  # as many images as training holds, there with their gradients
         collate_fn=_Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
-        worker_init_fn=start_worker,
         generator=torch.Generator(),  # a loader without one would draw from the generator of training
     )
     dtype = model.image_head.weight.dtype
