@@ -146,9 +146,14 @@ def _start_worker(number: int) -> None:
     stop.ignore()
 
 
-def _plain_errors(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+def _plain_errors(batches: Any) -> Generator[Batch, None, None]:
+    """The loader's batches; however it ends, the worker processes end with it."""
     try:
         yield from batches
     except ShardError as error:  # from a worker it comes with that worker's traceback in its words
         words = str(error).strip().splitlines()[-1]
         raise type(error)(words.partition(f"{type(error).__name__}: ")[2] or words) from None
+    finally:
+        # An error's traceback would keep the loader alive until the process exits, which waits for its workers, and
+        # those ignore the signal that should end them. A loader without workers has nothing to shut down.
+        getattr(batches, "_shutdown_workers", lambda: None)()

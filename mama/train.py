@@ -96,7 +96,6 @@ class Training:
     def run(self) -> int:
         """Returns how many steps have been taken."""
         config = self.config
-        # Loader processes ignore the signal with which a dying process would end them: not closed, they would hang it.
         with closing(training_batches(config, self.tokenizer, self.steps, rank(), world_size())) as batches:
             return self._loop(batches)
 
@@ -191,8 +190,8 @@ class Training:
         return {
             "accuracy/image_to_text": float(to_text),
             "accuracy/text_to_image": float(to_image),
-            "scale/global": float(e.scale),
-            "scale/local": float(e.local_scale),
+            "scale/global": float(e.scale.detach()),
+            "scale/local": float(e.local_scale.detach()),
             "scale/largest": self.config.loss.max_scale,
             "grad_norm/total": total,
             **{f"grad_norm/{tower}": norm for tower, norm in self.norms.read(total).items()},

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,15 @@ from test_ranks import tiny
 from mama import checkpoint
 from mama.config import Config, ConfigError, DataConfig, LossConfig, OptimConfig
 from mama.consolidate import consolidate, load_model
-from mama.data import Pairs, tokenise
+from mama.data import Pairs, tokenise, training_batches
 from mama.errors import TrainingError
 from mama.features import Split, embed_images
+from mama.launch import run_on_ranks
 from mama.loading import save
 from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 from mama.train import train
+from shards.schema import ShardError
 
 STEPS = 8
 LOCAL_START = 3
@@ -36,7 +40,9 @@ CPU = torch.device("cpu")
 
 def config_of(folder: Path, name: str, steps: int = STEPS) -> Config:
     """Two ranks, with dropout and every random change of the images: a resume must draw the same again."""
-    base = tiny(2, steps=steps, global_batch=8, micro_batch=2, save_every=2, log_every=1, keep_checkpoints=20)
+    base = tiny(
+        2, steps=steps, global_batch=8, micro_batch=2, save_every=2, log_every=1, keep_checkpoints=20, validate_every=3
+    )
     return replace(
         base,
         name=name,
@@ -51,7 +57,7 @@ def config_of(folder: Path, name: str, steps: int = STEPS) -> Config:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
-    write_shards(folder / "shards", {"train": 10, "test": 6})
+    write_shards(folder / "shards", {"train": 10, "val": 4, "test": 6})
     return folder
 
 
@@ -174,6 +180,41 @@ def test_bf16_trains_on_two_ranks_and_its_losses_are_near_those_of_fp32(folder: 
     for name in ("view", "anchor_text", "partner_text", "local"):
         assert first[f"loss/{name}"] == pytest.approx(reference[f"loss/{name}"], rel=0.02), name
     assert logged(config)[-1]["loss/total"] != first["loss/total"]
+
+
+def test_validation_is_logged_and_scores_the_checkpoint_of_its_step(whole: Config) -> None:
+    name = "validation/recall_at_5_i2t"
+    validated = {line["step"] + 1: line for line in logged(whole) if name in line}
+    assert set(validated) == {3, 6, STEPS}
+    scores = {}
+    for path in checkpoint.checkpoints(whole.run_folder):
+        scores[checkpoint.step_of(path)] = json.loads((path / checkpoint.MARKER).read_text())["score"]
+    for step, score in scores.items():
+        both = [validated[step][name.replace("i2t", way)] for way in ("i2t", "t2i")] if step in validated else None
+        assert score == (pytest.approx(sum(both) / 2) if both else None), step
+    best = checkpoint.best(whole.run_folder)
+    assert best is not None
+    assert scores[checkpoint.step_of(best)] == max(score for score in scores.values() if score is not None)
+
+
+def test_a_run_whose_samples_cannot_be_read_does_not_wait_for_its_loader(folder: Path, whole: Config) -> None:
+    """Its loader process ignores signals: a rank that dies must have closed it."""
+    spoilt = folder / "spoilt"
+    shutil.copytree(folder / "shards", spoilt)
+    for tar in spoilt.glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    config = config_of(folder, "spoilt")
+    data = replace(config.data, shards=[str(spoilt)], max_corrupt=1)
+    runs = replace(config.train, ranks=1, validate_every=0)
+    shutil.copytree(whole.run_folder / "tokenizer", config.run_folder / "tokenizer")
+    with pytest.raises(ShardError, match=r"^data\.max_corrupt: 1, and 2 samples could not be read; the last: train0"):
+        run_on_ranks(unread, replace(config, data=data, train=runs))
+
+
+def unread(config: Config) -> None:
+    """A rank from the loader on: what lies before it reads the shards for a tokenizer."""
+    with closing(training_batches(config, Tokenizer.load(config.run_folder / "tokenizer"), range(4), 0, 1)) as batches:
+        list(batches)
 
 
 def test_a_run_that_blows_up_skips_and_then_stops_with_its_samples(folder: Path) -> None:
