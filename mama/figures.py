@@ -41,17 +41,18 @@ STYLE: dict[Any, Any] = {
 
 def training_curves(records: list[dict[str, float]], local_start: int) -> str:
     """Loss terms, in-batch accuracies, learning rate and logit scales over the steps of log.jsonl."""
-    panels = {"loss": "loss/", "in-batch accuracy": "accuracy/", "learning rate": "lr", "logit scale": "scale/"}
+    panels = {"loss": "loss/", "in-batch accuracy": "accuracy/", "learning rate": "lr/", "logit scale": "scale/"}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 6), layout="constrained")
         for number, (title, prefix) in enumerate(panels.items()):
             axes = figure.add_subplot(2, 2, number + 1)
-            names = sorted({name for record in records for name in record if name.startswith(prefix)})
+            told = {name for record in records for name in record if name.startswith(prefix)}
+            names = sorted(told - {"scale/largest"})  # the cap would flatten the curves; the caption names it
             for colour, name in zip(SERIES, names, strict=False):
                 points = [(record["step"], record[name]) for record in records if name in record]
                 label = name.removeprefix(prefix).replace("_", " ")
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=label or None)
-            if prefix == "loss/" and 0 < local_start <= records[-1]["step"]:
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=label)
+            if "loss/local" in names and 0 < local_start <= records[-1]["step"]:
                 axes.axvline(local_start, color=INK, linewidth=0.8, linestyle=":")
                 note = " the local term enters"
                 axes.annotate(note, (local_start, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
