@@ -124,6 +124,8 @@ def _write_alignment(
     grey = heatmap.brightest(held, targets, grid) if targets else trained
     scores = {**drawn, "brightest patch": grey}
     document = heatmap.pointing_game(scores, grey, targets, held.size, config)
+    if not config.loss.local:
+        document["reason"] = "the model was trained without the local term"
     shown_ones = heatmap.examples(targets, config.eval.heat_maps)
     document["examples"] = [
         {
