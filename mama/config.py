@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.pack import PackConfig
+from shards.config import PackConfig
 
 Style = Literal["report", "sentence", "caption"]
 PAIRS = ("study", "breast", "contralateral", "augment")

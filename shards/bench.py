@@ -22,7 +22,8 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from shards import picture, sample
-from shards.pack import PackConfig, pack
+from shards.config import PackConfig
+from shards.pack import pack
 from shards.picture import PictureConfig, read_picture
 from shards.schema import ShardError
 from shards.sources import resolve_root

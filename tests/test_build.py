@@ -21,8 +21,9 @@ from test_pack import contents
 
 from shards import pack as module
 from shards.check import check
+from shards.config import PackConfig
 from shards.manifest import load_manifest
-from shards.pack import PackConfig, make_plan, pack, pack_part
+from shards.pack import make_plan, pack, pack_part
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.workers import CRASH
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from archives import breast, mammograms, write_dicom
 
-from shards.pack import PackConfig, pack
+from shards.config import PackConfig
+from shards.pack import pack
 from shards.schema import EXCLUDED, Finding, Labels, ShardError, SourceStudy, SourceView
 from shards.sources import resolve_root
 from shards.sources.cbis_ddsm import cbis_ddsm

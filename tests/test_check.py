@@ -21,7 +21,8 @@ from shard_folder import write_folder
 
 from shards import pack as module
 from shards.check import check, check_all
-from shards.pack import PackConfig, pack
+from shards.config import PackConfig
+from shards.pack import pack
 from shards.sample import Sample
 from shards.schema import Labels, Study, View
 from shards.sheet import contact_sheet

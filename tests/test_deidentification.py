@@ -21,8 +21,9 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from shards import pack as module
+from shards.config import PackConfig
 from shards.manifest import Manifest
-from shards.pack import PackConfig, pack
+from shards.pack import pack
 from shards.read import ShardReader
 from shards.schema import SourceStudy, SourceView
 

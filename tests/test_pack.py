@@ -15,9 +15,10 @@ from archives import ACCESSION, NAME, NUMBER, breast, tiny_source, write_dicom
 
 from shards import pack as module
 from shards.check import check
+from shards.config import PackConfig
 from shards.identity import load_key, split_of
 from shards.manifest import Manifest
-from shards.pack import PackConfig, pack
+from shards.pack import pack
 from shards.read import ShardReader
 from shards.schema import ShardError, SourceStudy, SourceView
 

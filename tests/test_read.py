@@ -16,7 +16,8 @@ from archives import tiny_source
 from shard_folder import write_folder
 
 from shards import pack as module
-from shards.pack import PackConfig, pack
+from shards.config import PackConfig
+from shards.pack import pack
 from shards.read import ShardReader, load_manifest, stream
 from shards.sample import Sample
 from shards.schema import Labels, ShardError, Study, View

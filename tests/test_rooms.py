@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,10 @@ def test_no_room_imports_what_it_must_not_know(room: str) -> None:
 def test_a_package_has_one_importer(package: str) -> None:
     importers = {file for room in ROOMS for file, names in files(room).items() if package in names}
     assert importers == ONLY_IN[package]
+
+
+def test_the_command_line_is_there_before_the_heavy_libraries() -> None:
+    """Its answers come at once; and every worker of `mama pack` imports it anew."""
+    program = "import sys, mama.cli; print(*{'pandas', 'torch', 'transformers', 'deepspeed'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

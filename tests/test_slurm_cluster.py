@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from mama.cli import cli
 from shards.check import check
+from shards.config import PackConfig
 from shards.manifest import load_manifest
-from shards.pack import PackConfig, make_plan, pack
+from shards.pack import make_plan, pack
 from shards.schema import ShardError
 from slurm.profile import Profile, SlurmError
 from slurm.submit import submit_array, wait

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from archives import write_png
 
-from shards.pack import PackConfig, pack
+from shards.config import PackConfig
+from shards.pack import pack
 from shards.read import ShardReader
 from shards.schema import Labels, ShardError, SourceStudy, SourceView
 from shards.sources import SOURCES, resolve_root
