@@ -21,7 +21,9 @@ def rank() -> int:
 def local_device() -> torch.device:
     """This rank's device: the accelerator of its local rank, or the CPU."""
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # A cluster may show each task its own GPU alone.
+        alone = torch.cuda.device_count() == 1
+        device = torch.device("cuda", 0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         return device
     return torch.device("cpu")

@@ -38,10 +38,10 @@ PICTURES = 50  # logged steps between two pictures of a pair
 def train(config: Config) -> Path:
     """Train, or resume, the run of `config`; returns its folder. Run again, it continues.
 
-    Raises `StoppedError` where a signal ended it: everything is saved.
+    Raises `StoppedError` where a signal ended it and no job goes back in the queue: everything is saved.
     """
     reached = run_on_ranks(train_rank, config)
-    if reached < config.train.steps:
+    if reached < config.train.steps and not stop.requeued():
         raise StoppedError(f"a signal ended it after {reached} of {config.train.steps} steps; run it again to continue")
     return config.run_folder
 

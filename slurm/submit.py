@@ -13,10 +13,12 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from slurm.profile import Profile, SlurmError
+from slurm.profile import CLUSTERS, Profile, SlurmError
 
 logger = logging.getLogger(__name__)
 
+# How often a job that reached its time limit goes back in the queue; submitit's own 3 would end a long run.
+MOST_TIMEOUTS = 100
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
@@ -107,8 +109,10 @@ def wait(job: submitit.Job[Any]) -> Any:
 
 
 def _executor(profile: Profile, folder: str | Path, name: str) -> submitit.AutoExecutor:
+    place = Path(folder).absolute() / "jobs" / "%j"
+    limits = {f"{cluster}_max_num_timeout": MOST_TIMEOUTS for cluster in CLUSTERS}
     try:
-        executor = submitit.AutoExecutor(folder=Path(folder).absolute() / "jobs" / "%j", cluster=profile.cluster)
+        executor = submitit.AutoExecutor(folder=place, cluster=profile.cluster, **limits)
     except RuntimeError as error:
         if "srun" not in str(error):
             raise
@@ -140,6 +144,7 @@ def _parameters(profile: Profile, name: str) -> dict[str, Any]:
         "slurm_partition": profile.partition,
         "slurm_account": profile.account,
         "slurm_additional_parameters": profile.additional or None,
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # a rank that dies would leave the others waiting
     }
     parameters = shared | (only_slurm if profile.cluster == "slurm" else {})
     return {key: value for key, value in parameters.items() if value is not None}

@@ -30,7 +30,9 @@ PROGRAMS = (
     *("slurmdbd", "slurmctld", "slurmd", "sacctmgr", "sinfo", "squeue", "scancel", "sbatch", "srun"),
 )
 PATIENCE = 30.0  # seconds for each daemon to start, and for the jobs to end
-NODES = ("n1", "n2")
+HOST = socket.gethostname().partition(".")[0]
+# CPUs of each node. The tasks of a job look their first node's name up: this machine's own is known everywhere.
+NODES = {HOST: 2, "n2": 1}
 
 SLURM_CONF = """\
 ClusterName=tests
@@ -49,6 +51,7 @@ SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
+SlurmdParameters=config_overrides
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -65,7 +68,7 @@ KillWait=5
 {nodes}
 PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 State=UNKNOWN"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} State=UNKNOWN"
 SLURMDBD_CONF = """\
 DbdHost=localhost
 DbdAddr=127.0.0.1
@@ -192,10 +195,12 @@ def started() -> Iterator[Cluster]:
 
 
 def write_configuration(folder: Path) -> None:
-    host = socket.gethostname().partition(".")[0]
     ctld, dbd, *ports = free_ports(2 + len(NODES))
-    nodes = "\n".join(NODE.format(name=n, host=host, port=port) for n, port in zip(NODES, ports, strict=True))
-    slurm = SLURM_CONF.format(folder=folder, host=host, ctld=ctld, dbd=dbd, nodes=nodes)
+    nodes = "\n".join(
+        NODE.format(name=name, host=HOST, port=port, cpus=cpus)
+        for (name, cpus), port in zip(NODES.items(), ports, strict=True)
+    )
+    slurm = SLURM_CONF.format(folder=folder, host=HOST, ctld=ctld, dbd=dbd, nodes=nodes)
     (folder / "slurm.conf").write_text(slurm)
     for name, content in (
         ("slurmdbd.conf", SLURMDBD_CONF.format(folder=folder, dbd=dbd).encode()),

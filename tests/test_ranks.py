@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -103,37 +106,41 @@ def by_autograd(config: Config) -> Result:
     return total.item(), {name: term.item() for name, term in terms.items()}, grads
 
 
-def by_engine(config: Config) -> list[tuple[str, Result]]:
-    """On each rank: its share of the batch through the real engine, by ZeRO stage; whole gradients."""
+def by_engine(config: Config, stage: Any) -> Result:
+    """On each rank: its share of the batch through the real engine; whole gradients."""
     from deepspeed.utils import safe_get_full_grad
 
     from mama.dist import rank, world_size
-    from mama.engine import is_plain, join_ranks, start_engine
+    from mama.engine import is_plain, start_engine
 
-    join_ranks()
-    results = []
     count = config.train.accumulation(world_size())
     size = config.train.micro_batch
     starts = [(n * world_size() + rank()) * size for n in range(count)]
     batches = [batch_of(config, range(start, start + size)) for start in starts]
-    for stage in (0, 1, 2, 3):
-        staged = replace(config, train=replace(config.train, zero_stage=stage, offload=stage == 3 and count > 1))
-        engine = start_engine(model_of(config), staged)
-        if count > 1:
-            total, terms, _ = gradcache.backward(engine, batches, seed, config.loss, step=0)
-        else:
-            seed(0)
-            total, terms = objective(engine(batches[0]), config.loss, step=0)
-            engine.backward(total)
-        grads = {
-            n: (p.grad if is_plain(engine) else safe_get_full_grad(p))
-            .detach()
-            .clone()
-            .view(getattr(p, "ds_shape", p.shape))
-            for n, p in engine.module.named_parameters()
-            if p.requires_grad
-        }
-        results.append((f"stage {stage}", (total.item(), {name: term.item() for name, term in terms.items()}, grads)))
+    staged = replace(config, train=replace(config.train, zero_stage=stage, offload=stage == 3 and count > 1))
+    engine = start_engine(model_of(config), staged)
+    if count > 1:
+        total, terms, _ = gradcache.backward(engine, batches, seed, config.loss, step=0)
+    else:
+        seed(0)
+        total, terms = objective(engine(batches[0]), config.loss, step=0)
+        engine.backward(total)
+    grads = {
+        n: (p.grad if is_plain(engine) else safe_get_full_grad(p))
+        .detach()
+        .clone()
+        .view(getattr(p, "ds_shape", p.shape))
+        for n, p in engine.module.named_parameters()
+        if p.requires_grad
+    }
+    return total.item(), {name: term.item() for name, term in terms.items()}, grads
+
+
+def by_stage(config: Config) -> list[tuple[str, Result]]:
+    from mama.engine import join_ranks
+
+    join_ranks()
+    results = [(f"stage {stage}", by_engine(config, stage)) for stage in (0, 1, 2, 3)]
     torch.distributed.destroy_process_group()
     return results
 
@@ -156,7 +163,7 @@ def test_two_ranks_equal_one_rank_on_the_concatenated_batch(norm: Any) -> None:
     config = replace(config, heads=replace(config.heads, norm=norm))
     expected = by_autograd(replace(config, train=replace(config.train, micro_batch=PAIRS)))
     assert any("lora_A" in name for name in expected[2])
-    for where, found in run_on_ranks(by_engine, config):
+    for where, found in run_on_ranks(by_stage, config):
         assert_equal(found, expected, 1e-6 if norm == "layer" else 5e-6, where)
 
 
@@ -167,13 +174,11 @@ def test_cached_gradients_are_those_of_the_whole_batch(ranks: int) -> None:
     if ranks == 1:
         config = replace(config, text=replace(config.text, lora_dropout=0.3))
     expected = by_autograd(config)
-    for where, found in run_on_ranks(by_engine, config):
+    for where, found in run_on_ranks(by_stage, config):
         assert_equal(found, expected, 1e-5, where)
 
 
 def failing(config: Config) -> None:
-    import os
-
     from mama.engine import join_ranks
 
     join_ranks()
@@ -185,3 +190,24 @@ def failing(config: Config) -> None:
 def test_a_dead_rank_ends_the_others_and_is_named() -> None:
     with pytest.raises(RankError, match=r"rank 1 failed.*rank one has a problem"):
         run_on_ranks(failing, tiny(2))
+
+
+def killed(config: Config) -> None:
+    """Rank 1 is gone, and rank 0, which notes signals instead of dying of them, computes on by itself."""
+    from mama import stop
+    from mama.engine import join_ranks
+
+    stop.listen()
+    join_ranks()
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def test_a_killed_rank_takes_the_job_down_within_a_minute() -> None:
+    start = time.monotonic()
+    with pytest.raises(RankError, match=r"rank 1 failed: .*Signal 9"):
+        run_on_ranks(killed, tiny(2))
+    assert time.monotonic() - start < 75  # with the start of the ranks; a hang would be five minutes

@@ -11,13 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from test_ranks import batch_of, tiny, tokenizer
+from test_ranks import PAIRS, Result, assert_equal, batch_of, by_autograd, by_engine, tiny, tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mama import augment
 from mama.config import Config, ConfigError, TextConfig, VisionConfig
 from mama.data import Texts, tokenise
+from mama.launch import run_on_ranks
 from mama.model import LogitScale, MamaModel, build
 from mama.towers import TextTower, VisionTower, build_text, build_vision
 
@@ -596,3 +597,32 @@ def test_activation_checkpointing_changes_no_gradient(config: Config, image: str
         assert any(name.startswith(part) for name in found[0])
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+# Towers of every architecture under ZeRO-3, which takes their weights apart
+
+TOGETHER = [("dinov2", "llama"), ("vit", "bert"), ("dinov3_vit", "gpt2")]
+
+
+def with_towers(config: Config, vision: str, text: str) -> Config:
+    return replace(
+        config,
+        vision=VisionConfig(model=None, config=VISION[vision]),
+        text=TextConfig(model=None, config={**TEXT[text], "vocab_size": 64}, lora_rank=2, lora_dropout=0.0),
+    )
+
+
+def under_zero_3(config: Config) -> list[Result]:
+    from mama.engine import join_ranks
+
+    join_ranks()
+    results = [by_engine(with_towers(config, *kinds), 3) for kinds in TOGETHER]
+    torch.distributed.destroy_process_group()
+    return results
+
+
+def test_every_architecture_has_the_same_gradients_under_zero_3() -> None:
+    config = tiny(2)
+    for kinds, found in zip(TOGETHER, run_on_ranks(under_zero_3, config), strict=True):
+        alone = replace(config, train=replace(config.train, micro_batch=PAIRS))
+        assert_equal(found, by_autograd(with_towers(alone, *kinds)), 1e-6, " and ".join(kinds))
