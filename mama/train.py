@@ -48,9 +48,9 @@ def train(config: Config) -> Path:
 
 def train_rank(config: Config) -> int:
     """What every rank does; returns the steps that have been taken."""
-    logging.basicConfig(
-        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.WARNING)
     for library in ("transformers", "torch"):  # their deprecations are no news to who trains
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
     stop.listen()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import time
@@ -202,10 +203,14 @@ def test_a_profile_reaches_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "cpus-per-task": "6", "mem": "120GB", "time": "90", "qos": "long", "job-name": "train",
     }  # fmt: skip
     assert {key: flags.get(key) for key in expected} == expected
+    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", script, re.MULTILINE), (
+        "a dead rank must not leave others waiting"
+    )
     # What is put back in the queue on preemption is the job itself, to be called again.
     submission = job.submission()
     again: Any = submission._checkpoint_function()
     assert (again.function.function, again.function.args) == (print, ("hello",))
+    assert submission._timeout_countdown >= 100, "a long run reaches its time limit many times"
 
 
 def test_without_gpus_none_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
-"""Packing by an array of jobs on a real Slurm; see `slurm_cluster`."""
+"""Packing by an array of jobs, and training by the tasks of one, on a real Slurm; see `slurm_cluster`."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,21 +15,28 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from click.testing import CliRunner
+from cohort import write_shards
+from test_train import config_of
 
+from mama import checkpoint
 from mama.cli import cli
+from mama.config import Config
+from mama.loading import save
+from mama.train import train
 from shards.check import check
 from shards.config import PackConfig
 from shards.manifest import load_manifest
 from shards.pack import make_plan, pack
 from shards.schema import ShardError
 from slurm.profile import Profile, SlurmError
-from slurm.submit import submit_array, wait
+from slurm.submit import submit, submit_array, wait
 
 if TYPE_CHECKING:
     from slurm_cluster import Cluster
 
 pytest_plugins = ("slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
+TWO_RANKS = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +76,17 @@ def wait_for(ready: Callable[[], object], seconds: float = 60) -> None:
     while not ready():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def requeue(cluster: Cluster, job_id: str) -> None:
+    """Give a running job the signal that Slurm sends before it takes the node away, and let it start again.
+
+    A requeued job waits two minutes, for the daemon of its node to forget that it was ended: a second is enough.
+    """
+    cluster.run("scancel", "--signal=USR2", job_id)
+    state = ("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job_id}")
+    wait_for(lambda: cluster.run(*state) == "PENDING\n")
+    cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2")
 
 
 def test_an_array_packs_what_a_local_build_packs_and_keeps_others_out(
@@ -150,12 +171,7 @@ def test_a_preempted_job_of_an_array_is_requeued_and_the_last_one_waits_for_it(
     )
     wait_for(lambda: (tmp_path / "starts0").exists())
     assert wait(jobs[1]) == 1
-    # The signal that Slurm sends before it takes the node away. A requeued job waits two minutes, for the daemon of
-    # its node to forget that it was ended: a second is enough.
-    slurm_cluster.run("scancel", "--signal=USR2", jobs[0].job_id)
-    state = ("squeue", "--noheader", "--array", "--format=%T", f"--jobs={jobs[0].job_id}")
-    wait_for(lambda: slurm_cluster.run(*state) == "PENDING\n")
-    slurm_cluster.run("scontrol", "update", f"JobId={jobs[0].job_id}", "StartTime=now+2")
+    requeue(slurm_cluster, jobs[0].job_id)
     assert wait(last) == 2
     assert wait(jobs[0]) == 2
     assert contents(config) == contents(local)
@@ -205,3 +221,48 @@ def test_an_array_too_large_for_the_cluster_is_one_line(slurm_cluster: Cluster, 
         submit_array(max, [(1, 2)] * 1002, min, 1, 2, profile=CPU, folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert slurm_cluster.jobs() == []
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Config:
+    """A small run whose ranks are the tasks of a job, whatever it says itself."""
+    write_shards(tmp_path / "shards", {"train": 10, "val": 4, "test": 6})
+    config = config_of(tmp_path, "on-slurm", steps=12)
+    return replace(config, train=replace(config.train, ranks=1))
+
+
+def steps_logged(config: Config) -> list[int]:
+    log = config.run_folder / "log.jsonl"
+    return [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_the_ranks_of_a_job_save_together_before_it_is_requeued_and_go_on(
+    slurm_cluster: Cluster, training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the job unpickles by this module's name
+    job = submit(train, training, profile=TWO_RANKS, folder=tmp_path)
+    wait_for(lambda: len(steps_logged(training)) >= 1)
+    requeue(slurm_cluster, job.job_id)
+    reached = checkpoint.step_of(checkpoint.checkpoints(training.run_folder)[-1])
+    assert steps_logged(training) == list(range(reached)), "saved at the end of the step in which it was told"
+    assert wait(job) == training.run_folder
+    wait_for(lambda: not slurm_cluster.jobs())
+    assert steps_logged(training) == list(range(12))
+    marker = json.loads((checkpoint.checkpoints(training.run_folder)[-1] / checkpoint.MARKER).read_text())
+    assert marker["ranks"] == 2
+    said = Path(job.paths.stderr).read_text()
+    assert f"resumed from {training.run_folder / 'checkpoints'}" in said
+    assert said.count("Requeued job") == 1
+
+
+def test_srun_starts_the_ranks(slurm_cluster: Cluster, training: Config, tmp_path: Path) -> None:
+    training = replace(training, train=replace(training.train, steps=2))
+    save(training, tmp_path / "run.yaml")
+    command = ["srun", "--ntasks=2", "--nodes=1", "--kill-on-bad-exit=1"]
+    mama = [sys.executable, "-m", "mama", "train", str(tmp_path / "run.yaml")]
+    done = subprocess.run([*command, *mama], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("DeepSpeed settings") == 1, "one rank speaks"
+    assert steps_logged(training) == [0, 1]
+    marker = json.loads((checkpoint.checkpoints(training.run_folder)[-1] / checkpoint.MARKER).read_text())
+    assert marker["ranks"] == 2
