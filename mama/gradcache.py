@@ -8,7 +8,6 @@ each again and hand it its share of that gradient. Dropout is replayed by seedin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,24 +56,23 @@ def _join(parts: Sequence[Embeddings]) -> Embeddings:
     """One set of embeddings, its texts padded to the longest; the scales are the same in all."""
     most = max(0 if part.sentence_mask is None else part.sentence_mask.shape[1] for part in parts)
     joined = {}
-    for field in fields(Embeddings):
-        values = [getattr(part, field.name) for part in parts]
-        if field.name in SCALES or values[0] is None:
-            joined[field.name] = values[0]
+    for name in Embeddings._fields:
+        values = [getattr(part, name) for part in parts]
+        if name in SCALES or values[0] is None:
+            joined[name] = values[0]
             continue
-        if field.name in ("sentences", "sentence_mask"):
+        if name in ("sentences", "sentence_mask"):
             values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, most - v.shape[1])) for v in values]
-        joined[field.name] = torch.cat(values)
+        joined[name] = torch.cat(values)
     return Embeddings(**joined)
 
 
 def _leaves(together: Embeddings) -> dict[str, Tensor]:
     """The floating tensors by name, from now on leaves that collect gradients."""
     found = {}
-    for field in fields(Embeddings):
-        value = getattr(together, field.name)
+    for name, value in together._asdict().items():
         if value is not None and value.is_floating_point():
-            found[field.name] = value.requires_grad_()
+            found[name] = value.requires_grad_()
     return found
 
 

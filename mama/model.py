@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,11 @@ from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower, build_text, build_vision
 
 
-@dataclass
-class Embeddings:
-    """All that the objective sees of b pairs: unit vectors of width D. None belongs to a term of weight 0."""
+class Embeddings(NamedTuple):
+    """All that the objective sees of b pairs: unit vectors of width D. None belongs to a term of weight 0.
+
+    A tuple, so that ZeRO-3 finds the tensors in what the model returns.
+    """
 
     text_ids: Tensor  # int64 [b], equal texts have equal ids
     partner_text_ids: Tensor
@@ -72,23 +75,29 @@ class MamaModel(nn.Module):
         texts = _unit(self.text_head(text_features))
         embedded = _unit(self.image_head(features))
         pairs = len(batch.anchors)
-        e = Embeddings(
+        found: dict[str, Tensor] = {}
+        if self.uses_partner_text:
+            found |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text]}
+        if self.view_head is not None:
+            views = _unit(self.view_head(features)).chunk(2)
+            found |= {"anchor_view": views[0], "partner_view": views[1]}
+        if self.patch_head is not None:
+            mask = batch.texts.sentence_mask[batch.anchor_text]
+            sentences = self.sentence_rows(sentence_features[batch.anchor_text], mask)
+            found |= {
+                "patches": _unit(self.patch_rows(patches[:pairs])),
+                "sentences": _unit(sentences),
+                "sentence_mask": mask,
+            }
+        return Embeddings(
             text_ids=batch.text_ids,
             partner_text_ids=batch.partner_text_ids,
             anchor=embedded[:pairs],
             anchor_text=texts[batch.anchor_text],
             scale=self.scale(),
             local_scale=self.local_scale(),
+            **found,
         )
-        if self.uses_partner_text:
-            e.partner, e.partner_text = embedded[pairs:], texts[batch.partner_text]
-        if self.view_head is not None:
-            e.anchor_view, e.partner_view = _unit(self.view_head(features)).chunk(2)
-        if self.patch_head is not None:
-            e.patches = _unit(self.patch_rows(patches[:pairs]))
-            e.sentence_mask = batch.texts.sentence_mask[batch.anchor_text]
-            e.sentences = _unit(self.sentence_rows(sentence_features[batch.anchor_text], e.sentence_mask))
-        return e
 
     def patch_rows(self, patches: Tensor) -> Tensor:
         """[b, P, d] -> [b, P, D]."""
@@ -126,13 +135,15 @@ class MamaModel(nn.Module):
 def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
     """The untrained model of a configuration; random weights are a function of `config.seed`."""
     torch.manual_seed(config.seed)
-    vision = build_vision(config.vision, attention)
-    text = build_text(config.text, tokenizer, attention)
+    with warnings.catch_warnings():  # activation checkpointing is changing its names, which peft uses too
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        vision = build_vision(config.vision, attention)
+        text = build_text(config.text, tokenizer, attention)
+        if config.train.activation_checkpointing:
+            for backbone in (vision.backbone, text.backbone):
+                backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _check_sizes(config, vision, text)
     model = MamaModel(vision, text, config.heads, config.loss)
-    if config.train.activation_checkpointing:
-        for backbone in (vision.backbone, text.backbone):
-            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

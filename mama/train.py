@@ -51,8 +51,7 @@ def train_rank(config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)
-    for library in ("transformers", "torch"):  # their deprecations are no news to who trains
-        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # is no news to who trains
     stop.listen()
     device = join_ranks()
     if rank() == 0:
