@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 import click.shell_completion
 
+from mama import logs
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
 from mama.loading import find, load, shipped_configs
@@ -29,7 +29,7 @@ def cli() -> None:
     CONFIG is a YAML file, the name of a shipped recipe (quickstart, cdd_cesm, ...), or the folder of
     a run that exists. Any setting can be changed behind it as key=value, for example train.steps=100.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logs.start()
 
 
 def configured(path: str, overrides: tuple[str, ...]) -> Config:

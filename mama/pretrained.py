@@ -106,7 +106,8 @@ def _in_one_line(field: str, model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{field}: {model} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise ConfigError(f"{field}: {model} cannot be loaded: {reason}") from error
 
 
 def _account(section: str, model: str, ignore: list[str], backbone: PreTrainedModel, info: dict[str, Any]) -> None:

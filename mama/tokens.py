@@ -94,4 +94,5 @@ def pretrained(name: str, arguments: dict[str, Any]) -> Tokenizer:
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(name, **arguments))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"text.model: no tokenizer in {name}: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise ConfigError(f"text.model: the tokenizer of {name} cannot be loaded: {reason}") from error

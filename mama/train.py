@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mama import attention, augment, checkpoint, gradcache, stop
+from mama import attention, augment, checkpoint, gradcache, logs, stop
 from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import any_rank, barrier, rank, world_size
@@ -48,9 +47,7 @@ def train(config: Config) -> Path:
 
 def train_rank(config: Config) -> int:
     """What every rank does; returns the steps that have been taken."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if os.environ.get("RANK", "0") != "0":
-        logging.getLogger().setLevel(logging.WARNING)
+    logs.start()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # is no news to who trains
     stop.listen()
     device = join_ranks()

@@ -178,7 +178,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Pa
 def test_a_language_model_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         tokens.pretrained(str(tmp_path), {})
-    assert str(caught.value).startswith(f"text.model: no tokenizer in {tmp_path}: ")
+    assert str(caught.value).startswith(f"text.model: the tokenizer of {tmp_path} cannot be loaded: ")
     assert "\n" not in str(caught.value)
 
 
