@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -38,3 +42,35 @@ def probe(page: Path, folder: Path, width: int) -> tuple[str, dict[str, str]]:
         [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     return done.stdout, dict(re.findall(r'data-(images|broken|wide|requests|error)="([^"]*)"', done.stdout))
+
+
+@contextmanager
+def tensorboard(run: Path) -> Iterator[str]:
+    """The address of the real TensorBoard on a run's folder."""
+    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0"]
+    log = run / "server.log"
+    with log.open("w") as file:
+        server = subprocess.Popen([*command, "--logdir", str(run / "tensorboard")], stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r" at (http://[\w.:]+/)", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield found[1]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def loaded(page: str, folder: Path, charts: int) -> str:
+    """The DOM of a page of TensorBoard. A browser in a hurry may leave before the cards are there: it comes back."""
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--window-size=1400,3000"]
+    for _ in range(5):
+        done = subprocess.run(
+            [*command, "--virtual-time-budget=20000", "--dump-dom", page],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        if done.stdout.count("<canvas") >= charts and "imageData" in done.stdout:
+            break
+    return done.stdout

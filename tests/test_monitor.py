@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, FLAGS
+from browser import tensorboard
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -263,25 +260,6 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
     assert "mfu" not in Meter(model, config.data.image_size, device).read()
 
 
-@contextmanager
-def tensorboard(run: Path) -> Iterator[str]:
-    """The address of the real TensorBoard on a run's folder."""
-    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0"]
-    log = run / "server.log"
-    with log.open("w") as file:
-        server = subprocess.Popen([*command, "--logdir", str(run / "tensorboard")], stdout=file, stderr=file)
-    try:
-        deadline = time.monotonic() + 120
-        while not (found := re.search(r" at (http://[\w.:]+/)", log.read_text())):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield found[1]
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def ask(address: str, document: dict[str, Any] | None = None) -> Any:
     data = json.dumps(document).encode() if document else None
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
@@ -289,21 +267,7 @@ def ask(address: str, document: dict[str, Any] | None = None) -> Any:
         return json.load(answer)
 
 
-def loaded(page: str, folder: Path, charts: int) -> str:
-    """The DOM of a page of TensorBoard. A browser in a hurry may leave before the cards are there: it comes back."""
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--window-size=1400,3000"]
-    for _ in range(5):
-        done = subprocess.run(
-            [*command, "--virtual-time-budget=20000", "--dump-dom", page],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        if done.stdout.count("<canvas") >= charts and "imageData" in done.stdout:
-            break
-    return done.stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_tensorboard_shows_the_run_in_a_browser(tmp_path: Path) -> None:
+def test_tensorboard_reads_a_resumed_run_as_one_without_a_fork(tmp_path: Path) -> None:
     curves = ("accuracy/image_to_text", "loss/local", "loss/total", "mfu", "validation/recall_at_1_i2t")
     for first in (0, 3):  # started, and resumed from step 3
         monitor = start(tmp_path, first)
@@ -323,8 +287,6 @@ def test_tensorboard_shows_the_run_in_a_browser(tmp_path: Path) -> None:
             time.sleep(0.1)
         said = [(entry["step"], re.findall("From [0-9]", entry["text"])) for entry in ask(f"{text}pair/text_summary")]
         points = {name: ask(f"{address}data/plugin/scalars/scalars?run=.&tag={name}") for name in curves}
-        page = f"{address}?tagFilter=.#timeseries"  # a filter that all tags pass unfolds their groups
-        dom = loaded(page, tmp_path, len(curves))
         (group,) = ask(
             f"{address}data/plugin/hparams/session_groups",
             {"startIndex": 0, "sliceSize": 9, "allowedStatuses": ["STATUS_UNKNOWN"],
@@ -335,9 +297,5 @@ def test_tensorboard_shows_the_run_in_a_browser(tmp_path: Path) -> None:
         assert [(step, value) for _, step, value in points[name]] == [
             (step, step / 16 + (3 if step >= 3 else 0)) for step in range(5)
         ]
-    shown = re.findall(r'<tb-truncated-path[^>]* title="([^"]+)"', dom)
-    assert set(shown) == {*curves, "pair", "alignment"}
-    assert dom.count("3.25") >= len(curves)  # the last value of every curve
-    assert len(re.findall(r'<img[^>]* src="data/plugin/timeseries/imageData', dom)) == 2
     assert group["hparams"]["name"] == "watched"
     assert {"loss/total": 3.25}.items() <= {m["name"]["tag"]: m["value"] for m in group["metricValues"]}.items()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, loaded, tensorboard
 
 from mama.quickstart import recipes
 from shards.check import check
 from shards.read import load_manifest
 
+TERMS = ("view", "anchor_text", "partner_text", "local")
 SMALL = [
     *("pack.options.patients=24", "pack.long_side=64", "pack.workers=1", "data.image_size=[64,32]"),
     *("train.steps=4", "train.save_every=2", "train.global_batch=16", "train.micro_batch=8", "train.log_every=1"),
@@ -52,6 +55,20 @@ def test_every_station_left_its_files(lab: Path) -> None:
         shown = {(row["protocol"], row["model"]) for row in rows}
         assert shown == {(p, m) for p in ("zero-shot", "linear probe") for m in ("trained", "untrained")}
     assert not [path for path in (lab / "runs").rglob("*") if path.name.endswith((".partial", ".part"))]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_tensorboard_shows_every_curve_of_the_run_in_a_browser(lab: Path, tmp_path: Path) -> None:
+    run = lab / "runs" / "quickstart"
+    logged = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    curves = {name for name in logged if re.search("loss|^pair", name)}  # a page has twelve cards
+    assert curves == {*(f"loss/{term}" for term in (*TERMS, "total")), "pairs_per_second"}
+    with tensorboard(run) as address:
+        # A filter unfolds the groups of what passes it.
+        dom = loaded(f"{address}?tagFilter=loss%7C%5Epair%7Calignment#timeseries", tmp_path, len(curves))
+    shown = re.findall(r'<tb-truncated-path[^>]* title="([^"]+)"', dom)
+    assert sorted(shown) == sorted({*curves, "pair", "alignment"})
+    assert len(re.findall(r'<img[^>]* src="data/plugin/timeseries/imageData', dom)) == 2
 
 
 def test_what_was_seen_in_evaluation_was_not_seen_in_training(lab: Path) -> None:
