@@ -15,8 +15,9 @@ help: ## show this list
 quickstart: $(READY) ## the whole line on a synthetic cohort and eight real mammograms, at most 6 minutes
 	$(VENV)/bin/mama quickstart
 
-test: $(READY) ## the test suite
-	$(RUN) pytest
+# A file's tests share what they have built, and stay in one process.
+test: $(READY) ## the test suite, on all cores
+	$(RUN) pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style and types
 	$(RUN) ruff check

@@ -41,7 +41,12 @@ def cdd_cesm_root() -> Path:
     return folder
 
 
+# Files that take minutes begin first, so that no process is left alone with one of them at the end.
+LONG = ("test_train", "test_pipeline", "test_slurm_cluster", "test_ranks", "test_checkpoint", "test_pretrained")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if "cdd_cesm_root" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.cdd_cesm)
