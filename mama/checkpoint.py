@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ PIECE = 2**31  # bytes of tensors in one file, which is what rank 0 holds in mem
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(p.parent for p in (run / "checkpoints").glob(f"step-*[0-9]/{MARKER}"))
+    return sorted(p.parent for p in (run / "checkpoints").glob(f"step-*[0-9]/{MARKER}") if _is_whole(p.parent))
 
 
 def best(run: Path) -> Path | None:
@@ -62,11 +63,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def save(
-    engine: DeepSpeedEngine, run: Path, step: int, keep: int, frozen: dict[str, str], score: float | None = None
+    engine: DeepSpeedEngine,
+    run: Path,
+    step: int,
+    keep: int,
+    frozen: dict[str, str],
+    score: float | None = None,
+    facts: Mapping[str, int] | None = None,
 ) -> None:
     """Write the state after `step` steps; every rank must call it.
 
-    All checkpoints but the `keep` newest and the best are deleted.
+    `facts` are what a resumed run wants to know besides. All checkpoints but the `keep` newest and the best are
+    deleted.
     """
     folder = run / "checkpoints" / f"step-{step:06d}"
     aside = folder.with_name(folder.name + ".partial")
@@ -76,16 +84,32 @@ def save(
     _write_pieces(_tensors(engine), aside)
     if rank() == 0:
         (aside / FROZEN).write_text(json.dumps(frozen, indent=0))
-        marker = {"step": step, "ranks": world_size(), "score": score, "adam_steps": _adam_steps(engine)}
+        marker = {
+            "step": step,
+            "ranks": world_size(),
+            "score": score,
+            "adam_steps": _adam_steps(engine),
+            "facts": dict(facts or {}),
+            "bytes": {path.name: path.stat().st_size for path in aside.iterdir()},
+        }
         (aside / MARKER).write_text(json.dumps(marker))
+        for path in (*aside.iterdir(), aside):
+            _to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
+        _to_disk(folder.parent)
         kept = {*checkpoints(run)[-keep:], best(run)}
         for old in checkpoints(run):
             if old not in kept:
                 (old / MARKER).unlink()  # first, so that a half-deleted checkpoint is never complete
                 shutil.rmtree(old)
     barrier()
+
+
+def facts_of(checkpoint: Path) -> dict[str, int]:
+    """What `save` was given as `facts`."""
+    facts: dict[str, int] = _marker(checkpoint)["facts"]
+    return facts
 
 
 def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> None:
@@ -211,6 +235,23 @@ def _read(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (it is no dict)
                 yield key, file.get_tensor(key)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Does its marker name its files, and are they as long as it says? A power cut may leave neither."""
+    try:
+        sizes = _marker(checkpoint)["bytes"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _marker(checkpoint: Path) -> dict[str, Any]:

@@ -159,6 +159,11 @@ class LossConfig:
                 raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a weight of at least 0")
         if not self.anchor_text and not self.partner_text:
             raise ConfigError("loss.anchor_text: it and loss.partner_text weigh 0; give one of them a weight")
+        if not self.anchor_text and self.partner_text_start:
+            raise ConfigError(
+                f"loss.partner_text_start: {self.partner_text_start}, but with anchor_text=0 no other term moves the "
+                "text tower until then; set it to 0"
+            )
         for name in ("initial_scale", "max_scale", "view_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a number above 0")
@@ -279,12 +284,11 @@ class Config:
         if self.train.grad_cache and self.heads.norm == "batch":
             raise ConfigError("train.grad_cache: batch norms would take a micro-batch for the batch; heads.norm=layer")
 
-    @property
-    def contrastive_batch(self) -> int:
-        """Pairs among which each finds its negatives, on `train.ranks` ranks."""
+    def contrastive_batch(self, ranks: int) -> int:
+        """Pairs among which each finds its negatives, on so many ranks."""
         if self.loss.negatives == "local":
             return self.train.micro_batch
-        return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * self.train.ranks
+        return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * ranks
 
     @property
     def run_folder(self) -> Path:

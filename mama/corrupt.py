@@ -23,7 +23,7 @@ class Corrupt:
         if key in self.errors:
             return
         self.errors[key] = str(error)
-        log.warning("%s is replaced by another sample: %s", key, error)
+        log.warning("%s cannot be read and is passed over: %s", key, error)
         if len(self.errors) > self.limit:
             last = "; ".join(f"{key} ({self.errors[key]})" for key in list(self.errors)[-NAMED:])
             raise ShardError(

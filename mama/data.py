@@ -135,18 +135,18 @@ def training_batches(
         batch_sampler=_MicroBatches(config, steps, rank, world_size),
         collate_fn=Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
-    return _plain_errors(iter(loader))
+    return plain_errors(iter(loader))
 
 
-def _start_worker(number: int) -> None:
+def start_worker(number: int) -> None:
     """One thread, its memory kept; and a signal to stop is the rank's business, which needs its workers to the end."""
     settle()
     stop.ignore()
 
 
-def _plain_errors(batches: Any) -> Generator[Batch, None, None]:
+def plain_errors(batches: Any) -> Generator[Any, None, None]:
     """The loader's batches; however it ends, the worker processes end with it."""
     try:
         yield from batches

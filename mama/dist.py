@@ -71,15 +71,6 @@ def alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Is `flag` true on at least one rank? Every rank gets the same answer."""
-    if world_size() == 1:
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
-
-
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
@@ -90,4 +81,12 @@ def max_over_ranks(value: int, device: torch.device) -> int:
         return value
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def sum_over_ranks(value: int, device: torch.device) -> int:
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor)
     return int(tensor.item())

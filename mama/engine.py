@@ -75,7 +75,9 @@ def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
         "prescale_gradients": False,
         "bf16": {"enabled": config.train.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": False},
-        "data_types": {"grad_accum_dtype": "fp32"},  # sums of bf16 gradients lose the small ones
+        # Sums of bf16 gradients lose the small ones, over micro-batches as over ranks.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": False,
         "zero_force_ds_cpu_optimizer": False,  # it would be compiled on the spot

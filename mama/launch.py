@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
 from collections.abc import Callable
@@ -12,14 +13,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mama import stop
 from mama.config import Config, ConfigError
-from mama.errors import RankError, TrainingError
-from shards.schema import ShardError
+from mama.errors import RankError, StoppedError, TrainingError
+from shards.schema import FetchError, ShardError
 from slurm.env import export_distributed_environment
 
 T = TypeVar("T")
 
 # Errors that say all in one line; they come out of a rank as what they were.
-PLAIN = {error.__name__: error for error in (ConfigError, ShardError, TrainingError)}
+PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError, TrainingError)}
 
 
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
@@ -43,7 +44,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         max_restarts=0,
         monitor_interval=0.5,
         start_method="spawn",
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # on the others the ranks save before they end
+        signals_to_handle="SIGHUP,SIGQUIT",  # on the others the ranks save before they end
     )
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the error below says the same, once
@@ -51,7 +52,10 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         with stop.passed_on():
             return elastic_launch(launch, function)(config)[0]
     except ChildFailedError as error:
-        raise _error_of(*error.get_first_failure()) from None
+        rank, failure = error.get_first_failure()
+        if stop.is_ours(-failure.exitcode):
+            raise StoppedError("a signal ended it before its first step; run it again to continue") from None
+        raise _error_of(rank, failure) from None
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:
@@ -62,4 +66,6 @@ def _error_of(rank: int, failure: ProcessFailure) -> Exception:
     name, _, text = said["message"].partition(": ")
     if name in PLAIN:
         return PLAIN[name](text)
+    if isinstance(getattr(builtins, name, None), type) and issubclass(getattr(builtins, name), OSError):
+        return RankError(f"rank {rank} failed: {text}")  # a full disk, a folder that may not be written
     return RankError(f"rank {rank} failed: {said['message']}\n{said['extraInfo']['py_callstack']}")

@@ -133,7 +133,7 @@ class MamaModel(nn.Module):
 
 
 def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
-    """The untrained model of a configuration; random weights are a function of `config.seed`."""
+    """The untrained model of a configuration, in training mode; random weights are a function of `config.seed`."""
     torch.manual_seed(config.seed)
     with warnings.catch_warnings():  # activation checkpointing is changing its names, which peft uses too
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -143,8 +143,8 @@ def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
             for backbone in (vision.backbone, text.backbone):
                 backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _check_sizes(config, vision, text)
-    model = MamaModel(vision, text, config.heads, config.loss)
-    return model
+    # Pretrained weights come in evaluation mode, without dropout and without activation checkpointing.
+    return MamaModel(vision, text, config.heads, config.loss).train()
 
 
 def _check_sizes(config: Config, vision: VisionTower, text: TextTower) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
@@ -14,13 +15,17 @@ from typing import Any
 
 from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError
+from mama.dist import world_size
 from mama.images import Images
 from mama.loading import load, save
 from mama.pretrained import locate
 from mama.tokens import Tokenizer
+from shards.read import load_manifest
+from shards.remote import local_folder
 
 log = logging.getLogger(__name__)
 
+DATA = "data.json"
 STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
 # What may differ between the first start of a run and its resume. Ranks and micro-batches decide how many
 # negatives a pair has, unless train.grad_cache takes them from the whole step: that is told.
@@ -38,12 +43,15 @@ def prepare(config: Config) -> Path:
     A run that failed before its first checkpoint begins anew, with a configuration that may be mended.
     """
     run = config.run_folder
-    if checkpoint.checkpoints(run):
+    complete = checkpoint.checkpoints(run)
+    if complete:
         _refuse_other(config, run)
+        _compare_batch(config, complete[-1])
     else:
         tokenizer = make_tokenizer(config)
         shutil.rmtree(run / "tokenizer", ignore_errors=True)
         tokenizer.save(run / "tokenizer")
+        write_json(run / DATA, _training_shards(config))
         save(config, run / "config.yaml")
     write_json(run / "environment.json", environment())
     return run
@@ -89,11 +97,6 @@ def _version(name: str) -> str | None:
 
 def _refuse_other(config: Config, run: Path) -> None:
     known = load(run / "config.yaml")
-    if known.contrastive_batch != config.contrastive_batch:
-        log.warning(
-            "%s was started with %d pairs in a contrastive batch, this run has %d: fewer or more negatives for each",
-            *(run, known.contrastive_batch, config.contrastive_batch),
-        )
     before, now = _flat(asdict(known)), _flat(asdict(config))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(MAY_CHANGE) or before.get(key) == now.get(key):
@@ -102,6 +105,32 @@ def _refuse_other(config: Config, run: Path) -> None:
             f"{key}: {now.get(key)!r}, but {run} was started with {before.get(key)!r}; "
             f"give the run another name=... or the value it had"
         )
+    started, present = json.loads((run / DATA).read_text()), _training_shards(config)
+    for folder, digest in present.items():
+        if started[folder] != digest:
+            raise ConfigError(
+                f"data.shards: {folder} has other training shards than when {run} was started, and with them the order "
+                "of its samples would be another; give the run another name=..."
+            )
+
+
+def _compare_batch(config: Config, resumed: Path) -> None:
+    before, now = checkpoint.facts_of(resumed)["contrastive_batch"], config.contrastive_batch(world_size())
+    if before != now:
+        log.warning(
+            "%s: its contrastive batches had %d pairs, those of this start have %d: another number of negatives",
+            *(resumed, before, now),
+        )
+
+
+def _training_shards(config: Config) -> dict[str, str]:
+    """By folder, a digest of the names and contents of its training shards: the order of a run depends on them."""
+    found = {}
+    for folder in config.data.shards:
+        manifest = load_manifest(local_folder(folder, config.data.cache_folder))
+        shards = [(shard.name, shard.sha256) for shard in manifest.shards if shard.split == "train"]
+        found[folder] = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+    return found
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

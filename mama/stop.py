@@ -5,73 +5,99 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-REQUEUE = signal.SIGUSR2  # of a cluster that will take its nodes back soon: Slurm's --signal, as submitit sets it
-SIGNALS = (signal.SIGTERM, REQUEUE)
+END, REQUEUE = 1, 2  # where one rank was told the first and another the second, it is the second
+# A cluster that ends a job or a user who does, and a cluster that will take its nodes back soon (Slurm's --signal,
+# as submitit sets it).
+MEANING = {signal.SIGTERM: END, signal.SIGINT: END, signal.SIGUSR2: REQUEUE}
 STOPPED = 75  # the exit code of a run that has saved and can be continued: EX_TEMPFAIL of sysexits.h
+PATIENCE = 1800  # seconds in which a cluster that has sent SIGTERM ends the job: longer than its grace time
 
-_told: set[int] = set()
+_told = 0  # nothing yet
 _before: dict[int, Any] = {}  # who listened before us
 
 
 def listen() -> None:
     """From now on `told` says whether this process was asked to stop. Call it in the main thread."""
-    _told.clear()
     _install(_note)
 
 
-def told() -> bool:
-    return bool(_told)
+def told() -> int:
+    """What this process was told: 0, `END` or `REQUEUE`; the largest of all ranks is that of the run."""
+    return _told
+
+
+def agree(code: int) -> None:
+    """What the ranks have found out together is what this one was told."""
+    global _told
+    _told = max(_told, code)
+
+
+def is_ours(number: int) -> bool:
+    """Did a process that ended by this signal end because it was asked to stop, before it could listen?"""
+    return bool(_told) and number in MEANING
 
 
 def requeued() -> bool:
-    """Where a job's own handler would have had the signal, it gets it now, when everything is saved.
+    """Where a job's own handlers would have had the signal, they get it now, when everything is saved.
 
-    In its first task submitit's handler puts the job back in the queue and ends the process. In the others
-    it returns, and so does this, with True: nothing is left to do, and an error would end the first task too.
+    On SIGUSR2 submitit's handler in the first task puts the job back in the queue and ends the process. In the
+    others it returns, and so does this, with True: nothing is left to do, and an error would end the first
+    task too. On SIGTERM the cluster itself ends the job, and puts it back in the queue or not: it is waited for,
+    as a job that ends by itself is never put back.
     """
-    handler = _before.get(REQUEUE)
-    if REQUEUE not in _told or not callable(handler):
+    if not _told:
         return False
-    handler(REQUEUE, None)
-    return True
+    number = signal.SIGUSR2 if _told == REQUEUE else signal.SIGTERM
+    handler = _before.get(number)
+    if not callable(handler):
+        return False
+    handler(number, None)
+    if _told == REQUEUE:
+        return True
+    time.sleep(PATIENCE)
+    return False
 
 
 def ignore() -> None:
     """For loader processes: the rank decides when they end."""
-    for number in SIGNALS:
+    for number in MEANING:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def passed_on() -> Iterator[None]:
     """For the launcher, which waits for its ranks: they are told, and it goes on waiting."""
-    _told.clear()
     _install(_pass_on)
     try:
         yield
     finally:
-        for number in SIGNALS:
+        for number in MEANING:
             signal.signal(number, _before[number])
 
 
 def _install(handler: Callable[[int, FrameType | None], None]) -> None:
-    for number in SIGNALS:
+    global _told
+    _told = 0
+    for number in MEANING:
         before = signal.signal(number, handler)
         if before is not handler:  # a second run in one process
             _before[number] = before
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _told.add(number)
+    agree(MEANING[signal.Signals(number)])
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
-    _told.add(number)
+    _note(number, frame)
     for child in multiprocessing.active_children():
         if child.pid is not None:
-            os.kill(child.pid, number)
+            os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
+    if number == signal.SIGINT:  # whoever presses Ctrl-C a second time will not wait
+        signal.signal(number, signal.default_int_handler)

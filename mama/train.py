@@ -16,7 +16,7 @@ from torch import Tensor
 from mama import attention, augment, checkpoint, gradcache, logs, stop
 from mama.config import Config
 from mama.data import Batch, training_batches
-from mama.dist import any_rank, barrier, rank, world_size
+from mama.dist import barrier, max_over_ranks, rank, sum_over_ranks, world_size
 from mama.engine import DeepSpeedEngine, GradientNorms, join_ranks, prepare_step, start_engine, step_if_finite
 from mama.errors import StoppedError, TrainingError
 from mama.frozen import FirstStep, digests
@@ -39,9 +39,14 @@ def train(config: Config) -> Path:
 
     Raises `StoppedError` where a signal ended it and no job goes back in the queue: everything is saved.
     """
-    reached = run_on_ranks(train_rank, config)
-    if reached < config.train.steps and not stop.requeued():
-        raise StoppedError(f"a signal ended it after {reached} of {config.train.steps} steps; run it again to continue")
+    steps = config.train.steps
+    try:
+        reached = run_on_ranks(train_rank, config)
+        if reached < steps:
+            raise StoppedError(f"a signal ended it after {reached} of {steps} steps; run it again to continue")
+    except StoppedError:
+        if not stop.requeued():
+            raise
     return config.run_folder
 
 
@@ -62,32 +67,38 @@ def train_rank(config: Config) -> int:
     if resumed:
         checkpoint.load_weights(model, resumed, frozen)
     engine = start_engine(model, config)
-    first = 0
     if resumed:
         checkpoint.load_optimizer(engine, resumed)
-        first = checkpoint.step_of(resumed)
         log.info("resumed from %s", resumed)
-    reached = Training(config, engine, tokenizer, frozen, first).run()
+    reached = Training(config, engine, tokenizer, frozen, resumed).run()
     barrier()
     dist.destroy_process_group()
     return reached
 
 
 class Training:
-    """The loop from step `first` on, with what it carries from step to step."""
+    """The loop from the first step, or from a checkpoint's, with what it carries from step to step."""
 
     def __init__(
-        self, config: Config, engine: DeepSpeedEngine, tokenizer: Tokenizer, frozen: dict[str, str], first: int
+        self,
+        config: Config,
+        engine: DeepSpeedEngine,
+        tokenizer: Tokenizer,
+        frozen: dict[str, str],
+        resumed: Path | None,
     ) -> None:
         self.config, self.engine, self.tokenizer, self.frozen = config, engine, tokenizer, frozen
+        first = checkpoint.step_of(resumed) if resumed else 0
         self.steps = range(first, config.train.steps)
         self.monitor = Monitor(config.run_folder, first) if rank() == 0 else None
         self.meter = Meter(engine.module, config.data.image_size, engine.device)
         if config.train.validate_every:
             HeldOut(config)  # that there is nothing to validate on is told before the first step
         self.norms = GradientNorms(engine, config.optim.clip_norm)
-        self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
-        self.corrupt = 0  # samples of this rank that another has replaced
+        facts = checkpoint.facts_of(resumed) if resumed else {}
+        self.skipped, self.skipped_in_a_row = facts.get("skipped_steps", 0), 0  # whose gradient was not finite
+        self.corrupt_before = facts.get("corrupt_samples", 0)  # on all ranks
+        self.corrupt = 0  # samples of this rank, since this start, that another has replaced
 
     def run(self) -> int:
         """Returns how many steps have been taken."""
@@ -113,14 +124,29 @@ class Training:
                 values |= found
             if self.monitor and values:
                 self.monitor.log(step, values)
-            stopping = any_rank(stop.told(), self.engine.device)
+            stop.agree(max_over_ranks(stop.told(), self.engine.device))
+            stopping = bool(stop.told())
             if taken % every.save_every == 0 or last or stopping or score is not None:
-                checkpoint.save(self.engine, self.config.run_folder, taken, every.keep_checkpoints, self.frozen, score)
+                self._save(taken, score)
             if stopping:
                 break
         if self.monitor:
             self.monitor.close()
         return taken if self.steps else self.steps.start
+
+    def _save(self, taken: int, score: float | None) -> None:
+        """A checkpoint after so many steps; every rank must call it."""
+        facts = {
+            "contrastive_batch": self.config.contrastive_batch(world_size()),
+            "skipped_steps": self.skipped,
+            "corrupt_samples": self._corrupt(),
+        }
+        keep = self.config.train.keep_checkpoints
+        checkpoint.save(self.engine, self.config.run_folder, taken, keep, self.frozen, score, facts)
+
+    def _corrupt(self) -> int:
+        """Samples that could not be read since the run began, on all ranks; every rank must call it."""
+        return self.corrupt_before + sum_over_ranks(self.corrupt, self.engine.device)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> dict[str, float]:
         """One update by `global_batch` pairs; returns what is to be logged, if it is its turn."""
@@ -173,9 +199,12 @@ class Training:
         if rank() == 0:
             log.warning("step %d: loss or gradient is not finite; the step is skipped", step)
         if self.skipped_in_a_row >= self.config.train.max_skips:
+            of_all: list[list[str]] = [keys] * world_size()
+            if world_size() > 1:
+                dist.all_gather_object(of_all, keys)
             raise TrainingError(
-                f"step {step}: loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; this rank's "
-                f"samples: {', '.join(keys)}"
+                f"step {step}: loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the samples "
+                f"of the last one: {', '.join(key for keys in of_all for key in keys)}"
             )
 
     def _measured(self, e: Embeddings) -> dict[str, float]:
@@ -192,7 +221,7 @@ class Training:
             "grad_norm/total": total,
             **{f"grad_norm/{tower}": norm for tower, norm in self.norms.read(total).items()},
             "skipped_steps": self.skipped,
-            "corrupt_samples": self.corrupt,
+            "corrupt_samples": self._corrupt(),
         }
 
     def _show(self, step: int, batch: Batch, e: Embeddings) -> None:

@@ -13,17 +13,22 @@ from torch.utils.data import DataLoader, Dataset
 from mama import dist, prompt
 from mama.augment import normalise
 from mama.config import Config, ConfigError
-from mama.data import Texts, tokenise
+from mama.corrupt import Corrupt
+from mama.data import Texts, plain_errors, start_worker, tokenise
 from mama.images import Images
 from mama.losses import info_nce
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
+from shards.schema import FetchError, ShardError
 
 LARGEST = 2000  # images: recall among all of a large archive would cost more than the steps between
 DEPTHS = (1, 5, 10)
 
 
-class HeldOut(Dataset[tuple[Tensor, list[str]]]):
+Row = tuple[Tensor, list[str], bool]  # uint8 [1, H, W], its sentences, and whether it could be read
+
+
+class HeldOut(Dataset[Row]):
     """At most `LARGEST` images of the split `val`, unaugmented, with their reports, nothing hidden.
 
     The choice depends on the manifests alone, so that runs of any seed are compared on the same images.
@@ -38,17 +43,24 @@ class HeldOut(Dataset[tuple[Tensor, list[str]]]):
             every = config.train.validate_every
             raise ConfigError(f"train.validate_every: {every}, but {error}; pack some, or set it to 0") from error
         count = len(self.images)
+        self.corrupt = Corrupt(config.data.max_corrupt)
         self.chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST]).tolist()
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
-        """uint8 [1, H, W], and its sentences."""
+    def __getitem__(self, index: int) -> Row:
+        """An image that cannot be read is told to be so; raises `ShardError` for more than `data.max_corrupt`."""
         number, position = self.images.locate(self.chosen[index])
-        study = self.images.study(number)
-        pixels = self.images.pixels(number, position, self.size)
-        return torch.from_numpy(pixels)[None], prompt.text(study, study.views[position], self.style)
+        try:
+            study = self.images.study(number)
+            pixels = self.images.pixels(number, position, self.size)
+        except FetchError:
+            raise
+        except ShardError as error:
+            self.corrupt.add(self.images.key(number), error)
+            return torch.zeros(1, *self.size, dtype=torch.uint8), ["unreadable"], False
+        return torch.from_numpy(pixels)[None], prompt.text(study, study.views[position], self.style), True
 
 
 class _Collate:
@@ -57,10 +69,9 @@ class _Collate:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
-    def __call__(self, rows: list[tuple[Tensor, list[str]]]) -> tuple[Tensor, Texts]:
-        return torch.stack([pixels for pixels, _ in rows]), tokenise(
-            self.tokenizer, [text for _, text in rows], self.max_tokens
-        )
+    def __call__(self, rows: list[Row]) -> tuple[Tensor, Texts, Tensor]:
+        pixels, texts, readable = zip(*rows, strict=True)
+        return torch.stack(pixels), tokenise(self.tokenizer, list(texts), self.max_tokens), torch.tensor(readable)
 
 
 @torch.no_grad()  # not inference mode: what ZeRO-3 gathers in it could take part in no gradient afterwards
@@ -73,7 +84,7 @@ def validate(model: MamaModel, config: Config, tokenizer: Tokenizer, device: tor
     positives of each other whatever the training counts. The ranks share the images; the model comes back
     in the mode in which it was, and no random number of PyTorch's is drawn.
 
-    Raises `ConfigError` when the shards have no image of the split `val`.
+    Images that cannot be read are left out. Raises `ConfigError` when the shards have no image of the split `val`.
     """
     held_out = HeldOut(config)
     training = model.training
@@ -107,7 +118,9 @@ def recall(scores: Tensor, right: Tensor, depth: int) -> float:
 def _embed(
     model: MamaModel, held_out: HeldOut, config: Config, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit embeddings of all images and of their texts, [n, D] each, and the texts' tokens [n, L], on all ranks.
+    """Unit embeddings of all readable images and of their texts, [n, D] each, and the texts' tokens [n, L].
+
+    They are the same on all ranks.
 
     Rank r takes the images r, r + ranks, ... and those with too few take some again: under ZeRO-3 the ranks
     must run the same number of forward passes.
@@ -120,18 +133,23 @@ def _embed(
         batch_size=2 * config.train.micro_batch,  # as many images as training holds, there with their gradients
         collate_fn=_Collate(tokenizer, config.data.max_tokens),
         num_workers=config.data.workers,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # a loader without one would draw from the generator of training
     )
     dtype = model.image_head.weight.dtype
-    images, texts, tokens = [], [], []
-    for pixels, words in loader:
+    images, texts, tokens, readable = [], [], [], []
+    for pixels, words, good in plain_errors(iter(loader)):
         images.append(model.embed_images(normalise(pixels.to(device)).to(dtype))[0].float())
         texts.append(model.embed_texts(words.to(device)).float())
         missing = config.data.max_tokens - words.tokens.shape[1]
         padded = torch.nn.functional.pad(words.tokens, (0, missing), value=tokenizer.pad_id)
         tokens.append(padded.to(device))
+        readable.append(good[:, None].to(device))
     count = len(held_out)
-    return _in_order(images, count), _in_order(texts, count), _in_order(tokens, count)
+    kept = _in_order(readable, count)[:, 0]
+    if not kept.any():
+        raise ShardError("data.shards: no image of the split 'val' can be read; run `mama check`")
+    return _in_order(images, count)[kept], _in_order(texts, count)[kept], _in_order(tokens, count)[kept]
 
 
 def _in_order(parts: list[Tensor], count: int) -> Tensor:

@@ -32,13 +32,14 @@ class Profile:
     cpus_per_task: int | None = None
     mem_gb: float | None = None  # per node
     timeout_min: int = 60
+    grace_s: int = 600  # seconds before that limit at which Slurm tells a job to save; at most half of it
     additional: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch: value
 
     def __post_init__(self) -> None:
         _check_types(self)
         if self.cluster not in CLUSTERS:
             raise SlurmError(f"cluster: {self.cluster!r} is not one of {', '.join(CLUSTERS)}")
-        for name in ("nodes", "tasks_per_node", "timeout_min", "cpus_per_task", "mem_gb"):
+        for name in ("nodes", "tasks_per_node", "timeout_min", "grace_s", "cpus_per_task", "mem_gb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SlurmError(f"{name}: {value} is not positive")

@@ -143,6 +143,7 @@ def _parameters(profile: Profile, name: str) -> dict[str, Any]:
     only_slurm = {
         "slurm_partition": profile.partition,
         "slurm_account": profile.account,
+        "slurm_signal_delay_s": min(profile.grace_s, profile.timeout_min * 30),
         "slurm_additional_parameters": profile.additional or None,
         "slurm_srun_args": ["--kill-on-bad-exit=1"],  # a rank that dies would leave the others waiting
     }

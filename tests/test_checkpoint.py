@@ -190,8 +190,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for number, score in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.1), (5, None)):
         place = tmp_path / "checkpoints" / f"step-{number:06d}"
         place.mkdir(parents=True)
-        (place / checkpoint.MARKER).write_text(json.dumps({"step": number, "score": score}))
+        (place / "state-00000.safetensors").write_bytes(b"four")
+        marker = {"step": number, "score": score, "bytes": {"state-00000.safetensors": 4}}
+        (place / checkpoint.MARKER).write_text(json.dumps(marker))
     assert checkpoint.best(tmp_path) == tmp_path / "checkpoints" / "step-000003"
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert checkpoint.step_of(newest) == 5
+    (newest / "state-00000.safetensors").write_bytes(b"cut")  # the marker came to the disk, the rest did not
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [1, 2, 3, 4]
+    (tmp_path / "checkpoints" / "step-000004" / checkpoint.MARKER).write_text("")
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [1, 2, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from test_ranks import tokenizer
+from test_ranks import batch_of, tiny, tokenizer
 from test_towers import KERNEL, LAST_NORM, TEXT, VISION, base_of, words_of
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertForPreTraining, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mama import tokens
+from mama import attention, tokens
 from mama.config import ConfigError, TextConfig, VisionConfig
 from mama.data import tokenise
+from mama.losses import objective
+from mama.model import build
 from mama.pretrained import locate
 from mama.towers import TextTower, build_text, build_vision
 
@@ -269,3 +273,30 @@ def test_a_real_language_model_tells_sentences_apart() -> None:
     assert F.cosine_similarity(mean[0], mean[1], dim=0) < 0.98
     trainable = [name for name, p in tower.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 * 2 * 2 + 1
+
+
+def test_pretrained_towers_train_as_random_ones_do(tmp_path: Path) -> None:
+    """With their own dropout, and every block computed again for the backward pass: weights come in evaluation mode."""
+    saved(tmp_path / "text", AutoModel.from_config, text_shape("gpt2", resid_pdrop=0.1))
+    saved(tmp_path / "vision", AutoModel.from_config, VISION["dinov2"])
+    tokenizer().save(tmp_path / "text")
+    base = tiny(1)
+    config = replace(
+        base,
+        vision=VisionConfig(model=str(tmp_path / "vision")),
+        text=TextConfig(model=str(tmp_path / "text"), lora_rank=2),
+    )
+    model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
+    assert [name for name, module in model.named_modules() if not module.training] == []
+    passes = {"vision": 0, "text": 0}
+    for tower in passes:
+        for block in (m for m in getattr(model, tower).modules() if isinstance(m, GradientCheckpointingLayer)):
+            norm = next(m for m in block.modules() if isinstance(m, nn.LayerNorm))
+            norm.register_forward_hook(lambda *_, tower=tower: passes.update({tower: passes[tower] + 1}))
+    first, _ = objective(model(batch_of(config, range(8))), config.loss, step=0)
+    once = dict(passes)
+    first.backward()
+    assert passes == {tower: 2 * count for tower, count in once.items()}
+    assert min(once.values()) >= 2
+    second, _ = objective(model(batch_of(config, range(8))), config.loss, step=0)
+    assert first.item() != second.item(), "dropout draws anew"

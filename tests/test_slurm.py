@@ -210,6 +210,7 @@ def test_a_profile_reaches_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     submission = job.submission()
     again: Any = submission._checkpoint_function()
     assert (again.function.function, again.function.args) == (print, ("hello",))
+    assert flags["signal"] == "USR2@600", "time for a step, a validation and a checkpoint"
     assert submission._timeout_countdown >= 100, "a long run reaches its time limit many times"
 
 

@@ -29,8 +29,10 @@ from mama.errors import TrainingError
 from mama.features import Split, embed_images
 from mama.loading import save
 from mama.model import MamaModel, build
+from mama.run import prepare
 from mama.tokens import Tokenizer
 from mama.train import train
+from shards.manifest import load_manifest, save_manifest
 
 STEPS = 8
 LOCAL_START = 3
@@ -161,11 +163,43 @@ def test_a_run_is_not_resumed_with_another_configuration(whole: Config, change: 
     if "train" in change:
         change = {"train": replace(whole.train, **change["train"])}
     with pytest.raises(ConfigError, match=message):
-        train(replace(whole, **change))
+        prepare(replace(whole, **change))
+
+
+def test_a_run_is_not_resumed_with_other_training_shards(folder: Path, whole: Config) -> None:
+    """Studies that came to a set of shards would change which sample comes when."""
+    place = folder / "shards" / "manifest.json"
+    original = place.read_text()
+    manifest = load_manifest(place.parent)
+    more = replace(next(s for s in manifest.shards if s.split == "train"), name="train-000009.tar")
+    save_manifest(replace(manifest, shards=(*manifest.shards, more)), place.parent)
+    try:
+        with pytest.raises(ConfigError, match=r"^data\.shards: .* has other training shards than when"):
+            prepare(whole)
+    finally:
+        place.write_text(original)
+
+
+def test_a_signal_before_the_ranks_listen_is_no_failure(folder: Path) -> None:
+    config = config_of(folder, "early")
+    process = start(folder, config)
+    deadline = time.monotonic() + 120
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not [
+        pid for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 75, said
+    assert said.strip().splitlines()[-1].startswith("mama: a signal ended it")
 
 
 def test_a_first_start_that_failed_can_be_mended_under_the_same_name(folder: Path) -> None:
     config = config_of(folder, "mended", steps=1)
+    config = replace(config, train=replace(config.train, ranks=1))
     with pytest.raises(ConfigError, match=r"^text\.layers: 9, but the model has 2"):
         train(replace(config, text=replace(config.text, layers=9)))
     train(config)
@@ -220,11 +254,11 @@ def unread(config: Config) -> None:
 
 def test_a_run_that_blows_up_skips_and_then_stops_with_its_samples(folder: Path) -> None:
     config = config_of(folder, "blown")
-    config = replace(
-        config, optim=OptimConfig(lr=1e30, warmup_steps=1), train=replace(config.train, max_skips=2, ranks=1)
-    )
-    with pytest.raises(TrainingError, match=r"^step \d: loss or gradient was not finite in 2 steps in a row; .*train0"):
+    config = replace(config, optim=OptimConfig(lr=1e30, warmup_steps=1), train=replace(config.train, max_skips=2))
+    with pytest.raises(TrainingError, match=r"^step \d: loss or gradient was not finite in 2 steps in a row") as caught:
         train(config)
+    named = str(caught.value).partition("of the last one: ")[2].split(", ")
+    assert len(named) == config.train.global_batch, "of both ranks"
     assert [line["skipped_steps"] for line in logged(config)][-1] == 1
 
 
