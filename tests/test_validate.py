@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -23,6 +26,7 @@ from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 from mama.validate import HeldOut, recall
 from shards.sample import Sample
+from shards.schema import ShardError
 
 CPU = torch.device("cpu")
 STUDIES = 11  # of two images: an odd number on each of two ranks, so that both have a short last batch
@@ -119,6 +123,33 @@ def test_loader_workers_change_nothing(config: Config) -> None:
     state = torch.random.get_rng_state()
     assert validate.validate(model, workers, tokenizer, CPU) == validate.validate(model, config, tokenizer, CPU)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_left_out(config: Config, tmp_path: Path, workers: int) -> None:
+    """As if it had never been chosen; and more of them than the budget end the run with one line."""
+    tokenizer = tokenizer_of(config)
+    model = model_of(config, tokenizer)
+    shutil.copytree(config.data.shards[0], tmp_path / "shards")
+    data = replace(config.data, shards=[str(tmp_path / "shards")], workers=workers, max_corrupt=1)
+    spoilt = replace(config, data=data)
+    picture = noise(0, "val").images[0]
+    (place,) = [path for path in (tmp_path / "shards").glob("val-*.tar") if picture in path.read_bytes()]
+    place.write_bytes(place.read_bytes().replace(picture, bytes(len(picture))))
+
+    whole = HeldOut(config)
+    rest = [image for image in whole.chosen if whole.images.locate(image) != (0, 0)]
+    with patch.object(validate, "HeldOut", partial(chosen_only, rest)):
+        expected = validate.validate(model, config, tokenizer, CPU)
+    assert validate.validate(model, spoilt, tokenizer, CPU) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ShardError, match=r"^data\.max_corrupt: 0, and 1 samples could not be read; the last: [^\n]+$"):
+        validate.validate(model, replace(spoilt, data=replace(data, max_corrupt=0)), tokenizer, CPU)
+
+
+def chosen_only(images: list[int], config: Config) -> HeldOut:
+    held_out = HeldOut(config)
+    held_out.chosen = images
+    return held_out
 
 
 def on_ranks(config: Config) -> dict[str, float]:
