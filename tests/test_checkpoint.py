@@ -19,6 +19,8 @@ from mama.launch import run_on_ranks
 from mama.losses import objective
 from mama.optim import parameter_groups, set_rates
 
+pytestmark = pytest.mark.ranks
+
 STAGES: list[tuple[Any, Any]] = [
     (0, "fp32"),
     (1, "fp32"),

@@ -15,6 +15,8 @@ from mama.quickstart import recipes
 from shards.check import check
 from shards.read import load_manifest
 
+pytestmark = pytest.mark.ranks
+
 TERMS = ("view", "anchor_text", "partner_text", "local")
 SMALL = [
     *("pack.options.patients=24", "pack.long_side=64", "pack.workers=1", "data.image_size=[64,32]"),

@@ -25,6 +25,8 @@ from mama.losses import objective
 from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 
+pytestmark = pytest.mark.ranks
+
 WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]
 PAIRS = 8
 

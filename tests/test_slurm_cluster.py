@@ -34,6 +34,8 @@ from slurm.submit import submit, submit_array, wait
 if TYPE_CHECKING:
     from slurm_cluster import Cluster
 
+pytestmark = pytest.mark.ranks
+
 pytest_plugins = ("slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
 TWO_RANKS = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)

@@ -621,6 +621,7 @@ def under_zero_3(config: Config) -> list[Result]:
     return results
 
 
+@pytest.mark.ranks
 def test_every_architecture_has_the_same_gradients_under_zero_3() -> None:
     config = tiny(2)
     for kinds, found in zip(TOGETHER, run_on_ranks(under_zero_3, config), strict=True):

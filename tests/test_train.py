@@ -34,6 +34,7 @@ from mama.tokens import Tokenizer
 from mama.train import train
 from shards.manifest import load_manifest, save_manifest
 
+pytestmark = pytest.mark.ranks
 STEPS = 8
 LOCAL_START = 3
 CPU = torch.device("cpu")

@@ -194,6 +194,7 @@ def on_ranks(config: Config) -> dict[str, float]:
     return plain
 
 
+@pytest.mark.ranks
 def test_two_ranks_give_the_values_of_one_also_under_zero_3(config: Config) -> None:
     tokenizer = tokenizer_of(config)
     one = validate.validate(model_of(config, tokenizer), config, tokenizer, CPU)
