@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import submitit
 from browser import CHROMIUM, loaded, tensorboard
 
 from mama.quickstart import recipes
@@ -35,11 +36,18 @@ def mama(*arguments: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every verb of the shipped quickstart recipe was run, made small."""
+    """A folder in which every verb of the shipped quickstart recipe was run, made small; training as a job."""
     folder = tmp_path_factory.mktemp("lab")
     settings = [*SMALL, f"pack.key_file={folder}/hash.key"]
-    for verb in ("pack", "train", "consolidate", "eval", "report"):
+    mama("pack", "quickstart", *settings, cwd=folder)
+    said = mama("train", "quickstart", *settings, "--slurm", cwd=folder)
+    job_id = said.split()[1]
+    job: submitit.LocalJob[object] = submitit.LocalJob(folder / "runs" / "quickstart" / "jobs" / job_id, job_id)
+    job.wait()
+    assert job.state == "FINISHED", job.stderr()
+    for verb in ("consolidate", "eval"):
         mama(verb, "quickstart", *settings, cwd=folder)
+    mama("report", "runs/quickstart", cwd=folder)  # a run folder names its own configuration
     return folder
 
 
@@ -56,6 +64,7 @@ def test_every_station_left_its_files(lab: Path) -> None:
         rows = json.loads((run / "eval" / task / "metrics.json").read_text())["rows"]
         shown = {(row["protocol"], row["model"]) for row in rows}
         assert shown == {(p, m) for p in ("zero-shot", "linear probe") for m in ("trained", "untrained")}
+    assert "Local alignment" in (run / "report.html").read_text()
     assert not [path for path in (lab / "runs").rglob("*") if path.name.endswith((".partial", ".part"))]
 
 
@@ -83,13 +92,6 @@ def test_what_was_seen_in_evaluation_was_not_seen_in_training(lab: Path) -> None
     assert {line.split(",")[3] for line in predictions} == patients["test"]
 
 
-def test_a_run_folder_names_its_own_configuration(lab: Path) -> None:
-    page = lab / "runs" / "quickstart" / "report.html"
-    page.unlink()
-    assert mama("report", "runs/quickstart", cwd=lab).strip().endswith("report.html")
-    assert "Local alignment" in page.read_text()
-
-
 def test_quickstart_keeps_everything_below_its_folder_and_runs_by_seed(tmp_path: Path) -> None:
     samples, cohort = recipes(tmp_path, seed=3)
     assert Path(samples.pack.out).is_relative_to(tmp_path)
@@ -98,20 +100,3 @@ def test_quickstart_keeps_everything_below_its_folder_and_runs_by_seed(tmp_path:
     assert all(Path(path).is_relative_to(tmp_path) for path in (cohort.pack.root, cohort.pack.out))
     assert cohort.seed == 3
     assert cohort.pack.options["seed"] == 0, "another seed trains anew on the same cohort"
-
-
-def test_a_job_trains_as_the_command_does(lab: Path) -> None:
-    """`--slurm` with the local profile submits the very same function."""
-    settings = [*SMALL, f"pack.key_file={lab}/hash.key", "name=as-job"]
-    import submitit
-
-    said = mama("train", "quickstart", *settings, "--slurm", cwd=lab)
-    job_id = said.split()[1]
-    job: submitit.LocalJob[object] = submitit.LocalJob(lab / "runs" / "as-job" / "jobs" / job_id, job_id)
-    job.wait()
-    assert job.state == "FINISHED", job.stderr()
-    losses = [
-        [json.loads(line)["loss/total"] for line in (lab / "runs" / name / "log.jsonl").read_text().splitlines()]
-        for name in ("as-job", "quickstart")
-    ]
-    assert losses[0] == losses[1]
