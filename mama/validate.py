@@ -50,7 +50,7 @@ class HeldOut(Dataset[Row]):
         return len(self.chosen)
 
     def __getitem__(self, index: int) -> Row:
-        """An image that cannot be read comes as zeros and says so; raises `ShardError` for more than `data.max_corrupt`."""
+        """One that cannot be read comes as zeros and says so; raises `ShardError` for more than `data.max_corrupt`."""
         number, position = self.images.locate(self.chosen[index])
         try:
             study = self.images.study(number)
