@@ -19,6 +19,8 @@ class Images:
     def __init__(self, config: DataConfig, split: str) -> None:
         if not config.shards:
             raise ConfigError("data.shards: empty; name at least one folder written by `mama pack`")
+        # A loader's worker that is forked while OpenCV has threads waits for ever for those that it did not inherit.
+        cv2.setNumThreads(1)
         self.readers = [ShardReader(folder, split, config.cache_folder) for folder in config.shards]
         studies = [(reader, i) for reader in self.readers for i in range(len(reader))]
         counts = [count for reader in self.readers for count in reader.view_counts]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -30,6 +32,7 @@ from mama.images import Images, fit, fit_geometry
 from mama.pairs import partner_of
 from shards.sample import Sample
 from shards.schema import Labels, ShardError, Study, View
+from shards.workers import settle
 
 STORED = (24, 16)  # (height, width) of every image
 # Views of the studies of each split: a capital is a CC, a small letter an MLO view.
@@ -130,6 +133,18 @@ def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
 
 
 # Finding images
+
+
+def test_a_worker_starts_although_opencv_ran_threads_before_it_was_forked(folder: Path) -> None:
+    cv2.setNumThreads(2)
+    cv2.resize(np.zeros((2000, 2000), np.uint8), (1000, 1000), interpolation=cv2.INTER_AREA)
+    time.sleep(0.5)  # until the thread sleeps
+    Images(DataConfig([str(folder)]), "train")
+    worker = multiprocessing.get_context("fork").Process(target=settle)
+    worker.start()
+    worker.join(20)
+    worker.kill()  # where it hangs
+    assert worker.exitcode == 0
 
 
 def test_locate_numbers_the_views_of_ragged_studies_in_manifest_order(folder: Path, tmp_path: Path) -> None:
