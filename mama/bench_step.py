@@ -183,7 +183,8 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
     tokens.scatter_(1, ends, tokenizer.separator_id)
     whole = torch.ones_like(tokens, dtype=torch.bool)
     images = torch.randint(256, (2, pairs, 1, *size), generator=generator, dtype=torch.uint8)
-    changes = torch.from_numpy(np.stack([augment.draw(config.data.augment, size, rng) for _ in range(2 * pairs)]))
+    drawn = [augment.draw(config.data.augment, image.numpy(), rng) for image in images.flatten(0, 2)]
+    changes = torch.from_numpy(np.stack(drawn))
     numbers = torch.arange(pairs)
     return Batch(
         keys=[str(number) for number in range(pairs)],

@@ -43,7 +43,7 @@ class Batch:
     keys: list[str]  # "<study key>/<member>" of the anchors
     anchors: Tensor  # uint8 [b, 1, H, W]
     partners: Tensor  # uint8 [b, 1, H, W]
-    anchor_changes: Tensor  # float32 [b, 9], see mama.augment
+    anchor_changes: Tensor  # float32 [b, 10], see mama.augment
     partner_changes: Tensor
     texts: Texts
     anchor_text: Tensor  # int64 [b], row of `texts` that speaks of the anchor

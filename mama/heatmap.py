@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from mama import metrics, prompt
 from mama.augment import normalise
-from mama.config import Config
+from mama.config import Config, Fit
 from mama.data import tokenise
 from mama.features import Item, Split
-from mama.images import fit_geometry
+from mama.images import AIR, fit_geometry
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -25,8 +25,6 @@ from shards.schema import Box, View
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
-
-AIR = 8  # a patch whose mean grey value is not above it shows no tissue
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]
         room = len(tokenizer.encode(text, max_tokens).separators)
         for sentence, boxes in _sentences(item.view, prompt.finding_sentences(item.view, split.style, text)).items():
             if text.index(sentence) < room:
-                fitted = tuple(fit_box(box, item.view.size, split.size) for box in boxes)
+                fitted = tuple(fit_box(box, item.view.size, split.size, split.images.fit) for box in boxes)
                 found.append(Target(item, text, text.index(sentence), fitted))
     return found
 
@@ -69,11 +67,11 @@ def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
     return boxes
 
 
-def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int]) -> Box:
+def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
     """(x0, y0, x1, y1) of the stored image (height, width) -> of the image fitted to (H, W)."""
-    scale, top, left = fit_geometry(stored, size)
-    x0, y0, x1, y1 = (scale * edge for edge in box)
-    return x0 + left, y0 + top, x1 + left, y1 + top
+    across, down, top = fit_geometry(stored, size, how)
+    x0, y0, x1, y1 = box
+    return across * x0, down * y0 + top, across * x1, down * y1 + top
 
 
 @torch.inference_mode()

@@ -8,9 +8,11 @@ from itertools import accumulate
 import cv2
 import numpy as np
 
-from mama.config import ConfigError, DataConfig
+from mama.config import ConfigError, DataConfig, Fit
 from shards.read import ShardReader
 from shards.schema import Study
+
+AIR = 8  # grey value: what is not above it shows no tissue
 
 
 class Images:
@@ -21,6 +23,7 @@ class Images:
             raise ConfigError("data.shards: empty; name at least one folder written by `mama pack`")
         # A loader's worker that is forked while OpenCV has threads waits for ever for those that it did not inherit.
         cv2.setNumThreads(1)
+        self.fit = config.fit
         self.readers = [ShardReader(folder, split, config.cache_folder) for folder in config.shards]
         studies = [(reader, i) for reader in self.readers for i in range(len(reader))]
         counts = [count for reader in self.readers for count in reader.view_counts]
@@ -48,7 +51,7 @@ class Images:
 
     def pixels(self, number: int, view: int, size: tuple[int, int]) -> np.ndarray:
         """uint8 [H, W] of one view, fitted to `size`."""
-        return fit(self.stored(number, view), size)
+        return fit(self.stored(number, view), size, self.fit)
 
     def stored(self, number: int, view: int) -> np.ndarray:
         """uint8 [h, w] of one view; of shards with 16 bits the upper eight, rounded."""
@@ -57,20 +60,28 @@ class Images:
         return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale uint8 [h, w] to fit in (H, W) with its aspect kept; air fills the right and both ends.
+def fit(image: np.ndarray, size: tuple[int, int], how: Fit = "letterbox") -> np.ndarray:
+    """Scale uint8 [h, w] to (H, W): letterboxed, with its aspect kept and air at the right and both ends, or stretched.
 
     The chest wall stays at the left edge, where packing puts it.
     """
-    scale, top, _ = fit_geometry((image.shape[0], image.shape[1]), size)
-    height, width = (max(1, round(side * scale)) for side in image.shape)
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    across, down, top = fit_geometry((image.shape[0], image.shape[1]), size, how)
+    height, width = max(1, round(image.shape[0] * down)), max(1, round(image.shape[1] * across))
     canvas = np.zeros(size, dtype=np.uint8)
-    canvas[top : top + height, :width] = cv2.resize(image, (width, height), interpolation=interpolation)
+    canvas[top : top + height, :width] = _resize(image, height, width)
     return canvas
 
 
-def fit_geometry(stored: tuple[int, int], size: tuple[int, int]) -> tuple[float, int, int]:
-    """Scale, top and left offset that `fit` uses: canvas x = scale * stored x + left, likewise y."""
-    scale = min(size[0] / stored[0], size[1] / stored[1])
-    return scale, (size[0] - max(1, round(stored[0] * scale))) // 2, 0
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Area averages along the axes that shrink, then linear interpolation along those that grow."""
+    shrunk = min(width, image.shape[1]), min(height, image.shape[0])
+    image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    return image if shrunk == (width, height) else cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def fit_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[float, float, int]:
+    """Scales and top offset that `fit` uses: canvas x = across * stored x, canvas y = down * stored y + top."""
+    across, down = size[1] / stored[1], size[0] / stored[0]
+    if how == "letterbox":
+        across = down = min(across, down)
+    return across, down, (size[0] - max(1, round(stored[0] * down))) // 2

@@ -91,12 +91,13 @@ class Pairs(Dataset[Pair]):
         other_side = v.laterality != w.laterality
         size = self.config.image_size
         pixels = self.images.pixels(number, anchor, size)
+        others = pixels if partner == anchor else self.images.pixels(number, partner, size)
         return Pair(
             key=f"{study.key}/{v.member}",
             anchor=pixels,
-            partner=pixels if partner == anchor else self.images.pixels(number, partner, size),
-            anchor_change=augment.draw(self.config.augment, size, rng),
-            partner_change=augment.draw(self.config.augment, size, rng),
+            partner=others,
+            anchor_change=augment.draw(self.config.augment, pixels, rng),
+            partner_change=augment.draw(self.config.augment, others, rng),
             anchor_text=anchor_text,
             partner_text=prompt.text(study, w, self.config.style, hidden) if other_side else anchor_text,
         )

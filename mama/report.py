@@ -190,9 +190,9 @@ def _heat_map(pictures: Pictures, example: Document, values: NDArray[np.float32]
     height, width = pictures.split.size
     stored = pictures.stored(example["image"])
     larger = max(1, -(-HEAT_MAP_HEIGHT // height))
-    scale, top, _ = fit_geometry((stored.shape[0], stored.shape[1]), (height, width))
-    rows = slice(larger * top, larger * (top + round(stored.shape[0] * scale)))
-    columns = slice(0, larger * round(stored.shape[1] * scale))
+    across, down, top = fit_geometry((stored.shape[0], stored.shape[1]), (height, width), pictures.split.images.fit)
+    rows = slice(larger * top, larger * (top + round(stored.shape[0] * down)))
+    columns = slice(0, larger * round(stored.shape[1] * across))
     fitted = pictures.split.pixels(pictures.by_key[example["image"]], larger)
     boxes = [(larger * x0, larger * y0, larger * x1, larger * y1) for x0, y0, x1, y1 in example["boxes"]]
     plain, heated = figures.boxed(fitted, boxes), figures.boxed(figures.heat(fitted, values), boxes)

@@ -125,11 +125,28 @@ def test_fit_enlarges_a_small_image() -> None:
 def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
     image = np.zeros((40, 60), np.uint8)
     image[8:16, 20:40] = 255
-    scale, top, left = fit_geometry((40, 60), (45, 45))  # 30 x 45, with 15 rows of air
-    assert (scale, top, left) == (0.75, 7, 0)
+    across, down, top = fit_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of air
+    assert (across, down, top) == (0.75, 0.75, 7)
     rows, columns = np.nonzero(fit(image, (45, 45)))
-    assert (rows.min(), rows.max() + 1) == (top + 8 * scale, top + 16 * scale)
-    assert (columns.min(), columns.max() + 1) == (left + 20 * scale, left + 40 * scale)
+    assert (rows.min(), rows.max() + 1) == (top + 8 * down, top + 16 * down)
+    assert (columns.min(), columns.max() + 1) == (20 * across, 40 * across)
+
+
+@pytest.mark.parametrize("size", [(80, 90), (20, 30), (80, 30), (20, 90), (40, 60)])
+def test_a_stretched_image_fills_the_canvas_and_its_points_with_it(size: tuple[int, int]) -> None:
+    """Whether an axis shrinks or grows; a box that begins and ends between whole pixels of the canvas keeps them."""
+    image = np.full((40, 60), 100, np.uint8)
+    image[8:16, 20:40] = 200
+    across, down, top = fit_geometry((40, 60), size, "stretch")
+    assert (across, down, top) == (size[1] / 60, size[0] / 40, 0)
+    fitted = fit(image, size, "stretch")
+    rows, columns = np.nonzero(fitted >= 150)
+    assert (rows.min(), rows.max() + 1) == (8 * down, 16 * down)
+    assert (columns.min(), columns.max() + 1) == (20 * across, 40 * across)
+    smooth = np.add.outer(np.arange(40.0), np.arange(60.0)).astype(np.uint8) * 2
+    middle = [(np.arange(n) + 0.5) * k / n - 0.5 for n, k in zip(size, smooth.shape, strict=True)]
+    expected = 2 * np.add.outer(*middle)  # of a slope every average and interpolation is the value in its middle
+    assert np.abs(fit(smooth, size, "stretch") - expected)[2:-2, 2:-2].max() <= 1
 
 
 # Finding images

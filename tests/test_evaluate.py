@@ -131,9 +131,10 @@ def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Orac
 
 def test_boxes_follow_the_image_into_its_canvas() -> None:
     size = (128, 200)  # twice as high, wider than needed
-    assert heatmap.fit_box(BOX, SIZE, size) == tuple(2 * edge for edge in BOX)
+    assert heatmap.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
     low = (64, 24)  # half as high and wide: air above and below
-    assert heatmap.fit_box(BOX, SIZE, low) == (8, 12 + 16, 12, 16 + 16)
+    assert heatmap.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
+    assert heatmap.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
     hit = heatmap.region((BOX,), SIZE, (8, 6))
     assert np.argwhere(hit).min(0).tolist() == [2, 1]
     assert np.argwhere(hit).max(0).tolist() == [4, 3]

@@ -75,7 +75,7 @@ def batch_of(config: Config, rows: range) -> Batch:
         count = 4 if row == 7 else int(text_rng.integers(1, 3))
         text = [" ".join(text_rng.choice(WORDS[1:], 3)) for _ in range(count)]
         v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
-        change_v, change_w = (augment.draw(config.data.augment, size, rng) for _ in range(2))
+        change_v, change_w = (augment.draw(config.data.augment, pixels, rng) for pixels in (v, w))
         pairs.append(Pair(str(row), v, w, change_v, change_w, text, text if row % 2 else ["beta"]))
     return Collate(tokenizer(), config.data.max_tokens)(pairs)
 
