@@ -64,6 +64,10 @@ class DataConfig:
     pairs: list[str] = field(default_factory=lambda: ["study", "augment"])
     pair_weights: list[float] = field(default_factory=list)  # one for each of `pairs`; empty: equal
     style: Style = "report"  # of the texts, see mama/prompt.py
+    # Does a text tell the pathology of an image of which neither BI-RADS, findings nor a report are known? No
+    # radiologist sees it there, it is known after the biopsy only, and "zero-shot" then means a classifier trained on
+    # its answers: hence not by default. But without it such texts teach nothing of cancer, and `mama eval` says so.
+    tell_pathology: bool = False
     mask_probability: float = 0.8  # each piece of meta-information becomes "unknown"
     max_tokens: int = 144
     workers: int = 2  # loader processes per rank

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -21,10 +22,14 @@ from mama.config import Config, ConfigError, TextConfig
 from mama.images import Images
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import MamaModel, build
+from mama.pairs import Pairs
 from mama.pretrained import locate
+from mama.run import make_tokenizer
 from mama.tokens import Tokenizer
+from shards.remote import Remote
 from shards.schema import ShardError
 
+TEXTS = 3  # that are shown
 VOCABULARY = 2048  # of a tokenizer that is learned, where text.config does not say
 BESIDE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # say nothing of a shape
 
@@ -37,6 +42,7 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
     yield from _section("Configuration", yaml.safe_dump(plain, sort_keys=False).splitlines())
     yield from _section("Parameters", parameter_lines(model))
     yield from _section("Batches", batches)
+    yield from _section("The first texts as the language model reads them", text_lines(config))
     from mama.engine import deepspeed_settings  # takes seconds to import, and only this needs it
 
     yield from _section("DeepSpeed", json.dumps(deepspeed_settings(config, ranks), indent=2).splitlines())
@@ -90,6 +96,23 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
     except (ConfigError, ShardError, OSError) as error:
         return [*lines, f"pairs of an epoch: unknown ({error})"]
     return [*lines, f"{images:,} pairs in an epoch: {train.steps * train.global_batch / images:,.1f} epochs"]
+
+
+def text_lines(config: Config) -> Iterator[str]:
+    """The texts of the run's first pairs: masked, cut and with separators, as the run will draw them."""
+    if any(Remote.at(folder, config.data.cache_folder) for folder in config.data.shards):
+        yield "not shown: the shards would have to be fetched first"
+        return
+    try:
+        pairs, tokenizer = Pairs(config), make_tokenizer(config)
+        texts = [pairs[number].anchor_text for number in range(TEXTS)]
+    except (ConfigError, ShardError, OSError) as error:
+        yield f"unknown ({error})"
+        return
+    for text in texts:
+        read = tokenizer.encode(text, config.data.max_tokens)
+        cut = len(tokenizer.encode(text, sys.maxsize).tokens) - len(read.tokens)
+        yield f"{len(read.tokens)} tokens{f', {cut} more are cut off' if cut else ''}: {tokenizer.decode(read.tokens)}"
 
 
 def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:

@@ -14,18 +14,22 @@ import numpy as np
 import torch
 
 from mama import attention, heatmap, probe, results, retrieval, zeroshot
-from mama.config import Config
+from mama.config import Config, ConfigError
 from mama.consolidate import load_model
 from mama.dist import local_device
 from mama.features import Features, Item, Split, embed_images, embed_texts
+from mama.images import Images
+from mama.loading import load
 from mama.metrics import Floats
 from mama.model import MamaModel, build
 from mama.questions import Answer, Question, ask
 from mama.results import Results, results_table
 from mama.run import write_json
 from mama.tasks import TASKS, wording_of
+from mama.taught import training_statements
 from mama.tokens import Tokenizer
 from shards.progress import progress
+from shards.schema import ShardError, Study
 
 __all__ = ["evaluate", "results_table"]
 
@@ -35,8 +39,9 @@ def evaluate(config: Config, run: Path) -> Results:
     device = local_device()
     held = Split(config, config.eval.split)
     train = Split(config, "train")
-    wording = wording_of((item.study for item in held.items), config.data.style)
-    questions = [ask(TASKS[name], held.items, train.items, wording) for name in config.eval.tasks]
+    wording = wording_of(_studies(held), config.data.style, config.data.tell_pathology)
+    said = _said_in_training(config, run, train)
+    questions = [ask(TASKS[name], held.items, train.items, wording, said) for name in config.eval.tasks]
     drawn: dict[str, heatmap.Floats] = {}
     for name, model, tokenizer in _models(config, run, device):
         features = embed_images(model, held, config, device, name)
@@ -61,6 +66,23 @@ def evaluate(config: Config, run: Path) -> Results:
         for q in questions
     }
     return measured | {"alignment": _write_alignment(drawn, targets, held, config, folder / "alignment")}
+
+
+def _studies(split: Split) -> list[Study]:
+    return [item.study for item in split.items if item.position == 0]
+
+
+def _said_in_training(config: Config, run: Path, train: Split) -> set[str] | None:
+    """What the texts said that the run was trained on; None where its shards are not there any more."""
+    path = run / "config.yaml"
+    own = load(path).data if path.exists() else config.data
+    if own.shards == config.data.shards:
+        return training_statements(_studies(train), own)
+    try:
+        images = Images(own, "train")
+        return training_statements((images.study(n) for n in range(len(images.studies))), own)
+    except (ConfigError, ShardError, OSError):
+        return None
 
 
 def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[str, MamaModel, Tokenizer]]:
@@ -109,7 +131,7 @@ def _intensities(split: Split) -> Floats:
 def _retrieve(
     features: Features, items: list[Item], model: MamaModel, tokenizer: Tokenizer, config: Config, folder: Path
 ) -> None:
-    texts, own = retrieval.distinct_texts(items, config.data.style)
+    texts, own = retrieval.distinct_texts(items, config.data.style, config.data.tell_pathology)
     embedded = embed_texts(model, tokenizer, texts, config, next(model.parameters()).device)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "examples.json", retrieval.examples(items, texts, own, features.embeddings, embedded))

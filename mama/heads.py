@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,10 @@ class ViewHead(nn.Sequential):
 
 
 class LogitScale(nn.Module):
-    """exp(s), clamped in forward: a clamp of the parameter itself would be undone by ZeRO's fp32 copy."""
+    """exp(log), at most `largest`.
+
+    The value is capped and not the parameter: ZeRO's fp32 copy would undo a clamp of the parameter.
+    """
 
     def __init__(self, initial: float, largest: float) -> None:
         super().__init__()
@@ -76,4 +80,28 @@ class LogitScale(nn.Module):
         self.largest = largest
 
     def forward(self) -> Tensor:
-        return self.log.float().exp().clamp(max=self.largest).squeeze()
+        scale: Tensor = _CappedExp.apply(self.log, self.largest)
+        return scale.squeeze()
+
+
+class _CappedExp(torch.autograd.Function):
+    """exp(log) in fp32, at most `largest`, with a gradient that leads back below it.
+
+    A clamp has no gradient above its bound: a scale that Adam once carried over it would stay there. So above
+    the bound the gradient is that at the bound, and only where it lowers the scale: raising it would change
+    nothing but the length of the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log: Tensor, largest: float) -> Tensor:
+        exact = log.float().exp()
+        scale = exact.clamp(max=largest)
+        ctx.dtype = log.dtype
+        ctx.save_for_backward(scale, exact > largest)
+        return scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        scale, above = ctx.saved_tensors
+        gradient = gradients[0] * scale  # descent moves against it: below 0 it raises the scale
+        return gradient.masked_fill(above & (gradient < 0), 0.0).to(ctx.dtype), None

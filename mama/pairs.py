@@ -87,7 +87,8 @@ class Pairs(Dataset[Pair]):
         partner = partner_of(study, anchor, self.config, rng)
         hidden = prompt.draw_hidden(rng, self.config.mask_probability)
         v, w = study.views[anchor], study.views[partner]
-        anchor_text = prompt.text(study, v, self.config.style, hidden)
+        style, tell = self.config.style, self.config.tell_pathology
+        anchor_text = prompt.text(study, v, style, hidden, tell)
         other_side = v.laterality != w.laterality
         size = self.config.image_size
         pixels = self.images.pixels(number, anchor, size)
@@ -99,5 +100,5 @@ class Pairs(Dataset[Pair]):
             anchor_change=augment.draw(self.config.augment, pixels, rng),
             partner_change=augment.draw(self.config.augment, others, rng),
             anchor_text=anchor_text,
-            partner_text=prompt.text(study, w, self.config.style, hidden) if other_side else anchor_text,
+            partner_text=prompt.text(study, w, style, hidden, tell) if other_side else anchor_text,
         )

@@ -33,33 +33,55 @@ BIRADS = {  # ACR BI-RADS Atlas, 5th edition, assessment categories
     5: "highly suggestive of malignancy",
     6: "biopsy-proven malignancy",
 }
+# What is said to be found where an assessment is all that is known; 1 finds nothing.
+ASSESSED = {
+    0: "area that needs more imaging",
+    2: "benign finding",
+    3: "probably benign finding",
+    4: "suspicious abnormality",
+    5: "abnormality highly suggestive of malignancy",
+    6: "biopsy-proven malignancy",
+}
 OVERALL = {0: "undecided", 1: "healthy", 2: "benign", 3: "likely benign", 4: "suspect", 5: "malignant", 6: "malignant"}
 
 
-def text(study: Study, view: View, style: Style, hidden: frozenset[str] = frozenset()) -> list[str]:
+def text(
+    study: Study, view: View, style: Style, hidden: frozenset[str] = frozenset(), tell_pathology: bool = False
+) -> list[str]:
     """The sentences that describe one image.
 
     The meta-information named in `hidden` reads "unknown". What the archive does not say of density, BI-RADS or
-    findings is left out, never guessed.
+    findings is left out, never guessed. With `tell_pathology` the text ends in the `outcome` of an image of which
+    nothing else of the kind is known.
     """
-    if style == "report" or own_words(view):
-        return report(study, view, hidden)
-    return [natural_sentence(study, view, hidden) if style == "sentence" else caption(study, view, hidden)]
+    write = report if own_words(view) else STYLES[style]
+    return write(study, view, hidden, outcome(view) if tell_pathology else None)
 
 
-def report(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> list[str]:
-    """The structured report, for arguments as those of `text`."""
+def outcome(view: View) -> str | None:
+    """The pathology, where neither an assessment nor findings nor a radiologist's words say what the image shows."""
+    if view.labels.birads is not None or view.findings or own_words(view):
+        return None
+    known = {True: "malignant", False: "not malignant", None: None}[view.labels.cancer]
+    return view.labels.pathology or known
+
+
+def report(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
+    """The structured report, for arguments as those of `text`; `ending` is the outcome to be told."""
     meta = _meta(study, view, hidden)
     sentences = [
         f"Procedure: {_procedure(study)}.",
         f"Patient: age {meta['age']}, race {meta['race']}, ethnicity {meta['ethnicity']}.",
         f"Image: type {meta['type']}, side {meta['side']}, view {meta['view']}.",
     ]
-    return sentences + composition(view) + findings(view) + impression(view)
+    sentences += composition(view) + findings(view) + impression(view)
+    return sentences + ([f"Pathology: {ending}."] if ending else [])
 
 
-def natural_sentence(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> str:
-    """The facts of the report as a person would write them, for arguments as those of `text`."""
+def natural_sentence(
+    study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None
+) -> list[str]:
+    """The facts of the report as a person would write them, for arguments as those of `report`."""
     meta, labels = _meta(study, view, hidden), view.labels
     said = (
         f"This is a {_procedure(study)} of type {meta['type']}, side {meta['side']} and view {meta['view']}, "
@@ -69,23 +91,34 @@ def natural_sentence(study: Study, view: View, hidden: frozenset[str] = frozense
     shown += [_noun_phrase(finding) for finding in view.findings]
     if _looks_normal(view):
         shown.append("no mass and no calcification")
+    if words := assessed(view):
+        shown.append(_with_article(words))
     if shown:
         said += f"; it shows {', and '.join(shown)}"
     if labels.birads is not None:
         said += f"; it is assessed as BI-RADS {labels.birads}, {BIRADS[labels.birads]}"
-    return f"{said}."
+    if ending:
+        said += f"; its pathology is {ending}"
+    return [f"{said}."]
 
 
-def caption(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> str:
-    """Side, view and labels, and the kinds of the findings, for arguments as those of `text`."""
+def caption(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
+    """Side, view and labels, and the kinds of the findings, for arguments as those of `report`."""
     meta, labels = _meta(study, view, hidden), view.labels
     said = ["Mammogram", f"side {meta['side']}", f"view {meta['view']}"]
     if labels.density is not None:
         said.append(f"density {labels.density}")
     said += ["normal"] if _looks_normal(view) else dict.fromkeys(finding.kind for finding in view.findings)
+    if words := assessed(view):
+        said.append(words)
     if labels.birads is not None:
         said.append(f"BI-RADS {labels.birads}")
-    return f"{', '.join(said)}."
+    if ending:
+        said.append(f"pathology {ending}")
+    return [f"{', '.join(said)}."]
+
+
+STYLES = {"report": report, "sentence": natural_sentence, "caption": caption}
 
 
 def _meta(study: Study, view: View, hidden: frozenset[str]) -> dict[str, str]:
@@ -121,12 +154,21 @@ def composition(view: View) -> list[str]:
 
 
 def findings(view: View) -> list[str]:
-    """One sentence a finding, or the radiologist's own sentences."""
+    """One sentence a finding, or the radiologist's own sentences, or what the assessment says of an undescribed one."""
     if words := own_words(view):
         return [f"Findings: {line}." for line in words]
     if view.findings:
         return [f"Findings: {describe(finding)}." for finding in view.findings]
-    return ["Findings: no mass and no calcification."] if _looks_normal(view) else []
+    if _looks_normal(view):
+        return ["Findings: no mass and no calcification."]
+    return [f"Findings: {told}."] if (told := assessed(view)) else []
+
+
+def assessed(view: View) -> str | None:
+    """What the assessment says to be there, where nothing describes it."""
+    if own_words(view) or view.findings or _looks_normal(view) or view.labels.birads is None:
+        return None
+    return ASSESSED[view.labels.birads]
 
 
 def finding_sentences(view: View, style: Style, sentences: list[str]) -> list[str]:
@@ -165,7 +207,11 @@ def _noun_phrase(finding: Finding) -> str:
     words = f"{finding.shape or ''} {finding.kind}".strip()
     more = [f"{finding.margin} margin"] if finding.margin else []
     more += [f"{finding.density} density"] if finding.density else []
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}{' with ' if more else ''}{' and '.join(more)}"
+    return f"{_with_article(words)}{' with ' if more else ''}{' and '.join(more)}"
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def impression(view: View) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from mama.features import Item
 from mama.metrics import Floats, Ints
 from mama.tasks import Sentences, Task, Wording, prompts
+from mama.taught import untaught
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,22 @@ class Question:
     train_rows: Ints
     train_labels: Ints
     absent: list[str]
+    untaught: list[str] | None  # classes of which no training text speaks; None where the training texts are not known
     answers: list[Answer] = field(default_factory=list)
 
 
-def ask(task: Task, held: list[Item], train: list[Item], wording: Wording) -> Question:
-    """Find the images that `task` is about, and the classes that the data set has."""
+def ask(task: Task, held: list[Item], train: list[Item], wording: Wording, said: set[str] | None = None) -> Question:
+    """Find the images that `task` is about, and the classes that the data set has.
+
+    `said` are the statements of the texts that the model was trained on.
+    """
     labels = [[task.label(item.view) for item in items] for items in (held, train)]
     occurring = {label for part in labels for label in part if label is not None}
     kept = [k for k in range(len(task.classes)) if task.binary or k in occurring]
     rows = [np.array([i for i, label in enumerate(part) if label is not None], dtype=np.int64) for part in labels]
     numbers = [np.array([kept.index(k) for k in part if k is not None], dtype=np.int64) for part in labels]
     texts = prompts(task, wording)
+    unsaid = None if said is None else [task.classes[k] for k in untaught(texts, said) if k in kept]
     return Question(
         task=task,
         classes=[task.classes[k] for k in kept],
@@ -55,4 +61,5 @@ def ask(task: Task, held: list[Item], train: list[Item], wording: Wording) -> Qu
         train_rows=rows[1],
         train_labels=numbers[1],
         absent=[name for k, name in enumerate(task.classes) if k not in labels[0]],
+        untaught=unsaid,
     )

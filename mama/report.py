@@ -22,7 +22,7 @@ from mama import figures, metrics
 from mama.config import Config
 from mama.features import Split
 from mama.images import fit_geometry
-from mama.results import shown
+from mama.results import shown, untaught_note
 from shards.read import load_manifest
 from shards.remote import local_folder
 from shards.schema import SPLITS
@@ -91,6 +91,7 @@ def _template() -> jinja2.Template:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["estimate"] = shown
+    environment.filters["untaught_note"] = untaught_note
     return environment.get_template("report.html.j2")
 
 

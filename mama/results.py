@@ -28,10 +28,20 @@ def results_table(results: Results) -> str:
             auc, accuracy = (shown(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
             chance = f"{document['chance']:.2f}" if document["chance"] else "n/a"
             sizes = (str(document["images"]), str(document["patients"]))
-            lines.append((name, row["protocol"], row["model"], auc, accuracy, chance, *sizes))
+            mark = " *" if untaught_note(document) and row["protocol"] == "zero-shot" else ""
+            lines.append((name, row["protocol"] + mark, row["model"], auc, accuracy, chance, *sizes))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([table[0], "-" * len(table[0]), *table[1:]])
+    notes = [f"* {name}: {note}" for name, document in results.items() if (note := untaught_note(document))]
+    return "\n".join([table[0], "-" * len(table[0]), *table[1:], *notes])
+
+
+def untaught_note(document: dict[str, Any]) -> str | None:
+    """Why a task's zero-shot figures are of words that the model was never told; None where it was told them."""
+    if not document.get("untaught"):
+        return None
+    names = ", ".join(document["untaught"])
+    return f"no training text says what the prompts say of {names}, so zero-shot is not what the model was trained for"
 
 
 def shown(estimate: dict[str, Any]) -> str:
@@ -61,6 +71,7 @@ def write(
         "unlabelled": len(items) - len(question.rows),
         "classes": [{"name": name, "images": counts[k]} for k, name in enumerate(question.classes)],
         "absent": question.absent,
+        "untaught": question.untaught,
         "chance": 1 / len(counts) if counts else None,
         "bootstrap": {"resamples": config.bootstrap, "unit": "patient", "seed": seed},
         "prompts": {name: texts[0] for name, texts in zip(question.classes, question.texts, strict=True)},

@@ -15,13 +15,12 @@ from shards.schema import View
 QUERIES, IMAGES, TEXTS = 6, 5, 3
 
 
-def distinct_texts(items: list[Item], style: Style) -> tuple[list[list[str]], list[int]]:
+def distinct_texts(items: list[Item], style: Style, tell_pathology: bool = False) -> tuple[list[list[str]], list[int]]:
     """The different texts of these images with all meta-information hidden, and each image's row among them."""
+    hidden = frozenset(prompt.META)
     rows: dict[tuple[str, ...], int] = {}
-    own = [
-        rows.setdefault(tuple(prompt.text(item.study, item.view, style, frozenset(prompt.META))), len(rows))
-        for item in items
-    ]
+    texts = (tuple(prompt.text(item.study, item.view, style, hidden, tell_pathology)) for item in items)
+    own = [rows.setdefault(text, len(rows)) for text in texts]
     return [list(text) for text in rows], own
 
 

@@ -62,9 +62,10 @@ def make_tokenizer(config: Config) -> Tokenizer:
     if config.text.model is not None:
         name, arguments = locate("text.model", config.text.model)
         return tokens.pretrained(name, arguments)
-    images, style = Images(config.data, "train"), config.data.style
+    images, style, tell = Images(config.data, "train"), config.data.style, config.data.tell_pathology
     studies = (images.study(n) for n in range(len(images.studies)))
-    texts = (s for study in studies for view in study.views for s in prompt.text(study, view, style))
+    nothing: frozenset[str] = frozenset()
+    texts = (s for study in studies for view in study.views for s in prompt.text(study, view, style, nothing, tell))
     return tokens.learn(texts, int(config.text.config.get("vocab_size", 2048)))
 
 

@@ -27,29 +27,42 @@ class Wording:
     density: bool = True
     birads: bool = True
     reports: bool = False  # the findings are a radiologist's own words
+    descriptors: bool = True  # the findings are described
+    assessed: bool = False  # some findings are known by their assessment alone
+    outcomes: tuple[str, ...] = ()  # the pathologies that are told, see `data.tell_pathology`
     style: Style = "report"
 
 
-def wording_of(studies: Iterable[Study], style: Style = "report") -> Wording:
-    """The wording of these studies' texts in a style."""
+def wording_of(studies: Iterable[Study], style: Style = "report", tell_pathology: bool = False) -> Wording:
+    """The wording of these studies' texts, for arguments as those of `mama.prompt.text`."""
     studies = list(studies)
     views = [view for study in studies for view in study.views]
+    outcomes = {outcome for view in views if (outcome := prompt.outcome(view))} if tell_pathology else ()
     return Wording(
         reasons=tuple(sorted({study.reason for study in studies}, key=str)),
         density=any(view.labels.density for view in views),
         birads=any(view.labels.birads is not None for view in views),
-        reports=any(view.report for view in views),
+        reports=any(prompt.own_words(view) for view in views),
+        descriptors=any(view.findings for view in views),
+        assessed=any(prompt.assessed(view) for view in views),
+        outcomes=tuple(sorted(outcomes)),
         style=style,
     )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A typical image of a BI-RADS category: findings in the lexicon's descriptors, or in free words."""
+    """A typical image of a BI-RADS category: findings in the lexicon's descriptors, or in free words, or none.
+
+    With an `outcome` (see `mama.prompt.outcome`) the pathology is all that is known, and `birads` is the category
+    that such an image would have had.
+    """
 
     birads: int
     findings: tuple[Finding, ...] = ()
     words: str | None = None
+    normal: bool = False  # called so, whatever the category
+    outcome: str | None = None
 
 
 def _mass(shape: str, margin: str, density: str) -> Finding:
@@ -64,8 +77,8 @@ def _specks(kind: str, distribution: str) -> Finding:
 DESCRIBED = (
     Case(0, (_mass("irregular", "indistinct", "high"),)),
     Case(0, (_mass("irregular", "spiculated", "high"),)),
-    Case(1),
-    Case(2),
+    Case(1, normal=True),
+    Case(2, normal=True),
     Case(2, (_mass("oval", "circumscribed", "low"),)),
     Case(2, (_mass("round", "circumscribed", "equal"),)),
     Case(2, (_specks("coarse", "grouped"),)),
@@ -95,6 +108,13 @@ WRITTEN = (
     Case(5, words="Heterogenously enhancing irregular mass with speculated margin"),
     Case(5, words="Multiple heterogenously enhancing masses with irregular margin"),
     Case(6, words="Heterogenously enhancing mass with irregular margin"),
+)
+ASSESSED = tuple(Case(birads) for birads in range(7))
+OUTCOMES = (
+    Case(1, outcome="normal"),
+    Case(2, outcome="benign"),
+    Case(2, outcome="not malignant"),
+    Case(5, outcome="malignant"),
 )
 
 
@@ -156,7 +176,7 @@ TASKS = {
             "BI-RADS category",
             tuple(f"BI-RADS {n}" for n in range(7)),
             _birads,
-            lambda case, density, k: case.birads == k,
+            lambda case, density, k: case.birads == k and not case.outcome,
         ),
         Task(
             "density",
@@ -175,23 +195,36 @@ def prompts(task: Task, wording: Wording) -> list[list[Sentences]]:
     A text leaves out density or BI-RADS where the data set's texts have none, unless the task is
     about it.
     """
+    return [_texts_of_class(task, k, wording) for k in range(len(task.classes))]
+
+
+def _texts_of_class(task: Task, k: int, wording: Wording) -> list[Sentences]:
+    """In the words that the data set has; of a class that it has no words for, in those of the lexicon."""
     with_density = wording.density or task.name == "density"
     with_birads = wording.birads or task.name == "birads"
-    texts: list[list[Sentences]] = []
-    for k in range(len(task.classes)):
-        variants: dict[tuple[str, ...], None] = {}  # a dict keeps the order and drops equal texts
-        for case, density, reason in product(WRITTEN if wording.reports else DESCRIBED, DENSITIES, wording.reasons):
+    hidden, tell_pathology = frozenset(prompt.META), bool(wording.outcomes)
+    texts: dict[tuple[str, ...], None] = {}  # a dict keeps the order and drops equal texts
+    for cases in (_cases(wording), DESCRIBED):
+        for case, density, reason in product(cases, DENSITIES, wording.reasons):
             if task.describes(case, density, k):
-                view = _view(case, density if with_density else None, case.birads if with_birads else None)
+                view = _view(case, density if with_density else None, with_birads)
                 study = Study(key="", patient="", source="", split="", views=(view,), reason=reason)
-                variants[tuple(prompt.text(study, view, wording.style, frozenset(prompt.META)))] = None
-        texts.append([list(variant) for variant in variants])
-    return texts
+                texts[tuple(prompt.text(study, view, wording.style, hidden, tell_pathology))] = None
+        if texts:
+            break
+    return [list(text) for text in texts]
 
 
-def _view(case: Case, density: str | None, birads: int | None) -> View:
+def _cases(wording: Wording) -> tuple[Case, ...]:
+    """The cases that can be told in the data set's words."""
+    cases: tuple[Case, ...] = WRITTEN if wording.reports else DESCRIBED if wording.descriptors else ()
+    cases += ASSESSED if wording.assessed else ()
+    return cases + tuple(case for case in OUTCOMES if case.outcome in wording.outcomes)
+
+
+def _view(case: Case, density: str | None, with_birads: bool) -> View:
     """A view of which only the facts of `case` are known; side and view are hidden by the caller."""
-    nothing = not case.findings and not case.words
+    outcome = "normal" if case.normal else case.outcome
     return View(
         member="",
         laterality="L",
@@ -202,7 +235,12 @@ def _view(case: Case, density: str | None, birads: int | None) -> View:
         crop=(0, 0, 1, 1),
         flipped=False,
         to_original=(1, 0, 0, 0, 1, 0),
-        labels=Labels(birads=birads, density=density, pathology="normal" if nothing else None),
+        labels=Labels(
+            birads=case.birads if with_birads and not case.outcome else None,
+            density=density,
+            cancer=False if outcome == "not malignant" else None,
+            pathology=None if outcome == "not malignant" else outcome,
+        ),
         findings=case.findings,
         report=case.words,
     )

@@ -66,6 +66,10 @@ class Tokenizer:
             self._known[sentence] = encoded["input_ids"]
         return self._known[sentence]
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text that tokens stand for, separators included."""
+        return str(self.base.decode(tokens, clean_up_tokenization_spaces=False)).strip()
+
     def save(self, folder: Path) -> None:
         self.base.save_pretrained(folder)
 

@@ -36,7 +36,7 @@ class HeldOut(Dataset[Row]):
     """
 
     def __init__(self, config: Config) -> None:
-        self.size, self.style = config.data.image_size, config.data.style
+        self.data, self.size = config.data, config.data.image_size
         try:
             self.images = Images(config.data, "val")
         except ConfigError as error:
@@ -60,7 +60,9 @@ class HeldOut(Dataset[Row]):
         except ShardError as error:
             self.corrupt.add(self.images.key(number), error)
             return torch.zeros(1, *self.size, dtype=torch.uint8), ["unreadable"], False
-        return torch.from_numpy(pixels)[None], prompt.text(study, study.views[position], self.style), True
+        style, tell = self.data.style, self.data.tell_pathology
+        text = prompt.text(study, study.views[position], style, frozenset(), tell)
+        return torch.from_numpy(pixels)[None], text, True
 
 
 class _Collate:

@@ -5,6 +5,7 @@ The grey of the breast is its density (50 x class + 40), a white square in it is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,19 +60,30 @@ def study(number: int, split: str, words: str | None = None) -> Study:
     return Study(f"{split}{number:03d}", f"patient{split}{number}", "invented", split, tuple(views), age=50)
 
 
-def write_shards(folder: Path, patients: dict[str, int], words: str | None = None) -> list[Study]:
-    """`patients` by split; returns the studies."""
+def write_shards(
+    folder: Path, patients: dict[str, int], words: str | None = None, known: tuple[str, ...] | None = None
+) -> list[Study]:
+    """`patients` by split; returns the studies. Of `known` labels alone, where they are given, and without findings."""
     samples = {
-        split: [_sample(study(number, split, words)) for number in range(count)] for split, count in patients.items()
+        split: [_sample(study(number, split, words), known) for number in range(count)]
+        for split, count in patients.items()
     }
     write_folder(folder, samples, per_shard=16)
     return [sample.study for of_split in samples.values() for sample in of_split]
 
 
-def _sample(one: Study) -> Sample:
+def only(one: Study, known: tuple[str, ...]) -> Study:
+    """The same study with no findings and only these of its labels."""
+    views = [
+        replace(v, labels=Labels(**{name: getattr(v.labels, name) for name in known}), findings=()) for v in one.views
+    ]
+    return replace(one, views=tuple(views))
+
+
+def _sample(one: Study, known: tuple[str, ...] | None) -> Sample:
     pixels = [image(str(v.labels.density), bool(v.labels.cancer)) for v in one.views]
     jpegs = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes() for p in pixels]
-    return Sample(one, tuple(jpegs), ())
+    return Sample(one if known is None else only(one, known), tuple(jpegs), ())
 
 
 class Oracle(nn.Module):

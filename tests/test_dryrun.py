@@ -20,13 +20,15 @@ from transformers import AutoConfig
 from mama.cli import main
 from mama.config import TextConfig, VisionConfig
 from mama.data import Texts
-from mama.dryrun import dry_run, shape_of
+from mama.dryrun import dry_run, shape_of, text_lines
 from mama.engine import deepspeed_settings
 from mama.heads import LocalHead
 from mama.images import Images
 from mama.loading import load, save
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import build
+from mama.pairs import Pairs
+from mama.run import make_tokenizer
 from mama.towers import build_text, build_vision
 
 Mama = Callable[..., tuple[int, str, str]]
@@ -97,6 +99,24 @@ def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) ->
     ]
     assert [line.split()[0] for line in told["Memory of one of 2 ranks, GiB"] if " * " in line] == ["3"]
     assert "Activations of 4 pairs, GiB" in told
+    shown = told["The first texts as the language model reads them"]
+    read, texts = make_tokenizer(config), [Pairs(config)[g].anchor_text for g in range(3)]
+    for line, text in zip(shown, texts, strict=True):
+        whole = "<|sentence|> ".join([*text, ""]).strip()
+        assert len(read.encode(text, 1000).tokens) > config.data.max_tokens == 64
+        start, _, said = line.partition(" are cut off: ")
+        assert start.startswith("64 tokens, ")
+        assert whole.startswith(said.removesuffix("<|sentence|>"))
+        assert said.count("<|sentence|>") >= 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("nowhere", "unknown (nowhere: "), ("https://example.org/x", "not shown")]
+)
+def test_texts_that_are_not_there_are_a_line(folder: str, said: str) -> None:
+    config = tiny(1)
+    (line,) = text_lines(replace(config, data=replace(config.data, shards=[folder])))
+    assert line.startswith(said)
 
 
 def test_parameters_are_those_of_the_real_model() -> None:

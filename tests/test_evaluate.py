@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -18,7 +19,9 @@ from mama import heatmap, prompt, retrieval, tokens
 from mama.config import Config, DataConfig, EvalConfig
 from mama.evaluate import evaluate, results_table
 from mama.features import Split, embed_images
+from mama.loading import save
 from mama.questions import ask
+from mama.report import write_report
 from mama.tasks import TASKS, Wording
 
 
@@ -118,6 +121,35 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert "n/a" in lines[2]
     assert "1.000 [1.000, 1.000]" in lines[2]
     assert not re.search(r"None|\bnan\b", "\n".join(lines))
+
+
+def test_a_class_of_which_no_training_text_speaks_is_marked(config: Config, oracle: Oracle) -> None:
+    """In metrics, table and report; whether it is spoken of hangs on the training split and on the settings."""
+    assert all(d["untaught"] == [] for name, d in evaluate(config, config.run_folder).items() if name != "alignment")
+    folder = Path(config.data.shards[0]).parent / "pathology"
+    write_shards(folder, {"train": 8, "test": 8}, known=("pathology", "cancer"))
+    config = replace(config, data=replace(config.data, shards=[str(folder)]))
+    measured = replace(config.eval, tasks=["cancer"], intensity_baseline=False, bootstrap=0)
+    config = replace(config, eval=measured)
+    found = evaluate(config, config.run_folder)
+    assert found["cancer"]["untaught"] == ["cancer"]
+    table = results_table(found).splitlines()
+    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
+        "linear probe"
+    ] * 2
+    assert table[-1].startswith("* cancer: no training text says what the prompts say of cancer")
+    assert "no training text says what the prompts say of cancer" in write_report(config, config.run_folder).read_text()
+    told = replace(config, data=replace(config.data, tell_pathology=True))
+    found = evaluate(told, config.run_folder)
+    assert found["cancer"]["untaught"] == []
+    assert found["cancer"]["prompts"]["cancer"][-1] == "Pathology: malignant."
+    assert "*" not in results_table(found)
+    # Of another data set the words of the run's own training texts are what counts; gone, they are not known.
+    save(config, config.run_folder / "config.yaml")
+    other = replace(config, data=replace(config.data, shards=[str(folder.parent / "shards")]))
+    assert evaluate(other, config.run_folder)["cancer"]["untaught"] == ["cancer"]
+    shutil.rmtree(folder)
+    assert evaluate(other, config.run_folder)["cancer"]["untaught"] is None
 
 
 def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Oracle) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import pytest
 
 from mama import prompt
 from shards.schema import Finding, Labels, Study, View
+from shards.sources.cdd_cesm import cdd_cesm
+from shards.sources.phantom import _birads, _lesions
 
 MASS = Finding(1, "mass", None, "irregular", "spiculated", "high", pathology="malignant")
 SPECKS = Finding(2, "calcification", calcification_type="fine pleomorphic", distribution="grouped")
@@ -90,11 +95,12 @@ def test_a_missing_fact_takes_only_its_own_sentences(missing: str) -> None:
         "findings": ("Findings",),
     }[missing]
     less = replace(WHOLE, findings=()) if missing == "findings" else WHOLE
+    said = ["Findings: abnormality highly suggestive of malignancy."] if missing == "findings" else []
     if missing != "findings":
         less = replace(WHOLE, labels=replace(WHOLE.labels, **{missing: None}))
     expected = [sentence for sentence in prompt.report(STUDY, WHOLE) if not sentence.startswith(starts)]
     assert len(expected) == 9 - 2
-    assert prompt.report(STUDY, less) == expected
+    assert prompt.report(STUDY, less) == expected[:5] + said + expected[5:]
 
 
 @pytest.mark.parametrize(
@@ -164,8 +170,7 @@ def test_findings_keep_their_order() -> None:
     [
         (Labels(1), ["Findings: no mass and no calcification."]),
         (Labels(pathology="normal"), ["Findings: no mass and no calcification."]),
-        (Labels(2), []),
-        (Labels(0), []),
+        (Labels(2, pathology="normal"), ["Findings: no mass and no calcification."]),
         (Labels(pathology="benign"), []),
         (Labels(cancer=False), []),
         (Labels(), []),
@@ -173,6 +178,59 @@ def test_findings_keep_their_order() -> None:
 )
 def test_only_a_breast_called_normal_is_said_to_be_empty(labels: Labels, said: list[str]) -> None:
     assert prompt.findings(view(labels)) == said
+
+
+@pytest.mark.parametrize(
+    ("birads", "words", "sentence"),
+    [
+        (0, "area that needs more imaging", "an area that needs more imaging"),
+        (2, "benign finding", "a benign finding"),
+        (3, "probably benign finding", "a probably benign finding"),
+        (4, "suspicious abnormality", "a suspicious abnormality"),
+        (5, "abnormality highly suggestive of malignancy", "an abnormality highly suggestive of malignancy"),
+        (6, "biopsy-proven malignancy", "a biopsy-proven malignancy"),
+    ],
+)
+def test_an_assessment_without_descriptors_says_what_was_found(birads: int, words: str, sentence: str) -> None:
+    """In every style, and only there: descriptors and a radiologist's words say it better."""
+    bare = view(Labels(birads))
+    assert f"Findings: {words}." in prompt.text(STUDY, bare, "report")
+    assert f"; it shows {sentence}; it is assessed as BI-RADS {birads}, " in prompt.text(STUDY, bare, "sentence")[0]
+    assert prompt.text(STUDY, bare, "caption") == [f"Mammogram, side left, view MLO, {words}, BI-RADS {birads}."]
+    for known in (
+        replace(bare, findings=(MASS,)),
+        replace(bare, report="Ödem"),
+        view(Labels(birads, None, None, "normal")),
+    ):
+        for style in get_args(prompt.Style):
+            said = [s for s in prompt.text(STUDY, known, style) if not s.startswith("Impression")]
+            assert words not in " ".join(said).partition("; it is assessed")[0]
+
+
+def test_pathology_is_told_only_where_it_may_be_and_nothing_else_is_known() -> None:
+    """Nobody sees it in an image, so it never stands beside what somebody has seen there."""
+    for labels, told in (
+        (Labels(pathology="malignant"), "malignant"),
+        (Labels(None, "C", False, "benign"), "benign"),
+        (Labels(pathology="normal"), "normal"),
+        (Labels(cancer=True), "malignant"),
+        (Labels(cancer=False), "not malignant"),
+    ):
+        for style, words in (
+            ("report", f"Pathology: {told}."),
+            ("sentence", f"; its pathology is {told}."),
+            ("caption", f", pathology {told}."),
+        ):
+            alone = prompt.text(STUDY, view(labels), style, tell_pathology=True)  # type: ignore[arg-type]
+            assert alone[-1].endswith(words)
+            without = prompt.text(STUDY, view(labels), style)  # type: ignore[arg-type]
+            assert "athology" not in " ".join(without)
+            assert "malignan" not in " ".join(without)
+            for known in (view(replace(labels, birads=4)), view(labels, (MASS,)), view(labels, words="Ödem")):
+                assert prompt.text(STUDY, known, style, tell_pathology=True) == prompt.text(STUDY, known, style)  # type: ignore[arg-type]
+    for style in get_args(prompt.Style):
+        nothing = view(Labels(density="A"))
+        assert prompt.text(STUDY, nothing, style, tell_pathology=True) == prompt.text(STUDY, nothing, style)
 
 
 def test_a_radiologists_words_stand_as_they_are_in_the_place_of_the_findings() -> None:
@@ -256,7 +314,6 @@ def test_a_natural_sentence_says_the_facts_of_the_report() -> None:
         (Labels(), "."),
         (Labels(density="A"), "; it shows breast density A, almost entirely fatty."),
         (Labels(pathology="normal"), "; it shows no mass and no calcification."),
-        (Labels(0), "; it is assessed as BI-RADS 0, incomplete, more imaging is needed."),
         (Labels(1), "; it shows no mass and no calcification; it is assessed as BI-RADS 1, negative."),
     ):
         said = prompt.text(stranger, view(labels, side="R", position="CC"), "sentence")
@@ -285,7 +342,6 @@ def test_a_caption_is_the_labels_and_the_kinds_of_findings() -> None:
     assert said(Labels(5, "C"), MASS, SPECKS, MASS) == [
         "Mammogram, side left, view MLO, density C, mass, calcification, BI-RADS 5."
     ]
-    assert said(Labels(0)) == ["Mammogram, side left, view MLO, BI-RADS 0."]
     assert said(Labels(1, "B")) == ["Mammogram, side left, view MLO, density B, normal, BI-RADS 1."]
     assert said(Labels(density="D")) == ["Mammogram, side left, view MLO, density D."]
     assert said(Labels(cancer=True)) == ["Mammogram, side left, view MLO."]
@@ -325,3 +381,19 @@ def test_the_same_random_numbers_hide_the_same_facts() -> None:
     first, second = (prompt.draw_hidden(np.random.default_rng(7), 0.5) for _ in range(2))
     assert first == second
     assert len({prompt.draw_hidden(np.random.default_rng(seed), 0.5) for seed in range(50)}) > 20
+
+
+def test_the_texts_that_shipped_figures_were_measured_with_are_as_they_were(cdd_cesm_root: Path) -> None:
+    """Of both recipes with figures. Who changes a word here measures them anew."""
+    drawn, rng = hashlib.sha256(), np.random.default_rng(0)
+    for number in range(300):
+        pathology = ("normal", "benign", "malignant")[number % 3]
+        labels = Labels(_birads(pathology, rng), "ABCD"[number % 4], pathology == "malignant", pathology)
+        shown = view(labels, tuple(lesion.finding for lesion in _lesions(pathology, rng)))
+        drawn.update("\n".join(prompt.text(STUDY, shown, "report")).encode())
+    assert drawn.hexdigest() == "a6cd1303944243e8c9409465043a51a04890244caead2a81eef0b9bbb52602ab"
+    written = hashlib.sha256()
+    for study in cdd_cesm(cdd_cesm_root):
+        for one in study.views:
+            written.update("\n".join(prompt.text(cast(Study, study), cast(View, one), "report")).encode())
+    assert written.hexdigest() == "9e92eed8a04eee71b286d2b295bc38934a1d5851c4069719fd6745300baab38a"

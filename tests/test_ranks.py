@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -20,6 +21,7 @@ from mama import attention, augment, gradcache
 from mama.config import Config, DataConfig, HeadsConfig, LossConfig, OptimConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Collate, Pair
 from mama.errors import RankError
+from mama.heads import LogitScale
 from mama.launch import run_on_ranks
 from mama.losses import objective
 from mama.model import MamaModel, build
@@ -176,13 +178,86 @@ def test_two_ranks_equal_one_rank_on_the_concatenated_batch(norm: Any) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_cached_gradients_are_those_of_the_whole_batch(ranks: int) -> None:
-    """Dropout is replayed: on one rank the micro-batches' masks are known, and the gradients are the same."""
+    """Dropout is replayed: on one rank the micro-batches' masks are known, and the gradients are the same.
+
+    On two ranks the logit scales are above their cap, and get the gradient that leads them back.
+    """
     config = tiny(ranks, grad_cache=True, micro_batch=2)
     if ranks == 1:
         config = replace(config, text=replace(config.text, lora_dropout=0.3))
+    else:
+        config = replace(config, loss=replace(config.loss, initial_scale=40.0, max_scale=20.0))
     expected = by_autograd(config)
+    assert expected[2]["scale.log"] > 0
+    assert expected[2]["local_scale.log"] > 0
     for where, found in run_on_ranks(by_stage, config):
         assert_equal(found, expected, 1e-5, where)
+
+
+class Scaled(torch.nn.Module):
+    """A logit scale, and a matrix whose gradient is 0."""
+
+    def __init__(self, loss: LossConfig) -> None:
+        super().__init__()
+        self.scale, self.head = LogitScale(loss.initial_scale, loss.max_scale), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale() + 0 * self.head(x).sum()
+
+
+PUSHES = [-1.0] * 8 + [1.0] * 12  # the gradient of the loss by the scale: up, over its cap, and back
+SCALES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+
+
+def pushed(config: Config) -> list[list[float]]:
+    """For each of `SCALES` the scale in front of every step, and behind the last."""
+    from mama.engine import join_ranks, start_engine
+
+    join_ranks()
+    found = []
+    for precision, stage in SCALES:
+        train = replace(config.train, precision=cast(Any, precision), zero_stage=cast(Any, stage))
+        engine = start_engine(cast(Any, Scaled(config.loss)), replace(config, train=train))
+        x = torch.ones(1, 4, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        values = []
+        for push in PUSHES:
+            scale = engine(x)
+            values.append(scale.item())
+            engine.backward(push * scale)
+            engine.step()
+        found.append([*values, engine(x).item()])
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def pushed_by_hand(initial: float, largest: float, rate: float, bf16: bool) -> list[float]:
+    """Adam (Kingma and Ba 2015, algorithm 1) on one number, whose gradient is 0 where it would lead away from a cap."""
+
+    def rounded(x: float) -> float:
+        return float(torch.tensor(x).bfloat16()) if bf16 else x
+
+    log = rounded(math.log(initial))
+    first = second = 0.0
+    values = []
+    for step, push in enumerate(PUSHES, 1):
+        exact = math.exp(rounded(log))
+        values.append(min(exact, largest))
+        gradient = 0.0 if exact > largest and push < 0 else rounded(push * values[-1])
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        log -= rate * (first / (1 - 0.9**step)) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return [*values, min(math.exp(rounded(log)), largest)]
+
+
+def test_a_logit_scale_that_was_pushed_over_its_cap_comes_back() -> None:
+    """And it does not run away above it, where the way back would be longer with every step."""
+    config = tiny(2)
+    optim = replace(config.optim, lr=0.02, weight_decay=0.0)
+    config = replace(config, loss=replace(config.loss, initial_scale=95.0), optim=optim)
+    for where, found in zip(SCALES, run_on_ranks(pushed, config), strict=True):
+        expected = pushed_by_hand(95.0, 100.0, 0.02, bf16=where[0] == "bf16")
+        assert found == pytest.approx(expected, rel=1e-5), where
+        assert found[8] == 100.0, where
+        assert found[-1] < 99.0, where
 
 
 def failing(config: Config) -> None:

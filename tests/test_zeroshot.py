@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cohort import study
+from cohort import only, study
 
 from mama import prompt
 from mama.tasks import TASKS, Wording, prompts, wording_of
@@ -49,6 +49,10 @@ def test_every_class_has_texts_that_differ_from_all_other_classes() -> None:
         Wording(density=False, birads=False, style="sentence"),
         Wording(reasons=(None, "screening"), reports=True),
         Wording(density=False, birads=False),
+        Wording(descriptors=False, assessed=True, style="caption"),
+        Wording(density=False, birads=False, descriptors=False, outcomes=("benign", "malignant", "normal")),
+        Wording(birads=False, descriptors=False, outcomes=("malignant", "not malignant"), style="sentence"),
+        Wording(density=False, birads=False, descriptors=False),
     ):
         for task in TASKS.values():
             texts = [{tuple(text) for text in variants} for variants in prompts(task, wording)]
@@ -88,6 +92,23 @@ def test_a_training_text_is_among_the_texts_of_its_class(style: prompt.Style, wo
             found = [text in variants for variants in prompts(TASKS[name], wording)]
             assert found.index(True) == label, (name, found)
             assert sum(found) == 1
+
+
+@pytest.mark.parametrize("style", ["report", "sentence", "caption"])
+@pytest.mark.parametrize("known", [("birads",), ("birads", "density", "cancer"), ("pathology",), ("cancer", "density")])
+def test_of_a_table_with_few_columns_too(style: prompt.Style, known: tuple[str, ...]) -> None:
+    """Assessments without descriptors, and pathology alone: the prompts have the words of the training texts."""
+    studies = [only(study(number, "train"), known) for number in range(8)]
+    wording = wording_of(studies, style, tell_pathology=True)
+    hidden = frozenset(prompt.META)
+    for one in studies:
+        for name in ("cancer", "malignancy", "birads", "density"):
+            for view in one.views:
+                label = TASKS[name].label(view)
+                if label is not None:
+                    text = prompt.text(one, view, style, hidden, tell_pathology=True)
+                    found = [text in variants for variants in prompts(TASKS[name], wording)]
+                    assert [k for k, is_in in enumerate(found) if is_in] == [label], (name, text)
 
 
 def test_texts_say_only_what_the_data_set_says() -> None:
