@@ -6,11 +6,10 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-import yaml
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 from torch import nn
@@ -19,6 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from mama.attention import KERNELS
 from mama.config import Config, ConfigError, TextConfig
 from mama.images import Images
+from mama.loading import as_yaml
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import MamaModel, build
 from mama.pretrained import locate
@@ -33,8 +33,7 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
     """Lines about the run of `config` on `ranks` ranks. Raises `ConfigError` where it could not be started."""
     model = shape_of(config)
     batches = batch_lines(config, ranks)  # what cannot be divided is told before anything is printed
-    plain = json.loads(json.dumps(asdict(config)))  # YAML knows no tuples
-    yield from _section("Configuration", yaml.safe_dump(plain, sort_keys=False).splitlines())
+    yield from _section("Configuration", as_yaml(config).splitlines())
     yield from _section("Parameters", parameter_lines(model))
     yield from _section("Batches", batches)
     from mama.engine import deepspeed_settings  # takes seconds to import, and only this needs it

@@ -166,7 +166,7 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["eval", "quickstart", "eval.tasks=[cancre]"], "eval.tasks: 'cancre' is not one of cancer, malignancy, birad"),
         (["report", "quickstart", "data.shards=[nowhere]"], f"nowhere: {NO_SHARDS}"),
         (["train", "quickstart", "--slurm", "--profile", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
-        (["train", "quickstart", "--slurm", "--profile", "bad.yaml"], "bad.yaml: partitoin: unknown key; did you mean"),
+        (["train", "quickstart", "--slurm", "--profile", "bad.yaml"], "bad.yaml: unknown key partitoin; did you mean"),
         (
             ["eval", "quickstart", "--slurm", "--profile", "worse.yaml"],
             "worse.yaml: nodes: 'two' is not a whole number",
