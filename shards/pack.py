@@ -221,7 +221,16 @@ def _source_options(config: PackConfig) -> dict[str, Any]:
     for name, value in options.items():
         if value is inspect.Parameter.empty:
             raise ShardError(f"options.{name}: source {config.source!r} needs it")
+        _check_option(name, value, known[name])
     return options
+
+
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """A whole number where the source has one, and no number in the place of a text, which 1.10 may have become."""
+    kinds = {int: "a whole number", str: "a text; write it in quotes"}
+    wanted = str if default is None and isinstance(value, bool | int | float) else type(default)
+    if wanted in kinds and type(value) is not wanted:
+        raise ShardError(f"options.{name}: {value!r} is not {kinds[wanted]}")
 
 
 def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[str, Any]:
