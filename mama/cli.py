@@ -33,9 +33,20 @@ def cli() -> None:
 
 
 def configured(path: str, overrides: tuple[str, ...]) -> Config:
-    """The configuration that a CONFIG argument and its key=value changes name."""
+    """The configuration that a CONFIG argument and its key=value changes name.
+
+    A run folder is itself the run, wherever it was moved to: its config.yaml may have been written elsewhere, and
+    must not lead to another run, whose files would be read, written over or deleted.
+    """
     folder = Path(path)
-    return load(folder / "config.yaml" if folder.is_dir() else path, overrides)
+    if not folder.is_dir():
+        return load(path, overrides)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    file = folder / "config.yaml"
+    if (name := load(file).name) != folder.name:
+        raise ConfigError(f"{folder}: its config.yaml is of the run {name!r}; rename the folder, or give {file} itself")
+    return load(file, (f"runs={folder.parent}", *overrides))
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(f"{field}: the Python package {package} is not installed; see the head of the recipe")
         model = str(Path(spec.submodule_search_locations[0]) / file)
+    model = os.path.expanduser(model)
     if model.endswith(".gguf"):
         path = Path(model)
         if not path.is_file():

@@ -59,7 +59,7 @@ class ShardReader:
 
     def __init__(self, folder: Path | str, split: str | None = None, cache: Path | None = None) -> None:
         self.remote = Remote.at(folder, cache)
-        self.folder = self.remote.manifest() if self.remote else Path(folder)
+        self.folder = self.remote.manifest() if self.remote else Path(os.path.expanduser(folder))
         self.manifest = load_manifest(self.folder)
         self.shards = [shard for shard in self.manifest.shards if split in (None, shard.split)]
         for shard in self.shards:

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from cohort import write_shards
 
 from mama import cli as module
-from mama.cli import cli, complete_config, main
+from mama.cli import cli, complete_config, configured, main
 from mama.config import Config
 from mama.errors import RankError, TrainingError
 from mama.loading import load, save
@@ -160,6 +160,10 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["pack", "quickstart", "pack.workers"], "pack.workers: expected key=value, for example train.steps=100"),
         (["train", "quickstart", "train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
         (["train", "quickstart", "train.steps=0"], "train.steps: 0 is less than 1"),
+        (
+            ["train", "quickstart", "name=.."],
+            "name: '..' is not the name of one folder; the folder that holds it is ru",
+        ),
         (["consolidate", "quickstart"], "runs/quickstart: no complete checkpoint; train first"),
         (["eval", "quickstart"], f"runs/shards/phantom: {NO_SHARDS}"),
         (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart/model: no model.safetensors; run `mama con"),
@@ -282,6 +286,22 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
     code, out, _ = mama("consolidate", "runs/mine", "seed=6")
     assert (code, out) == (0, "runs/mine\n")
     assert seen == [Config(name="mine", seed=6)]
+
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "runs" / "mine", tmp_path / "moved" / "mine")
+    assert mama("consolidate", "moved/mine")[1] == "moved/mine\n", "not runs/mine, which may be another run"
+    assert mama("consolidate", f"{tmp_path}/moved/mine/", "name=other")[1] == f"{tmp_path}/moved/other\n"
+    monkeypatch.chdir(tmp_path / "moved" / "mine")
+    assert configured(".", ()).run_folder == tmp_path / "moved" / "mine"
+    monkeypatch.chdir(tmp_path)
+    shutil.move(tmp_path / "moved" / "mine", tmp_path / "moved" / "yours")
+    file = "moved/yours/config.yaml"
+    code, _, err = mama("consolidate", "moved/yours")
+    assert (code, err) == (
+        2,
+        f"mama: moved/yours: its config.yaml is of the run 'mine'; rename the folder, or give {file} itself\n",
+    )
+    assert mama("consolidate", file)[1] == "runs/mine\n"
 
 
 JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]]]] = [

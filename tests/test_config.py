@@ -20,6 +20,8 @@ from mama.config import (
     VisionConfig,
 )
 from mama.loading import load, load_profile, save, shipped_configs
+from mama.pretrained import locate
+from shards.remote import local_folder
 from shards.sources import SOURCES
 
 RECIPES = sorted(path.name for path in shipped_configs().glob("*.yaml"))
@@ -404,3 +406,29 @@ def test_a_step_that_cannot_be_cut_says_what_to_change(whole: int, micro: int, r
 
 def test_a_run_lies_in_a_folder_of_its_name() -> None:
     assert Config(name="a", runs="b/c").run_folder == Path("b/c/a")
+
+
+def test_a_name_is_that_of_one_folder_inside_of_runs(tmp_path: Path) -> None:
+    for name in ("1.10", "007", "a b", "ü-乳房", "mine=yours", "a.b", "_a", "x" * 200):
+        assert load(written(tmp_path, ""), [f"name={name}"]).run_folder == Path("runs") / name
+    path = "is not the name of one folder; the folder that holds it is runs=..."
+    edge = "begins with '-', '.' or a blank, or ends with a blank; take it away"
+    inside = "holds a control character or a %; take it out"
+    for name, reason in (
+        *((name, path) for name in ("", ".", "..", "a/b", "/etc", "../x", "a\\b", "a/", "~/x")),
+        *((name, edge) for name in ("-rf", ".git", " a", "a ", "...")),
+        *((name, inside) for name in ("a\nb", "a\0b", "\x1b[2J", "a\u2028", "a\u202eb", "\udcff", "a%jb")),
+        ("ü" * 101, "is longer than 200 bytes"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Config(name=name)
+        assert str(caught.value) == f"name: {name[:80]!r} {reason}"
+        assert str(caught.value).isprintable()
+
+
+def test_a_tilde_is_the_home_folder_where_folders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Config(runs="~/r", name="a").run_folder == Path("/home/me/r/a")
+    assert Config(runs="~nobody-here/r", name="a").run_folder == Path("~nobody-here/r/a")
+    assert local_folder("~/shards", Path("cache")) == Path("/home/me/shards")
+    assert locate("vision.model", "~/dino")[0] == "/home/me/dino"
