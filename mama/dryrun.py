@@ -21,7 +21,7 @@ from mama.images import Images
 from mama.loading import as_yaml
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import MamaModel, build
-from mama.pretrained import locate
+from mama.pretrained import in_one_line, locate
 from mama.tokens import Tokenizer
 from shards.schema import ShardError
 
@@ -139,13 +139,11 @@ def _published(field: str, name: str) -> dict[str, Any]:
     """The configuration of a pretrained model, as the `config` of a tower with random weights."""
     folder, arguments = locate(field, name)
     try:
-        shape = AutoConfig.from_pretrained(folder, **arguments)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:160]
-        raise ConfigError(
-            f"{field}: the configuration of {name} cannot be read ({reason}); name a local folder or its `model_type` "
-            f"and sizes in {field.split('.')[0]}.config"
-        ) from error
+        with in_one_line(f"{field}: the configuration of {name}"):
+            shape = AutoConfig.from_pretrained(folder, trust_remote_code=False, **arguments)
+    except ConfigError as error:
+        section = field.partition(".")[0]
+        raise ConfigError(f"{error}; name a local folder, or `model_type` and sizes in {section}.config") from error
     known = {*type(shape)().to_dict(), *shape.attribute_map}
     return {key: value for key, value in shape.to_dict().items() if key in known and key not in BESIDE}
 
