@@ -65,7 +65,12 @@ def test_code_that_a_model_brings_is_never_run_and_nobody_is_asked(
     text_model: Path, vision_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(builtins, "input", lambda question="": asked.append(question) or "y")
+
+    def yes(question: str = "") -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr(builtins, "input", yes)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     for model, used in ((vision_model, {"vision"}), (text_model, {"text", "tokenizer", "run", "dry run"})):
         folder = Path(shutil.copytree(model, tmp_path / model.name))
