@@ -203,6 +203,30 @@ def test_training_without_shards_is_one_line_although_a_rank_finds_it(mama: Mama
     assert not (tmp_path / "runs" / "quickstart" / "config.yaml").exists(), "the mended run must not be refused"
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": ""},
+        {"RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "LOCAL_RANK": "x"},
+    ],
+)
+def test_a_rank_that_no_launcher_has_started_is_one_line(
+    mama: Mama, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = mama("train", "quickstart")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mama: RANK: RANK={environment['RANK']!r}, WORLD_SIZE=")
+    assert err.count("\n") == 1
+
+
 def test_a_batch_that_cannot_be_cut_is_the_last_line_of_training(mama: Mama, shards: Path) -> None:
     code, out, err = mama("train", "quickstart", "train.global_batch=63", "train.ranks=1", f"data.shards=[{shards}]")
     assert (code, out) == (2, "")
