@@ -13,10 +13,10 @@ import click.shell_completion
 from mama import logs
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
-from mama.loading import find, load, shipped_configs
+from mama.loading import load, load_profile, shipped_configs
 from mama.stop import STOPPED
 from shards.schema import ShardError
-from slurm.profile import SlurmError, load_profile
+from slurm.profile import SlurmError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -33,9 +33,20 @@ def cli() -> None:
 
 
 def configured(path: str, overrides: tuple[str, ...]) -> Config:
-    """The configuration that a CONFIG argument and its key=value changes name."""
+    """The configuration that a CONFIG argument and its key=value changes name.
+
+    A run folder is itself the run, wherever it was moved to: its config.yaml may have been written elsewhere, and
+    must not lead to another run, whose files would be read, written over or deleted.
+    """
     folder = Path(path)
-    return load(folder / "config.yaml" if folder.is_dir() else path, overrides)
+    if not folder.is_dir():
+        return load(path, overrides)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    file = folder / "config.yaml"
+    if (name := load(file).name) != folder.name:
+        raise ConfigError(f"{folder}: its config.yaml is of the run {name!r}; rename the folder, or give {file} itself")
+    return load(file, (f"runs={folder.parent}", *overrides))
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
@@ -63,7 +74,7 @@ def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config,
     from slurm.submit import submit
 
     name = f"{config.name}-{function.__name__}"
-    job = submit(function, *arguments, profile=load_profile(find(profile)), folder=config.run_folder, name=name)
+    job = submit(function, *arguments, profile=load_profile(profile), folder=config.run_folder, name=name)
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
 
 
@@ -72,7 +83,7 @@ def submit_pack(config: Config, jobs: int, profile: str) -> None:
     from shards.pack import make_plan, pack, pack_part
     from slurm.submit import submit_array
 
-    where = load_profile(find(profile))
+    where = load_profile(profile)
     where.require_array()
     parts = min(jobs, max(1, make_plan(config.pack)))
     arguments = [(config.pack, part, parts) for part in range(parts)]
@@ -206,7 +217,7 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, d
     if dry_run:
         from mama.dryrun import dry_run as told
 
-        tasks = load_profile(find(profile)).tasks if as_job else 1
+        tasks = load_profile(profile).tasks if as_job else 1
         for line in told(settings, tasks if tasks > 1 else settings.train.ranks):
             click.echo(line)
         return

@@ -5,6 +5,7 @@ They check themselves where they are made. `mama.loading` makes them from YAML a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from shards.config import PackConfig
 
 Style = Literal["report", "sentence", "caption"]
 Fit = Literal["letterbox", "stretch"]
+LONGEST_NAME = 200  # bytes of a run's name; file systems end at 255, and its jobs have longer names
 PAIRS = ("study", "breast", "contralateral", "augment")
 
 
@@ -93,7 +95,7 @@ class DataConfig:
 
     @property
     def cache_folder(self) -> Path:
-        return Path(self.cache).expanduser()
+        return Path(os.path.expanduser(self.cache))
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        _folder_name("name", self.name)
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is less than 0")
         if self.train.grad_cache and self.loss.negatives == "local":
@@ -305,7 +308,22 @@ class Config:
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.runs) / self.name
+        return Path(os.path.expanduser(self.runs)) / self.name
+
+
+def _folder_name(name: str, value: str) -> None:
+    """One plain folder name: what a run writes and deletes must stay in its folder, and job logs expand a `%`."""
+    if value in ("", ".", "..") or set(value) & set("/\\"):
+        reason = "is not the name of one folder; the folder that holds it is runs=..."
+    elif not value.isprintable() or "%" in value:
+        reason = "holds a control character or a %; take it out"
+    elif value[0] in "-. " or value[-1] == " ":
+        reason = "begins with '-', '.' or a blank, or ends with a blank; take it away"
+    elif len(value.encode()) > LONGEST_NAME:
+        reason = f"is longer than {LONGEST_NAME} bytes"
+    else:
+        return
+    raise ConfigError(f"{name}: {value[:80]!r} {reason}")
 
 
 def _probability(name: str, value: float) -> None:

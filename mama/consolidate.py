@@ -61,7 +61,11 @@ def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer
     config = load(folder / "config.yaml")
     kernel = attention.choose(config.train.attention, device)
     vision, text = (
-        AutoModel.from_config(AutoConfig.from_pretrained(folder / part), attn_implementation=kernel)
+        AutoModel.from_config(
+            AutoConfig.from_pretrained(folder / part, trust_remote_code=False),
+            attn_implementation=kernel,
+            trust_remote_code=False,
+        )
         for part in ("vision", "text")
     )
     model = MamaModel(VisionTower(vision), TextTower(text, text.config.hidden_size), config.heads, config.loss)

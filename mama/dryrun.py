@@ -7,11 +7,10 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-import yaml
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 from torch import nn
@@ -20,10 +19,11 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from mama.attention import KERNELS
 from mama.config import Config, ConfigError, TextConfig
 from mama.images import Images
+from mama.loading import as_yaml
 from mama.memory import Transformer, local_head_bytes, states
 from mama.model import MamaModel, build
 from mama.pairs import Pairs
-from mama.pretrained import locate
+from mama.pretrained import in_one_line, locate
 from mama.run import make_tokenizer
 from mama.tokens import Tokenizer
 from shards.remote import Remote
@@ -38,8 +38,7 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
     """Lines about the run of `config` on `ranks` ranks. Raises `ConfigError` where it could not be started."""
     model = shape_of(config)
     batches = batch_lines(config, ranks)  # what cannot be divided is told before anything is printed
-    plain = json.loads(json.dumps(asdict(config)))  # YAML knows no tuples
-    yield from _section("Configuration", yaml.safe_dump(plain, sort_keys=False).splitlines())
+    yield from _section("Configuration", as_yaml(config).splitlines())
     yield from _section("Parameters", parameter_lines(model))
     yield from _section("Batches", batches)
     yield from _section("The first texts as the language model reads them", text_lines(config))
@@ -163,13 +162,11 @@ def _published(field: str, name: str) -> dict[str, Any]:
     """The configuration of a pretrained model, as the `config` of a tower with random weights."""
     folder, arguments = locate(field, name)
     try:
-        shape = AutoConfig.from_pretrained(folder, **arguments)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:160]
-        raise ConfigError(
-            f"{field}: the configuration of {name} cannot be read ({reason}); name a local folder or its `model_type` "
-            f"and sizes in {field.split('.')[0]}.config"
-        ) from error
+        with in_one_line(f"{field}: the configuration of {name}"):
+            shape = AutoConfig.from_pretrained(folder, trust_remote_code=False, **arguments)
+    except ConfigError as error:
+        section = field.partition(".")[0]
+        raise ConfigError(f"{error}; name a local folder, or `model_type` and sizes in {section}.config") from error
     known = {*type(shape)().to_dict(), *shape.attribute_map}
     return {key: value for key, value in shape.to_dict().items() if key in known and key not in BESIDE}
 

@@ -20,6 +20,7 @@ from shards.schema import FetchError, ShardError
 from slurm.env import export_distributed_environment
 
 T = TypeVar("T")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch.distributed needs of a launcher
 START_METHOD = "spawn"  # CUDA does not survive a fork
 
 # Errors that say all in one line; they come out of a rank as what they were.
@@ -34,6 +35,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     """
     export_distributed_environment()
     if "RANK" in os.environ:
+        _check_rank()
         return function(config)
     config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
     launch = LaunchConfig(
@@ -59,6 +61,16 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         if stop.is_ours(-failure.exitcode):
             raise StoppedError("a signal ended it before its first step; run it again to continue") from None
         raise _error_of(rank, failure) from None
+
+
+def _check_rank() -> None:
+    """Raises `ConfigError` where RANK is set but not by a launcher: this process would crash, or wait for others."""
+    rank, size, address, port = (os.environ.get(name, "") for name in LAUNCHED)
+    numbers = (rank, size, port, os.environ.get("LOCAL_RANK", "0"))
+    if all(number.isdecimal() for number in numbers) and address and int(rank) < int(size):
+        return
+    said = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in (*LAUNCHED, "LOCAL_RANK"))
+    raise ConfigError(f"RANK: {said} name no rank; unset RANK to start train.ranks ranks here, or use torchrun or srun")
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:

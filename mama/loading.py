@@ -1,4 +1,4 @@
-"""Settings from YAML and `key=value`, and back: the only place that knows OmegaConf.
+"""Settings from YAML and `key=value`, and back.
 
 Mistakes become one line that names the field, its value and the fix.
 """
@@ -6,16 +6,20 @@ Mistakes become one line that names the field, its value and the fix.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mama.config import Config, ConfigError
+from mama.typed import free_value, typed_node, value_of
+from mama.yaml_text import items, read, shown
+from slurm.profile import Profile, SlurmError
+
+T = TypeVar("T")
 
 
 def shipped_configs() -> Path:
@@ -26,38 +30,29 @@ def shipped_configs() -> Path:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Dataclass defaults, then the YAML at `path`, then `key=value` overrides.
+    """Dataclass defaults, then the YAML at `path`, then `key=value` overrides in their order.
 
-    `path` may be a file, or the name of a shipped recipe such as `quickstart`. Raises `ConfigError`.
+    `path` may be a file, or the name of a shipped recipe such as `quickstart`. A value replaces the one before it, a
+    list or a free dictionary (`vision.config={...}`) as a whole; a key inside of such a dictionary
+    (`vision.config.hidden_size=48`) changes that key alone. Raises `ConfigError`.
     """
     file = find(path)
-    try:
-        document = yaml.load(file.read_text(), _Loader) or {}
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{file}: holds a {type(document).__name__}, expected `key: value` lines")
-    config = _merge(OmegaConf.structured(Config), document, str(file))
+    values = _document(Config, file)
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
             raise ConfigError(f"{override}: expected key=value, for example train.steps=100")
-        config = _merge(config, override, key)
-    return _build(config, str(file))
+        _change(values, key, text)
+    return _build(Config, values)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice: PyYAML would let the last one win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+def load_profile(path: str | Path) -> Profile:
+    """What a job asks of the cluster, from YAML. Raises `ConfigError` or `SlurmError` that name file and key."""
+    file = find(path)
+    try:
+        return _build(Profile, _document(Profile, file))
+    except SlurmError as error:
+        raise SlurmError(f"{file}: {error}") from error
 
 
 def find(path: str | Path) -> Path:
@@ -65,7 +60,7 @@ def find(path: str | Path) -> Path:
     file = Path(path)
     candidates = [file, shipped_configs() / file, shipped_configs() / f"{file}.yaml"]
     for candidate in candidates:
-        if candidate.is_file():
+        if candidate.exists() and not candidate.is_dir():
             return candidate
     shipped = ", ".join(sorted(p.stem for p in shipped_configs().glob("*.yaml")))
     raise ConfigError(f"{path}: no such configuration file, nor a shipped one ({shipped})")
@@ -73,82 +68,111 @@ def find(path: str | Path) -> Path:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration, so that `load(path)` gives it back."""
-    text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
     aside = path.with_suffix(".partial")
-    aside.write_text(text)
+    aside.write_text(as_yaml(config))
     aside.rename(path)
 
 
-def _merge(base: DictConfig, more: dict[str, Any] | str, where: str) -> DictConfig:
-    """`base` changed by a document, or by one `key=value`."""
+def as_yaml(config: Config) -> str:
+    """The resolved configuration as `load` reads it."""
+    return yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False)
+
+
+def _document(section: Any, file: Path) -> dict[str, Any]:
+    """Dotted field -> value, of the fields that a file names."""
+    root = read(file)
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        kind = "list" if isinstance(root, yaml.SequenceNode) else "text"
+        raise ConfigError(f"{file}: holds a {kind}, expected `key: value` lines")
     try:
-        changes = OmegaConf.from_dotlist([more]) if isinstance(more, str) else OmegaConf.create(more)
-        if misplaced := _misplaced(Config, OmegaConf.to_container(changes)):
-            raise ConfigError(f"{where}: {misplaced.removeprefix(f'{where}: ')}")
-        merged = OmegaConf.merge(base, changes)
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError, KeyError) as error:
-        raise ConfigError(_one_line(error, where)) from error
-    assert isinstance(merged, DictConfig)
-    return merged
+        return dict(_values(section, section, root))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
-def _build(config: DictConfig, where: str) -> Config:
-    try:
-        built = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error, where)) from error
-    assert isinstance(built, Config)
-    return built
+def _values(whole: Any, section: Any, node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted field, value) of what a mapping says of `section`, a part of `whole`."""
+    hints = get_type_hints(section)
+    for name, value in items(node):
+        key = prefix + name
+        if name not in hints:
+            raise ConfigError(f"unknown key {key}{_nearest(key, whole)}")
+        hint = hints[name]
+        if not is_dataclass(hint):
+            yield key, value_of(hint, value, key)
+        else:
+            yield from _values(whole, hint, _section(hint, value, key), f"{key}.")
 
 
-def _misplaced(section: Any, document: Any, prefix: str = "") -> str | None:
-    """The first section, list or pair of `document` that is none, in words: OmegaConf's do not name the field."""
+def _section(hint: Any, node: yaml.Node, key: str) -> yaml.MappingNode:
+    if not isinstance(node, yaml.MappingNode):
+        first = fields(hint)[0].name
+        raise ConfigError(f"{key}: {shown(node)}, but this is a section; its first key is {key}.{first}")
+    return node
+
+
+def _change(values: dict[str, Any], key: str, text: str) -> None:
+    """Put what stands behind `key=` into `values`."""
+    known = _known(Config)
+    free = next((name for name in known if key.startswith(f"{name}.") and get_origin(known[name]) is dict), None)
+    if free:
+        inside = key.removeprefix(f"{free}.").split(".")
+        value = free_value(typed_node(None, text, key), key)
+        values[free] = _with(values.get(free, {}), inside, value, key)
+    elif key not in known:
+        raise ConfigError(f"{key}: unknown key{_nearest(key, Config)}")
+    elif is_dataclass(known[key]):
+        node = _section(known[key], typed_node(None, text, key), key)
+        values.update(_values(Config, known[key], node, f"{key}."))
+    else:
+        values[key] = value_of(known[key], typed_node(known[key], text, key), key)
+
+
+def _with(dictionary: Any, inside: list[str], value: Any, key: str) -> dict[str, Any]:
+    """`dictionary` with `value` at the place `inside` of it."""
+    if not isinstance(dictionary, dict) or "" in inside:
+        raise ConfigError(f"{key}: there is no mapping that could hold this key")
+    first, *rest = inside
+    return {**dictionary, first: _with(dictionary.get(first, {}), rest, value, key) if rest else value}
+
+
+def _build(section: type[T], values: dict[str, Any], prefix: str = "") -> T:
+    hints = get_type_hints(section)
+    given = {name: values[prefix + name] for name in hints if prefix + name in values}
+    sections = [(name, hint) for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)]
+    parts = {name: _build(hint, values, f"{prefix}{name}.") for name, hint in sections}
+    return section(**given, **parts)
+
+
+@cache
+def _known(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key that a configuration may hold, and its type."""
+    known: dict[str, Any] = {}
     for name, hint in get_type_hints(section).items():
-        if not isinstance(document, dict) or name not in document:
-            continue
-        key, value = prefix + name, document[name]
-        if is_dataclass(hint):
-            if not isinstance(value, dict):
-                return f"{key}: {value!r}, but this is a section; its first key is {key}.{fields(hint)[0].name}"
-            if found := _misplaced(hint, value, f"{key}."):
-                return found
-        elif get_origin(hint) is list and not isinstance(value, list):
-            return f"{key}: {value!r} is not a list; write [{value}]"
-        elif get_origin(hint) is tuple and not _is_pair(value, get_args(hint)[0]):
-            return f"{key}: {value!r} is not a pair of {get_args(hint)[0].__name__}; write for example [1, 2]"
-    return None
+        known[prefix + name] = hint
+        if isinstance(hint, type) and is_dataclass(hint):
+            known |= _known(hint, f"{prefix}{name}.")
+    return known
 
 
-def _is_pair(value: Any, number: type) -> bool:
-    """Can `value` become two numbers? YAML reads 1e-1 as text, which is meant as a number all the same."""
-    if not isinstance(value, list) or len(value) != 2 or any(isinstance(v, bool) for v in value):
-        return False
-    try:
-        return all(number(v) == float(v) for v in value)
-    except (TypeError, ValueError, OverflowError):
-        return False
+def _nearest(key: str, whole: Any) -> str:
+    known = _known(whole)
+    close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
-def _one_line(error: Exception, where: str) -> str:
-    key = getattr(error, "full_key", None) or ""
-    reason = str(error).splitlines()[0]
-    known = _known_keys(Config)
-    if key and key not in known and reason.startswith("Key "):
-        close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{where}: unknown key {key}{hint}" if key != where else f"{where}: unknown key{hint}"
-    return f"{where}: {key}: {reason}" if key and key != where else f"{where}: {reason}"
+class _Dumper(yaml.SafeDumper):
+    """YAML as `mama.typed` reads it: in quotes also the texts that it would take for numbers, such as 1e-3."""
 
 
-def _known_keys(section: Any, prefix: str = "") -> list[str]:
-    """Every dotted key that a configuration may hold."""
-    keys = []
-    for f in fields(section):
-        keys.append(prefix + f.name)
-        factory = f.default_factory
-        if isinstance(factory, type) and is_dataclass(factory):
-            keys += _known_keys(factory, f"{prefix}{f.name}.")
-    return keys
+def _quoted_where_needed(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_text = free_value(yaml.ScalarNode("", text), "") == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
+
+
+_Dumper.add_representer(str, _quoted_where_needed)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from mama.config import ConfigError, TextConfig, VisionConfig
@@ -20,6 +20,8 @@ from mama.config import ConfigError, TextConfig, VisionConfig
 log = logging.getLogger(__name__)
 
 POOLED = ("bert", "vit")  # architectures that transformers builds with a pooler, which no tower uses
+# A model is built before its weights are read: a file that claims more would keep the machine busy for hours.
+LARGEST = {"num_hidden_layers": 1000, "hidden_size": 2**16, "vocab_size": 2**24}
 # Masks that old GPT-2 checkpoints hold beside the weights; transformers itself passes over `attn.bias`.
 BUFFERS = (".attn.masked_bias",)
 
@@ -37,7 +39,7 @@ def build_backbone(
         return _load(section, config.model, config.ignore, known, attention)
     shape = _architecture(section, {**config.config, **sizes})
     _check_known(section, shape, known)
-    return AutoModel.from_config(shape, attn_implementation=attention)
+    return AutoModel.from_config(shape, attn_implementation=attention, trust_remote_code=False)
 
 
 def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
@@ -49,6 +51,7 @@ def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(f"{field}: the Python package {package} is not installed; see the head of the recipe")
         model = str(Path(spec.submodule_search_locations[0]) / file)
+    model = os.path.expanduser(model)
     if model.endswith(".gguf"):
         path = Path(model)
         if not path.is_file():
@@ -78,20 +81,25 @@ def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
 def _check_known(section: str, shape: PretrainedConfig, known: Collection[str]) -> None:
     if shape.model_type not in known:
         raise ConfigError(f"{section}: {shape.model_type} is not one of {', '.join(known)}")
+    for name, largest in LARGEST.items():
+        value = getattr(shape, name, 1)
+        if not isinstance(value, int) or not 1 <= value <= largest:
+            raise ConfigError(f"{section}: {name} is {value!r:.40}, and no number from 1 to {largest}")
 
 
 def _load(section: str, model: str, ignore: list[str], known: Collection[str], attention: str) -> PreTrainedModel:
     field = f"{section}.model"
     name, arguments = locate(field, model)
-    with _in_one_line(field, model):
-        shape = AutoConfig.from_pretrained(name, **arguments)
+    with in_one_line(f"{field}: {model}"):
+        shape = AutoConfig.from_pretrained(name, trust_remote_code=False, **arguments)
     _check_known(section, shape, known)
     if shape.model_type in POOLED:
         arguments["add_pooling_layer"] = False
-    with _in_one_line(field, model):
+    with in_one_line(f"{field}: {model}"):
         backbone, info = AutoModel.from_pretrained(
             name,
             config=shape,
+            trust_remote_code=False,
             attn_implementation=attention,
             dtype=torch.float32,
             output_loading_info=True,
@@ -102,12 +110,23 @@ def _load(section: str, model: str, ignore: list[str], known: Collection[str], a
 
 
 @contextmanager
-def _in_one_line(field: str, model: str) -> Iterator[None]:
+def in_one_line(what: str) -> Iterator[None]:
+    """Whatever transformers raises while it reads somebody's files becomes a `ConfigError` that begins with `what`."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise ConfigError(f"{field}: {model} cannot be loaded: {reason}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of many types, where the files hold something else than it expects
+        raise ConfigError(f"{what} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, which may go on for many lines."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it brings Python code of its own, which is never run; convert it to an architecture of transformers"
+    told = isinstance(error, OSError | ValueError | RuntimeError) and not isinstance(error, RecursionError)
+    return (text if told else f"{type(error).__name__}, {text}").partition(". ")[0][:200]
 
 
 def _account(section: str, model: str, ignore: list[str], backbone: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def recipes(runs: Path, seed: int) -> tuple[Config, Config]:
             f"name=quickstart-{seed}" if seed else "name=quickstart",
             f"pack.root={runs}/phantom-dicom",
             f"pack.out={runs}/shards/phantom",
-            f"data.shards={json.dumps([f'{runs}/shards/phantom'])}",
+            f"data.shards={json.dumps([f'{runs}/shards/phantom'], ensure_ascii=False)}",
         ],
     )
     return samples, cohort

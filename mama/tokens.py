@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mama.config import ConfigError
+from mama.pretrained import in_one_line
 
 SEPARATOR = "<|sentence|>"
 PADDING = "<|padding|>"
@@ -75,7 +75,8 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
-        return Tokenizer(AutoTokenizer.from_pretrained(folder))
+        with in_one_line(f"{folder}: the tokenizer"):
+            return Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -95,8 +96,5 @@ def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 def pretrained(name: str, arguments: dict[str, Any]) -> Tokenizer:
     """The tokenizer that belongs to a language model; arguments as for `from_pretrained`."""
-    try:
-        return Tokenizer(AutoTokenizer.from_pretrained(name, **arguments))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise ConfigError(f"text.model: the tokenizer of {name} cannot be loaded: {reason}") from error
+    with in_one_line(f"text.model: the tokenizer of {name}"):
+        return Tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments))

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from shards.check_build import AGAIN, build_problems
 from shards.check_shard import Content, check_shard
-from shards.manifest import MANIFEST, Manifest, Shard, add_histograms, load_manifest
+from shards.manifest import MANIFEST, Manifest, add_histograms, load_manifest
 from shards.progress import progress
 from shards.schema import SPLITS, ShardError
 
@@ -59,8 +58,6 @@ def _check_set(folder: Path, sample: int | None) -> tuple[list[str], _Set | None
     except ShardError as error:
         unfinished = [] if (folder / MANIFEST).exists() else build_problems(folder, None)
         return unfinished or [str(error).removeprefix(f"{folder}: ").removeprefix(f"{folder}{os.sep}")], None
-    if wrong := wrong_type(manifest):
-        return [f"{MANIFEST}: was edited or damaged ({wrong}); {AGAIN}"], None
     problems = [*build_problems(folder, manifest), *_check_entries(manifest)]
     if any("entry in the manifest" in problem for problem in problems):
         return problems, None
@@ -81,41 +78,6 @@ def few(problems: Sequence[str], where: str) -> list[str]:
     """A page of the same is not read by anyone."""
     more = len(problems) - SHOWN
     return [*problems[:SHOWN], *([f"{where}: and {more} more like these"] if more > 0 else [])]
-
-
-def wrong_type(manifest: Manifest) -> str | None:
-    """The first field with another type than the dataclass says: JSON does not know them."""
-
-    def is_counts(value: Any) -> bool:
-        return isinstance(value, dict) and all(_is_count(number) for number in value.values())
-
-    good: dict[str, bool] = {
-        "source": isinstance(manifest.source, str),
-        "settings": isinstance(manifest.settings, dict)
-        and isinstance(manifest.settings.get("codec", ""), str)
-        and all(_is_count(manifest.settings.get(name, 0)) for name in ("long_side", "bits")),
-        "versions": isinstance(manifest.versions, dict),
-        "deidentification": isinstance(manifest.deidentification, dict),
-        **{name: _is_count(getattr(manifest, name)) for name in ("listed", "images", "duplicates", "studies_dropped")},
-        **{name: is_counts(getattr(manifest, name)) for name in ("images_refused", "images_excluded", "conflicts")},
-        "labels": isinstance(manifest.labels, dict)
-        and all(isinstance(facts, dict) and all(map(is_counts, facts.values())) for facts in manifest.labels.values()),
-        "shards": all(map(_is_shard, manifest.shards)),
-    }
-    return next((name for name, is_good in good.items() if not is_good), None)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_shard(shard: Shard) -> bool:
-    texts, counts = (shard.keys, shard.patients), (shard.view_counts, shard.offsets)
-    return (
-        all(isinstance(column, tuple) for column in (*texts, *counts))
-        and all(isinstance(text, str) for column in texts for text in column)
-        and all(_is_count(number) for number in (shard.samples, shard.bytes, *shard.view_counts, *shard.offsets))
-    )
 
 
 def _check_entries(manifest: Manifest) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
+from shards.files import LARGEST_JSON, read_plain
+from shards.from_json import from_json, parse_json
 from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest
 from shards.plan import PLAN, Plan, load_plan
 from shards.record import METHODS, Record, load_record, manifest_of
+from shards.sample import Refusal
 from shards.schema import ShardError
 
 AGAIN = f"remove {MANIFEST} and run the same `mama pack` again"
@@ -20,7 +22,7 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
     """Problems that can be told without reading a shard. Shards that were copied without `build` are fine."""
     try:
         plan = load_plan(folder / BUILD)
-    except (ShardError, OSError, AttributeError, KeyError, TypeError, ValueError):
+    except (ShardError, OSError):
         return [f"{BUILD}/{PLAN}: was edited or damaged; remove the folder {BUILD} if the shards are complete"]
     listed = {shard.name for shard in manifest.shards} if manifest else set()
     planned = {shard.name for shard in plan.shards} if plan else set()
@@ -49,7 +51,7 @@ def _against_records(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
     for shard in plan.shards:
         try:
             record = load_record(folder / BUILD, shard.name)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        except (ShardError, OSError):
             return [f"{BUILD}/{Path(shard.name).stem}.json: was edited or damaged; remove it and {AGAIN}"]
         if record is None:
             return []
@@ -62,10 +64,11 @@ def _against_records(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
 def _against_refused(path: Path, manifest: Manifest) -> list[str]:
     """Its lines name files of the archive: only the reasons are looked at, and none is repeated."""
     try:
-        reasons = Counter(json.loads(line)["reason"] for line in path.read_text().splitlines())
+        lines = read_plain(path, LARGEST_JSON).splitlines()
+        reasons = Counter(from_json(Refusal, parse_json(line)).reason for line in lines)
     except FileNotFoundError:
         return []
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, ValueError):
         return [f"{REFUSED}: was edited or damaged; {AGAIN}"]
     if reasons != Counter(manifest.images_refused) + Counter(manifest.images_excluded):
         return [f"{REFUSED}: its {reasons.total()} lines are not the manifest's refused and excluded images; {AGAIN}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.cache import cached
+from shards.files import read_json
 from shards.manifest import Shard
 from shards.read import ShardReader
 from shards.schema import Labels, ShardError
@@ -36,7 +37,7 @@ def _labels(reader: ShardReader, shard: Shard, numbers: range, cache: Path) -> l
 
     path = cached(cache / "labels", shard.sha256, ".json", write)
     try:
-        labels = [Labels(*values) for values in json.loads(path.read_text())]
+        labels = [Labels(*values) for values in read_json(path)]
     except (OSError, TypeError, ValueError):
         labels = []
     if len(labels) != sum(shard.view_counts):

@@ -7,15 +7,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_json
+from shards.from_json import from_json
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
 
 MANIFEST = "manifest.json"
 REFUSED = "refused.jsonl"  # a line for each image that is left out; it names files of the archive
 BUILD = "build"  # the folder with the plan, a record for each shard, and the lock
+MOST_VIEWS = 10_000  # of one study; without a column that tells exams apart a patient is one study
 SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
 
 # split -> fact -> value -> number of images
@@ -65,6 +68,15 @@ class Manifest:
         return refused / max(1, self.images + refused)
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Those of `Manifest.settings` that `mama check` compares with the pictures."""
+
+    codec: str = ""
+    long_side: int = 0
+    bits: int = 0
+
+
 def save_manifest(manifest: Manifest, folder: Path) -> None:
     document = {"schema": SCHEMA_VERSION, **asdict(manifest)}
     write_aside(folder / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
@@ -74,28 +86,32 @@ def load_manifest(folder: Path) -> Manifest:
     """Raises `ShardError` where `folder` is not a finished folder of shards of this release's schema."""
     path = Path(folder) / MANIFEST
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
     except FileNotFoundError:
         raise ShardError(f"{folder}: no {MANIFEST}, so this is no finished folder of shards; run `mama pack`") from None
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot be read ({error}); pack the archive again") from None
     version = document.pop("schema", None) if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
-        raise ShardError(f"{path}: schema {version!r}, this release reads {SCHEMA_VERSION}; pack the archive again")
+        raise ShardError(f"{path}: schema {version!r:.20}, this release reads {SCHEMA_VERSION}; pack the archive again")
     try:
-        shards = tuple(shard_from_json(shard) for shard in document.pop("shards"))
-        return Manifest(**document, shards=shards)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        manifest = from_json(Manifest, document)
+        from_json(
+            Pictures, {f.name: manifest.settings[f.name] for f in fields(Pictures) if f.name in manifest.settings}
+        )
+        for shard in manifest.shards:
+            check_shard_entry(shard)
+        return manifest
+    except ValueError as error:
         raise ShardError(f"{path}: was edited or damaged ({error}); pack the archive again") from None
 
 
-def shard_from_json(document: dict[str, Any]) -> Shard:
-    """Raises `ValueError` for a name that would lead out of the folder."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
-    shard = Shard(**values)
+def check_shard_entry(shard: Shard) -> None:
+    """Raises `ValueError` for a name that would lead out of the folder, and for studies of endless views."""
     if not SHARD_NAME.fullmatch(shard.name):
-        raise ValueError(f"{shard.name!r} is no name of a shard")
-    return shard
+        raise ValueError(f"{shard.name!r:.80} is no name of a shard")
+    if max(shard.view_counts, default=0) > MOST_VIEWS:
+        raise ValueError(f"{shard.name}: a study of {max(shard.view_counts)} views, at most {MOST_VIEWS} are read")
 
 
 def label_histograms(views: Iterable[tuple[str, View]]) -> Histograms:

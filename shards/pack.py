@@ -105,9 +105,9 @@ def make_plan(config: PackConfig) -> int:
 def open_build(config: PackConfig, planned: bool = False) -> Build:
     """List the archive, and begin, continue or extend the plan in `out`. With `planned` the plan stays as it is."""
     _validate(config)
-    root, out = resolve_root(config.root), Path(config.out).expanduser()
+    root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
     options = _source_options(config)
-    key = load_key(Path(config.key_file).expanduser())
+    key = load_key(Path(os.path.expanduser(config.key_file)))
     settings = _settings(config, options, key)
     plan = load_plan(out / BUILD)
     if plan is None:
@@ -206,7 +206,7 @@ def _validate(config: PackConfig) -> None:
 
 def _lock(config: PackConfig) -> Path:
     _validate(config)
-    return Path(config.out).expanduser() / BUILD / "lock"
+    return Path(os.path.expanduser(config.out)) / BUILD / "lock"
 
 
 def _source_options(config: PackConfig) -> dict[str, Any]:
@@ -221,7 +221,16 @@ def _source_options(config: PackConfig) -> dict[str, Any]:
     for name, value in options.items():
         if value is inspect.Parameter.empty:
             raise ShardError(f"options.{name}: source {config.source!r} needs it")
+        _check_option(name, value, known[name])
     return options
+
+
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """A whole number where the source has one, and no number in the place of a text, which 1.10 may have become."""
+    kinds = {int: "a whole number", str: "a text; write it in quotes"}
+    wanted = str if default is None and isinstance(value, bool | int | float) else type(default)
+    if wanted in kinds and type(value) is not wanted:
+        raise ShardError(f"options.{name}: {value!r} is not {kinds[wanted]}")
 
 
 def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_json
+from shards.from_json import from_json
 from shards.identity import keyed_hash, split_of
 from shards.manifest import write_aside
 from shards.sample import study_key
@@ -80,17 +82,17 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def load_plan(folder: Path) -> Plan | None:
-    """The plan in `folder`, or None where there is none."""
+    """The plan in `folder`, or None where there is none. Raises `ShardError` where it cannot be used."""
+    path = folder / PLAN
     try:
-        document = json.loads((folder / PLAN).read_text())
+        document = read_json(path)
+        version = document.pop("schema", None) if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ShardError(f"{path}: was made by another release; give another `out` and pack again")
+        return from_json(Plan, document)
     except FileNotFoundError:
         return None
+    except ShardError:
+        raise
     except ValueError as error:
-        raise ShardError(f"{folder / PLAN}: cannot be read ({error}); give another `out` and pack again") from None
-    if document.pop("schema") != SCHEMA_VERSION:
-        raise ShardError(f"{folder / PLAN}: was made by another release; give another `out` and pack again")
-    shards = tuple(
-        PlannedShard(shard["name"], shard["split"], tuple((key, digest) for key, digest in shard["studies"]))
-        for shard in document.pop("shards")
-    )
-    return Plan(**document, shards=shards)
+        raise ShardError(f"{path}: cannot be read ({error}); give another `out` and pack again") from None

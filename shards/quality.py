@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import jinja2
 
-from shards.check import wrong_type
 from shards.manifest import Manifest, load_manifest, write_aside
 from shards.progress import progress
 from shards.quality_charts import Chart, label_charts, study_charts
@@ -127,8 +126,6 @@ def _set(folder: Path, name: str, problems: list[str]) -> _Set:
     try:
         manifest = load_manifest(folder)
     except ShardError:
-        return found
-    if wrong_type(manifest):
         return found
     found.manifest = manifest
     found.splits = _splits(manifest)

@@ -59,11 +59,11 @@ class ShardReader:
 
     def __init__(self, folder: Path | str, split: str | None = None, cache: Path | None = None) -> None:
         self.remote = Remote.at(folder, cache)
-        self.folder = self.remote.manifest() if self.remote else Path(folder)
+        self.folder = self.remote.manifest() if self.remote else Path(os.path.expanduser(folder))
         self.manifest = load_manifest(self.folder)
         self.shards = [shard for shard in self.manifest.shards if split in (None, shard.split)]
         for shard in self.shards:
-            if not len(shard.keys) == len(shard.offsets) == len(shard.view_counts):
+            if not shard.samples == len(shard.keys) == len(shard.offsets) == len(shard.view_counts):
                 raise _told(self.folder, shard.name, "its entry in the manifest was edited or damaged")
         self._samples = [
             (shard.name, key, offset)

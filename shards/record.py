@@ -7,12 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from shards.manifest import Histograms, Manifest, Shard, add_histograms, label_histograms, shard_from_json, write_aside
+from shards.files import read_json
+from shards.from_json import from_json
+from shards.manifest import (
+    Histograms,
+    Manifest,
+    Shard,
+    add_histograms,
+    check_shard_entry,
+    label_histograms,
+    write_aside,
+)
 from shards.plan import Plan
 from shards.sample import Refusal, Sample
-from shards.schema import EXCLUDED, View
+from shards.schema import EXCLUDED, ShardError, View
 
 METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
     "113100": "Basic Application Confidentiality Profile",
@@ -71,15 +80,18 @@ def save_record(record: Record, folder: Path) -> None:
 
 
 def load_record(folder: Path, name: str) -> Record | None:
-    """The record of a shard, or None where the shard is not done."""
+    """The record of a shard, or None where the shard is not done. Raises `ShardError` where it cannot be used."""
+    path = _path(folder, name)
     try:
-        document: dict[str, Any] = json.loads(_path(folder, name).read_text())
+        record = from_json(Record, read_json(path))
+        check_shard_entry(record.shard)
+        return record
     except FileNotFoundError:
         return None
-    document["shard"] = shard_from_json(document["shard"])
-    document["refusals"] = tuple(Refusal(**refusal) for refusal in document["refusals"])
-    document["instances"] = tuple(document["instances"])
-    return Record(**document)
+    except ValueError as error:
+        raise ShardError(
+            f"{path}: was edited or damaged ({error}); remove it and run the same `mama pack` again"
+        ) from None
 
 
 def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:

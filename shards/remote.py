@@ -35,7 +35,7 @@ def local_folder(address: str | Path, cache: Path) -> Path:
     Raises `FetchError` where it cannot be fetched.
     """
     remote = Remote.at(address, cache)
-    return remote.manifest() if remote else Path(address)
+    return remote.manifest() if remote else Path(os.path.expanduser(address))
 
 
 @dataclass(frozen=True)

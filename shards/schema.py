@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from shards.from_json import parse_json
+
 SCHEMA_VERSION = 2
 
 LATERALITIES = ("L", "R")
@@ -165,7 +167,7 @@ class Study:
     @staticmethod
     def from_json(data: bytes) -> Study:
         """Inverse of `to_json`; raises `ShardError` for another schema version."""
-        document = json.loads(data)
+        document = parse_json(data)
         version = document.pop("schema", None)
         if version != SCHEMA_VERSION:
             raise ShardError(

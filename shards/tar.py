@@ -92,7 +92,7 @@ def parse_study(data: bytes) -> Study:
         return Study.from_json(data)
     except ShardError:
         raise
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"facts cannot be read ({type(error).__name__})") from None
 
 

@@ -1,13 +1,9 @@
-"""What a job asks of the cluster: a small YAML file, checked before anything is submitted."""
+"""What a job asks of the cluster: checked before anything is submitted."""
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, get_type_hints
-
-import yaml
+from dataclasses import dataclass, field
+from typing import Any
 
 CLUSTERS = ("local", "slurm")
 
@@ -20,7 +16,7 @@ class SlurmError(ValueError):
 class Profile:
     """Resources of one job; what is `None` is left to the cluster's own default.
 
-    Raises `SlurmError` when it is built with a value of the wrong type or out of range.
+    Raises `SlurmError` when it is built with a value out of range.
     """
 
     cluster: str = "local"  # local | slurm
@@ -36,12 +32,11 @@ class Profile:
     additional: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch: value
 
     def __post_init__(self) -> None:
-        _check_types(self)
         if self.cluster not in CLUSTERS:
             raise SlurmError(f"cluster: {self.cluster!r} is not one of {', '.join(CLUSTERS)}")
         for name in ("nodes", "tasks_per_node", "timeout_min", "grace_s", "cpus_per_task", "mem_gb"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < float("inf"):
                 raise SlurmError(f"{name}: {value} is not positive")
         if self.gpus_per_node < 0:
             raise SlurmError(f"gpus_per_node: {self.gpus_per_node} is negative; 0 asks for none")
@@ -62,46 +57,3 @@ class Profile:
         for name in ("nodes", "tasks_per_node"):
             if getattr(self, name) != 1:
                 raise SlurmError(f"{name}: {getattr(self, name)}, but each job of an array is a single task; set 1")
-
-
-def load_profile(path: str | Path) -> Profile:
-    """Read a profile from YAML; every mistake in it is a `SlurmError` that names the file and the key."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlurmError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except yaml.YAMLError as error:
-        raise SlurmError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise SlurmError(f"{path}: holds a {type(values).__name__}; write one `key: value` a line")
-    known = [f.name for f in fields(Profile)]
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            raise SlurmError(f"{path}: {key}: unknown key; {hint}")
-    try:
-        return Profile(**values)
-    except SlurmError as error:
-        raise SlurmError(f"{path}: {error}") from error
-
-
-_WORDS: dict[Any, tuple[tuple[type, ...], str]] = {
-    str: ((str,), "a text"),
-    str | None: ((str, type(None)), "a text"),
-    int: ((int,), "a whole number"),
-    int | None: ((int, type(None)), "a whole number"),
-    float | None: ((int, float, type(None)), "a number"),
-    dict[str, Any]: ((dict,), "a mapping of sbatch options"),
-}
-
-
-def _check_types(profile: Profile) -> None:
-    for name, hint in get_type_hints(Profile).items():
-        value = getattr(profile, name)
-        types, words = _WORDS[hint]
-        # YAML reads `yes` and `on` as booleans, and Python takes a boolean for an int.
-        if isinstance(value, bool) or not isinstance(value, types):
-            raise SlurmError(f"{name}: {value!r} is not {words}")

@@ -200,8 +200,11 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "versions": (lambda d: d["versions"].update(numpy="1.0"), "versions differs"),
     "deidentification": (lambda d: d["deidentification"].clear(), "deidentification is not what this release does"),
     "quality": (lambda d: d["settings"].update(quality=100), "settings differs from what the build recorded"),
-    "a number as text": (lambda d: d.update(images="48"), r"was edited or damaged \(images\)"),
-    "a negative offset": (lambda d: d["shards"][0].update(offsets=[-1, 0, 0]), r"was edited or damaged \(shards\)"),
+    "a number as text": (lambda d: d.update(images="48"), r"was edited or damaged \(images: '48' is not a count\)"),
+    "a negative offset": (
+        lambda d: d["shards"][0].update(offsets=[-1, 0, 0]),
+        r"was edited or damaged \(shards.offsets: -1 is not a count\)",
+    ),
     "a split": (lambda d: d["shards"][0].update(split="test"), "its entry in the manifest was edited"),
     "samples": (lambda d: d["shards"][0].update(samples=2), "its entry in the manifest was edited"),
     "bytes": (lambda d: d["shards"][0].update(bytes=1), "the manifest says 1: cut or overwritten"),

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from cohort import write_shards
 
 from mama import cli as module
-from mama.cli import cli, complete_config, main
+from mama.cli import cli, complete_config, configured, main
 from mama.config import Config
 from mama.errors import RankError, TrainingError
 from mama.loading import load, save
@@ -160,13 +160,17 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["pack", "quickstart", "pack.workers"], "pack.workers: expected key=value, for example train.steps=100"),
         (["train", "quickstart", "train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
         (["train", "quickstart", "train.steps=0"], "train.steps: 0 is less than 1"),
+        (
+            ["train", "quickstart", "name=.."],
+            "name: '..' is not the name of one folder; the folder that holds it is ru",
+        ),
         (["consolidate", "quickstart"], "runs/quickstart: no complete checkpoint; train first"),
         (["eval", "quickstart"], f"runs/shards/phantom: {NO_SHARDS}"),
         (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart/model: no model.safetensors; run `mama con"),
         (["eval", "quickstart", "eval.tasks=[cancre]"], "eval.tasks: 'cancre' is not one of cancer, malignancy, birad"),
         (["report", "quickstart", "data.shards=[nowhere]"], f"nowhere: {NO_SHARDS}"),
         (["train", "quickstart", "--slurm", "--profile", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
-        (["train", "quickstart", "--slurm", "--profile", "bad.yaml"], "bad.yaml: partitoin: unknown key; did you mean"),
+        (["train", "quickstart", "--slurm", "--profile", "bad.yaml"], "bad.yaml: unknown key partitoin; did you mean"),
         (
             ["eval", "quickstart", "--slurm", "--profile", "worse.yaml"],
             "worse.yaml: nodes: 'two' is not a whole number",
@@ -197,6 +201,30 @@ def test_training_without_shards_is_one_line_although_a_rank_finds_it(mama: Mama
     assert (code, out) == (2, "")
     assert err == f"mama: nowhere: {NO_SHARDS}\n"
     assert not (tmp_path / "runs" / "quickstart" / "config.yaml").exists(), "the mended run must not be refused"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": ""},
+        {"RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "LOCAL_RANK": "x"},
+    ],
+)
+def test_a_rank_that_no_launcher_has_started_is_one_line(
+    mama: Mama, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = mama("train", "quickstart")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mama: RANK: RANK={environment['RANK']!r}, WORLD_SIZE=")
+    assert err.count("\n") == 1
 
 
 def test_a_batch_that_cannot_be_cut_is_the_last_line_of_training(mama: Mama, shards: Path) -> None:
@@ -282,6 +310,22 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
     code, out, _ = mama("consolidate", "runs/mine", "seed=6")
     assert (code, out) == (0, "runs/mine\n")
     assert seen == [Config(name="mine", seed=6)]
+
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "runs" / "mine", tmp_path / "moved" / "mine")
+    assert mama("consolidate", "moved/mine")[1] == "moved/mine\n", "not runs/mine, which may be another run"
+    assert mama("consolidate", f"{tmp_path}/moved/mine/", "name=other")[1] == f"{tmp_path}/moved/other\n"
+    monkeypatch.chdir(tmp_path / "moved" / "mine")
+    assert configured(".", ()).run_folder == tmp_path / "moved" / "mine"
+    monkeypatch.chdir(tmp_path)
+    shutil.move(tmp_path / "moved" / "mine", tmp_path / "moved" / "yours")
+    file = "moved/yours/config.yaml"
+    code, _, err = mama("consolidate", "moved/yours")
+    assert (code, err) == (
+        2,
+        f"mama: moved/yours: its config.yaml is of the run 'mine'; rename the folder, or give {file} itself\n",
+    )
+    assert mama("consolidate", file)[1] == "runs/mine\n"
 
 
 JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]]]] = [

@@ -19,11 +19,13 @@ from mama.config import (
     TrainConfig,
     VisionConfig,
 )
-from mama.loading import find, load, save, shipped_configs
+from mama.loading import load, load_profile, save, shipped_configs
+from mama.pretrained import locate
+from shards.remote import local_folder
 from shards.sources import SOURCES
-from slurm.profile import load_profile
 
 RECIPES = sorted(path.name for path in shipped_configs().glob("*.yaml"))
+ABLATIONS = sorted(f"ablations/{path.name}" for path in (shipped_configs() / "ablations").glob("*.yaml"))
 PROFILES = sorted(path.name for path in (shipped_configs() / "slurm").glob("*.yaml"))
 
 
@@ -54,7 +56,7 @@ def leaves(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPES + ABLATIONS)
 def test_a_recipe_is_what_its_file_says_and_otherwise_the_defaults(name: str) -> None:
     said = leaves(yaml.safe_load((shipped_configs() / name).read_text()))
     assert leaves(asdict(load(name))) == leaves(asdict(Config())) | said
@@ -97,7 +99,7 @@ def test_recipes_and_profiles_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_shipped_profile_loads(name: str) -> None:
-    profile = load_profile(find(f"slurm/{name}"))
+    profile = load_profile(f"slurm/{name}")
     assert profile.cluster == {"local.yaml": "local", "cluster.yaml": "slurm"}.get(name, profile.cluster)
 
 
@@ -154,7 +156,7 @@ def test_an_unknown_key_in_the_file_is_named_with_the_nearest_one(
         ("train.stepz=3", "train.stepz", "train.steps"),
         ("steps=3", "steps", "train.steps"),
         ("data.augment.blurr=0", "data.augment.blurr", "data.augment.blur"),
-        ("trainn.steps=3", "trainn", "train"),
+        ("trainn.steps=3", "trainn.steps", "train.steps"),
     ],
 )
 def test_an_unknown_key_behind_the_file_is_named_with_the_nearest_one(
@@ -175,11 +177,11 @@ def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
     [
         ("train.steps", "many", "'many'"),
         ("train.steps", "1.5", "'1.5'"),
-        ("train.ranks", "null", "None"),
+        ("train.ranks", "null", "null is not a whole number"),
         ("train.activation_checkpointing", "maybe", "'maybe'"),
         ("train.precision", "fp99", "'fp32', 'bf16'"),
         ("train.zero_stage", "7", "0, 1, 2"),
-        ("data.image_size", "5", "int"),
+        ("data.image_size", "5", "2 values"),
         ("eval.split", "all", "'train', 'val', 'test'"),
         ("pack.long_side", "long", "'long'"),
     ],
@@ -206,7 +208,7 @@ def test_what_is_not_yaml_is_refused(tmp_path: Path, text: str) -> None:
     assert complaint(path).startswith(f"{path}: not YAML: ")
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- train\n- data\n", "list"), ("3", "int"), ("quickstart", "str")])
+@pytest.mark.parametrize(("text", "kind"), [("- train\n- data\n", "list"), ("3", "text"), ("quickstart", "text")])
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     path = written(tmp_path, text)
     assert complaint(path) == f"{path}: holds a {kind}, expected `key: value` lines"
@@ -250,7 +252,7 @@ def test_one_folder_without_brackets_is_shown_with_them(tmp_path: Path) -> None:
     assert "[somewhere]" in message
 
 
-@pytest.mark.parametrize("text", ["train: {steps: '${'}", "2020-01-01: 3", "name: '${nowhere}'"])
+@pytest.mark.parametrize("text", ["train: {steps: '${'}", "2020-01-01: 3", "name: &a x", "vision: {config: *a}"])
 def test_yaml_that_is_no_configuration_is_refused_with_its_file(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
     assert complaint(path).startswith(f"{path}: ")
@@ -291,11 +293,6 @@ def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str)
 )
 def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_path: Path, override: str) -> None:
     assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
-
-
-def test_a_number_in_yaml_without_a_point_is_a_number(tmp_path: Path) -> None:
-    """YAML 1.1 reads 1e-3 as a text."""
-    assert load(written(tmp_path, "optim: {lr: 1e-3}")).optim.lr == 1e-3
 
 
 def test_saving_writes_every_field_so_that_other_defaults_change_no_run(tmp_path: Path) -> None:
@@ -409,3 +406,29 @@ def test_a_step_that_cannot_be_cut_says_what_to_change(whole: int, micro: int, r
 
 def test_a_run_lies_in_a_folder_of_its_name() -> None:
     assert Config(name="a", runs="b/c").run_folder == Path("b/c/a")
+
+
+def test_a_name_is_that_of_one_folder_inside_of_runs(tmp_path: Path) -> None:
+    for name in ("1.10", "007", "a b", "ü-乳房", "mine=yours", "a.b", "_a", "x" * 200):
+        assert load(written(tmp_path, ""), [f"name={name}"]).run_folder == Path("runs") / name
+    path = "is not the name of one folder; the folder that holds it is runs=..."
+    edge = "begins with '-', '.' or a blank, or ends with a blank; take it away"
+    inside = "holds a control character or a %; take it out"
+    for name, reason in (
+        *((name, path) for name in ("", ".", "..", "a/b", "/etc", "../x", "a\\b", "a/", "~/x")),
+        *((name, edge) for name in ("-rf", ".git", " a", "a ", "...")),
+        *((name, inside) for name in ("a\nb", "a\0b", "\x1b[2J", "a\u2028", "a\u202eb", "\udcff", "a%jb")),
+        ("ü" * 101, "is longer than 200 bytes"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Config(name=name)
+        assert str(caught.value) == f"name: {name[:80]!r} {reason}"
+        assert str(caught.value).isprintable()
+
+
+def test_a_tilde_is_the_home_folder_where_folders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Config(runs="~/r", name="a").run_folder == Path("/home/me/r/a")
+    assert Config(runs="~nobody-here/r", name="a").run_folder == Path("~nobody-here/r/a")
+    assert local_folder("~/shards", Path("cache")) == Path("/home/me/shards")
+    assert locate("vision.model", "~/dino")[0] == "/home/me/dino"

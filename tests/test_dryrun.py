@@ -151,8 +151,8 @@ def test_of_a_pretrained_model_only_its_configuration_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("vision.model=no-such/model", "mama: vision.model: the configuration of no-such/model cannot be read"),
-        ("text.model=no-such/model", "mama: text.model: the configuration of no-such/model cannot be read"),
+        ("vision.model=no-such/model", "mama: vision.model: the configuration of no-such/model cannot be loaded"),
+        ("text.model=no-such/model", "mama: text.model: the configuration of no-such/model cannot be loaded"),
         ("train.global_batch=9", "mama: train.global_batch: 9 is not a multiple of micro_batch x ranks = 4 x 2"),
         ("data.image_size=[33,16]", "mama: data.image_size: [33, 16] is not a multiple"),
         ("text.layers=9", "mama: text.layers: 9, but the model has 2"),

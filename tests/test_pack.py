@@ -189,6 +189,9 @@ def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:
         ({"quality": 101}, r"quality: 101 is not in 1..100"),
         ({"max_refused": 2.0}, r"max_refused: 2.0 is not a share"),
         ({"options": {"patients": 0}}, r"holds no study"),
+        ({"options": {"patients": True}}, r"options.patients: True is not a whole number"),
+        ({"source": "table", "options": {"file": 1.1}}, r"options.file: 1.1 is not a text; write it in quotes"),
+        ({"source": "embed", "options": {"prefix": 7}}, r"options.prefix: 7 is not a text; write it in quotes"),
     ],
 )
 def test_a_mistake_is_one_line(config: PackConfig, change: dict[str, Any], message: str) -> None:

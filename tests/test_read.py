@@ -4,10 +4,13 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +21,9 @@ from shard_folder import write_folder
 from shards import pack as module
 from shards.config import PackConfig
 from shards.pack import pack
+from shards.plan import load_plan
 from shards.read import ShardReader, load_manifest, stream
+from shards.record import load_record
 from shards.sample import Sample
 from shards.schema import Labels, ShardError, Study, View
 
@@ -275,14 +280,69 @@ def test_png_of_8_and_16_bits_come_back_as_they_were_stored(tmp_path: Path) -> N
             np.testing.assert_array_equal(image, pixels)
 
 
-def test_a_manifest_made_to_do_harm(copied: Path) -> None:
+Change = Callable[[dict[str, Any]], Any]
+HARM: list[tuple[Change, str]] = [
+    (lambda d: d["shards"][0]["offsets"].__setitem__(0, -512), "shards.offsets: -512 is not a count"),
+    (lambda d: d["shards"][0]["offsets"].__setitem__(0, 2**70), "is no integer between -2"),
+    (lambda d: d["shards"][0]["offsets"].__setitem__(0, 1.5), "shards.offsets: 1.5 is not a count"),
+    (lambda d: d["shards"][0]["offsets"].__setitem__(0, True), "shards.offsets: True is not a count"),
+    (lambda d: d["shards"][0].update(offsets=[0]), "its entry in the manifest was edited"),
+    (lambda d: d["shards"][0].update(samples=2**50), "its entry in the manifest was edited"),
+    (lambda d: d["shards"][0].update(bytes=2**70), "is no integer between -2"),
+    (lambda d: d["shards"][0].update(keys="x"), "shards.keys: 'x' is not a list"),
+    (lambda d: d["shards"][0]["view_counts"].__setitem__(0, 2**50), "at most 10000 are read"),
+    (lambda d: d["shards"][0].update(name="../train-000000.tar"), "is no name of a shard"),
+    (lambda d: d["shards"][0].update(name=5), "shards.name: 5 is not a text"),
+    (lambda d: d["shards"][0].update(more=5), "shards.more: is missing, or there is no such field"),
+    (lambda d: d["shards"][0].pop("sha256"), "shards.sha256: is missing"),
+    (lambda d: d.update(shards={}), "shards: {} is not a list"),
+    (lambda d: d.update(shards=[5]), "shards: 5 is not a mapping"),
+    (lambda d: d.update(images=float("nan")), "NaN is no number of JSON"),
+    (lambda d: d.update(images=float("inf")), "Infinity is no number of JSON"),
+    (lambda d: d.update(labels={"train": []}), "labels.train: [] is not a mapping"),
+    (lambda d: d["settings"].update(long_side="x"), "long_side: 'x' is not a count"),
+    (lambda d: d.update(schema=10**300), "is no integer between -2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), HARM)
+def test_a_manifest_made_to_do_harm(copied: Path, change: Change, message: str) -> None:
     path = copied / "manifest.json"
     document = json.loads(path.read_text())
-    document["shards"][0]["offsets"][0] = -512
+    change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(ShardError, match="Invalid argument"):
-        ShardReader(copied).study(0)
-    document["shards"][0]["offsets"] = [0]
-    path.write_text(json.dumps(document))
-    with pytest.raises(ShardError, match="its entry in the manifest was edited"):
+    with pytest.raises(ShardError, match=re.escape(message)) as caught:
         ShardReader(copied)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(copied)) + 200
+
+
+@pytest.mark.parametrize("content", ["[" * 10**6, '{"a":' * 10**6, "1e999", "1" * 10**5, "pipe", "/dev/zero", "folder"])
+def test_a_manifest_that_is_none_is_refused_at_once(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "manifest.json"
+    if content == "pipe":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    elif content.startswith("/"):
+        path.symlink_to(content)
+    else:
+        path.write_text(content)
+    with pytest.raises(ShardError, match=r"manifest\.json: cannot be read \([^\n]{1,90}\); pack the archive again$"):
+        load_manifest(tmp_path)
+
+
+def test_plan_and_records_made_to_do_harm_are_one_line(tmp_path: Path) -> None:
+    for name, read in (
+        ("plan.json", lambda: load_plan(tmp_path)),
+        ("train-000000.json", lambda: load_record(tmp_path, "train-000000.tar")),
+    ):
+        assert read() is None
+        for text in ("[]", "5", "{}", '{"schema": 2, "settings": {}, "versions": {}, "shards": [[1]]}', "[" * 10**5):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(ShardError, match=rf"^[^\n]*/{name}: [^\n]+$"):
+                read()
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ShardError, match="is no plain file"):
+            read()

@@ -18,7 +18,7 @@ FORBIDDEN = {
 }
 ONLY_IN = {
     "xformers": {"mama/attention.py"},
-    "omegaconf": {"mama/loading.py"},
+    "yaml": {"mama/loading.py", "mama/typed.py", "mama/yaml_text.py"},
     "submitit": {"slurm/submit.py", "slurm/env.py"},
 }
 

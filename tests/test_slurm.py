@@ -14,8 +14,10 @@ import pytest
 import submitit
 from submitit.core.core import Job
 
+from mama.config import ConfigError
+from mama.loading import load_profile
 from slurm.env import export_distributed_environment
-from slurm.profile import Profile, SlurmError, load_profile
+from slurm.profile import Profile, SlurmError
 from slurm.submit import submit, submit_array, wait
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "slurm"
@@ -279,38 +281,49 @@ def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("partitoin: gpu", "partitoin: unknown key; did you mean 'partition'"),
-        ("flavour: gpu", "flavour: unknown key; known keys: cluster, partition"),
+        ("partitoin: gpu", "unknown key partitoin; did you mean partition"),
+        ("flavour: gpu", "unknown key flavour"),
         ("nodes: two", "nodes: 'two' is not a whole number"),
-        ("nodes: yes", "nodes: True is not a whole number"),
+        ("nodes: yes", "nodes: 'yes' is not a whole number"),
         ("mem_gb: 64GB", "mem_gb: '64GB' is not a number"),
-        ("nodes: null", "nodes: None is not a whole number"),
+        ("nodes: null", "nodes: null is not a whole number"),
         ("additional: [qos]", r"additional: \['qos'\] is not a mapping"),
+        ("mem_gb: .inf", "mem_gb: inf is not positive"),
         ("cluster: pbs", "cluster: 'pbs' is not one of local, slurm"),
         ("tasks_per_node: 0", "tasks_per_node: 0 is not positive"),
         ("gpus_per_node: -1", "gpus_per_node: -1 is negative"),
         ("nodes: 2", "cluster 'local' is one machine"),
         ("- nodes", "holds a list"),
-        ("nodes: [1", "is not valid YAML"),
+        ("nodes: [1", "not YAML: "),
     ],
 )
 def test_a_mistake_in_a_profile_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "profile.yaml"
     file.write_text(text)
-    with pytest.raises(SlurmError, match=message) as caught:
+    with pytest.raises((ConfigError, SlurmError), match=message) as caught:
         load_profile(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_profile_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SlurmError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
         load_profile(tmp_path / "none.yaml")
 
 
 def test_an_empty_profile_is_the_default(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_profile(tmp_path / "empty.yaml") == Profile()
+
+
+def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
+    """YAML 1.1 reads a limit of 12:30 as 750 minutes, and the partition 007 as 7."""
+    (tmp_path / "typed.yaml").write_text(
+        "partition: 007\naccount: yes\nadditional: {time: 12:30:00, begin: 010, exclusive: true, nice: 5}\n"
+    )
+    profile = load_profile(tmp_path / "typed.yaml")
+    assert (profile.partition, profile.account) == ("007", "yes")
+    assert profile.additional == {"time": "12:30:00", "begin": "010", "exclusive": True, "nice": 5}
 
 
 def test_the_shipped_profiles_load() -> None:

@@ -276,8 +276,8 @@ def test_a_cell_that_is_not_understood_refuses_its_image_with_column_and_fix(tmp
 def test_values_go_before_what_is_understood(tmp_path: Path) -> None:
     columns = {**COLUMNS, "birads": "BIRADS", "cancer": "Cancer", "age": "Age", "race": "Race"}
     values = {
-        "birads": {"IV": 4, "0": None, 3: "BI-RADS 2"},  # as YAML hands over "IV": 4, "0": null, 3: BI-RADS 2
-        "cancer": {True: False, "suspected": None},  # yes: no
+        "birads": {"IV": 4, "0": None, "3": "BI-RADS 2"},
+        "cancer": {"yes": "no", "suspected": None},
         "age": {"90+": 90},
         "race": {"w": "White"},
     }
@@ -478,6 +478,7 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
     assert complaint(tmp_path, file="exams.csv", columns=["a"]) == (
         "options.columns: ['a'] is no mapping; write {key: value}"
     )
+    assert complaint(tmp_path, **columns(race=1.1)) == (f"{where}race: 1.1 is no name of a column; write it in quotes")
     assert complaint(tmp_path, columns=COLUMNS) == "options.file: is empty; name the table, relative to root"
     assert complaint(tmp_path / "none", **needed) == f"root: {tmp_path / 'none'} is no folder"
     assert complaint(tmp_path, **columns(birads="BIRADS")) == (
@@ -493,6 +494,13 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
         ({"patient": {"1": "2"}}, "patient: options.columns has no such field; it is one of density"),
         ({"density": {"1": "E"}}, "density.1: 'E' is not understood"),
         ({"density": "A"}, "density: 'A' is no mapping; write {key: value}"),
+        *(
+            (
+                {"density": {one: "A", "x": "B", other: "C"}},
+                f"density.{other}: 'C', but the same cell is 'A' in another line; take one out",
+            )
+            for one, other in (("1", "1.0"), ("Yes", "yes"), ("true", "True"), ("a  b", " a b"))
+        ),
     ],
 )
 def test_values_that_are_wrong_are_one_line(tmp_path: Path, values: dict[str, Any], message: str) -> None:

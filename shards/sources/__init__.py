@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ PACKAGE = "package:"
 def resolve_root(root: str) -> Path:
     """The folder that a configured root means: a path, or `package:NAME` for the folder of an installed package."""
     if not root.startswith(PACKAGE):
-        return Path(root).expanduser()
+        return Path(os.path.expanduser(root))
     name = root.removeprefix(PACKAGE)
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

@@ -35,7 +35,8 @@ def table(
 
     `columns` names the column of each field in `table_options.FIELDS` that the table has: patient and
     image at least. Without `study` each patient is one study; laterality and view may be left to DICOM
-    headers. `values` (field -> cell -> meaning) adds to the spellings that are understood.
+    headers. `values` (field -> cell -> meaning) adds to the spellings that are understood; two that are one cell
+    (1 and 1.0, Yes and yes) must not have different meanings.
 
     There is one row per image, or several: each is then one of its findings, boxes in pixels of the
     original image. An empty cell agrees with the other rows of its image. A finding without `number`

@@ -23,8 +23,6 @@ DESCRIPTORS = {  # column -> attribute of a Finding
 }
 FINDING_FACTS = ("kind", *BOX, *DESCRIPTORS)
 FIELDS = (*IDENTIFIERS, *IMAGE_FACTS, *STUDY_FACTS, *FINDING_FACTS, "number")
-# YAML 1.1 reads these words as true and false, where a user meant the text of a cell.
-YAML_WORDS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
 
 
 def column_names(columns: Any) -> dict[str, str]:
@@ -33,6 +31,8 @@ def column_names(columns: Any) -> dict[str, str]:
     for field in given:
         if field not in FIELDS:
             raise ShardError(f"options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
+        if isinstance(given[field], bool | float):
+            raise ShardError(f"options.columns.{field}: {given[field]} is no name of a column; write it in quotes")
     names = {field: str(name).strip() for field, name in given.items() if name is not None}
     box = BOX if names.keys() & set(BOX) else ()
     kind = ("kind",) if names.keys() & {"number", *FINDING_FACTS} else ()
@@ -52,7 +52,8 @@ def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, 
     return {field: _spellings(field, _mapping(f"values.{field}", words)) for field, words in given.items()}
 
 
-def _spellings(field: str, words: Mapping[Any, Any]) -> dict[str, str]:
+def _spellings(field: str, words: Mapping[str, Any]) -> dict[str, str]:
+    """Cells are compared in their plain form: two spellings of one cell must not mean different things."""
     spellings: dict[str, str] = {}
     for cell, meant in words.items():
         spelling = "" if meant is None else str(meant)
@@ -60,8 +61,11 @@ def _spellings(field: str, words: Mapping[Any, Any]) -> dict[str, str]:
             read_cell(field, spelling, {})
         except ValueError:
             raise ShardError(f"options.values.{field}.{cell}: {meant!r} is not understood") from None
-        texts = YAML_WORDS[cell] if isinstance(cell, bool) else (plain(str(cell)),)
-        spellings |= dict.fromkeys(texts, spelling)
+        if spellings.setdefault(plain(cell), spelling) != spelling:
+            raise ShardError(
+                f"options.values.{field}.{cell}: {meant!r}, but the same cell is {spellings[plain(cell)]!r} in another "
+                "line; take one out"
+            )
     return spellings
 
 

@@ -1,0 +1,30 @@
+"""Files that somebody else may have written: read only where reading them ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from shards.from_json import parse_json
+from shards.schema import ShardError
+
+LARGEST_JSON = 2**30  # bytes; the manifest of a million studies has some 2**27
+
+
+def read_plain(path: Path, largest: int) -> bytes:
+    """The bytes of a plain file. Raises `OSError`; `ShardError`, without the file's name, for what is none or larger.
+
+    A pipe or a device is refused before it is opened: reading it might never end.
+    """
+    if path.exists() and not path.is_file():
+        raise ShardError("is a folder" if path.is_dir() else "is no plain file")
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise ShardError(f"holds more than {largest} bytes")
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """The document in a plain file. Raises `OSError`, and `ValueError` for what `parse_json` or `read_plain` refuse."""
+    return parse_json(read_plain(path, LARGEST_JSON))
