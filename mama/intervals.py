@@ -37,11 +37,11 @@ class Part:
 
 
 def interval(parts: Sequence[Part]) -> tuple[float, float] | None:
-    """Limits of the mean of `parts`; None where every part rests on a single patient, or no resample defines it."""
+    """Limits of the mean of `parts`, which two resamples define at least; None where each rests on a single patient."""
+    if all(part.patients < 2 for part in parts):
+        return None
     draws = np.stack([part.draws for part in parts])
     whole = draws[:, ~np.isnan(draws).any(0)]
-    if whole.shape[1] < 2 or all(part.patients < 2 for part in parts):
-        return None
     values = np.array([part.value for part in parts])
     limits = np.array([_wilson(part) for part in parts])  # [parts, 2]
     related = _correlations(whole)

@@ -228,8 +228,8 @@ def _estimate(point: Floats, boots: list[Floats], sides: list[Sides], draws: _Dr
         return Estimate(value, reason="no interval: the images are of one patient")
     drawn = np.concatenate([point[:, :0], *boots], axis=1)
     defined = int((~np.isnan(drawn)).all(0).sum())
-    if not defined:
-        return Estimate(value, reason="no interval: no resample defines the metric")
+    if defined < 2:
+        return Estimate(value, reason="no interval: fewer than two resamples define the metric")
     parts = [
         Part(float(whole[0]), of_part, min(map(draws.count, own)))
         for whole, of_part, own in zip(point, drawn, sides, strict=True)
