@@ -52,7 +52,7 @@ def evaluate(config: Config, run: Path) -> Results:
         targets = heatmap.targets(held, tokenizer, config.data.max_tokens) if trained_with.loss.local else []
         drawn[name] = heatmap.maps(model, tokenizer, held, targets, config, local_device())
         if name == "trained":
-            retrieved = _retrieve(features, held.items, model, tokenizer, config)
+            retrieved = measured | _retrieve(features, held.items, model, tokenizer, config)
     if config.eval.intensity_baseline and held.name != "train":
         seen, asked = _intensities(train), _intensities(held)
         for question in questions:

@@ -130,11 +130,14 @@ def training(shards: Document, run: Path) -> str:
 
 
 def folder_of(shards: Document, run: Path) -> Path:
-    """Where the results of these images belong."""
+    """Where the results of these images belong; the first name of a set is kept when its folder is moved."""
     if is_own(shards, run) and shards["split"] == "test":
         return run / "eval"
+    ending = f"-{shards['split']}-{shards['digest'][:8]}"
+    if known := sorted((run / "eval-on").glob(f"*{ending}")):
+        return known[0]
     names = re.sub(r"[^\w.+-]+", "_", "+".join(folder["name"] for folder in shards["folders"]))[:60]
-    return run / "eval-on" / f"{names}-{shards['split']}-{shards['digest'][:8]}"
+    return run / "eval-on" / f"{names}{ending}"
 
 
 def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:
@@ -154,14 +157,18 @@ def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:
 
 
 def same(one: Document, other: Document) -> bool:
-    """Were both measured on the same shards and model, with the same settings?"""
-    return all(key in one and one[key] == other[key] for key in IDENTITY)
+    """Were both measured on the same images, wherever they lay, and weights, with the same settings?"""
+    if any(key not in one for key in IDENTITY):
+        return False
+    images = [(document["shards"]["digest"], document["shards"]["split"]) for document in (one, other)]
+    return images[0] == images[1] and all(one[key] == other[key] for key in ("model", "settings"))
 
 
 def evaluations(run: Path) -> list[tuple[Path, Document]]:
     """The complete evaluations of a run and their markers, that of its own test split first."""
     folders = [run / "eval", *sorted(path for path in (run / "eval-on").glob("*") if path.suffix != ".partial")]
-    return [(folder, marker) for folder in folders if (marker := read_json(folder / MARKER))]
+    found = [(folder, read_json(folder / MARKER) or {}) for folder in folders]
+    return [(folder, marker) for folder, marker in found if {*IDENTITY, "tasks", "places"} <= marker.keys()]
 
 
 def read_json(path: Path) -> Document | None:

@@ -51,7 +51,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "tasks": tasks,
         "rocs": [_roc(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
         "confusions": [_confusions(task) for task in tasks if task["rows"]],
-        "retrieval": _retrieval(folder, pictures),
+        "retrieval": _retrieval(folder, marker, pictures),
         "alignment": _alignment(folder, marker, pictures),
     }
 
@@ -124,9 +124,9 @@ def _confusions(task: Document) -> Document:
     return {"task": task, "figures": drawn}
 
 
-def _retrieval(folder: Path, pictures: Pictures | None) -> Document | None:
+def _retrieval(folder: Path, marker: Document, pictures: Pictures | None) -> Document | None:
     document = measured.read_json(folder / "retrieval" / "examples.json")
-    if document is None:
+    if document is None or not measured.same(document, marker):
         return None
     for query in document["texts"]:
         for result in query["results"]:

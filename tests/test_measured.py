@@ -114,15 +114,19 @@ def test_what_is_measured_on_other_shards_has_a_folder_and_a_heading_of_its_own(
 def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     config: Config,
     oracle: Oracle,  # noqa: F811
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = config.run_folder
     both = replace(config, eval=replace(config.eval, tasks=["cancer", "density"]))
     evaluate(both, run)
-    evaluate(replace(config, eval=replace(config.eval, tasks=["birads"])), run)
+    moved = Path(config.data.shards[0]).rename(tmp_path / "moved")
+    evaluate(on(replace(config, eval=replace(config.eval, tasks=["birads"])), moved), run)
     marker = measured.read_json(run / "eval" / "complete.json") or {}
     assert marker["tasks"] == ["birads", "cancer", "density"], "measured on the very same: all of them stand"
     text = page(config)
+    assert text.count('alt="mammogram"') == 6, "where they were measured"
+    moved.rename(config.data.shards[0])
     assert all(title in text for title in ("BI-RADS category", "Cancer in the breast", "Breast density"))
 
     before = contents(run / "eval")
@@ -212,6 +216,9 @@ def test_own_shards_are_told_by_their_contents_and_not_by_their_place(config: Co
     assert seen(here, one) == "Of these folders the model saw the train split of shards only."
     assert seen(one).startswith("The model was trained on other shards")
     assert where(tmp_path / "a" / ".." / "b" / "abroad") == where(two)
+    (run / where(two)).mkdir(parents=True)
+    renamed = two.rename(tmp_path / "b" / "renamed")
+    assert where(renamed).startswith("eval-on/abroad-test-")
 
     grown = json.loads((here / "manifest.json").read_text())
     more = {**next(s for s in grown["shards"] if s["split"] == "train"), "name": "train-000009.tar", "sha256": "0" * 64}
