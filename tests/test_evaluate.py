@@ -131,6 +131,8 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
     assert not re.search(r"None|\bnan\b", "\n".join(lines))
+    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0}}).splitlines()[2:]
+    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
 
 
 def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Oracle) -> None:

@@ -18,6 +18,7 @@ from mama import evaluate as module
 from mama import measured
 from mama.config import Config
 from mama.evaluate import evaluate
+from mama.loading import save
 from mama.report import write_report
 from mama.run import shards_digest
 from shards.manifest import load_manifest
@@ -148,6 +149,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
 def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     config: Config,
     oracle: Oracle,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = config.run_folder
     evaluate(replace(config, eval=replace(config.eval, tasks=["cancer", "density"])), run)
@@ -161,7 +163,12 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     evaluate(config, run)
     assert {path.name for path in (run / "eval").iterdir()} == {"cancer", "alignment", "retrieval", "complete.json"}
     assert "older model" not in page(config)
+    save(config, run / "config.yaml")
+    seeds = []
+    build = module.build
+    monkeypatch.setattr(module, "build", lambda known, *rest: seeds.append(known.seed) or build(known, *rest))
     evaluate(replace(config, seed=7, eval=replace(config.eval, tasks=["birads"])), run)
+    assert seeds == [config.seed], "the untrained model is this run's own before its first step"
     assert not (run / "eval" / "cancer").exists(), "measured with another seed"
 
     # What another release left there, or somebody copied: it is not what the folder says.
