@@ -184,6 +184,17 @@ def bench_load(rounds: int) -> None:
         click.echo(line)
 
 
+@bench.command("intervals")
+@click.option("--rounds", default=500, show_default=True, type=click.IntRange(min=1), help="Evaluations a setting.")
+@click.option("--resamples", default=300, show_default=True, type=click.IntRange(min=2), help="As eval.bootstrap.")
+def bench_intervals(rounds: int, resamples: int) -> None:
+    """Intervals: how often they hold the true value, and their mean length, in simulated evaluations."""
+    from mama.bench_intervals import bench_intervals as run
+
+    for line in run(rounds, resamples):
+        click.echo(line)
+
+
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--sample", type=click.IntRange(min=0), help="Decode only so many images of each shard.")

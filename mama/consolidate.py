@@ -15,6 +15,7 @@ from mama.config import Config, ConfigError
 from mama.frozen import digests
 from mama.loading import load, save
 from mama.model import MamaModel, build
+from mama.portable import portable, rewrite_without_paths
 from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower
 from shards.read import load_manifest
@@ -43,12 +44,15 @@ def consolidate(config: Config, best: bool = False) -> Path:
     aside = run / "model.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / WEIGHTS)
+    step = checkpoint.step_of(chosen)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / WEIGHTS, {"step": str(step)})
     model.vision.backbone.config.save_pretrained(aside / "vision")
     model.text.backbone.config.save_pretrained(aside / "text")
     tokenizer.save(aside / "tokenizer")
-    save(config, aside / "config.yaml")
-    (aside / "README.md").write_text(model_card(config, checkpoint.step_of(chosen)))
+    for written in ("vision/config.json", "text/config.json", "tokenizer/tokenizer_config.json"):
+        rewrite_without_paths(aside / written)
+    save(portable(config), aside / "config.yaml")
+    (aside / "README.md").write_text(model_card(config, step))
     shutil.rmtree(run / "model", ignore_errors=True)
     aside.rename(run / "model")
     return run / "model"
@@ -83,6 +87,7 @@ def model_card(config: Config, step: int) -> str:
         "Trained on:",
         "",
     ]
+    named = portable(config)
     for folder in config.data.shards:
         manifest = load_manifest(local_folder(folder, config.data.cache_folder))
         lines.append(f"- `{manifest.source}` ({sum(s.samples for s in manifest.shards if s.split == 'train')} studies)")
@@ -92,8 +97,8 @@ def model_card(config: Config, step: int) -> str:
         "Not for clinical use.",
         "",
         "```json",
-        json.dumps({"image_size": list(config.data.image_size), "seed": config.seed, "vision": config.vision.model,
-                    "text": config.text.model}, indent=2),
+        json.dumps({"image_size": list(config.data.image_size), "seed": config.seed, "vision": named.vision.model,
+                    "text": named.text.model}, indent=2),
         "```",
         "",
     ]  # fmt: skip

@@ -1,11 +1,13 @@
 """Evaluation: a consolidated run against held-out patients, beside the same model before its first step.
 
-Writes, below `<run>/eval/`, for each task `metrics.json` and `predictions.csv`, and what the report
-shows besides: `retrieval/examples.json`, `alignment/metrics.json` and `alignment/maps.npz`.
+Writes, below `<run>/eval/` or for other images than the run's own below `<run>/eval-on/` (see `mama.measured`), for
+each task `metrics.json` and `predictions.csv`, and what the report shows besides: `retrieval/examples.json`,
+`alignment/metrics.json` and `alignment/maps.npz`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 
 from mama import attention, heatmap, probe, results, retrieval, zeroshot
-from mama.config import Config, ConfigError
+from mama import measured as measured_on
+from mama.config import Config, ConfigError, DataConfig
 from mama.consolidate import load_model
 from mama.dist import local_device
 from mama.features import Features, Item, Split, embed_images, embed_texts
@@ -24,7 +27,6 @@ from mama.metrics import Floats
 from mama.model import MamaModel, build
 from mama.questions import Answer, Question, ask
 from mama.results import Results, results_table
-from mama.run import write_json
 from mama.tasks import TASKS, wording_of
 from mama.taught import training_statements
 from mama.tokens import Tokenizer
@@ -33,50 +35,77 @@ from shards.schema import ShardError, Study
 
 __all__ = ["evaluate", "results_table"]
 
+log = logging.getLogger(__name__)
+
 
 def evaluate(config: Config, run: Path) -> Results:
-    """Measure `<run>/model` on the split `config.eval.split`; returns each task's metrics, and "alignment"'s."""
-    device = local_device()
-    held = Split(config, config.eval.split)
-    train = Split(config, "train")
+    """Measure `<run>/model` on the split `config.eval.split`; returns each task's metrics, and "alignment"'s.
+
+    The files are written when everything is measured, and replace those of an earlier evaluation of the same images.
+    """
+    measured = measured_on.identity(config, run)
+    started = run / "config.yaml"  # another seed or shape would make another untrained model
+    trained_with = load(started) if started.exists() else config
+    held, train = Split(config, config.eval.split), Split(config, "train")
     wording = wording_of(_studies(held), config.data.style, config.data.tell_pathology)
-    said = _said_in_training(config, run, train)
+    said = _said_in_training(trained_with.data, config.data, train)
     questions = [ask(TASKS[name], held.items, train.items, wording, said) for name in config.eval.tasks]
     drawn: dict[str, heatmap.Floats] = {}
-    for name, model, tokenizer in _models(config, run, device):
-        features = embed_images(model, held, config, device, name)
-        probed = None if held.name == "train" else embed_images(model, train, config, device, name)
-        for question in questions:
-            _zero_shot(question, name, features, model, tokenizer, config)
-            if probed is not None:
-                _probe(question, name, probed.tower, features.tower, train.items, config.seed)
-        targets = heatmap.targets(held, tokenizer, config.data.max_tokens) if config.loss.local else []
-        drawn[name] = heatmap.maps(model, tokenizer, held, targets, config, device)
+    for name, model, tokenizer in _models(trained_with, run, local_device()):
+        features = _answer(questions, name, model, tokenizer, held, train, config)
+        targets = heatmap.targets(held, tokenizer, config.data.max_tokens) if trained_with.loss.local else []
+        drawn[name] = heatmap.maps(model, tokenizer, held, targets, config, local_device())
         if name == "trained":
-            _retrieve(features, held.items, model, tokenizer, config, run / "eval" / "retrieval")
+            retrieved = measured | _retrieve(features, held.items, model, tokenizer, config)
     if config.eval.intensity_baseline and held.name != "train":
-        known, asked = _intensities(train), _intensities(held)
+        seen, asked = _intensities(train), _intensities(held)
         for question in questions:
-            _probe(question, "31 intensity percentiles", known, asked, train.items, config.seed)
+            _probe(question, "31 intensity percentiles", seen, asked, train.items, config.seed)
     for question in questions:
         question.answers.sort(key=lambda answer: answer.protocol != "zero-shot")
-    folder = run / "eval"
-    measured = {
-        q.task.name: results.write(q, held.items, held.name, config.eval, config.seed, folder / q.task.name)
-        for q in questions
-    }
-    return measured | {"alignment": _write_alignment(drawn, targets, held, config, folder / "alignment")}
+    shown = heatmap.examples(targets, config.eval.heat_maps)
+    found = {q.task.name: measured | results.document(q, held.items, held.name, config) for q in questions}
+    found["alignment"] = measured | _alignment(drawn, targets, shown, held, config)
+    if not trained_with.loss.local:
+        found["alignment"]["reason"] = "the model was trained without the local term"
+    folder = measured_on.folder_of(measured["shards"], run)
+    log.info("writing the results to %s", folder)
+    with measured_on.replaced(folder) as new:
+        results.write(found, questions, held.items, retrieved, drawn["trained"][shown], new)
+        measured_on.finish(config, measured, folder, new)
+    return found
+
+
+def _answer(
+    questions: list[Question],
+    name: str,
+    model: MamaModel,
+    tokenizer: Tokenizer,
+    held: Split,
+    train: Split,
+    config: Config,
+) -> Features:
+    """Put the questions to a model, by zero-shot and by probe; returns the features of the held-out images."""
+    device = next(model.parameters()).device
+    features = embed_images(model, held, config, device, name)
+    probed = None if held.name == "train" else embed_images(model, train, config, device, name)
+    for question in questions:
+        _zero_shot(question, name, features, model, tokenizer, config)
+        if probed is not None:
+            _probe(question, name, probed.tower, features.tower, train.items, config.seed)
+    return features
 
 
 def _studies(split: Split) -> list[Study]:
     return [item.study for item in split.items if item.position == 0]
 
 
-def _said_in_training(config: Config, run: Path, train: Split) -> set[str] | None:
-    """What the texts said that the run was trained on; None where its shards are not there any more."""
-    path = run / "config.yaml"
-    own = load(path).data if path.exists() else config.data
-    if own.shards == config.data.shards:
+def _said_in_training(own: DataConfig, asked: DataConfig, train: Split) -> set[str] | None:
+    """What the texts of the run's `own` shards said; None where those are not there any more.
+
+    `train` is the training split of the shards that are `asked` about, which mostly are the same.
+    """
+    if own.shards == asked.shards:
         return training_statements(_studies(train), own)
     try:
         images = Images(own, "train")
@@ -129,26 +158,22 @@ def _intensities(split: Split) -> Floats:
 
 
 def _retrieve(
-    features: Features, items: list[Item], model: MamaModel, tokenizer: Tokenizer, config: Config, folder: Path
-) -> None:
+    features: Features, items: list[Item], model: MamaModel, tokenizer: Tokenizer, config: Config
+) -> dict[str, Any]:
     texts, own = retrieval.distinct_texts(items, config.data.style, config.data.tell_pathology)
     embedded = embed_texts(model, tokenizer, texts, config, next(model.parameters()).device)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "examples.json", retrieval.examples(items, texts, own, features.embeddings, embedded))
+    return retrieval.examples(items, texts, own, features.embeddings, embedded)
 
 
-def _write_alignment(
-    drawn: dict[str, heatmap.Floats], targets: list[heatmap.Target], held: Split, config: Config, folder: Path
+def _alignment(
+    drawn: dict[str, heatmap.Floats], targets: list[heatmap.Target], shown: list[int], held: Split, config: Config
 ) -> dict[str, Any]:
-    """The pointing game over all findings, and the maps of a few."""
+    """The pointing game over all findings, and the facts of those in `shown`, whose maps are kept."""
     trained = drawn["trained"]
     grid = (trained.shape[1], trained.shape[2])
     grey = heatmap.brightest(held, targets, grid) if targets else trained
     scores = {**drawn, "brightest patch": grey}
     document = heatmap.pointing_game(scores, grey, targets, held.size, config)
-    if not config.loss.local:
-        document["reason"] = "the model was trained without the local term"
-    shown_ones = heatmap.examples(targets, config.eval.heat_maps)
     document["examples"] = [
         {
             "image": targets[i].item.key,
@@ -156,9 +181,6 @@ def _write_alignment(
             "facts": retrieval.facts(targets[i].item.view),
             "boxes": targets[i].boxes,
         }
-        for i in shown_ones
+        for i in shown
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "maps.npz", maps=trained[shown_ones])
-    write_json(folder / "metrics.json", document)
     return document

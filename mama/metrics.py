@@ -1,4 +1,4 @@
-"""Figures of merit with 95 % intervals from a bootstrap over patients. NumPy only.
+"""Figures of merit with 95 % intervals (`mama.intervals`) from a bootstrap over patients.
 
 Every metric is computed for many weightings of the images at once: all ones for the figure itself,
 and for a resample the number of times that each image's patient was drawn. Letters: n images, K
@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mama.intervals import Part, interval
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Sides = tuple[Flags, ...]  # the images [n] that a figure rests on; of two sides the rarer one counts
 
 SENSITIVITY = 0.8  # at which the specificity is read
 CELLS = 4_000_000  # of a [R, n] array that is held at once
@@ -31,11 +35,13 @@ REASONS = {
     "probabilistic_f1": "there is no positive image",
     "specificity_at_sensitivity": "the images are all of one class",
 }
+ALWAYS = ("auc", "balanced_accuracy")
+NO_IMAGE = "there is no image"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; `resamples` of the bootstrap defined it and made the interval."""
+    """A figure and its 95 % interval; `resamples` of the bootstrap defined it."""
 
     value: float | None
     low: float | None = None
@@ -53,24 +59,22 @@ def measure(
     `binary`, K is 2, `auc` is the AUC of class 1, and the metrics of its decision, `probabilistic_f1`
     and `specificity_at_sensitivity` (80 %) come in addition.
     """
+    if not len(labels):
+        return {name: Estimate(None, reason=NO_IMAGE) for name in (REASONS if binary else ALWAYS)}
     draws = _Draws(patients, resamples, seed)
     point = _all(labels, scores, np.ones((1, len(labels))), binary)
     boots = [_all(labels, scores, weights, binary) for weights in draws]
-    return {
-        name: _estimate(
-            value[0], np.concatenate([np.zeros(0), *(b[name] for b in boots)]), draws.patients, REASONS[name]
-        )
-        for name, value in point.items()
-    }
+    sides = _sides(labels, scores.argmax(1), binary)
+    return {name: _estimate(point[name], [b[name] for b in boots], sides[name], draws, REASONS[name]) for name in point}
 
 
 def mean(values: Floats, patients: list[str], resamples: int, seed: int) -> Estimate:
-    """The mean over images of `values` [n], for example hits of 0 and 1."""
+    """The mean over images of `values` [n] in [0, 1], for example hits of 0 and 1."""
     if not len(values):
-        return Estimate(None, reason="there is no image")
+        return Estimate(None, reason=NO_IMAGE)
     draws = _Draws(patients, resamples, seed)
-    boots = np.concatenate([np.zeros(0), *(weights @ values / weights.sum(1) for weights in draws)])
-    return _estimate(float(values.mean()), boots, draws.patients, "there is no image")
+    boots = [(weights @ values / weights.sum(1))[None] for weights in draws]
+    return _estimate(values.mean()[None, None], boots, [(np.ones(len(values), bool),)], draws, NO_IMAGE)
 
 
 def confusion(labels: Ints, scores: Floats) -> Ints:
@@ -97,6 +101,10 @@ class _Draws:
         names, self.member = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
         self.patients, self.resamples, self.seed = len(names), resamples, seed
 
+    def count(self, images: Flags) -> int:
+        """How many patients these images [n] are of."""
+        return len(np.unique(self.member[images]))
+
     def __iter__(self) -> Iterator[Floats]:
         rng = np.random.default_rng(self.seed)
         piece = max(1, CELLS // max(1, len(self.member)))
@@ -114,7 +122,7 @@ class _Ranked:
         ranked = scores[self.order]
         self.starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
 
-    def cumulate(self, weights: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    def cumulate(self, weights: Floats, positive: Flags) -> tuple[Floats, Floats]:
         """Weight of the negatives and of the positives down to each step, [R, steps] each."""
         sorted_weights = weights[:, self.order]
         flags = positive[self.order]
@@ -123,21 +131,48 @@ class _Ranked:
 
 
 def _all(labels: Ints, scores: Floats, weights: Floats, binary: bool) -> dict[str, Floats]:
-    """Every metric for `weights` [R, n]: [R] each."""
+    """Every metric for `weights` [R, n] as [parts, R] each: it is the mean of its parts, classes or itself alone."""
     present = np.unique(labels)
     columns = [1] if binary else list(present)
     areas = [_auc(labels == k, scores[:, k], weights) for k in columns]
     called = scores.argmax(1)
     recalls = [_share(weights, (called == k) & (labels == k), labels == k) for k in present]
     single = len(present) < 2
+    undefined = np.full((1, len(weights)), np.nan)
     measured = {
-        "auc": np.full(len(weights), np.nan) if single else np.mean(areas, axis=0),
-        "balanced_accuracy": np.full(len(weights), np.nan) if single else np.mean(recalls, axis=0),
+        "auc": undefined if single else np.stack(areas),
+        "balanced_accuracy": undefined if single else np.stack(recalls),
     }
-    return measured | _binary(labels == 1, called == 1, scores[:, 1], weights) if binary else measured
+    if binary:
+        alone = _binary(labels == 1, called == 1, scores[:, 1], weights)
+        measured |= {name: value[None] for name, value in alone.items()}
+    return measured
 
 
-def _binary(truth: NDArray[np.bool_], called: NDArray[np.bool_], score: Floats, weights: Floats) -> dict[str, Floats]:
+def _sides(labels: Ints, called: Ints, binary: bool) -> dict[str, list[Sides]]:
+    """What each part of each metric of `_all` rests on."""
+    of_class = [labels == k for k in np.unique(labels)]
+    against = [(flags, ~flags) for flags in of_class]
+    truth, positive = labels == 1, called == 1
+    sides: dict[str, list[Sides]] = {
+        "auc": [(truth, ~truth)] if binary else [*against],
+        "balanced_accuracy": [(flags,) for flags in of_class],
+    }
+    alone = {
+        "sensitivity": truth,
+        "specificity": ~truth,
+        "ppv": positive,
+        "npv": ~positive,
+        "f1": truth | positive,
+        "probabilistic_f1": truth,
+    }
+    if binary:
+        sides |= {name: [(flags,)] for name, flags in alone.items()}
+        sides["specificity_at_sensitivity"] = [(truth, ~truth)]
+    return sides
+
+
+def _binary(truth: Flags, called: Flags, score: Floats, weights: Floats) -> dict[str, Floats]:
     true_positive, false_positive = weights @ (truth & called), weights @ (~truth & called)
     positives = weights @ truth
     soft_true, soft_false = weights @ (score * truth), weights @ (score * ~truth)
@@ -153,7 +188,7 @@ def _binary(truth: NDArray[np.bool_], called: NDArray[np.bool_], score: Floats, 
     }
 
 
-def _auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+def _auc(positive: Flags, score: Floats, weights: Floats) -> Floats:
     """Area under the ROC curve as P(score of a positive > of a negative) + P(equal) / 2."""
     negatives, positives = _Ranked(score).cumulate(weights, positive)
     all_negatives, all_positives = negatives[:, -1:], positives[:, -1:]
@@ -164,7 +199,7 @@ def _auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
     return _divide(pairs, total, total > 0)
 
 
-def _specificity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+def _specificity_at(positive: Flags, score: Floats, weights: Floats) -> Floats:
     """The best specificity among thresholds whose sensitivity is at least `SENSITIVITY`."""
     negatives, positives = _Ranked(score).cumulate(weights, positive)
     enough = positives >= SENSITIVITY * positives[:, -1:] - 1e-9
@@ -175,23 +210,31 @@ def _specificity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats)
     return _divide(total - negatives[rows, first], total, defined)
 
 
-def _share(weights: Floats, part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Floats:
+def _share(weights: Floats, part: Flags, whole: Flags) -> Floats:
     total = weights @ whole
     return _divide(weights @ part, total, total > 0)
 
 
-def _divide(above: Floats, below: Floats, defined: NDArray[np.bool_]) -> Floats:
+def _divide(above: Floats, below: Floats, defined: Flags) -> Floats:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=defined)
 
 
-def _estimate(value: float, boots: Floats, patients: int, reason: str) -> Estimate:
-    """Percentile interval (Efron and Tibshirani 1993, section 13.3) over the resamples that define the metric."""
-    if np.isnan(value):
+def _estimate(point: Floats, boots: list[Floats], sides: list[Sides], draws: _Draws, reason: str) -> Estimate:
+    """From the parts of a metric for all images, [parts, 1], and for pieces of the resamples, [parts, r] each."""
+    if np.isnan(point).any():
         return Estimate(None, reason=reason)
-    defined = boots[~np.isnan(boots)]
-    if patients < 2:
-        return Estimate(float(value), reason="no interval: the images are of one patient")
-    if not len(defined):
-        return Estimate(float(value), reason="no interval: no resample defines the metric")
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), len(defined))
+    value = float(point.mean())
+    if draws.patients < 2:
+        return Estimate(value, reason="no interval: the images are of one patient")
+    drawn = np.concatenate([point[:, :0], *boots], axis=1)
+    defined = int((~np.isnan(drawn)).all(0).sum())
+    if defined < 2:
+        return Estimate(value, reason="no interval: fewer than two resamples define the metric")
+    parts = [
+        Part(float(whole[0]), of_part, min(map(draws.count, own)))
+        for whole, of_part, own in zip(point, drawn, sides, strict=True)
+    ]
+    limits = interval(parts)
+    if limits is None:
+        return Estimate(value, reason="no interval: it rests on the images of one patient")
+    return Estimate(value, *limits, defined)

@@ -1,36 +1,30 @@
 """report.html: what a run was, how it learned and what was measured, in one file that asks nothing of the network.
 
-It reads what the run folder holds (config, environment.json, log.jsonl, eval/) and takes pictures
-from the shards; it computes no figure of its own. A part that is not there is said so in words.
+It reads what the run folder holds (config, environment.json, log.jsonl, eval/, eval-on/) and takes pictures
+from the shards; it computes no figure of its own. A part that is not there is said so in words, and what was
+measured on other images than the run's own has a heading of its own.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import cv2
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
 
-from mama import figures, metrics
-from mama.config import Config
-from mama.features import Split
-from mama.images import fit_geometry
+from mama import figures, measured
+from mama.config import Config, ConfigError
+from mama.measured import Document
+from mama.portable import folder_name
+from mama.report_evaluation import evaluation
 from mama.results import shown, untaught_note
+from shards.manifest import write_aside
 from shards.read import load_manifest
 from shards.remote import local_folder
-from shards.schema import SPLITS
+from shards.schema import ShardError
 
-Document = dict[str, Any]
-
-HEAT_MAP_HEIGHT = 480  # pixels at least, of the fitted image
-THUMBNAIL_HEIGHT = 200
 METRICS = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
@@ -44,45 +38,34 @@ METRICS = {
 
 def write_report(config: Config, run: Path) -> Path:
     """Write `<run>/report.html` from what is there; returns its path."""
-    pictures = Pictures(config)
-    tasks = [task for name in config.eval.tasks if (task := _json(run / "eval" / name / "metrics.json"))]
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder; train first")
+    model = measured.model_of(run)
+    evaluations = [evaluation(config, run, model, *found) for found in measured.evaluations(run)]
+    data = _data(config)
+    own = next((one for one in evaluations if one["own"]), None)
     page = _template().render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
-        environment=_json(run / "environment.json"),
-        data=_data(config),
-        tasks=tasks,
+        environment=measured.read_json(run / "environment.json"),
+        own=own,
+        others=[one for one in evaluations if one is not own],
+        unmarked=_unmarked(run),
+        data=data,
+        phantoms=any(one["phantoms"] for one in evaluations)
+        or (not evaluations and any("phantom" in f.values() for f in data)),
         metric_names=METRICS,
         curves=_curves(config, run),
-        rocs=[_roc(task, run) for task in tasks if task["binary"] and len(task["rows"]) and not task["absent"]],
-        confusions=[_confusions(task) for task in tasks if task["rows"]],
-        retrieval=_retrieval(run, pictures),
-        alignment=_alignment(run, pictures),
     )
     path = run / "report.html"
-    aside = path.with_suffix(".partial")
-    aside.write_text(page, encoding="utf-8")
-    aside.rename(path)
+    write_aside(path, page.encode())
     return path
 
 
-class Pictures:
-    """Images of the evaluated split by key, read only when a page wants one."""
-
-    def __init__(self, config: Config) -> None:
-        self.split = Split(config, config.eval.split)
-        self.by_key = {item.key: item for item in self.split.items}
-
-    def stored(self, key: str) -> NDArray[np.uint8]:
-        """uint8 [h, w]."""
-        return self.split.stored(self.by_key[key])
-
-    def thumbnail(self, key: str) -> str:
-        pixels = self.stored(key)
-        width = round(pixels.shape[1] * THUMBNAIL_HEIGHT / pixels.shape[0])
-        small = cv2.resize(pixels, (width, THUMBNAIL_HEIGHT), interpolation=cv2.INTER_AREA)
-        return figures.picture(np.asarray(small, dtype=np.uint8))
+def _unmarked(run: Path) -> bool:
+    """Are there results of a release that did not say what it had measured?"""
+    return not (run / "eval" / measured.MARKER).exists() and any((run / "eval").glob("*/metrics.json"))
 
 
 def _template() -> jinja2.Template:
@@ -95,28 +78,17 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _json(path: Path) -> Document | None:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def _data(config: Config) -> list[Document]:
-    """One row per shard folder and split."""
-    rows = []
-    for folder in config.data.shards:
-        manifest = load_manifest(local_folder(folder, config.data.cache_folder))
-        for split in SPLITS:
-            shards = [shard for shard in manifest.shards if shard.split == split]
-            rows.append(
-                {
-                    "source": manifest.source,
-                    "split": split,
-                    "patients": len({patient for shard in shards for patient in shard.patients}),
-                    "studies": sum(shard.samples for shard in shards),
-                    "images": sum(sum(shard.view_counts) for shard in shards),
-                    "labels": manifest.labels.get(split, {}),
-                }
-            )
-    return rows
+    """The folders that `data.shards` names, as they are now, each with a row for each split or why it has none."""
+    folders: list[Document] = []
+    for address in config.data.shards:
+        try:
+            manifest = load_manifest(local_folder(address, config.data.cache_folder))
+        except ShardError:
+            folders.append({"name": folder_name(address), "splits": []})
+        else:
+            folders.append({"source": manifest.source, "splits": measured.counts(manifest)})
+    return folders
 
 
 def _curves(config: Config, run: Path) -> Document | None:
@@ -129,77 +101,4 @@ def _curves(config: Config, run: Path) -> Document | None:
         "figure": figures.training_curves(records, config.loss.local_start),
         "steps": records[-1]["step"] + 1,
         "pairs_per_second": float(np.median(rates)) if rates else None,
-    }
-
-
-def _roc(task: Document, run: Path) -> Document:
-    """Curves from predictions.csv, labelled with the measured AUC."""
-    scores: dict[tuple[str, str], list[tuple[bool, float]]] = defaultdict(list)
-    positive = task["classes"][1]["name"]
-    with (run / "eval" / task["task"] / "predictions.csv").open(newline="") as file:
-        for line in csv.DictReader(file):
-            scores[line["protocol"], line["model"]].append((line["label"] == positive, float(line[positive])))
-    curves = []
-    for row in task["rows"]:
-        truth, values = (np.array(column) for column in zip(*scores[row["protocol"], row["model"]], strict=True))
-        false_positive, true_positive = metrics.roc(truth.astype(np.int64), values)
-        curves.append(
-            {
-                "protocol": row["protocol"],
-                "model": row["model"],
-                "false_positive": false_positive,
-                "true_positive": true_positive,
-                "label": f"{row['model']}: {shown(row['metrics']['auc'])}",
-            }
-        )
-    return {"task": task, "figure": figures.roc_curves(curves)}
-
-
-def _confusions(task: Document) -> Document:
-    classes = [entry["name"].removeprefix("BI-RADS ") for entry in task["classes"]]
-    shown_rows = [row for row in task["rows"] if row["model"] == "trained"]
-    drawn = [figures.confusion_matrix(row["confusion"], classes, row["protocol"]) for row in shown_rows]
-    return {"task": task, "figures": drawn}
-
-
-def _retrieval(run: Path, pictures: Pictures) -> Document | None:
-    document = _json(run / "eval" / "retrieval" / "examples.json")
-    if document is None:
-        return None
-    for query in document["texts"]:
-        for result in query["results"]:
-            result["picture"] = pictures.thumbnail(result["image"])
-    for query in document["images"]:
-        query["picture"] = pictures.thumbnail(query["image"])
-    return document
-
-
-def _alignment(run: Path, pictures: Pictures) -> Document | None:
-    folder = run / "eval" / "alignment"
-    document = _json(folder / "metrics.json")
-    if document is None:
-        return None
-    with np.load(folder / "maps.npz", allow_pickle=False) as file:
-        maps = file["maps"]
-    for example, values in zip(document["examples"], maps, strict=True):
-        example |= _heat_map(pictures, example, values)
-    return document
-
-
-def _heat_map(pictures: Pictures, example: Document, values: NDArray[np.float32]) -> Document:
-    """The image with its boxes, and the same under the map, both enlarged and without the air that fitting added."""
-    height, width = pictures.split.size
-    stored = pictures.stored(example["image"])
-    larger = max(1, -(-HEAT_MAP_HEIGHT // height))
-    across, down, top = fit_geometry((stored.shape[0], stored.shape[1]), (height, width), pictures.split.images.fit)
-    rows = slice(larger * top, larger * (top + round(stored.shape[0] * down)))
-    columns = slice(0, larger * round(stored.shape[1] * across))
-    fitted = pictures.split.pixels(pictures.by_key[example["image"]], larger)
-    boxes = [(larger * x0, larger * y0, larger * x1, larger * y1) for x0, y0, x1, y1 in example["boxes"]]
-    plain, heated = figures.boxed(fitted, boxes), figures.boxed(figures.heat(fitted, values), boxes)
-    return {
-        "plain": figures.picture(plain[rows, columns]),
-        "heat": figures.picture(heated[rows, columns]),
-        "smallest": float(values.min()),
-        "largest": float(values.max()),
     }

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mama import metrics
-from mama.config import EvalConfig
+from mama.config import Config
 from mama.features import Item
 from mama.questions import Answer, Question
 from mama.run import write_json
+from shards.manifest import write_aside
 
 Results = dict[str, dict[str, Any]]
 
@@ -30,6 +35,8 @@ def results_table(results: Results) -> str:
             sizes = (str(document["images"]), str(document["patients"]))
             mark = " *" if untaught_note(document) and row["protocol"] == "zero-shot" else ""
             lines.append((name, row["protocol"] + mark, row["model"], auc, accuracy, chance, *sizes))
+        if not document["rows"]:
+            lines.append((name, "no image with this label", "", "n/a", "n/a", "n/a", str(document["images"]), "0"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [f"* {name}: {note}" for name, document in results.items() if (note := untaught_note(document))]
@@ -52,16 +59,11 @@ def shown(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:.3f}{interval}"
 
 
-def write(
-    question: Question, items: list[Item], split: str, config: EvalConfig, seed: int, folder: Path
-) -> dict[str, Any]:
-    """Measure the answers; write `predictions.csv` and then `metrics.json`, and return the latter.
-
-    `items` are all images of `split`; `seed` that of the bootstrap.
-    """
+def document(question: Question, items: list[Item], split: str, config: Config) -> dict[str, Any]:
+    """Measure the answers; `items` are all images of `split`."""
     patients = [items[i].study.patient for i in question.rows]
     counts = Counter(question.labels.tolist())
-    document = {
+    return {
         "task": question.task.name,
         "title": question.task.title,
         "binary": question.task.binary,
@@ -73,15 +75,32 @@ def write(
         "absent": question.absent,
         "untaught": question.untaught,
         "chance": 1 / len(counts) if counts else None,
-        "bootstrap": {"resamples": config.bootstrap, "unit": "patient", "seed": seed},
+        "bootstrap": {"resamples": config.eval.bootstrap, "unit": "patient", "seed": config.seed},
         "prompts": {name: texts[0] for name, texts in zip(question.classes, question.texts, strict=True)},
         "prompt_variants": [len(texts) for texts in question.texts],
-        "rows": [_row(question, answer, patients, config.bootstrap, seed) for answer in question.answers],
+        "rows": [_row(question, answer, patients, config.eval.bootstrap, config.seed) for answer in question.answers],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_predictions(question, items, folder / "predictions.csv")
-    write_json(folder / "metrics.json", document)
-    return document
+
+
+def write(
+    found: Results,
+    questions: list[Question],
+    items: list[Item],
+    retrieved: dict[str, Any],
+    maps: NDArray[np.float32],
+    folder: Path,
+) -> None:
+    """Every file of an evaluation; `maps` [e, gh, gw] are those of the examples of local alignment."""
+    for name, measured in found.items():
+        (folder / name).mkdir()
+        write_json(folder / name / "metrics.json", measured)
+    for question in questions:
+        write_aside(folder / question.task.name / "predictions.csv", _predictions(question, items).encode())
+    (folder / "retrieval").mkdir()
+    write_json(folder / "retrieval" / "examples.json", retrieved)
+    packed = io.BytesIO()
+    np.savez(packed, maps=maps)
+    write_aside(folder / "alignment" / "maps.npz", packed.getvalue())
 
 
 def _row(question: Question, answer: Answer, patients: list[str], resamples: int, seed: int) -> dict[str, Any]:
@@ -94,15 +113,14 @@ def _row(question: Question, answer: Answer, patients: list[str], resamples: int
     }
 
 
-def _write_predictions(question: Question, items: list[Item], path: Path) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["protocol", "model", "image", "patient", "label", *question.classes])
-        for answer in question.answers:
-            for row, label, scores in zip(question.rows, question.labels, answer.scores, strict=True):
-                item = items[row]
-                shares = [f"{score:.6g}" for score in scores]
-                facts = [item.key, item.study.patient, question.classes[label]]
-                writer.writerow([answer.protocol, answer.model, *facts, *shares])
-    aside.rename(path)
+def _predictions(question: Question, items: list[Item]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["protocol", "model", "image", "patient", "label", *question.classes])
+    for answer in question.answers:
+        for row, label, scores in zip(question.rows, question.labels, answer.scores, strict=True):
+            item = items[row]
+            shares = [f"{score:.6g}" for score in scores]
+            facts = [item.key, item.study.patient, question.classes[label]]
+            writer.writerow([answer.protocol, answer.model, *facts, *shares])
+    return file.getvalue()

@@ -20,6 +20,7 @@ from mama.images import Images
 from mama.loading import load, save
 from mama.pretrained import locate
 from mama.tokens import Tokenizer
+from shards.manifest import Manifest
 from shards.read import load_manifest
 from shards.remote import local_folder
 
@@ -128,10 +129,14 @@ def _training_shards(config: Config) -> dict[str, str]:
     """By folder, a digest of the names and contents of its training shards: the order of a run depends on them."""
     found = {}
     for folder in config.data.shards:
-        manifest = load_manifest(local_folder(folder, config.data.cache_folder))
-        shards = [(shard.name, shard.sha256) for shard in manifest.shards if shard.split == "train"]
-        found[folder] = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+        found[folder] = shards_digest(load_manifest(local_folder(folder, config.data.cache_folder)), {"train"})
     return found
+
+
+def shards_digest(manifest: Manifest, splits: set[str]) -> str:
+    """Of the names and contents of the shards of these splits."""
+    shards = [(shard.name, shard.sha256) for shard in manifest.shards if shard.split in splits]
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -43,6 +43,15 @@ def test_bench_loss_prints_both_times_and_that_both_agree() -> None:
     assert differences["largest difference of the gradients"] < 1e-6
 
 
+def test_bench_intervals_prints_coverage_and_length_of_every_setting() -> None:
+    result = CliRunner().invoke(cli, ["bench", "intervals", "--rounds", "1", "--resamples", "5"])
+    assert result.exit_code == 0, result.output
+    head, _, *rows = result.output.splitlines()
+    assert head.startswith("| patients | with cancer | true AUC | AUC | balanced accuracy |")
+    assert len(rows) == 24
+    assert all(re.search(r"\| (nan|\d+\.\d) % \((nan|\d\.\d{3})\)", row) for row in rows)
+
+
 def test_the_measured_loss_is_the_mean_of_four_cross_entropies() -> None:
     """(CE(scale V) + CE(scale T)) / 2, each the mean of both directions, with the scale at its start."""
     generator = torch.Generator().manual_seed(2)
