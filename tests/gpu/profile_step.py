@@ -1,6 +1,7 @@
-"""Profile five training steps of the published shapes (tiny ones without CUDA): `python tests/gpu/profile_step.py FOLDER`.
+"""Profile five training steps of the published shapes, or of tiny ones without CUDA.
 
-Prints the operators by time, and writes FOLDER/trace.json.gz for chrome://tracing or Perfetto.
+`python tests/gpu/profile_step.py FOLDER` prints the operators by time, and writes FOLDER/trace.json.gz
+for chrome://tracing or Perfetto.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def profiled(config: Config) -> str:
             torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - started) / STEPS
     print(f"{seconds:.3f} s a step under the profiler, {config.train.micro_batch} pairs", flush=True)
-    print(found.key_averages().table(sort_by=f"self_{'device' if cuda else 'cpu'}_time_total", row_limit=ROWS), flush=True)
+    print(
+        found.key_averages().table(sort_by=f"self_{'device' if cuda else 'cpu'}_time_total", row_limit=ROWS), flush=True
+    )
     keep_trace(found, Path(config.runs))
     torch.distributed.destroy_process_group()
     return f"profiled {STEPS} steps"
