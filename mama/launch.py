@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -36,6 +37,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     if "RANK" in os.environ:
         return function(config)
     config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
+    _check_gpus(config.train.ranks)
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -59,6 +61,15 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         if stop.is_ours(-failure.exitcode):
             raise StoppedError("a signal ended it before its first step; run it again to continue") from None
         raise _error_of(rank, failure) from None
+
+
+def _check_gpus(ranks: int) -> None:
+    """NCCL wants a GPU for each rank, and says so less plainly."""
+    if torch.cuda.is_available() and ranks > (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"train.ranks: {ranks}, but there are {gpus} GPUs here, and each rank takes one; use train.ranks={gpus}, "
+            "and a larger train.micro_batch for as many negatives"
+        )
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:
