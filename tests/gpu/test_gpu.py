@@ -282,7 +282,7 @@ def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) ->
     losses = []
     for step in steps:
         if config.train.grad_cache:
-            total, *_ = gradcache.backward(engine, halves(batch), torch.manual_seed, config.loss, 10**6)
+            total, *_ = gradcache.backward(engine, halves(batch), lambda n: None, config.loss, config.loss.local_start)
         else:
             total, _ = objective(engine(batch), config.loss, step=config.loss.local_start)
             engine.backward(total)
