@@ -110,11 +110,11 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
         "| estimated, GiB | MFU in bf16 |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
+    if plain:
+        yield from _both(measure_plain, "plain", replace(config, train=replace(train, attention="sdpa")), rounds)
     for number, setting in enumerate(_each_kernel(train, cuda)):
         function = measure_to_the_largest if cuda and not number else measure
         yield from _both(function, "mama", replace(config, train=setting), rounds)
-    if plain:
-        yield from _both(measure_plain, "plain", replace(config, train=replace(train, attention="sdpa")), rounds)
 
 
 def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:

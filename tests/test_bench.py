@@ -94,10 +94,10 @@ def test_bench_step_says_what_it_ran_and_measures_both_settings() -> None:
     )
     measured = [re.split(r" *\| *", row.strip("| ")) for row in rows[2:]]
     assert [row[:4] for row in measured] == [
-        ["mama", "auto", "on", "8"],
-        ["mama", "auto", "off", "8"],
         ["plain", "sdpa", "on", "8"],
         ["plain", "sdpa", "off", "8"],
+        ["mama", "auto", "on", "8"],
+        ["mama", "auto", "off", "8"],
     ]
     for row in measured:
         rate, tokens, memory = (float(cell.replace(",", "")) for cell in row[4:7])

@@ -8,7 +8,7 @@
 #   versions GPU, driver, packages, and which operators of xformers are available
 #   tests    tests/gpu
 #   fp32     the quickstart's recipe on one GPU, killed with SIGKILL and resumed in the middle, consolidated, evaluated
-#   bf16     the same in bf16
+#   bf16     the same in bf16, with loader processes
 #   profile  five steps of the published shapes under torch.profiler
 #   bench    `mama bench step --plain` at the published shapes
 #
@@ -25,7 +25,7 @@ export OUT=${OUT:-runs/gpu} PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-wheels} S
 export SCRATCH=${SCRATCH:-} SETTINGS=${SETTINGS:-} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 budget=${BUDGET:-480}
 parts=(setup versions tests fp32 bf16 profile bench)
-declare -A limits=([setup]=40 [versions]=60 [tests]=150 [fp32]=75 [bf16]=75 [profile]=75 [bench]=240)
+declare -A limits=([setup]=40 [versions]=60 [tests]=180 [fp32]=150 [bf16]=150 [profile]=75 [bench]=300)
 
 setup() {
     nvidia-smi || echo "no nvidia-smi here"
@@ -44,14 +44,14 @@ tests() {
     "$PYTHON" -m pytest tests/gpu --verbose -p no:cacheprovider --tb=short --durations=10
 }
 
-fp32() { recipe fp32; }
-bf16() { recipe bf16; }
+fp32() { recipe fp32 data.workers=0; }
+bf16() { recipe bf16 data.workers=4; }
 
 # One rank, as NCCL wants a GPU for each, with the same 64 pairs; the kill comes behind the first checkpoint.
 recipe() {
     local run=$SCRATCH/runs/$1 settings
     settings=(quickstart "name=$1" "runs=$SCRATCH/runs" "data.shards=[$SHARDS]" "train.precision=$1"
-        train.ranks=1 train.micro_batch=64)
+        train.ranks=1 train.micro_batch=64 "${@:2}")
     # shellcheck disable=SC2206
     settings+=($SETTINGS)
     set -m # the run is a process group of its own, so that all of it can be killed
@@ -117,9 +117,25 @@ SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 [ $# = 0 ] || parts=(setup "${@/setup/}") # the others need what it installs
 date --utc > "$OUT/SUMMARY.txt"
-failed=0
+failed=0 running=()
+settle() {
+    local part
+    for part in "${running[@]}"; do wait "$part" || failed=1; done
+    running=()
+}
 for name in "${parts[@]}"; do
-    [ -z "$name" ] || run_part "$name" || failed=1
+    case $name in
+        '') ;;
+        tests | fp32 | bf16) # side by side, as nothing is timed in them
+            run_part "$name" &
+            running+=($!)
+            ;;
+        *)
+            settle
+            run_part "$name" || failed=1
+            ;;
+    esac
 done
+settle
 echo "$SECONDS s together" >> "$OUT/SUMMARY.txt"
 exit $failed
