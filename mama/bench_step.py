@@ -162,21 +162,16 @@ def measure_plain(config: Config) -> list[Measured]:
 
 
 def growing(wanted: int, found: list[Measured], room_gb: float) -> Iterator[int]:
-    """Half of `wanted`, `wanted`, then by sixteenths from below what their memory predicts for `room_gb` GiB.
+    """Half of `wanted`, `wanted`, then half of the way to what `room_gb` holds by the last two, within 1/16 and 1.
 
     `found` is what has been measured so far. It ends where a micro-batch does not fit, with the caller.
     """
-    half = max(1, wanted // 2)
-    yield half
-    if half != wanted:
-        yield wanted
-    largest = wanted
-    if len(found) > 1 and (growth := found[-1].memory_gb - found[0].memory_gb) > 0:
-        largest += int((room_gb - found[-1].memory_gb) * (wanted - half) / growth)
-    pairs = max(wanted, largest * 7 // 8)
+    yield from sorted({max(1, wanted // 2), wanted, max(2, wanted)})
     while True:
-        pairs += max(1, largest // 16)
-        yield pairs
+        before, last = found[-2:]
+        growth = (last.memory_gb - before.memory_gb) / (last.pairs - before.pairs)
+        left = (room_gb - last.memory_gb) / growth if growth > 0 else 0
+        yield last.pairs + max(1, last.pairs // 16, min(last.pairs, int(left / 2)))
 
 
 def _measured(
