@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # All that only a GPU can show, in one call on a machine without a network: at most eight minutes.
 #
-#   tests/gpu/wheels.sh && mama pack quickstart      beforehand, where there is a network: 34 MB to carry along
+#   tests/gpu/wheels.sh && mama pack quickstart      beforehand, where there is a network
 #   OUT=results tests/gpu/device.sh [PART...]        there; PARTs of the list below, all of them by default
 #
-#   setup    install the carried wheels, into a folder of their own
-#   versions GPU, driver, packages, and which operators of xformers are available
+#   setup    install the carried wheels, into a folder of their own; say GPU, driver, packages, and which operators of
+#            xformers are available
 #   tests    tests/gpu
 #   fp32     the quickstart's recipe on one GPU, killed with SIGKILL and resumed in the middle, consolidated, evaluated
 #   bf16     the same in bf16, with loader processes
@@ -24,19 +24,14 @@ cd "$(dirname "$script")/../.." || exit 1
 export OUT=${OUT:-runs/gpu} PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-wheels} SHARDS=${SHARDS:-runs/shards/phantom}
 export SCRATCH=${SCRATCH:-} SETTINGS=${SETTINGS:-} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 budget=${BUDGET:-480}
-parts=(setup versions tests fp32 bf16 profile bench)
-declare -A limits=([setup]=40 [versions]=60 [tests]=180 [fp32]=150 [bf16]=150 [profile]=75 [bench]=300)
+parts=(setup tests fp32 bf16 profile bench)
+declare -A limits=([setup]=75 [tests]=180 [fp32]=150 [bf16]=150 [profile]=75 [bench]=300)
 
 setup() {
     nvidia-smi || echo "no nvidia-smi here"
+    nproc
     "$PYTHON" -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-compile \
         --target "$SCRATCH/site" "$WHEELS"/*.whl
-    du -sh "$SCRATCH/site"
-}
-
-versions() {
-    nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used,clocks.sm,clocks.max.sm,power.limit --format=csv || true
-    nproc
     "$PYTHON" tests/gpu/versions.py
 }
 
@@ -45,7 +40,7 @@ tests() {
 }
 
 fp32() { recipe fp32 data.workers=0; }
-bf16() { recipe bf16 data.workers=4; }
+bf16() { recipe bf16 data.workers=2; }
 
 # One rank, as NCCL wants a GPU for each, with the same 64 pairs; the kill comes behind the first checkpoint.
 recipe() {
@@ -61,7 +56,7 @@ recipe() {
     # shellcheck disable=SC2064
     trap "kill -KILL -- -$training 2> /dev/null" EXIT
     trap 'exit 143' TERM
-    while ! compgen -G "$run/checkpoints/step-*/complete.json" > /dev/null && kill -0 "$training" 2> /dev/null; do sleep 0.1; done
+    while ! compgen -G "$run/checkpoints/step-??????/complete.json" > /dev/null && kill -0 "$training" 2> /dev/null; do sleep 0.1; done
     if ! kill -KILL -- "-$training"; then
         echo "the run ended before it could be killed"
         wait "$training"
@@ -76,7 +71,8 @@ for line in list(open(sys.argv[1]))[::3]:
     echo "== consolidated"
     "$PYTHON" -m mama consolidate "${settings[@]}" || return
     echo "== evaluated"
-    "$PYTHON" -m mama eval "${settings[@]}"
+    "$PYTHON" -m mama eval "${settings[@]}" || return
+    tail -n +1 "$run"/eval/*/metrics.json
 }
 
 profile() { "$PYTHON" tests/gpu/profile_step.py "$OUT"; }
@@ -90,7 +86,8 @@ run_part() {
     if ((limit < 5)); then
         how="no time left"
     else
-        timeout --kill-after=10 "$limit" bash "$script" --within "$name" > "$OUT/$name.log" 2>&1
+        # In a subshell that says nothing of a kill: the summary does.
+        (timeout --kill-after=10 "$limit" bash "$script" --within "$name" > "$OUT/$name.log" 2>&1) 2> /dev/null
         case $? in
             0) how=ok ;;
             124 | 137) how="timed out" ;;
