@@ -25,7 +25,7 @@ export OUT=${OUT:-runs/gpu} PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-wheels} S
 export SCRATCH=${SCRATCH:-} SETTINGS=${SETTINGS:-} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 budget=${BUDGET:-480}
 parts=(setup tests fp32 bf16 profile bench)
-declare -A limits=([setup]=75 [tests]=180 [fp32]=150 [bf16]=150 [profile]=75 [bench]=300)
+declare -A limits=([setup]=75 [tests]=180 [fp32]=150 [bf16]=150 [profile]=100 [bench]=300)
 
 setup() {
     nvidia-smi || echo "no nvidia-smi here"
