@@ -6,24 +6,28 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mama import attention, augment
 from mama.config import Config, ConfigError, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Texts
-from mama.dryrun import stand_in, without_weights
+from mama.dryrun import estimated_bytes, shape_of, stand_in, without_weights
 from mama.flops import pair_flops, peak_flops
 from mama.launch import run_on_ranks
 from mama.losses import objective
-from mama.model import build
+from mama.model import MamaModel, build
 from mama.tokens import Tokenizer
 
 TOKENS_OF_A_SENTENCE = 14  # of a structured report
+
+
+Step = Callable[[Batch], Tensor]  # one update by a batch; returns its loss
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Measured:
     memory_gb: float  # GiB at most: on CUDA what tensors took, on the CPU the whole process
     flops: float  # operations of a pair
     peak: float | None  # operations per second of the device at most, where they are known
+    estimate_gb: float | None = None  # what `mama train --dry-run` says of it
 
     @property
     def rate(self) -> float:
@@ -81,11 +86,12 @@ def tiny() -> Config:
     )
 
 
-def bench_step(config: Config | None, rounds: int) -> Iterator[str]:
+def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Iterator[str]:
     """Measure `rounds` steps behind one to warm up, with activation checkpointing and without; lines in Markdown.
 
-    Without `config`, the published shapes on CUDA and tiny ones on the CPU. On CUDA also at the largest micro-batch
-    that fits. Every figure has a process of its own, so that none sees the memory of another.
+    Without `config`, the published shapes on CUDA and tiny ones on the CPU. On CUDA `train.attention=auto` is each
+    kernel in turn, the first also at the largest micro-batch that fits. `plain` adds the step of
+    `mama.bench_plain`. Every row has a process of its own, so that none sees the memory of another.
     """
     if "RANK" in os.environ:
         raise ConfigError(
@@ -93,85 +99,145 @@ def bench_step(config: Config | None, rounds: int) -> Iterator[str]:
         )
     cuda = torch.cuda.is_available()
     config = without_weights(config or (published() if cuda else tiny()))
-    train = config.train
+    train, tokens = config.train, config.data.max_tokens
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     size = " x ".join(map(str, config.data.image_size))
     how = f"random weights, {train.precision}, ZeRO stage {train.zero_stage}, 1 rank"
-    yield f"{config.name}: {how}, images of {size}, texts of {config.data.max_tokens} tokens, {where}"
+    yield f"{config.name}: {how}, images of {size}, texts of {tokens} tokens, {where}"
     yield ""
-    yield "| activation checkpointing | micro-batch | pairs/s | peak memory, GiB | MFU in bf16 |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| step | attention | activation checkpointing | micro-batch | pairs/s | text tokens/s | peak memory, GiB "
+        "| estimated, GiB | MFU in bf16 |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    if plain:
+        yield from _both(measure_plain, "plain", replace(config, train=replace(train, attention="sdpa")), rounds)
+    for number, setting in enumerate(_each_kernel(train, cuda)):
+        function = measure_to_the_largest if cuda and not number else measure
+        yield from _both(function, "mama", replace(config, train=setting), rounds)
+
+
+def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
+    """The one configured; where `auto` would take xformers, xformers and then PyTorch's."""
+    if not cuda or train.attention != "auto":
+        return [train]
+    both = [replace(train, attention="xformers"), replace(train, attention="sdpa")]
+    chosen = attention.choose("auto", torch.device("cuda"))
+    return both if chosen == attention.KERNELS["xformers"] else both[1:]
+
+
+def _both(function: Callable[[Config], list[Measured]], step: str, config: Config, rounds: int) -> Iterator[str]:
+    """Rows with activation checkpointing and without."""
+    pairs, tokens = config.train.micro_batch, config.data.max_tokens
     for checkpointing in (True, False):
-        yield from _rows(replace(config, train=replace(train, activation_checkpointing=checkpointing)), rounds, cuda)
+        train = replace(
+            config.train, activation_checkpointing=checkpointing, global_batch=pairs, ranks=1, steps=rounds + 1
+        )
+        label = f"| {step} | {train.attention} | {'on' if checkpointing else 'off'}"
+        measured = run_on_ranks(function, replace(config, train=train))
+        if pairs not in [m.pairs for m in measured]:
+            yield f"{label} | {pairs} | does not fit | | | | |"
+        for one in measured:
+            yield f"{label} {_row(one, tokens)}"
 
 
-def _rows(config: Config, rounds: int, search: bool) -> Iterator[str]:
-    """The configured micro-batch; with `search`, or where that does not fit, the largest that does."""
-    name, wanted = "on" if config.train.activation_checkpointing else "off", config.train.micro_batch
-    found: dict[int, Measured] = {}
-
-    def fits(pairs: int) -> bool:
-        train = replace(config.train, global_batch=pairs, micro_batch=pairs, ranks=1, steps=rounds + 1)
-        measured = run_on_ranks(measure, replace(config, train=train))
-        if measured is not None:
-            found[pairs] = measured
-        return measured is not None
-
-    if fits(wanted):
-        yield _row(name, found[wanted])
-        most = largest(fits, wanted) if search else wanted
-    else:
-        yield f"| {name} | {wanted} | does not fit | | |"
-        most = largest(fits, 0, wanted)
-    if most in found and most != wanted:
-        yield _row(f"{name}, the largest that fits", found[most])
+def measure(config: Config) -> list[Measured]:
+    """On one rank: `train.steps` steps, the first unmeasured; nothing where the GPU's memory does not suffice."""
+    return _measured(config, framework_step, lambda found, room: [config.train.micro_batch])
 
 
-def largest(fits: Callable[[int], bool], fitting: int, too_many: int | None = None) -> int:
-    """The largest number that fits, when `fitting` does and `too_many` does not: by doubling, then bisecting."""
-    while too_many is None:
-        if fits(2 * fitting):
-            fitting *= 2
-        else:
-            too_many = 2 * fitting
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        if fits(middle):
-            fitting = middle
-        else:
-            too_many = middle
-    return fitting
+def measure_to_the_largest(config: Config) -> list[Measured]:
+    """The same, and the largest micro-batch that fits, to a sixteenth."""
+    wanted = config.train.micro_batch
+    found = _measured(config, framework_step, lambda found, room: growing(wanted, found, room))
+    return [one for one in found if one.pairs == wanted or one is found[-1]]
 
 
-def measure(config: Config) -> Measured | None:
-    """On one rank: `train.steps` steps, the first unmeasured; None where the GPU's memory does not suffice."""
-    from mama.engine import join_ranks, start_engine
+def measure_plain(config: Config) -> list[Measured]:
+    """As `measure`, of the step without this framework."""
+    from mama.bench_plain import plain_step
+
+    found = _measured(config, plain_step, lambda found, room: [config.train.micro_batch])
+    return [replace(one, estimate_gb=None) for one in found]  # the estimate is of ours
+
+
+def growing(wanted: int, found: list[Measured], room_gb: float) -> Iterator[int]:
+    """Half of `wanted`, `wanted`, then half of the way to what `room_gb` holds by the last two, within 1/16 and 1.
+
+    `found` is what has been measured so far. It ends where a micro-batch does not fit, with the caller.
+    """
+    yield from sorted({max(1, wanted // 2), wanted, max(2, wanted)})
+    while True:
+        before, last = found[-2:]
+        growth = (last.memory_gb - before.memory_gb) / (last.pairs - before.pairs)
+        left = (room_gb - last.memory_gb) / growth if growth > 0 else 0
+        yield last.pairs + max(1, last.pairs // 16, min(last.pairs, int(left / 2)))
+
+
+def _measured(
+    config: Config,
+    start: Callable[[Config, Tokenizer, torch.device], Step],
+    sizes: Callable[[list[Measured], float], Iterable[int]],
+) -> list[Measured]:
+    """One started model at micro-batches of `sizes(found, room in GiB)`, up to the first that does not fit."""
+    from mama.engine import join_ranks
 
     device = join_ranks()
+    found: list[Measured] = []
     try:
         tokenizer = stand_in(config.text)
-        with device:  # random numbers for billions of parameters take minutes on a CPU
-            model = build(config, tokenizer, attention.choose(config.train.attention, device))
-        batch = synthetic(config, tokenizer).to(device)
-        sentences = batch.texts.separators.shape[1]
-        flops = pair_flops(model, config.data.image_size, config.data.max_tokens, sentences=sentences)
-        engine = start_engine(model, config)
-        engine.train()
-        seconds = []
-        for _ in range(config.train.steps):
-            started = time.perf_counter()
-            total, _terms = objective(engine(batch), config.loss, step=config.loss.local_start)
-            engine.backward(total)
-            engine.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - started)
-        median, memory = statistics.median(seconds[1:]), _peak_memory_gb(device)
-        return Measured(config.train.micro_batch, median, memory, flops, peak_flops(device))
+        step, shape = start(config, tokenizer, device), shape_of(config)
+        for pairs in sizes(found, _memory_of(device)):
+            train = replace(config.train, global_batch=pairs, micro_batch=pairs)
+            found.append(_timed(step, shape, replace(config, train=train), tokenizer, device))
     except torch.OutOfMemoryError:
-        return None
+        pass
     finally:
         dist.destroy_process_group()
+    return found
+
+
+def framework_step(config: Config, tokenizer: Tokenizer, device: torch.device) -> Step:
+    """The model under its engine, and one update as `mama train` makes it, without what it logs."""
+    from mama.engine import start_engine
+
+    with device:  # random numbers for billions of parameters take minutes on a CPU
+        model = build(config, tokenizer, attention.choose(config.train.attention, device))
+    engine = start_engine(model, config)
+    engine.train()
+
+    def step(batch: Batch) -> Tensor:
+        total, _terms = objective(engine(batch), config.loss, step=config.loss.local_start)
+        engine.backward(total)
+        engine.step()
+        return total.detach()
+
+    return step
+
+
+def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, device: torch.device) -> Measured:
+    batch = synthetic(config, tokenizer).to(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for _ in range(config.train.steps):
+        started = time.perf_counter()
+        step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    sentences = batch.texts.separators.shape[1]
+    flops = pair_flops(shape, config.data.image_size, config.data.max_tokens, sentences=sentences)
+    data = replace(config.data, pairs=["augment"], pair_weights=[])  # one text serves both views of a synthetic pair
+    return Measured(
+        config.train.micro_batch,
+        statistics.median(seconds[1:]),
+        _peak_memory_gb(device),
+        flops,
+        peak_flops(device),
+        estimated_bytes(replace(config, data=data), shape, 1) / 2**30,
+    )
 
 
 def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
@@ -200,9 +266,15 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
     )
 
 
-def _row(name: str, measured: Measured) -> str:
-    mfu = "unknown" if measured.mfu is None else f"{measured.mfu:.1%}"
-    return f"| {name} | {measured.pairs} | {measured.rate:.3g} | {measured.memory_gb:.2f} | {mfu} |"
+def _row(one: Measured, tokens: int) -> str:
+    mfu = "unknown" if one.mfu is None else f"{one.mfu:.1%}"
+    estimate = "" if one.estimate_gb is None else f"{one.estimate_gb:.2f}"
+    return f"| {one.pairs} | {one.rate:.3g} | {one.rate * tokens:,.0f} | {one.memory_gb:.2f} | {estimate} | {mfu} |"
+
+
+def _memory_of(device: torch.device) -> float:
+    """GiB that a micro-batch may grow into; none on the CPU, where nothing is searched."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else 0.0
 
 
 def _peak_memory_gb(device: torch.device) -> float:

@@ -163,14 +163,15 @@ def bench_loss(rounds: int, pairs: int) -> None:
 @click.argument("config", required=False, shell_complete=complete_config)
 @overrides_argument
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Steps; medians are printed.")
-def bench_step(config: str | None, overrides: tuple[str, ...], rounds: int) -> None:
+@click.option("--plain", is_flag=True, help="Also the same step in plain transformers, peft and PyTorch.")
+def bench_step(config: str | None, overrides: tuple[str, ...], rounds: int, plain: bool) -> None:
     """Training steps of CONFIG on synthetic pairs: pairs a second and peak memory on one rank.
 
     Without CONFIG: the published shapes on a GPU, and tiny ones on the CPU.
     """
     from mama.bench_step import bench_step as run
 
-    for line in run(configured(config, overrides) if config else None, rounds):
+    for line in run(configured(config, overrides) if config else None, rounds, plain):
         click.echo(line)
 
 

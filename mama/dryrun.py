@@ -131,31 +131,42 @@ def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
 
 def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
     """A table: what is kept for the backward pass of a micro-batch, with and without activation checkpointing."""
+    chosen = config.train.activation_checkpointing
+    labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
+    yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
+    for name, (kept, checkpointed) in activations(config, model).items():
+        yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
+    yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
+    yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
+    yield "Checkpointed: every layer's input, and one layer. Left out: augmentation, objective, the allocator's waste."
+
+
+def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
+    """By part, the bytes that a micro-batch keeps for its backward pass: all, and with activation checkpointing."""
     pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
     images = pairs * (2 if model.uses_partner else 1)
     texts = pairs * (2 if model.uses_partner_text and {"study", "contralateral"} & {*config.data.pairs} else 1)
     patches = math.prod(side // vision.patch_size for side in config.data.image_size)
-    length = patches + model.vision.prefix
-    rows = {
+    length, tokens = patches + model.vision.prefix, config.data.max_tokens
+    towers = {
         f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),
-        f"text tower, at most {texts} x {config.data.max_tokens} tokens": (
-            Transformer.of(text),
-            texts * config.data.max_tokens,
-        ),
+        f"text tower, at most {texts} x {tokens} tokens": (Transformer.of(text), texts * tokens),
     }
-    chosen = config.train.activation_checkpointing
-    labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
-    yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
-    for name, (tower, tokens) in rows.items():
-        kept, checkpointed = (tower.activations(tokens, size, on) for on in (False, True))
-        yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
+    found = {}
+    for name, (tower, count) in towers.items():
+        found[name] = tower.activations(count, size, False), tower.activations(count, size, True)
     if model.patch_head is not None:
         local = local_head_bytes(pairs * patches, model.vision.width, heads.hidden_dim, heads.embed_dim, size)
-        yield f"{f'patch head, {pairs} x {patches:,} patches':44} {_gib(local):>10} {_gib(local):>15}"
-    yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
-    yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
-    yield "Checkpointed: every layer's input, and one layer. Left out: augmentation, objective, the allocator's waste."
+        found[f"patch head, {pairs} x {patches:,} patches"] = local, local
+    return found
+
+
+def estimated_bytes(config: Config, model: MamaModel, ranks: int) -> int:
+    """On the device of one of `ranks` ranks: the states and activations of the tables above, as configured."""
+    train = config.train
+    of = states(_count(model), _count(model, trainable=True), ranks, train.zero_stage, train.precision, train.offload)
+    return of.device + sum(both[train.activation_checkpointing] for both in activations(config, model).values())
 
 
 def _published(field: str, name: str) -> dict[str, Any]:

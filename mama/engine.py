@@ -24,8 +24,9 @@ import deepspeed.ops
 from deepspeed import DeepSpeedEngine
 
 # DeepSpeed would compile this kernel when it joins CPU ranks, and fail where there is no C++ compiler;
-# without it gloo reduces.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# without it gloo reduces. On CUDA there is no such kernel, and asking would try every other one with a compiler.
+if not torch.cuda.is_available():
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 log = logging.getLogger(__name__)
 

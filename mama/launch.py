@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -38,6 +39,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         _check_rank()
         return function(config)
     config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
+    _check_gpus(config.train.ranks)
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -71,6 +73,15 @@ def _check_rank() -> None:
         return
     said = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in (*LAUNCHED, "LOCAL_RANK"))
     raise ConfigError(f"RANK: {said} name no rank; unset RANK to start train.ranks ranks here, or use torchrun or srun")
+
+
+def _check_gpus(ranks: int) -> None:
+    """NCCL wants a GPU for each rank, and says so less plainly."""
+    if torch.cuda.is_available() and ranks > (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"train.ranks: {ranks}, but there are {gpus} GPUs here, and each rank takes one; use train.ranks={gpus}, "
+            "and a larger train.micro_batch for as many negatives"
+        )
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:

@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
+import torch
+
 from mama.config import Config
 from mama.consolidate import consolidate
 from mama.evaluate import evaluate, results_table
@@ -58,7 +60,8 @@ def quickstart(runs: Path, seed: int) -> str:
 
 
 def recipes(runs: Path, seed: int) -> tuple[Config, Config]:
-    """The two shipped configurations, with every path below `runs`."""
+    """The two shipped configurations, with every path below `runs`; where there is one GPU, it takes all pairs."""
+    one_gpu = ["train.ranks=1", "train.micro_batch=64"] if torch.cuda.device_count() == 1 else []
     samples = load("sample_dicom", [f"pack.out={runs}/shards/sample-dicom"])
     cohort = load(
         "quickstart",
@@ -69,6 +72,7 @@ def recipes(runs: Path, seed: int) -> tuple[Config, Config]:
             f"pack.root={runs}/phantom-dicom",
             f"pack.out={runs}/shards/phantom",
             f"data.shards={json.dumps([f'{runs}/shards/phantom'], ensure_ascii=False)}",
+            *one_gpu,
         ],
     )
     return samples, cohort

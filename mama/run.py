@@ -72,13 +72,10 @@ def make_tokenizer(config: Config) -> Tokenizer:
 
 def environment() -> dict[str, Any]:
     """Versions of the stack and, in a checkout, the git commit."""
-    root = Path(__file__).parent.parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    in_checkout = git.returncode == 0 and (root / "pyproject.toml").exists()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "commit": git.stdout.strip() if in_checkout else None,
+        "commit": _commit(Path(__file__).parent.parent),
         "versions": {name: _version(name) for name in STACK},
     }
 
@@ -88,6 +85,15 @@ def write_json(path: Path, document: Any) -> None:
     aside = path.with_name(path.name + ".partial")
     aside.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
     aside.rename(path)
+
+
+def _commit(root: Path) -> str | None:
+    """None where `root` is no checkout, or where git is not installed."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() if git.returncode == 0 and (root / "pyproject.toml").exists() else None
 
 
 def _version(name: str) -> str | None:
