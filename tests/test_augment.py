@@ -21,6 +21,7 @@ SIZE = (48, 24)  # (height, width): what turns the stretched square does not tur
 OFF = AugmentConfig(
     crop_scale=(1.0, 1.0),
     crop_ratio=(1.0, 1.0),
+    min_tissue=0.0,
     horizontal_flip=0.0,
     vertical_flip=0.0,
     rotation=0.0,
@@ -180,6 +181,90 @@ def test_a_crop_never_leaves_the_image() -> None:
         assert (np.abs(centre) + extent).max() <= 1 + 1e-6
 
 
+BREASTS = {"narrow": (4, 44, 0, 6), "wide": (16, 32, 0, 24), "in the middle": (10, 30, 7, 19), "whole": (0, 48, 0, 24)}
+
+
+def canvas_with(breast: str) -> Array:
+    """Even tissue in a rectangle of the canvas: top, bottom, left, right in pixels."""
+    top, bottom, left, right = BREASTS[breast]
+    image = np.zeros(SIZE, np.uint8)
+    image[top:bottom, left:right] = 200
+    return image
+
+
+def windows(breast: str, config: AugmentConfig, count: int = 400) -> Array:
+    """[n, 4]: left, top, right and bottom edge of what each of `count` views shows, in pixels of the canvas."""
+    rng = np.random.default_rng(3)
+    image = canvas_with(breast)
+    p = np.stack([draw(config, image, rng) for _ in range(count)]).astype(np.float64)
+    edges = [(1 + sign * p[:, [A, D]] + p[:, [X, Y]]) / 2 * [SIZE[1], SIZE[0]] for sign in (-1, 1)]
+    return np.concatenate(edges, 1)
+
+
+@pytest.mark.parametrize("breast", BREASTS)
+def test_a_crop_takes_its_share_of_the_breast_and_a_window_around_it_keeps_proportions(breast: str) -> None:
+    top, bottom, left, right = BREASTS[breast]
+    w = windows(breast, replace(OFF, crop_scale=(0.2, 1.0), crop_ratio=(0.8, 1.25)))
+    width = np.minimum(w[:, 2], right) - np.maximum(w[:, 0], left)
+    height = np.minimum(w[:, 3], bottom) - np.maximum(w[:, 1], top)
+    shares = width * height / ((bottom - top) * (right - left))
+    assert 0.2 - 1e-5 <= shares.min() < 0.25
+    assert 0.95 < shares.max() <= 1 + 1e-5
+    assert abs(shares.mean() - 0.6) < 5 * 0.8 / math.sqrt(12 * 400)
+    assert w.min() > -1e-5, "no window leaves the canvas"
+    assert (w[:, 2:] <= np.array([SIZE[1], SIZE[0]]) + 1e-5).all()
+    aspect = (w[:, 2] - w[:, 0]) / (w[:, 3] - w[:, 1]) * SIZE[0] / SIZE[1]
+    free = (w[:, 2] - w[:, 0] < SIZE[1] - 1e-4) & (
+        w[:, 3] - w[:, 1] < SIZE[0] - 1e-4
+    )  # no side of the canvas in the way
+    assert free.mean() > 0.1
+    assert 0.8 - 1e-4 <= aspect[free].min() < 0.85
+    assert 1.2 < aspect[free].max() <= 1.25 + 1e-4
+    beside = (width < w[:, 2] - w[:, 0] - 1e-4) | (height < w[:, 3] - w[:, 1] - 1e-4)  # windows that show air
+    across = width >= right - left - 1e-4
+    down = height >= bottom - top - 1e-4
+    assert (across | down)[beside].all(), "air only where the breast ends"
+    np.testing.assert_allclose(w[across & ~down & (w[:, 0] + w[:, 2] < SIZE[1] - 1), 0], left, atol=1e-4)
+
+
+def test_the_whole_breast_looks_as_in_evaluation() -> None:
+    for breast, config in (("narrow", OFF), ("wide", replace(OFF, crop_ratio=(0.999999, 0.999999)))):
+        top, bottom, left, right = BREASTS[breast]
+        w = windows(breast, config, 1)[0]
+        scale = min(SIZE[0] / (bottom - top), SIZE[1] / (right - left))  # of the breast alone, letterboxed
+        np.testing.assert_allclose(w[2:] - w[:2], [SIZE[1] / scale, SIZE[0] / scale], rtol=1e-4)
+        assert w[0] == pytest.approx(left, abs=1e-4)
+        assert w[1] + w[3] == pytest.approx(top + bottom, abs=1e-3)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 60.0])
+def test_a_crop_with_too_little_tissue_is_drawn_again(rotation: float) -> None:
+    image = np.zeros(SIZE, np.uint8)
+    image[:, 0] = image[0] = 200  # a breast's rectangle that is the whole canvas and nearly all air
+    image[24:, 12:] = 200
+    rng = np.random.default_rng(0)
+    config = replace(OFF, crop_scale=(0.1, 0.2), rotation=rotation)
+    shares = {}
+    for least in (0.0, 0.4):
+        rows = [draw(replace(config, min_tissue=least), image, rng) for _ in range(300)]
+        views = apply(torch.from_numpy(image)[None, None].expand(300, 1, -1, -1), torch.from_numpy(np.stack(rows)))
+        shares[least] = ((views + 1) / 2 > 100 / 255).double().mean((1, 2, 3)).numpy()
+        whole = np.hypot(np.stack(rows)[:, A], np.stack(rows)[:, C] * SIZE[0] / SIZE[1]) > 0.99
+        assert whole.mean() < 0.1, "seldom is the whole breast all that is left"
+        shares[least] = shares[least][~whole]
+    assert (shares[0.0] < 0.1).mean() > 0.2
+    assert shares[0.4].min() > 0.4 - 0.08  # a grid of 32 x 32 positions against pixels with soft edges
+    never = draw(replace(config, rotation=0.0, min_tissue=1.0), image, rng)
+    np.testing.assert_array_equal(never, IDENTITY)
+
+
+def test_an_image_without_tissue_is_cropped_from_its_canvas() -> None:
+    config, rng, black = replace(OFF, crop_scale=(0.1, 0.5)), np.random.default_rng(0), np.zeros(SIZE, np.uint8)
+    rows = np.stack([draw(config, black, rng) for _ in range(50)])
+    assert np.ptp(rows[:, [X, Y]], axis=0).min() > 0.5
+    np.testing.assert_array_equal(draw(replace(config, min_tissue=0.25), black, rng), IDENTITY)
+
+
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (24, 12), (7, 5)])
 def test_a_crop_is_the_slice_enlarged(top: int, left: int) -> None:
     """Half the height and half the width; at the rim `apply` also looks at pixels outside of the slice."""
@@ -268,6 +353,28 @@ def test_gain_and_bias_change_the_breast_and_leave_the_air_black(gain: float, bi
     np.testing.assert_allclose(out[:, :13], expected[:, :13], atol=1e-5)
     np.testing.assert_allclose(out[:, 13], expected[:, 13], atol=1e-4)
     assert (out[:, 15:] == 0).all()
+
+
+@pytest.mark.parametrize(("gain", "contrast"), [(1.0, 0.2), (1.0, 1.8), (1.8, 1.8), (0.2, 1.8), (1.8, 0.2)])
+def test_contrast_is_about_the_mean_of_the_view(gain: float, contrast: float) -> None:
+    image = noise(3)
+    image[:, 14:] = 0
+    bright = np.clip(image / 255 * gain, 0, 1)
+    expected = np.clip(bright.mean() + contrast * (bright - bright.mean()), 0, 1)
+    expected[image == 0] = 0
+    out = applied(image, row(gain=gain, contrast=contrast))
+    np.testing.assert_allclose(out[:, :13], expected[:, :13], atol=1e-4)
+    assert (out[:, 15:] == 0).all()
+
+
+def test_factors_are_of_brightness_and_contrast_and_fill_their_range() -> None:
+    config = replace(OFF, jitter=1.0, jitter_strength=0.8, jitter_kind="factors", blur=1.0, blur_sigma=(0.1, 2.0))
+    parameters = drawn(config, 4000)
+    assert_uniform(parameters[:, GAIN], 0.2, 1.8)
+    assert_uniform(parameters[:, CONTRAST], 0.2, 1.8)
+    assert_uniform(parameters[:, BLUR], 0.1, 2.0)
+    assert abs(np.corrcoef(parameters[:, GAIN], parameters[:, CONTRAST])[0, 1]) < 5 / math.sqrt(4000)
+    assert not parameters[:, BIAS].any()
 
 
 def test_air_stays_black_whatever_is_drawn() -> None:
