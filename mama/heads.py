@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mama.dist import gather
+from mama.dist import gather, world_size
 
 MOMENTUM = 0.1  # of the running statistics, as PyTorch's
 
@@ -31,21 +32,45 @@ class BatchNorm(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[n, width] -> the same; ranks may differ in n."""
-        x = rows.float()
-        mean, variance = self._statistics(x) if self.training else (self.running_mean, self.running_var)
-        normed = (x - mean) * torch.rsqrt(variance + self.eps)
-        return (normed * self.weight.float() + self.bias.float()).to(rows.dtype)
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over all ranks; two passes, as the difference of two sums would cancel."""
-        count = gather(torch.full((1,), float(len(x)), device=x.device)).sum()
-        mean = gather(x.sum(0, keepdim=True)).sum(0) / count
-        variance = gather((x - mean).square().sum(0, keepdim=True)).sum(0) / count
-        with torch.no_grad():
+        x, weight, bias = rows.float(), self.weight.float(), self.bias.float()
+        if self.training and world_size() > 1:
+            normed, mean, variance, count = _BatchNormOfAllRanks.apply(x, weight, bias, self.eps)
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean, MOMENTUM)
             self.running_var.lerp_(unbiased, MOMENTUM)
-        return mean, variance
+        else:
+            running = self.running_mean.float(), self.running_var.float()  # the buffers themselves, where they are fp32
+            normed = F.batch_norm(x, *running, weight, bias, self.training, MOMENTUM, self.eps)
+        return normed.to(rows.dtype)
+
+
+class _BatchNormOfAllRanks(torch.autograd.Function):
+    """PyTorch's kernels around the statistics of all ranks: [n, width] -> normed rows, mean, biased variance, count."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0)) if len(x) else x.new_zeros(2, x.shape[1])
+        counts = gather(x.new_full((1, 1), len(x)))  # [ranks, 1]
+        means, variances = gather(own[None]).unbind(1)  # [ranks, width] each
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The kernel takes the statistics for constants; what flows through them needs the sums of all ranks."""
+        x, weight, mean, variance, count = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0].contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        by_scale, by_shift = gather(torch.stack([of_weight, of_bias])[None]).sum(0) / count
+        inverse = torch.rsqrt(variance + ctx.eps)
+        of_x.addcmul_(x - mean, -weight * inverse.square() * by_scale).sub_(weight * inverse * by_shift)
+        return of_x, of_weight, of_bias, None
 
 
 def norm(kind: str, width: int) -> nn.Module:
