@@ -12,6 +12,8 @@ from typing import Any, Literal
 from shards.config import PackConfig
 
 Style = Literal["report", "sentence", "caption"]
+Norm = Literal["layer", "batch", "published"]
+FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
 
 
@@ -48,7 +50,9 @@ class DataConfig:
     shards: list[str] = field(default_factory=list)  # folders written by `mama pack`, or http(s) URLs of such
     shard_weights: list[float] = field(default_factory=list)  # of each of `shards`; empty: by their numbers of images
     balance: Literal["none", "cancer", "birads", "density"] = "none"  # the label whose classes are equally likely
-    cache: str = "~/.cache/mama"  # folder for shards from http(s) addresses, and for the labels that `balance` needs
+    # Facts without which an image is no anchor: of density, birads, cancer, pathology, reason. It may be a partner.
+    require: list[str] = field(default_factory=list)
+    cache: str = "~/.cache/mama"  # for shards from http(s) addresses, and the labels that `balance` and `require` need
     image_size: tuple[int, int] = (518, 518)  # (height, width) in pixels
     # Where the partner comes from, drawn for each pair: study, breast, contralateral, or augment, a second
     # augmentation of the anchor, which also serves where a study has no such partner.
@@ -67,6 +71,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _weights("data.shard_weights", self.shard_weights, "data.shards", self.shards)
+        for fact in self.require:
+            _one_of("data.require", fact, FACTS)
         if not self.pairs:
             raise ConfigError(f"data.pairs: empty; name at least one of {', '.join(PAIRS)}")
         for policy in self.pairs:
