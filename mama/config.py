@@ -100,6 +100,7 @@ class VisionConfig:
     model: str | None = "facebook/dinov2-with-registers-base"  # hub name or local folder
     config: dict[str, Any] = field(default_factory=dict)  # a transformers configuration, with `model_type`
     ignore: list[str] = field(default_factory=list)  # prefixes of tensors that may be missing or left over
+    freeze_norm: bool = False  # the norm behind the last block, which only patches go through, stays as it came
 
     def __post_init__(self) -> None:
         _prefixes("vision.ignore", self.ignore)
@@ -155,7 +156,8 @@ class LossConfig:
     view_start: int = 0
     partner_text_start: int = 0
     local_start: int = 8000
-    negatives: Literal["global", "local"] = "global"  # of all ranks, or of this rank alone
+    # Of all ranks, or of this rank alone; published: the view term's of all ranks, the others' of this rank.
+    negatives: Literal["global", "local", "published"] = "global"
     positives: Literal["instance", "text"] = "instance"  # do equal texts count as positives of each other?
     local_scores: Literal["both", "visual", "textual"] = "both"  # symmetric local alignment, or one side of it
     local_chunk: int = 4  # images whose alignment with all texts is in memory at once
@@ -190,6 +192,7 @@ class OptimConfig:
     vision_rate: float = 1.0  # factor on the rate of the image tower; the heads have 1
     text_rate: float = 1.0  # of the text tower
     weight_decay: float = 0.1
+    decay: Literal["matrices", "all"] = "matrices"  # all: norms, biases and logit scales too, as PyTorch does unasked
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 4000
     clip_norm: float = 1.0  # 0 does not clip
