@@ -133,7 +133,9 @@ class HeadsConfig:
     embed_dim: int = 512
     hidden_dim: int = 2048
     view_hidden_dim: int = 768
-    norm: Literal["layer", "batch"] = "layer"  # batch is the published one, its statistics those of all ranks
+    # layer: LayerNorm. batch: BatchNorm in its place, with the statistics of all ranks. published: the heads of the
+    # authors' code, whose BatchNorms see at once, on one rank, the patches of all images, one view of all, or one text.
+    norm: Norm = "layer"
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "hidden_dim", "view_hidden_dim"):
@@ -292,14 +294,22 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is less than 0")
-        if self.train.grad_cache and self.loss.negatives == "local":
-            raise ConfigError("train.grad_cache: gathers negatives that loss.negatives=local does not want; drop one")
-        if self.train.grad_cache and self.heads.norm == "batch":
+        if self.train.grad_cache and self.loss.negatives != "global":
+            negatives = self.loss.negatives
+            raise ConfigError(
+                f"train.grad_cache: gathers negatives that loss.negatives={negatives} does not want; drop one"
+            )
+        if self.train.grad_cache and self.heads.norm != "layer":
             raise ConfigError("train.grad_cache: batch norms would take a micro-batch for the batch; heads.norm=layer")
+        if self.heads.norm == "published" and self.loss.local and self.data.style != "report":
+            raise ConfigError(
+                f"heads.norm: published takes the statistics of a text's sentences, and data.style={self.data.style} "
+                "has one sentence; choose batch, or style=report"
+            )
 
     def contrastive_batch(self, ranks: int) -> int:
         """Pairs among which each finds its negatives, on so many ranks."""
-        if self.loss.negatives == "local":
+        if self.loss.negatives != "global":
             return self.train.micro_batch
         return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * ranks
 

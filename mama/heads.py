@@ -9,38 +9,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mama.config import Norm
 from mama.dist import gather, world_size
 
 MOMENTUM = 0.1  # of the running statistics, as PyTorch's
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) over the rows of all ranks, in fp32 whatever the model computes in.
+    """Batch normalisation (Ioffe and Szegedy 2015), in fp32 whatever the model computes in.
 
-    PyTorch's SyncBatchNorm runs on CUDA only, and BatchNorm1d fails in bf16 under DeepSpeed, which casts the
-    parameters and not the buffers.
+    Over the rows of all ranks, or with `alone` over those of this rank. PyTorch's SyncBatchNorm runs on CUDA only, and
+    BatchNorm1d fails in bf16 under DeepSpeed, which casts the parameters and not the buffers.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, affine: bool = True, alone: bool = False) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.eps = 1e-5
+        self.eps, self.alone = 1e-5, alone
 
     def forward(self, rows: Tensor) -> Tensor:
         """[n, width] -> the same; ranks may differ in n."""
-        x, weight, bias = rows.float(), self.weight.float(), self.bias.float()
-        if self.training and world_size() > 1:
+        x = rows.float()
+        weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight.float()
+        bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias.float()
+        if not self.training:
+            running = self.running_mean.float(), self.running_var.float()
+            normed = F.batch_norm(x, *running, weight, bias, eps=self.eps)
+        elif not self.alone and world_size() > 1:
             normed, mean, variance, count = _BatchNormOfAllRanks.apply(x, weight, bias, self.eps)
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean, MOMENTUM)
             self.running_var.lerp_(unbiased, MOMENTUM)
+        elif len(x) > 1:
+            # Copies, as autograd keeps what it is given, and a head may be called several times before its backward.
+            running = self.running_mean.float().clone(), self.running_var.float().clone()
+            normed = F.batch_norm(x, *running, weight, bias, True, MOMENTUM, self.eps)
+            self.running_mean.copy_(running[0])
+            self.running_var.copy_(running[1])
         else:
-            running = self.running_mean.float(), self.running_var.float()  # the buffers themselves, where they are fp32
-            normed = F.batch_norm(x, *running, weight, bias, self.training, MOMENTUM, self.eps)
+            normed = (x - x) * weight + bias  # one row has no spread
         return normed.to(rows.dtype)
 
 
@@ -73,24 +85,34 @@ class _BatchNormOfAllRanks(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def norm(kind: str, width: int) -> nn.Module:
-    return BatchNorm(width) if kind == "batch" else nn.LayerNorm(width)
+def norm(kind: Norm, width: int, affine: bool = True) -> nn.Module:
+    if kind == "layer":
+        return nn.LayerNorm(width)
+    return BatchNorm(width, affine, alone=kind == "published")
 
 
 class LocalHead(nn.Sequential):
-    """Patches or sentences [n, width] to the shared space: Linear, norm, ReLU, Linear, norm."""
+    """Patches or sentences [n, width] to the shared space: Linear, norm, ReLU, Linear, norm.
 
-    def __init__(self, width: int, hidden: int, out: int, kind: str = "layer") -> None:
-        super().__init__(
-            nn.Linear(width, hidden), norm(kind, hidden), nn.ReLU(), nn.Linear(hidden, out), norm(kind, out)
-        )
+    The last norm of the published code has no parameters.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, kind: Norm = "layer") -> None:
+        last = norm(kind, out, affine=kind != "published")
+        super().__init__(nn.Linear(width, hidden), norm(kind, hidden), nn.ReLU(), nn.Linear(hidden, out), last)
 
 
 class ViewHead(nn.Sequential):
-    """The projection that the view term is computed on."""
+    """The projection [n, width] that the view term is computed on.
 
-    def __init__(self, width: int, hidden: int, out: int, kind: str = "layer") -> None:
-        super().__init__(nn.Linear(width, hidden), norm(kind, hidden), nn.ReLU(), nn.Linear(hidden, out))
+    That of the published code has no biases, and a norm at its end.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, kind: Norm = "layer") -> None:
+        published = kind == "published"
+        layers = [nn.Linear(width, hidden, bias=not published), norm(kind, hidden), nn.ReLU()]
+        layers.append(nn.Linear(hidden, out, bias=not published))
+        super().__init__(*layers, *([norm(kind, out)] if published else []))
 
 
 class LogitScale(nn.Module):

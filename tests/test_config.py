@@ -293,6 +293,18 @@ def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_pat
     assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["heads.norm=published", "data.style=caption"], "heads.norm: published takes the statistics of a text's sent"),
+        (["heads.norm=published", "train.grad_cache=true"], "train.grad_cache: batch norms would take a micro-batch"),
+        (["loss.negatives=published", "train.grad_cache=true"], "train.grad_cache: gathers negatives that loss.negat"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_told(tmp_path: Path, overrides: list[str], message: str) -> None:
+    assert complaint(written(tmp_path, ""), *overrides).startswith(message)
+
+
 def test_a_number_in_yaml_without_a_point_is_a_number(tmp_path: Path) -> None:
     """YAML 1.1 reads 1e-3 as a text."""
     assert load(written(tmp_path, "optim: {lr: 1e-3}")).optim.lr == 1e-3

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_ranks import tiny
+from test_ranks import model_of, tiny
 
 from mama.config import Config
 from mama.heads import BatchNorm
@@ -71,3 +72,57 @@ def test_on_two_ranks_it_is_batch_norm_1d_of_all_rows() -> None:
         theirs.zero_grad()
         for mine, expected in zip(found, measured(theirs, x), strict=True):
             torch.testing.assert_close(mine, expected, atol=2e-6, rtol=2e-6)
+
+
+def batch_norm(x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """By its formula, over all but the last dimension."""
+    flat = x.flatten(0, -2)
+    y = (x - flat.mean(0)) / (flat.var(0, correction=0) + 1e-5).sqrt()
+    return y if weight is None or bias is None else y * weight + bias
+
+
+def test_published_heads_compute_what_the_authors_code_computes() -> None:
+    """View head: no biases, an affine norm at its end, one view at once; local heads: none there, one text at once."""
+    config = tiny(1)
+    model = model_of(replace(config, heads=replace(config.heads, norm="published"))).double()
+    assert model.view_head is not None
+    assert model.patch_head is not None
+    assert model.sentence_head is not None
+    for parameter in model.parameters():  # norms start at 1 and 0, where an affine one is like one that is not
+        torch.nn.init.normal_(parameter, std=0.3)
+    views, patches, sentences = torch.randn(6, 24), torch.randn(3, 8, 24), torch.randn(3, 4, 24)
+    views, patches, sentences = views.double(), patches.double(), sentences.double()
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]])
+
+    head = dict(model.view_head.named_parameters())
+    assert sorted(head) == ["0.weight", "1.bias", "1.weight", "3.weight", "4.bias", "4.weight"]
+    for found, view in zip(model.view_rows(views).chunk(2), views.chunk(2), strict=True):
+        hidden = batch_norm(view @ head["0.weight"].T, head["1.weight"], head["1.bias"]).relu()
+        expected = batch_norm(hidden @ head["3.weight"].T, head["4.weight"], head["4.bias"])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def local(rows: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
+        head = dict(module.named_parameters())
+        assert sorted(head) == ["0.bias", "0.weight", "1.bias", "1.weight", "3.bias", "3.weight"]
+        hidden = batch_norm(rows @ head["0.weight"].T + head["0.bias"], head["1.weight"], head["1.bias"]).relu()
+        return batch_norm(hidden @ head["3.weight"].T + head["3.bias"])
+
+    torch.testing.assert_close(model.patch_rows(patches), local(patches, model.patch_head), atol=1e-5, rtol=1e-5)
+    found = model.sentence_rows(sentences, mask)
+    for row, own, text in zip(found, mask, sentences, strict=True):
+        torch.testing.assert_close(row[own], local(text[own], model.sentence_head), atol=1e-5, rtol=1e-5)
+        assert not row[~own].any()
+
+
+def test_a_text_of_one_sentence_leaves_no_trace_in_published_norms() -> None:
+    """It has no spread: its norm gives the bias, and a gradient of 0; the running statistics stay numbers."""
+    norm = BatchNorm(WIDTH, alone=True)
+    assert norm.bias is not None
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(1, WIDTH, requires_grad=True)
+    y = norm(x)
+    y.square().sum().backward()
+    assert torch.equal(y[0], norm.bias)
+    assert x.grad is not None
+    assert not x.grad.any()
+    assert norm.running_var.isfinite().all()
