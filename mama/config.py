@@ -14,7 +14,9 @@ from shards.config import PackConfig
 
 Style = Literal["report", "sentence", "caption"]
 Fit = Literal["letterbox", "stretch"]
+Norm = Literal["layer", "batch", "published"]
 LONGEST_NAME = 200  # bytes of a run's name; file systems end at 255, and its jobs have longer names
+FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
 
 
@@ -58,7 +60,9 @@ class DataConfig:
     shards: list[str] = field(default_factory=list)  # folders written by `mama pack`, or http(s) URLs of such
     shard_weights: list[float] = field(default_factory=list)  # of each of `shards`; empty: by their numbers of images
     balance: Literal["none", "cancer", "birads", "density"] = "none"  # the label whose classes are equally likely
-    cache: str = "~/.cache/mama"  # folder for shards from http(s) addresses, and for the labels that `balance` needs
+    # Facts without which an image is no anchor: of density, birads, cancer, pathology, reason. It may be a partner.
+    require: list[str] = field(default_factory=list)
+    cache: str = "~/.cache/mama"  # for shards from http(s) addresses, and the labels that `balance` and `require` need
     image_size: tuple[int, int] = (518, 518)  # (height, width) in pixels
     fit: Fit = "letterbox"  # keeps an image's proportions, with air beside it; stretch fills the canvas, as published
     # Where the partner comes from, drawn for each pair: study, breast, contralateral, or augment, a second
@@ -78,6 +82,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _weights("data.shard_weights", self.shard_weights, "data.shards", self.shards)
+        for fact in self.require:
+            _one_of("data.require", fact, FACTS)
         if not self.pairs:
             raise ConfigError(f"data.pairs: empty; name at least one of {', '.join(PAIRS)}")
         for policy in self.pairs:
@@ -105,6 +111,7 @@ class VisionConfig:
     model: str | None = "facebook/dinov2-with-registers-base"  # hub name or local folder
     config: dict[str, Any] = field(default_factory=dict)  # a transformers configuration, with `model_type`
     ignore: list[str] = field(default_factory=list)  # prefixes of tensors that may be missing or left over
+    freeze_norm: bool = False  # the norm behind the last block, which only patches go through, stays as it came
 
     def __post_init__(self) -> None:
         _prefixes("vision.ignore", self.ignore)
@@ -137,7 +144,9 @@ class HeadsConfig:
     embed_dim: int = 512
     hidden_dim: int = 2048
     view_hidden_dim: int = 768
-    norm: Literal["layer", "batch"] = "layer"  # batch is the published one, its statistics those of all ranks
+    # layer: LayerNorm. batch: BatchNorm in its place, with the statistics of all ranks. published: the heads of the
+    # authors' code, whose BatchNorms see at once, on one rank, the patches of all images, one view of all, or one text.
+    norm: Norm = "layer"
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "hidden_dim", "view_hidden_dim"):
@@ -160,7 +169,8 @@ class LossConfig:
     view_start: int = 0
     partner_text_start: int = 0
     local_start: int = 8000
-    negatives: Literal["global", "local"] = "global"  # of all ranks, or of this rank alone
+    # Of all ranks, or of this rank alone; published: the view term's of all ranks, the others' of this rank.
+    negatives: Literal["global", "local", "published"] = "global"
     positives: Literal["instance", "text"] = "instance"  # do equal texts count as positives of each other?
     local_scores: Literal["both", "visual", "textual"] = "both"  # symmetric local alignment, or one side of it
     local_chunk: int = 4  # images whose alignment with all texts is in memory at once
@@ -195,6 +205,7 @@ class OptimConfig:
     vision_rate: float = 1.0  # factor on the rate of the image tower; the heads have 1
     text_rate: float = 1.0  # of the text tower
     weight_decay: float = 0.1
+    decay: Literal["matrices", "all"] = "matrices"  # all: norms, biases and logit scales too, as PyTorch does unasked
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 4000
     clip_norm: float = 1.0  # 0 does not clip
@@ -295,14 +306,22 @@ class Config:
         _folder_name("name", self.name)
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is less than 0")
-        if self.train.grad_cache and self.loss.negatives == "local":
-            raise ConfigError("train.grad_cache: gathers negatives that loss.negatives=local does not want; drop one")
-        if self.train.grad_cache and self.heads.norm == "batch":
+        if self.train.grad_cache and self.loss.negatives != "global":
+            negatives = self.loss.negatives
+            raise ConfigError(
+                f"train.grad_cache: gathers negatives that loss.negatives={negatives} does not want; drop one"
+            )
+        if self.train.grad_cache and self.heads.norm != "layer":
             raise ConfigError("train.grad_cache: batch norms would take a micro-batch for the batch; heads.norm=layer")
+        if self.heads.norm == "published" and self.loss.local and self.data.style != "report":
+            raise ConfigError(
+                f"heads.norm: published takes the statistics of a text's sentences, and data.style={self.data.style} "
+                "has one sentence; choose batch, or style=report"
+            )
 
     def contrastive_batch(self, ranks: int) -> int:
         """Pairs among which each finds its negatives, on so many ranks."""
-        if self.loss.negatives == "local":
+        if self.loss.negatives != "global":
             return self.train.micro_batch
         return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * ranks
 

@@ -25,6 +25,7 @@ from mama.model import MamaModel, build
 from mama.pairs import Pairs
 from mama.pretrained import in_one_line, locate
 from mama.run import make_tokenizer
+from mama.sampling import allowed
 from mama.tokens import Tokenizer
 from shards.remote import Remote
 from shards.schema import ShardError
@@ -90,8 +91,10 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
         f"{train.global_batch} pairs a step",
         f"{train.steps:,} steps x {train.global_batch} = {train.steps * train.global_batch:,} pairs",
     ]
+    if config.data.require and _is_remote(config):
+        return [*lines, "pairs of an epoch: unknown (data.require needs the facts of shards that are not here)"]
     try:
-        images = len(Images(config.data, "train"))
+        images = int(allowed(Images(config.data, "train"), config.data).sum())
     except (ConfigError, ShardError, OSError) as error:
         return [*lines, f"pairs of an epoch: unknown ({error})"]
     return [*lines, f"{images:,} pairs in an epoch: {train.steps * train.global_batch / images:,.1f} epochs"]
@@ -99,8 +102,8 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
 
 def text_lines(config: Config) -> Iterator[str]:
     """The texts of the run's first pairs: masked, cut and with separators, as the run will draw them."""
-    if any(Remote.at(folder, config.data.cache_folder) for folder in config.data.shards):
-        yield "not shown: the shards would have to be fetched first"
+    if _is_remote(config):
+        yield "not shown: the shards are not here"
         return
     try:
         pairs, tokenizer = Pairs(config), make_tokenizer(config)
@@ -167,6 +170,10 @@ def estimated_bytes(config: Config, model: MamaModel, ranks: int) -> int:
     train = config.train
     of = states(_count(model), _count(model, trainable=True), ranks, train.zero_stage, train.precision, train.offload)
     return of.device + sum(both[train.activation_checkpointing] for both in activations(config, model).values())
+
+
+def _is_remote(config: Config) -> bool:
+    return any(Remote.at(folder, config.data.cache_folder) for folder in config.data.shards)
 
 
 def _published(field: str, name: str) -> dict[str, Any]:

@@ -91,9 +91,8 @@ def start_engine(model: MamaModel, config: Config) -> DeepSpeedEngine:
     """The model under ZeRO with PyTorch's AdamW."""
     settings = deepspeed_settings(config, world_size())
     log.info("DeepSpeed settings: %s", settings)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr, betas=config.optim.betas
-    )
+    groups = parameter_groups(model, config.optim.weight_decay, config.optim.decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     _start_adam(engine)
     return engine

@@ -6,66 +6,113 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mama.dist import gather
+from mama.config import Norm
+from mama.dist import gather, world_size
 
 MOMENTUM = 0.1  # of the running statistics, as PyTorch's
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) over the rows of all ranks, in fp32 whatever the model computes in.
+    """Batch normalisation (Ioffe and Szegedy 2015), in fp32 whatever the model computes in.
 
-    PyTorch's SyncBatchNorm runs on CUDA only, and BatchNorm1d fails in bf16 under DeepSpeed, which casts the
-    parameters and not the buffers.
+    Over the rows of all ranks, or with `alone` over those of this rank. PyTorch's SyncBatchNorm runs on CUDA only, and
+    BatchNorm1d fails in bf16 under DeepSpeed, which casts the parameters and not the buffers.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, affine: bool = True, alone: bool = False) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.eps = 1e-5
+        self.eps, self.alone = 1e-5, alone
 
     def forward(self, rows: Tensor) -> Tensor:
         """[n, width] -> the same; ranks may differ in n."""
         x = rows.float()
-        mean, variance = self._statistics(x) if self.training else (self.running_mean, self.running_var)
-        normed = (x - mean) * torch.rsqrt(variance + self.eps)
-        return (normed * self.weight.float() + self.bias.float()).to(rows.dtype)
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over all ranks; two passes, as the difference of two sums would cancel."""
-        count = gather(torch.full((1,), float(len(x)), device=x.device)).sum()
-        mean = gather(x.sum(0, keepdim=True)).sum(0) / count
-        variance = gather((x - mean).square().sum(0, keepdim=True)).sum(0) / count
-        with torch.no_grad():
+        weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight.float()
+        bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias.float()
+        if not self.training:
+            running = self.running_mean.float(), self.running_var.float()
+            normed = F.batch_norm(x, *running, weight, bias, eps=self.eps)
+        elif not self.alone and world_size() > 1:
+            normed, mean, variance, count = _BatchNormOfAllRanks.apply(x, weight, bias, self.eps)
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean, MOMENTUM)
             self.running_var.lerp_(unbiased, MOMENTUM)
-        return mean, variance
+        elif len(x) > 1:
+            # Copies, as autograd keeps what it is given, and a head may be called several times before its backward.
+            running = self.running_mean.float().clone(), self.running_var.float().clone()
+            normed = F.batch_norm(x, *running, weight, bias, True, MOMENTUM, self.eps)
+            self.running_mean.copy_(running[0])
+            self.running_var.copy_(running[1])
+        else:
+            normed = (x - x) * weight + bias  # one row has no spread
+        return normed.to(rows.dtype)
 
 
-def norm(kind: str, width: int) -> nn.Module:
-    return BatchNorm(width) if kind == "batch" else nn.LayerNorm(width)
+class _BatchNormOfAllRanks(torch.autograd.Function):
+    """PyTorch's kernels around the statistics of all ranks: [n, width] -> normed rows, mean, biased variance, count."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0)) if len(x) else x.new_zeros(2, x.shape[1])
+        counts = gather(x.new_full((1, 1), len(x)))  # [ranks, 1]
+        means, variances = gather(own[None]).unbind(1)  # [ranks, width] each
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The kernel takes the statistics for constants; what flows through them needs the sums of all ranks."""
+        x, weight, mean, variance, count = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0].contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        by_scale, by_shift = gather(torch.stack([of_weight, of_bias])[None]).sum(0) / count
+        inverse = torch.rsqrt(variance + ctx.eps)
+        of_x.addcmul_(x - mean, -weight * inverse.square() * by_scale).sub_(weight * inverse * by_shift)
+        return of_x, of_weight, of_bias, None
+
+
+def norm(kind: Norm, width: int, affine: bool = True) -> nn.Module:
+    if kind == "layer":
+        return nn.LayerNorm(width)
+    return BatchNorm(width, affine, alone=kind == "published")
 
 
 class LocalHead(nn.Sequential):
-    """Patches or sentences [n, width] to the shared space: Linear, norm, ReLU, Linear, norm."""
+    """Patches or sentences [n, width] to the shared space: Linear, norm, ReLU, Linear, norm.
 
-    def __init__(self, width: int, hidden: int, out: int, kind: str = "layer") -> None:
-        super().__init__(
-            nn.Linear(width, hidden), norm(kind, hidden), nn.ReLU(), nn.Linear(hidden, out), norm(kind, out)
-        )
+    The last norm of the published code has no parameters.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, kind: Norm = "layer") -> None:
+        last = norm(kind, out, affine=kind != "published")
+        super().__init__(nn.Linear(width, hidden), norm(kind, hidden), nn.ReLU(), nn.Linear(hidden, out), last)
 
 
 class ViewHead(nn.Sequential):
-    """The projection that the view term is computed on."""
+    """The projection [n, width] that the view term is computed on.
 
-    def __init__(self, width: int, hidden: int, out: int, kind: str = "layer") -> None:
-        super().__init__(nn.Linear(width, hidden), norm(kind, hidden), nn.ReLU(), nn.Linear(hidden, out))
+    That of the published code has no biases, and a norm at its end.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, kind: Norm = "layer") -> None:
+        published = kind == "published"
+        layers = [nn.Linear(width, hidden, bias=not published), norm(kind, hidden), nn.ReLU()]
+        layers.append(nn.Linear(hidden, out, bias=not published))
+        super().__init__(*layers, *([norm(kind, out)] if published else []))
 
 
 class LogitScale(nn.Module):

@@ -9,7 +9,7 @@ Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025). Letters used for sha
 Every function takes this rank's embeddings and `share`s them: with `gather` it returns the loss of
 the whole global batch, the same value on every rank, and averaging the gradients over ranks, as data
 parallelism does, then gives the gradient of one rank on the whole batch. With `alone` (the published
-code) B is b, and every rank has a loss of its own.
+code, but for its view term) B is b, and every rank has a loss of its own.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def objective(e: Embeddings, config: LossConfig, step: int) -> tuple[Tensor, dic
     targets = positives(e.text_ids, same_text, share)
     terms: dict[str, Tensor] = {}
     if e.anchor_view is not None and e.partner_view is not None:
-        terms["view"] = view_loss(e.anchor_view, e.partner_view, config.view_temperature, share)
+        share_views = alone if config.negatives == "local" else gather
+        terms["view"] = view_loss(e.anchor_view, e.partner_view, config.view_temperature, share_views)
     if config.anchor_text:
         terms["anchor_text"] = clip_loss(e.anchor, e.anchor_text, e.scale, targets, share)
     if e.partner is not None and e.partner_text is not None:

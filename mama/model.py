@@ -48,6 +48,7 @@ class MamaModel(nn.Module):
     def __init__(self, vision: VisionTower, text: TextTower, heads: HeadsConfig, loss: LossConfig) -> None:
         super().__init__()
         self.vision, self.text = vision, text
+        self.published_norms = heads.norm == "published"
         self.uses_partner = bool(loss.view or loss.partner_text)
         self.uses_partner_text = bool(loss.partner_text)
         shape = heads.hidden_dim, heads.embed_dim, heads.norm
@@ -79,7 +80,7 @@ class MamaModel(nn.Module):
         if self.uses_partner_text:
             found |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text]}
         if self.view_head is not None:
-            views = _unit(self.view_head(features)).chunk(2)
+            views = _unit(self.view_rows(features)).chunk(2)
             found |= {"anchor_view": views[0], "partner_view": views[1]}
         if self.patch_head is not None:
             mask = batch.texts.sentence_mask[batch.anchor_text]
@@ -99,6 +100,17 @@ class MamaModel(nn.Module):
             **found,
         )
 
+    def view_rows(self, features: Tensor) -> Tensor:
+        """[2b, d], anchors and then partners, -> [2b, D]."""
+        assert self.view_head is not None
+        projected: Tensor
+        if self.published_norms:
+            anchors, partners = features.chunk(2)
+            projected = torch.cat([self.view_head(anchors), self.view_head(partners)])
+        else:
+            projected = self.view_head(features)
+        return projected
+
     def patch_rows(self, patches: Tensor) -> Tensor:
         """[b, P, d] -> [b, P, D]."""
         assert self.patch_head is not None
@@ -108,7 +120,10 @@ class MamaModel(nn.Module):
     def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
         """[b, S, d] -> [b, S, D], 0 where there is no sentence: batch norms must see only what is there."""
         assert self.sentence_head is not None
-        projected = self.sentence_head(sentences[mask])
+        if self.published_norms:
+            projected = torch.cat([self.sentence_head(text[own]) for text, own in zip(sentences, mask, strict=True)])
+        else:
+            projected = self.sentence_head(sentences[mask])
         rows = projected.new_zeros(*mask.shape, projected.shape[-1])
         rows[mask] = projected
         return rows

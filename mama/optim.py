@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -18,18 +18,20 @@ TERMS = {
 TOWERS = {"vision.": "vision", "text.": "text"}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices"
+) -> list[dict[str, Any]]:
     """Trainable parameters by tower (`vision`, `text`, `heads`), by the term that alone moves them, and by decay.
 
-    Vectors and scalars (norms, biases, scales) are not decayed. The heads of a term stand apart because
-    decay and Adam would move them, or would have nothing to say, while their term weighs nothing.
+    Vectors and scalars (norms, biases, scales) are decayed only where `decay` says all. The heads of a term stand
+    apart because decay and Adam would move them, or would have nothing to say, while their term weighs nothing.
     """
     groups: dict[tuple[str, str | None, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             term = next((term for term, prefixes in TERMS.items() if name.startswith(prefixes)), None)
             tower = next((tower for prefix, tower in TOWERS.items() if name.startswith(prefix)), "heads")
-            groups.setdefault((tower, term, parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((tower, term, decay == "all" or parameter.ndim >= 2), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "tower": tower, "term": term}
         for (tower, term, decayed), parameters in groups.items()

@@ -11,7 +11,7 @@ from mama import augment, order, prompt
 from mama.config import Config, DataConfig
 from mama.corrupt import Corrupt
 from mama.images import Images
-from mama.sampling import chances
+from mama.sampling import allowed, chances
 from shards.schema import FetchError, ShardError, Study
 
 ATTEMPTS = 100  # draws in place of one sample
@@ -56,9 +56,9 @@ class Pairs(Dataset[Pair]):
     def __init__(self, config: Config, split: str = "train") -> None:
         self.config, self.seed = config.data, config.seed
         self.images = Images(config.data, split)
-        chance = chances(self.images, config.data)
-        self.once_an_epoch = chance is None
-        self.ends = np.cumsum(np.ones(len(self.images)) if chance is None else chance)
+        chance, own = chances(self.images, config.data), allowed(self.images, config.data)
+        self.anchors = np.flatnonzero(own) if chance is None else None  # each once an epoch, or all by their chance
+        self.ends = np.cumsum(own if chance is None else chance)
         self.corrupt = Corrupt(config.data.max_corrupt)
 
     def __getitem__(self, index: int) -> Pair:
@@ -77,8 +77,8 @@ class Pairs(Dataset[Pair]):
         raise ShardError(f"data.shards: none of {ATTEMPTS} samples that were drawn could be read; run `mama check`")
 
     def _image(self, index: int, attempt: int) -> int:
-        if self.once_an_epoch and not attempt:
-            return order.image_at(index, len(self.images), self.seed)
+        if self.anchors is not None and not attempt:
+            return int(self.anchors[order.image_at(index, len(self.anchors), self.seed)])
         return order.drawn_at(index, attempt, self.ends, self.seed)
 
     def _pair(self, index: int, number: int, anchor: int) -> Pair:

@@ -111,7 +111,10 @@ class TextTower(nn.Module):
 
 def build_vision(config: VisionConfig, attention: str) -> VisionTower:
     """The image tower, from pretrained weights or at random; see `VisionConfig`."""
-    return VisionTower(build_backbone("vision", config, VISION_MODELS, attention))
+    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention))
+    if config.freeze_norm:
+        tower.norm.requires_grad_(False)
+    return tower
 
 
 def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> TextTower:

@@ -295,6 +295,18 @@ def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_pat
     assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["heads.norm=published", "data.style=caption"], "heads.norm: published takes the statistics of a text's sent"),
+        (["heads.norm=published", "train.grad_cache=true"], "train.grad_cache: batch norms would take a micro-batch"),
+        (["loss.negatives=published", "train.grad_cache=true"], "train.grad_cache: gathers negatives that loss.negat"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_told(tmp_path: Path, overrides: list[str], message: str) -> None:
+    assert complaint(written(tmp_path, ""), *overrides).startswith(message)
+
+
 def test_saving_writes_every_field_so_that_other_defaults_change_no_run(tmp_path: Path) -> None:
     save(Config(), tmp_path / "config.yaml")
     assert leaves(yaml.safe_load((tmp_path / "config.yaml").read_text())) == leaves(asdict(Config()))

@@ -18,7 +18,17 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mama import attention, augment, gradcache
-from mama.config import Config, DataConfig, HeadsConfig, LossConfig, OptimConfig, TextConfig, TrainConfig, VisionConfig
+from mama.config import (
+    Config,
+    DataConfig,
+    HeadsConfig,
+    LossConfig,
+    Norm,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
 from mama.data import Batch, Collate, Pair
 from mama.errors import RankError
 from mama.heads import LogitScale
@@ -165,15 +175,49 @@ def assert_equal(found: Result, expected: Result, tolerance: float, where: str) 
         assert torch.allclose(found[2][name] / scale, gradient / scale, atol=tolerance), f"{where}: {name}"
 
 
-@pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_two_ranks_equal_one_rank_on_the_concatenated_batch(norm: Any) -> None:
-    """Loss and every gradient, for every ZeRO stage; batch norms take the rows of both ranks."""
+NORMS: tuple[Norm, ...] = ("layer", "batch", "published")
+
+
+def with_norm(config: Config, norm: Norm) -> Config:
+    """The published norms with the published negatives."""
+    loss = replace(config.loss, negatives="published" if norm == "published" else "global")
+    return replace(config, heads=replace(config.heads, norm=norm), loss=loss)
+
+
+def by_norm(config: Config) -> list[tuple[str, Result]]:
+    from mama.engine import join_ranks
+
+    join_ranks()
+    results = [
+        (f"{norm}, stage {stage}", by_engine(with_norm(config, norm), stage)) for norm in NORMS for stage in range(4)
+    ]
+    torch.distributed.destroy_process_group()
+    return results
+
+
+def by_halves(config: Config) -> Result:
+    """In this process: two halves that meet in the view term alone; the loss of one, the mean of gradients."""
+    model = model_of(config).train()
+    halves = [model(batch_of(config, rows)) for rows in (range(PAIRS // 2), range(PAIRS // 2, PAIRS))]
+    seen = [objective(half, replace(config.loss, negatives="local"), step=0)[1] for half in halves]
+    _, together = objective(gradcache._join(halves), replace(config.loss, negatives="global"), step=0)
+    terms = [own | {"view": together["view"]} for own in seen]
+    totals = [torch.stack(list(own.values())).sum() for own in terms]  # every term weighs 1
+    torch.stack(totals).mean().backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    return totals[0].item(), {name: term.item() for name, term in terms[0].items()}, grads
+
+
+def test_two_ranks_equal_one_rank_on_the_concatenated_batch() -> None:
+    """Loss and every gradient, for every ZeRO stage; batch norms take the rows of both ranks, published ones do not."""
     config = tiny(2)
-    config = replace(config, heads=replace(config.heads, norm=norm))
-    expected = by_autograd(replace(config, train=replace(config.train, micro_batch=PAIRS)))
-    assert any("lora_A" in name for name in expected[2])
-    for where, found in run_on_ranks(by_stage, config):
-        assert_equal(found, expected, 1e-6 if norm == "layer" else 5e-6, where)
+    whole = replace(config, train=replace(config.train, micro_batch=PAIRS))
+    expected: dict[str, Result] = {norm: by_autograd(with_norm(whole, norm)) for norm in NORMS[:2]}
+    expected["published"] = by_halves(with_norm(config, "published"))
+    assert any("lora_A" in name for name in expected["layer"][2])
+    for where, found in run_on_ranks(by_norm, config):
+        norm, _, _ = where.partition(",")
+        assert_equal(found, expected[norm], 1e-6 if norm == "layer" else 5e-6, where)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -11,6 +11,7 @@ from test_ranks import batch_of, model_of, tiny
 from mama.config import Config
 from mama.loading import load, shipped_configs
 from mama.losses import objective
+from mama.optim import parameter_groups
 
 ALL = {"view", "anchor_text", "partner_text", "local"}
 TERMS = {
@@ -31,7 +32,8 @@ def small(recipe: Config) -> Config:
     base = tiny(1)
     heads = replace(base.heads, norm=recipe.heads.norm)
     text = replace(base.text, tune=recipe.text.tune)
-    return replace(recipe, data=base.data, vision=base.vision, text=text, heads=heads, train=base.train, seed=1)
+    vision = replace(base.vision, freeze_norm=recipe.vision.freeze_norm)
+    return replace(recipe, data=base.data, vision=vision, text=text, heads=heads, train=base.train, seed=1)
 
 
 def test_every_recipe_is_here() -> None:
@@ -64,3 +66,25 @@ def test_the_published_code_weighs_and_delays_as_it_does() -> None:
     assert late.item() == pytest.approx(expected.item(), rel=1e-6)
     early, terms = objective(model(batch_of(config, range(8))), config.loss, step=7_999)
     assert early.item() == pytest.approx(2 * terms["anchor_text"].item(), rel=1e-6)
+
+
+def test_the_published_code_decays_everything_clips_nothing_and_keeps_a_norm() -> None:
+    """As its optimizer is given all parameters, and its image tower's last norm takes no gradient."""
+    recipe = load("mama_published_code")
+    assert (recipe.optim.clip_norm, recipe.heads.norm, recipe.loss.negatives) == (0.0, "published", "published")
+    assert recipe.data.require == ["density", "birads", "reason"]
+    model = model_of(small(recipe))
+    groups = parameter_groups(model, recipe.optim.weight_decay, recipe.optim.decay)
+    assert {group["weight_decay"] for group in groups} == {0.1}
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert {name for name, p in model.vision.named_parameters() if id(p) not in trained and p.numel()} == {
+        "norm.weight", "norm.bias", "backbone.embeddings.mask_token",
+    }  # fmt: skip
+    assert id(model.scale.log) in trained
+
+
+def test_slip_pulls_two_augmentations_together_at_the_temperature_of_its_paper() -> None:
+    """Mu et al. 2022: 0.1, a hidden layer of 4,096 and BatchNorm over all ranks in the head."""
+    recipe = load("slip")
+    assert (recipe.loss.view_temperature, recipe.heads.view_hidden_dim, recipe.heads.norm) == (0.1, 4096, "batch")
+    assert (recipe.loss.view, recipe.loss.anchor_text, recipe.data.pairs) == (1.0, 1.0, ["augment"])

@@ -169,3 +169,38 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ShardError, match=r"^.*cannot be kept there \(.*\); name another folder for the cache$"):
         labels_of(reader, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),  # images of the first set by their labels; exams of even number have a reason
+    [
+        ({"require": ["density"]}, [0, 1, 2, 3, 4, 6, 7]),
+        ({"require": ["density", "cancer", "reason"]}, [0, 1, 2]),
+        ({"require": ["birads"], "shard_weights": [1]}, [0, 1, 2, 3, 6, 7]),
+        ({"require": ["reason"], "balance": "cancer"}, [0, 1, 2]),  # the other exam with a reason is not labelled
+    ],
+)
+def test_an_image_without_a_required_fact_is_no_anchor(
+    folders: tuple[str, str], tmp_path: Path, settings: dict[str, Any], expected: list[int]
+) -> None:
+    """Each of the others once an epoch; the partner may be any; and the order hangs on the index alone."""
+    studies = [ShardReader(folders[0], "train").study(n) for n in range(len(FIRST))]
+    write_folder(tmp_path / "some", {"train": [
+        Sample(replace(study, reason="screening" if n % 2 == 0 else None), (PICTURE,) * len(study.views), ())
+        for n, study in enumerate(studies)]}, per_shard=2)  # fmt: skip
+    config = config_of(tmp_path / "some", cache=str(tmp_path / "cache"), image_size=(6, 4), pairs=["study"], **settings)
+    pairs = Pairs(config)
+    drawn = [pairs[g].key for g in range(20 * len(expected))]
+    keys = [f"{study.key}/{view.member}" for study in studies for view in study.views]
+    assert {keys.index(key) for key in drawn} == set(expected)
+    if len(settings) == 1:
+        assert set(Counter(drawn).values()) == {20}
+        assert [Counter(drawn[: len(expected)])[keys[n]] for n in expected] == [1] * len(expected)
+    assert [Pairs(config)[g].key for g in (7, 3, 5)] == [drawn[g] for g in (7, 3, 5)]
+
+
+def test_a_fact_that_no_image_has_is_refused(folders: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.require: no training image has density and reason; require less"):
+        Pairs(config_of(Path(folders[0]), cache=str(tmp_path), require=["density", "reason"]))
+    with pytest.raises(ConfigError, match=r"data\.require: 'sex' is not one of density, birads, cancer, pathology, re"):
+        DataConfig(require=["sex"])
