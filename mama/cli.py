@@ -287,7 +287,8 @@ def main() -> None:
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
-        click.echo(f"mama: {error}", err=True)
+        # One line also where a name out of somebody's file is quoted in it, and nothing that steers a terminal.
+        click.echo("mama: " + "".join(c if c.isprintable() else " " for c in str(error)), err=True)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:

@@ -75,7 +75,7 @@ def typed_node(hint: Any, text: str, key: str) -> yaml.Node:
     No comment is looked for in it: ` #3` belongs to the value.
     """
     is_text = hint in (str, str | None)
-    plain = yaml.ScalarNode("", text if is_text else text.strip())
+    plain = yaml.ScalarNode("", text)
     if not text.lstrip().startswith(("'", '"') if is_text else ("'", '"', "[", "{")):
         return plain
     try:
@@ -87,7 +87,7 @@ def typed_node(hint: Any, text: str, key: str) -> yaml.Node:
         why = reason(error)
     if is_text:
         return plain
-    raise ConfigError(f"{key}: {text!r} cannot be read: {why}; put a text with brackets or commas in quotes")
+    raise ConfigError(f"{key}: {shown(plain)} cannot be read: {why}; put a text with brackets or commas in quotes")
 
 
 def _list(of: Any, node: yaml.Node, key: str) -> list[Any]:
@@ -108,7 +108,7 @@ def _tuple(of: tuple[Any, ...], node: yaml.Node, key: str) -> tuple[Any, ...]:
 
 def _choice(known: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
     for choice in known:
-        if isinstance(node, yaml.ScalarNode) and node.value == str(choice):
+        if isinstance(node, yaml.ScalarNode) and node.value.strip() == str(choice):
             return choice
     raise ConfigError(f"{key}: {shown(node)} is not one of {', '.join(repr(choice) for choice in known)}")
 
@@ -118,12 +118,12 @@ def _text(node: yaml.ScalarNode, key: str) -> str:
     if text == "null" and not node.style:
         raise ConfigError(f"{key}: null, but this is a text; leave the line out, or write '\"null\"' for the word")
     if bad := next((c for c in text if ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000), None):
-        raise ConfigError(f"{key}: {text!r} holds {bad!a}, a control character or none of UTF-8; take it out")
+        raise ConfigError(f"{key}: {shown(node)} holds {bad!a}, a control character or none of UTF-8; take it out")
     return text
 
 
 def _scalar(kind: type, node: yaml.ScalarNode, key: str) -> Any:
-    text: str = node.value
+    text: str = node.value.strip()
     if kind is bool and text in TRUTH:
         return TRUTH[text]
     if kind is int and INTEGER.fullmatch(text):

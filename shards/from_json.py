@@ -64,9 +64,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return {name: _value(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
     if kind is not tuple:
         return value
-    if arguments in ((str, ...), (int, ...)) and {*map(type, value)} <= {arguments[0]}:  # a manifest has millions
-        if arguments[0] is str or min(value, default=0) >= 0:
-            return tuple(value)
+    plain = arguments in ((str, ...), (int, ...)) and {*map(type, value)} <= {arguments[0]}  # a manifest has millions
+    if plain and (arguments[0] is str or min(value, default=0) >= 0):
+        return tuple(value)
     if arguments[1:] == (...,):
         return tuple([_value(arguments[0], item, where) for item in value])
     if len(value) != len(arguments):
