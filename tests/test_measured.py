@@ -7,7 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from cohort import Oracle, write_shards
@@ -164,11 +164,16 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     assert {path.name for path in (run / "eval").iterdir()} == {"cancer", "alignment", "retrieval", "complete.json"}
     assert "older model" not in page(config)
     save(config, run / "config.yaml")
-    seeds = []
-    build = module.build
-    monkeypatch.setattr(module, "build", lambda known, *rest: seeds.append(known.seed) or build(known, *rest))
+    built: list[Config] = []
+    blind = module.build
+
+    def build(known: Config, *rest: Any) -> Any:
+        built.append(known)
+        return blind(known, *rest)
+
+    monkeypatch.setattr(module, "build", build)
     evaluate(replace(config, seed=7, eval=replace(config.eval, tasks=["birads"])), run)
-    assert seeds == [config.seed], "the untrained model is this run's own before its first step"
+    assert built == [config], "the untrained model is this run's own before its first step"
     assert not (run / "eval" / "cancer").exists(), "measured with another seed"
 
     # What another release left there, or somebody copied: it is not what the folder says.
