@@ -209,6 +209,7 @@ class TrainConfig:
     keep_checkpoints: int = 2  # the newest; the best by validation is kept besides
     validate_every: int = 0  # steps; 0 does not validate
     max_skips: int = 10  # steps in a row with a loss or gradient that is not finite, after which the run stops
+    timeout: int = 600  # seconds without a batch of a loader, or a sign of life of a rank, after which the run ends
 
     def __post_init__(self) -> None:
         for name in (
@@ -220,6 +221,7 @@ class TrainConfig:
             "save_every",
             "keep_checkpoints",
             "max_skips",
+            "timeout",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: {getattr(self, name)} is less than 1")
