@@ -5,8 +5,12 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +27,8 @@ T = TypeVar("T")
 START_METHOD = "spawn"  # CUDA does not survive a fork
 
 # Errors that say all in one line; they come out of a rank as what they were.
-PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError, TrainingError)}
+PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError, StoppedError, TrainingError)}
+ORPHANED = 600.0  # seconds in which ranks without their launcher may end their step and save
 
 
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
@@ -53,12 +58,35 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the error below says the same, once
     try:
         with stop.passed_on():
-            return elastic_launch(launch, function)(config)[0]
+            return elastic_launch(launch, _follow_launcher)(function, config)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if stop.is_ours(-failure.exitcode):
             raise StoppedError("a signal ended it before its first step; run it again to continue") from None
         raise _error_of(rank, failure) from None
+
+
+def _follow_launcher(function: Callable[[Config], T], config: Config) -> T:
+    """A rank: `function(config)`, and when the launcher has been killed an end, after a step that is saved.
+
+    PyTorch only interrupts it then, and would wait for ever for the launcher to take its result.
+    """
+    done = threading.Event()
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        deadline = time.monotonic() + ORPHANED
+        while not done.wait(0.5) and time.monotonic() < deadline:
+            stop.agree(stop.END)
+        os._exit(stop.STOPPED)
+
+    threading.Thread(target=watch, args=(launcher.sentinel,), daemon=True).start()
+    try:
+        return function(config)
+    finally:
+        done.set()
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:

@@ -21,7 +21,7 @@ from mama import stop
 from mama.config import Config, ConfigError
 from mama.errors import TrainingError
 from shards.schema import ShardError
-from shards.workers import settle
+from shards.workers import start_worker as start_process
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def require_shared_memory(config: Config, images: int, ranks_here: int = 1) -> N
 
 def start_worker(number: int) -> None:
     """One thread, its memory kept; it dies with its rank, and a signal to stop is the rank's business."""
-    settle()
+    start_process()
     stop.ignore()
 
 
