@@ -28,7 +28,7 @@ _waiting = threading.Event()  # set while a launcher waits for its ranks
 
 
 def end_early() -> None:
-    """For the seconds in which this process imports: a signal to stop ends it at once, in one line and without a trace."""
+    """For the seconds in which this process imports: a signal to stop ends it at once, in one line."""
     for number in MEANING:
         signal.signal(number, _end)
 
