@@ -30,9 +30,7 @@ def cli(context: click.Context) -> None:
     a run that exists. Any setting can be changed behind it as key=value, for example train.steps=100.
     """
     logs.start()
-    if context.invoked_subcommand == "train":
-        stop.end_early()  # until its ranks listen
-    else:
+    if context.invoked_subcommand != "train":  # which imports for seconds, and then listens itself
         stop.no_more_early()
 
 
@@ -265,6 +263,7 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, a run that failed 1, one that a signal stopped 75."""
+    stop.end_early()
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:

@@ -197,8 +197,11 @@ class TrainConfig:
     steps: int = 40000
     global_batch: int = 288
     micro_batch: int = 36  # pairs per rank and forward pass; negatives come from all ranks' micro-batches
-    grad_cache: bool = False  # negatives come from all micro-batches of the step; each is encoded twice
+    # Negatives come from all micro-batches of the step; each is encoded twice. Dropout draws its masks by micro-batch:
+    # where there is some (text.lora_dropout, a tower's own), another micro_batch is another draw, not the same numbers.
+    grad_cache: bool = False
     ranks: int = 1  # local processes, when no launcher has started this one
+    oversubscribe: bool = False  # start them even where the cores or the memory of this machine are too few
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False  # optimizer state in CPU memory; needs stage 3
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -107,8 +107,8 @@ def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
     yield "* as configured. Source: arXiv 1910.02054, section 3; AdamW in fp32 with its own copy of the weights."
 
 
-def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
-    """A table: what is kept for the backward pass of a micro-batch, with and without activation checkpointing."""
+def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
+    """By part, the bytes kept for the backward pass of a micro-batch: of all layers, and with checkpointing."""
     pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
     images = pairs * (2 if model.uses_partner else 1)
@@ -122,15 +122,31 @@ def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
             texts * config.data.max_tokens,
         ),
     }
+    found = {
+        name: (tower.activations(tokens, size, False), tower.activations(tokens, size, True))
+        for name, (tower, tokens) in rows.items()
+    }
+    if model.patch_head is not None:
+        local = local_head_bytes(pairs * patches, model.vision.width, heads.hidden_dim, heads.embed_dim, size)
+        found[f"patch head, {pairs} x {patches:,} patches"] = (local, local)
+    return found
+
+
+def rank_bytes(config: Config, model: MamaModel, ranks: int) -> tuple[int, int]:
+    """Bytes of states and activations on one rank's device, and of states in CPU memory besides."""
+    train = config.train
+    of = states(_count(model), _count(model, trainable=True), ranks, train.zero_stage, train.precision, train.offload)
+    kept = sum(each[train.activation_checkpointing] for each in activations(config, model).values())
+    return of.device + kept, of.host
+
+
+def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
+    """A table of `activations`."""
     chosen = config.train.activation_checkpointing
     labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
     yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
-    for name, (tower, tokens) in rows.items():
-        kept, checkpointed = (tower.activations(tokens, size, on) for on in (False, True))
+    for name, (kept, checkpointed) in activations(config, model).items():
         yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
-    if model.patch_head is not None:
-        local = local_head_bytes(pairs * patches, model.vision.width, heads.hidden_dim, heads.embed_dim, size)
-        yield f"{f'patch head, {pairs} x {patches:,} patches':44} {_gib(local):>10} {_gib(local):>15}"
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
     yield "Checkpointed: every layer's input, and one layer. Left out: augmentation, objective, the allocator's waste."

@@ -31,14 +31,19 @@ PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError
 ORPHANED = 600.0  # seconds in which ranks without their launcher may end their step and save
 
 
+def is_rank() -> bool:
+    """Has a launcher started this process as one rank of several?"""
+    export_distributed_environment()
+    return "RANK" in os.environ
+
+
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     """Run `function(config)` on every rank and return rank 0's result.
 
     A process that a launcher has started (RANK is set, or it is a task of a Slurm job) is one rank.
     Otherwise `config.train.ranks` local processes are started; when one dies the others are ended.
     """
-    export_distributed_environment()
-    if "RANK" in os.environ:
+    if is_rank():
         return function(config)
     config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
     launch = LaunchConfig(

@@ -137,6 +137,11 @@ def plain_failures() -> Iterator[None]:
                 f"a loader process found no room for its batch in {SHARED}; start the container with a larger "
                 "--shm-size, or set data.workers=0"
             ) from None
+        if "ancdata" in str(error) or "Too many open files" in str(error):
+            raise TrainingError(
+                "no more files can be opened for the batches of the loader processes; raise the limit (ulimit -n), or "
+                "lower data.workers"
+            ) from None
         raise
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -34,9 +35,14 @@ def end_early() -> None:
 
 
 def no_more_early() -> None:
-    """Signals are again what they are to any program."""
+    """Signals that `end_early` took are again what they are to any program."""
     for number in MEANING:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if signal.getsignal(number) is _end:
+            signal.signal(number, _default(number))
+
+
+def _default(number: int) -> Any:
+    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 
 
 def listen() -> None:
@@ -106,6 +112,7 @@ def passed_on() -> Iterator[None]:
     global _waiting
     _waiting = threading.Event()
     _waiting.set()
+    resource_tracker.ensure_running()  # its start, with the first rank, would let them through again
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     _install(_pass_on)
     thread = threading.Thread(target=_take_interrupts, args=(_waiting,), daemon=True)
@@ -126,7 +133,7 @@ def _install(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in MEANING:
         before = signal.signal(number, handler)
         if before is not handler:  # a second run in one process
-            _before[number] = signal.SIG_DFL if before is _end else before
+            _before[number] = _default(number) if before is _end else before
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mama import attention, augment, checkpoint, gradcache, logs, stop
+from mama.capacity import require_capacity
 from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import barrier, max_over_ranks, rank, sum_over_ranks, world_size
@@ -22,7 +24,7 @@ from mama.engine import DeepSpeedEngine, GradientNorms, join_ranks, prepare_step
 from mama.errors import StoppedError, TrainingError
 from mama.frozen import FirstStep, digests
 from mama.heartbeat import Heartbeat
-from mama.launch import run_on_ranks
+from mama.launch import is_rank, run_on_ranks
 from mama.lease import Lease, held
 from mama.loader import plain_failures, require_shared_memory
 from mama.losses import objective, positives, retrieval_accuracy
@@ -44,6 +46,8 @@ def train(config: Config) -> Path:
     Raises `StoppedError` where a signal ended it and no job goes back in the queue: everything is saved.
     """
     steps = config.train.steps
+    if not is_rank():
+        require_capacity(config)
     try:
         reached = run_on_ranks(train_rank, config)
         if reached < steps:
@@ -165,7 +169,14 @@ class Training:
             "corrupt_samples": self._corrupt(),
         }
         keep = self.config.train.keep_checkpoints
-        checkpoint.save(self.engine, self.config.run_folder, taken, keep, self.frozen, score, facts)
+        run = self.config.run_folder
+        try:
+            checkpoint.save(self.engine, run, taken, keep, self.frozen, score, facts)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{run}: the checkpoint of step {taken} cannot be written ({error}); make room and run it again: it "
+                "continues from the last complete one"
+            ) from error
 
     def _corrupt(self) -> int:
         """Samples that could not be read since the run began, on all ranks; every rank must call it."""

@@ -126,7 +126,10 @@ def test_a_signal_while_training_is_imported_is_one_line(number: int, seconds: f
     time.sleep(seconds - 0.3)
     os.killpg(process.pid, number)
     said = process.communicate(timeout=60)[1]
-    assert (process.returncode, said) == (75, "mama: a signal ended it before its first step; run it again to continue\n")
+    assert (process.returncode, said) == (
+        75,
+        "mama: a signal ended it before its first step; run it again to continue\n",
+    )
 
 
 def _handles(pid: int, number: int) -> bool:
