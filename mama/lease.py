@@ -29,7 +29,7 @@ from mama.heartbeat import BEAT, FOLDER, repeated
 log = logging.getLogger(__name__)
 
 SILENCE = 120.0  # seconds without a sign from another machine, after which its process counts as dead
-PATIENCE = 60.0  # seconds in which a living holder may end: it may be saving for the last time
+PATIENCE = 30.0  # seconds in which a living holder may end: it may be saving for the last time
 IN_JOB = 900.0  # the same where an earlier start of our own Slurm job holds it, which Slurm will end
 POLL = 0.5
 

@@ -62,8 +62,7 @@ def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.
         signal.signal(number, lambda number, frame: heard.append(number))
     waited: list[float] = []
     monkeypatch.setattr(stop.time, "sleep", waited.append)
-    monkeypatch.setattr(env, "being_preempted", lambda: preempted)
-    preempted = True
+    monkeypatch.setattr(env, "being_preempted", lambda: True)
     stop.listen()
     assert not stop.requeued()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -73,7 +72,8 @@ def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.
     assert stop.requeued()
     assert heard == [signal.SIGTERM, signal.SIGUSR2]
     assert waited == [stop.PATIENCE]
-    preempted = False  # the user sent it, or the job runs on this machine: nobody will end it
+    # The user sent it, or the job runs on this machine: nobody will end it.
+    monkeypatch.setattr(env, "being_preempted", lambda: False)
     stop.listen()
     os.kill(os.getpid(), signal.SIGTERM)
     assert not stop.requeued()
