@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mama import stop
 from mama.config import Config, ConfigError
-from mama.errors import RankError, StoppedError, TrainingError
+from mama.errors import LaterError, RankError, StoppedError, TrainingError
 from shards.schema import FetchError, ShardError
 from slurm.env import export_distributed_environment
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 START_METHOD = "spawn"  # CUDA does not survive a fork
 
 # Errors that say all in one line; they come out of a rank as what they were.
-PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError, StoppedError, TrainingError)}
+PLAIN = {e.__name__: e for e in (ConfigError, FetchError, LaterError, ShardError, StoppedError, TrainingError)}
 ORPHANED = 600.0  # seconds in which ranks without their launcher may end their step and save
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from mama import stop
 from mama.config import ConfigError
-from mama.errors import StoppedError, TrainingError
+from mama.errors import LaterError, StoppedError, TrainingError
 from mama.heartbeat import BEAT, FOLDER, repeated
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,8 @@ class Lease:
 def held(run: Path) -> Iterator[Lease]:
     """Hold the lease of a run folder.
 
-    Waits a while for a holder that may be ending. Raises `ConfigError` where it lives on, and `StoppedError`
-    where a signal came meanwhile, or where an earlier start of the same Slurm job lives on: then the job goes
-    back in the queue.
+    Waits a while for a holder that may be ending. Raises `ConfigError` where it lives on, `LaterError` where
+    that is an earlier start of the same Slurm job, and `StoppedError` where a signal came meanwhile.
     """
     lease = _take(run)
     try:
@@ -152,8 +151,7 @@ class _Wait:
             raise StoppedError(f"a signal ended it while it waited for {self.holder}; run it again to continue")
         waited = time.monotonic() - self.began
         if in_job and waited > IN_JOB:
-            stop.agree(stop.REQUEUE)
-            raise StoppedError(f"{self.holder}, an earlier start of this job, still trains in {self.run}")
+            raise LaterError(f"{self.holder}, an earlier start of this job, still trains in {self.run}")
         if not in_job and self.seen_alive and waited > PATIENCE:
             raise ConfigError(
                 f"name: {self.run} is being trained by {self.holder}; wait for it, end it, or give another name=..."

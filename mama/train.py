@@ -21,7 +21,7 @@ from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import barrier, max_over_ranks, rank, sum_over_ranks, world_size
 from mama.engine import DeepSpeedEngine, GradientNorms, join_ranks, prepare_step, start_engine, step_if_finite
-from mama.errors import StoppedError, TrainingError
+from mama.errors import LaterError, StoppedError, TrainingError
 from mama.frozen import FirstStep, digests
 from mama.heartbeat import Heartbeat
 from mama.launch import is_rank, run_on_ranks
@@ -52,7 +52,9 @@ def train(config: Config) -> Path:
         reached = run_on_ranks(train_rank, config)
         if reached < steps:
             raise StoppedError(f"a signal ended it after {reached} of {steps} steps; run it again to continue")
-    except StoppedError:
+    except StoppedError as error:
+        if isinstance(error, LaterError):
+            stop.agree(stop.REQUEUE)
         if not stop.requeued():
             raise
     return config.run_folder
