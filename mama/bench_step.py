@@ -17,7 +17,7 @@ from torch import Tensor
 from mama import attention, augment
 from mama.config import Config, ConfigError, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Texts
-from mama.dryrun import estimated_bytes, shape_of, stand_in, without_weights
+from mama.dryrun import rank_bytes, shape_of, stand_in, without_weights
 from mama.flops import pair_flops, peak_flops
 from mama.launch import run_on_ranks
 from mama.losses import objective
@@ -236,7 +236,7 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
         _peak_memory_gb(device),
         flops,
         peak_flops(device),
-        estimated_bytes(replace(config, data=data), shape, 1) / 2**30,
+        rank_bytes(replace(config, data=data), shape, 1)[0] / 2**30,
     )
 
 

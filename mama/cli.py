@@ -10,11 +10,10 @@ from typing import Any
 import click
 import click.shell_completion
 
-from mama import logs
+from mama import logs, stop
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
 from mama.loading import load, load_profile, shipped_configs
-from mama.stop import STOPPED
 from shards.schema import ShardError
 from slurm.profile import SlurmError
 
@@ -23,13 +22,16 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 @click.group(context_settings=HELP)
 @click.version_option(package_name="mama-clip")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Mammography vision-language pre-training, from DICOM archives to evaluated models.
 
     CONFIG is a YAML file, the name of a shipped recipe (quickstart, cdd_cesm, ...), or the folder of
     a run that exists. Any setting can be changed behind it as key=value, for example train.steps=100.
     """
     logs.start()
+    if context.invoked_subcommand != "train":  # which imports for seconds, and then listens itself
+        stop.no_more_early()
 
 
 def configured(path: str, overrides: tuple[str, ...]) -> Config:
@@ -284,6 +286,7 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, a run that failed 1, one that a signal stopped 75."""
+    stop.end_early()
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
@@ -297,7 +300,7 @@ def main() -> None:
         sys.exit(2)
     except StoppedError as error:
         click.echo(f"mama: {error}", err=True)
-        sys.exit(STOPPED)
+        sys.exit(stop.STOPPED)
     except (RankError, TrainingError) as error:
         click.echo(f"mama: {error}", err=True)
         sys.exit(1)

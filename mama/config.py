@@ -223,8 +223,11 @@ class TrainConfig:
     steps: int = 40000
     global_batch: int = 288
     micro_batch: int = 36  # pairs per rank and forward pass; negatives come from all ranks' micro-batches
-    grad_cache: bool = False  # negatives come from all micro-batches of the step; each is encoded twice
+    # Negatives come from all micro-batches of the step; each is encoded twice. Dropout draws its masks by micro-batch:
+    # where there is some (text.lora_dropout, a tower's own), another micro_batch is another draw, not the same numbers.
+    grad_cache: bool = False
     ranks: int = 1  # local processes, when no launcher has started this one
+    oversubscribe: bool = False  # start them even where the cores or the memory of this machine are too few
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False  # optimizer state in CPU memory; needs stage 3
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -235,6 +238,7 @@ class TrainConfig:
     keep_checkpoints: int = 2  # the newest; the best by validation is kept besides
     validate_every: int = 0  # steps; 0 does not validate
     max_skips: int = 10  # steps in a row with a loss or gradient that is not finite, after which the run stops
+    timeout: int = 600  # seconds without a batch of a loader, or a sign of life of a rank, after which the run ends
 
     def __post_init__(self) -> None:
         for name in (
@@ -246,6 +250,7 @@ class TrainConfig:
             "save_every",
             "keep_checkpoints",
             "max_skips",
+            "timeout",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: {getattr(self, name)} is less than 1")

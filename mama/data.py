@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mama import order, stop
+from mama import order
 from mama.config import Config
+from mama.loader import load
 from mama.pairs import Pair, Pairs
 from mama.tokens import Tokenizer
-from shards.schema import ShardError
-from shards.workers import settle
 
 
 @dataclass
@@ -128,32 +126,7 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step.
 
-    Raises `ShardError` as `Pairs` does, whichever process it happened in.
+    Raises as `mama.loader.load` does.
     """
-    loader = DataLoader(
-        Pairs(config),
-        batch_sampler=_MicroBatches(config, steps, rank, world_size),
-        collate_fn=Collate(tokenizer, config.data.max_tokens),
-        num_workers=config.data.workers,
-        worker_init_fn=start_worker,
-    )
-    return plain_errors(iter(loader))
-
-
-def start_worker(number: int) -> None:
-    """One thread, its memory kept; and a signal to stop is the rank's business, which needs its workers to the end."""
-    settle()
-    stop.ignore()
-
-
-def plain_errors(batches: Any) -> Generator[Any, None, None]:
-    """The loader's batches; however it ends, the worker processes end with it."""
-    try:
-        yield from batches
-    except ShardError as error:  # from a worker it comes with that worker's traceback in its words
-        words = str(error).strip().splitlines()[-1]
-        raise type(error)(words.partition(f"{type(error).__name__}: ")[2] or words) from None
-    finally:
-        # An error's traceback would keep the loader alive until the process exits, which waits for its workers, and
-        # those ignore the signal that should end them. A loader without workers has nothing to shut down.
-        getattr(batches, "_shutdown_workers", lambda: None)()
+    batches = _MicroBatches(config, steps, rank, world_size)
+    return load(Pairs(config), config, Collate(tokenizer, config.data.max_tokens), batch_sampler=batches)

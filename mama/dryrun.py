@@ -165,11 +165,12 @@ def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
     return found
 
 
-def estimated_bytes(config: Config, model: MamaModel, ranks: int) -> int:
-    """On the device of one of `ranks` ranks: the states and activations of the tables above, as configured."""
+def rank_bytes(config: Config, model: MamaModel, ranks: int) -> tuple[int, int]:
+    """Bytes of states and activations on one rank's device, and of states in CPU memory besides, as configured."""
     train = config.train
     of = states(_count(model), _count(model, trainable=True), ranks, train.zero_stage, train.precision, train.offload)
-    return of.device + sum(both[train.activation_checkpointing] for both in activations(config, model).values())
+    kept = sum(both[train.activation_checkpointing] for both in activations(config, model).values())
+    return of.device + kept, of.host
 
 
 def _is_remote(config: Config) -> bool:

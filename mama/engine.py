@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 BUCKET = 50_000_000  # elements that are reduced or gathered at once
 
 
-def join_ranks() -> torch.device:
-    """Join the process group that the launcher described in RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT."""
+def join_ranks(timeout: int = 600) -> torch.device:
+    """Join the process group that the launcher described in RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+
+    Ranks wait for each other three times `timeout` seconds: whoever knows why one is late (`mama.loader`,
+    `mama.heartbeat`) speaks first.
+    """
     device = local_device()
+    limit = timedelta(seconds=3 * timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
     return device
 
 

@@ -11,3 +11,7 @@ class TrainingError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """A signal ended the run, and everything is saved; the message says after how many steps."""
+
+
+class LaterError(StoppedError):
+    """It cannot go on now but will be able to: a job that says this goes back in the queue."""

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mama.augment import normalise
 from mama.config import Config
 from mama.data import tokenise
 from mama.images import Images
+from mama.loader import load, require_shared_memory
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -82,9 +83,10 @@ class Features:
 @torch.inference_mode()
 def embed_images(model: MamaModel, split: Split, config: Config, device: torch.device, label: str) -> Features:
     """Embed every image of `split`, in its order."""
-    loader = DataLoader(split, batch_size=config.eval.batch, num_workers=config.data.workers)
+    require_shared_memory(config, config.eval.batch)
+    batches = load(split, config, batch_size=config.eval.batch)
     embeddings, tower = [], []
-    for pixels in progress(loader, len(loader), f"{label}: {split.name} images", "batches"):
+    for pixels in progress(batches, -(-len(split) // config.eval.batch), f"{label}: {split.name} images", "batches"):
         unit, features = model.embed_images(normalise(pixels.to(device)))
         embeddings.append(unit.float().cpu().numpy())
         tower.append(features.float().cpu().numpy())

@@ -5,18 +5,21 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mama import stop
 from mama.config import Config, ConfigError
-from mama.errors import RankError, StoppedError, TrainingError
+from mama.errors import LaterError, RankError, StoppedError, TrainingError
 from shards.schema import FetchError, ShardError
 from slurm.env import export_distributed_environment
 
@@ -25,7 +28,14 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch.di
 START_METHOD = "spawn"  # CUDA does not survive a fork
 
 # Errors that say all in one line; they come out of a rank as what they were.
-PLAIN = {error.__name__: error for error in (ConfigError, FetchError, ShardError, TrainingError)}
+PLAIN = {e.__name__: e for e in (ConfigError, FetchError, LaterError, ShardError, StoppedError, TrainingError)}
+ORPHANED = 600.0  # seconds in which ranks without their launcher may end their step and save
+
+
+def is_rank() -> bool:
+    """Has a launcher started this process as one rank of several?"""
+    export_distributed_environment()
+    return "RANK" in os.environ
 
 
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
@@ -34,12 +44,10 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     A process that a launcher has started (RANK is set, or it is a task of a Slurm job) is one rank.
     Otherwise `config.train.ranks` local processes are started; when one dies the others are ended.
     """
-    export_distributed_environment()
-    if "RANK" in os.environ:
+    if is_rank():
         _check_rank()
         return function(config)
     config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
-    _check_gpus(config.train.ranks)
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -57,7 +65,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the error below says the same, once
     try:
         with stop.passed_on():
-            return elastic_launch(launch, function)(config)[0]
+            return elastic_launch(launch, _follow_launcher)(function, config)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if stop.is_ours(-failure.exitcode):
@@ -75,13 +83,27 @@ def _check_rank() -> None:
     raise ConfigError(f"RANK: {said} name no rank; unset RANK to start train.ranks ranks here, or use torchrun or srun")
 
 
-def _check_gpus(ranks: int) -> None:
-    """NCCL wants a GPU for each rank, and says so less plainly."""
-    if torch.cuda.is_available() and ranks > (gpus := torch.cuda.device_count()):
-        raise ConfigError(
-            f"train.ranks: {ranks}, but there are {gpus} GPUs here, and each rank takes one; use train.ranks={gpus}, "
-            "and a larger train.micro_batch for as many negatives"
-        )
+def _follow_launcher(function: Callable[[Config], T], config: Config) -> T:
+    """A rank: `function(config)`, and when the launcher has been killed an end, after a step that is saved.
+
+    PyTorch only interrupts it then, and would wait for ever for the launcher to take its result.
+    """
+    done = threading.Event()
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        deadline = time.monotonic() + ORPHANED
+        while not done.wait(0.5) and time.monotonic() < deadline:
+            stop.agree(stop.END)
+        os._exit(stop.STOPPED)
+
+    threading.Thread(target=watch, args=(launcher.sentinel,), daemon=True).start()
+    try:
+        return function(config)
+    finally:
+        done.set()
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mama import attention, augment, checkpoint, gradcache, logs, stop
+from mama.capacity import require_capacity
 from mama.config import Config
 from mama.data import Batch, training_batches
 from mama.dist import barrier, max_over_ranks, rank, sum_over_ranks, world_size
 from mama.engine import DeepSpeedEngine, GradientNorms, join_ranks, prepare_step, start_engine, step_if_finite
-from mama.errors import StoppedError, TrainingError
+from mama.errors import LaterError, StoppedError, TrainingError
 from mama.frozen import FirstStep, digests
-from mama.launch import run_on_ranks
+from mama.heartbeat import Heartbeat
+from mama.launch import is_rank, run_on_ranks
+from mama.lease import Lease, held
+from mama.loader import plain_failures, require_shared_memory
 from mama.losses import objective, positives, retrieval_accuracy
 from mama.model import Embeddings, build
 from mama.monitor import Meter, Monitor, sentences_of
@@ -40,11 +46,15 @@ def train(config: Config) -> Path:
     Raises `StoppedError` where a signal ended it and no job goes back in the queue: everything is saved.
     """
     steps = config.train.steps
+    if not is_rank():
+        require_capacity(config)
     try:
         reached = run_on_ranks(train_rank, config)
         if reached < steps:
             raise StoppedError(f"a signal ended it after {reached} of {steps} steps; run it again to continue")
-    except StoppedError:
+    except StoppedError as error:
+        if isinstance(error, LaterError):
+            stop.agree(stop.REQUEUE)
         if not stop.requeued():
             raise
     return config.run_folder
@@ -55,7 +65,17 @@ def train_rank(config: Config) -> int:
     logs.start()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # is no news to who trains
     stop.listen()
-    device = join_ranks()
+    with held(config.run_folder) if os.environ.get("RANK", "0") == "0" else nullcontext() as lease:
+        device = join_ranks(config.train.timeout)
+        images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
+        require_shared_memory(config, images, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        heartbeat = Heartbeat(config.run_folder, rank(), world_size(), config.train.timeout, not config.data.workers)
+        barrier()
+        with heartbeat.watching(), plain_failures(), heartbeat.explaining():
+            return _train_rank(config, device, lease, heartbeat)
+
+
+def _train_rank(config: Config, device: torch.device, lease: Lease | None, heartbeat: Heartbeat) -> int:
     if rank() == 0:
         prepare(config)
     barrier()
@@ -70,7 +90,7 @@ def train_rank(config: Config) -> int:
     if resumed:
         checkpoint.load_optimizer(engine, resumed)
         log.info("resumed from %s", resumed)
-    reached = Training(config, engine, tokenizer, frozen, resumed).run()
+    reached = Training(config, engine, tokenizer, frozen, resumed, lease, heartbeat).run()
     barrier()
     dist.destroy_process_group()
     return reached
@@ -86,8 +106,11 @@ class Training:
         tokenizer: Tokenizer,
         frozen: dict[str, str],
         resumed: Path | None,
+        lease: Lease | None,
+        heartbeat: Heartbeat,
     ) -> None:
         self.config, self.engine, self.tokenizer, self.frozen = config, engine, tokenizer, frozen
+        self.lease, self.heartbeat = lease, heartbeat
         first = checkpoint.step_of(resumed) if resumed else 0
         self.steps = range(first, config.train.steps)
         self.monitor = Monitor(config.run_folder, first) if rank() == 0 else None
@@ -113,12 +136,15 @@ class Training:
         every = self.config.train
         for step in _shown(self.steps):
             values = self._step(step, batches)
+            if self.lease:
+                self.lease.check()  # before anything is written
             if first_step:
                 first_step.check()
                 first_step = None
             taken, last = step + 1, step == self.steps[-1]
             score = None
             if every.validate_every and (taken % every.validate_every == 0 or last):
+                self.heartbeat.doing(f"validating after step {step}")
                 found = validate(self.engine.module, self.config, self.tokenizer, self.engine.device)
                 score = (found["validation/recall_at_5_i2t"] + found["validation/recall_at_5_t2i"]) / 2
                 values |= found
@@ -136,13 +162,23 @@ class Training:
 
     def _save(self, taken: int, score: float | None) -> None:
         """A checkpoint after so many steps; every rank must call it."""
+        self.heartbeat.doing(f"saving after {taken} steps")
+        if self.lease:
+            self.lease.check()
         facts = {
             "contrastive_batch": self.config.contrastive_batch(world_size()),
             "skipped_steps": self.skipped,
             "corrupt_samples": self._corrupt(),
         }
         keep = self.config.train.keep_checkpoints
-        checkpoint.save(self.engine, self.config.run_folder, taken, keep, self.frozen, score, facts)
+        run = self.config.run_folder
+        try:
+            checkpoint.save(self.engine, run, taken, keep, self.frozen, score, facts)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{run}: the checkpoint of step {taken} cannot be written ({error}); make room and run it again: it "
+                "continues from the last complete one"
+            ) from error
 
     def _corrupt(self) -> int:
         """Samples that could not be read since the run began, on all ranks; every rank must call it."""
@@ -153,7 +189,9 @@ class Training:
         config = self.config
         rates = prepare_step(self.engine, config, step)
         self.norms.clear()
+        self.heartbeat.doing(f"in step {step}, waiting for data")
         own = [self.meter.fetch(batches) for _ in range(config.train.accumulation(world_size()))]
+        self.heartbeat.doing(f"in step {step}")
         self.corrupt += sum(batch.skipped for batch in own)
         total, terms, embeddings = self._backward(own, step)
         self._update(step, [key for batch in own for key in batch.keys])

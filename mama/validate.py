@@ -8,14 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mama import dist, prompt
 from mama.augment import normalise
 from mama.config import Config, ConfigError
 from mama.corrupt import Corrupt
-from mama.data import Texts, plain_errors, start_worker, tokenise
+from mama.data import Texts, tokenise
 from mama.images import Images
+from mama.loader import load
 from mama.losses import info_nce
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
@@ -129,18 +130,17 @@ def _embed(
     """
     ranks = dist.world_size()
     share = [(dist.rank() + k * ranks) % len(held_out) for k in range(-(-len(held_out) // ranks))]
-    loader = DataLoader(
+    batches = load(
         held_out,
+        config,
+        _Collate(tokenizer, config.data.max_tokens),
         sampler=share,
         batch_size=2 * config.train.micro_batch,  # as many images as training holds, there with their gradients
-        collate_fn=_Collate(tokenizer, config.data.max_tokens),
-        num_workers=config.data.workers,
-        worker_init_fn=start_worker,
         generator=torch.Generator(),  # a loader without one would draw from the generator of training
     )
     dtype = model.image_head.weight.dtype
     images, texts, tokens, readable = [], [], [], []
-    for pixels, words, good in plain_errors(iter(loader)):
+    for pixels, words, good in batches:
         images.append(model.embed_images(normalise(pixels.to(device)).to(dtype))[0].float())
         texts.append(model.embed_texts(words.to(device)).float())
         missing = config.data.max_tokens - words.tokens.shape[1]

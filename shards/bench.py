@@ -25,10 +25,11 @@ from shards import picture, sample
 from shards.config import PackConfig
 from shards.pack import pack
 from shards.picture import PictureConfig, read_picture
+from shards.process import start_single
 from shards.schema import ShardError
 from shards.sources import resolve_root
 from shards.sources.table import table
-from shards.workers import settle
+from shards.workers import start_worker
 
 LONG_SIDE, QUALITY = 1024, 95
 JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 4,915": (5355, 4915)}
@@ -84,8 +85,8 @@ def _compare(label: str, files: list[Path], rounds: int) -> str:
     mine, theirs, outside = [], [], []
     context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(1, context, settle) as worker,
-        ProcessPoolExecutor(1, context, cv2.setNumThreads, (1,)) as script,
+        ProcessPoolExecutor(1, context, start_worker) as worker,
+        ProcessPoolExecutor(1, context, start_single) as script,
     ):
         for _ in range(rounds + 1):
             seconds, inside = worker.submit(_time_ours, files).result()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.schema import ShardError
+from shards.schema import FetchError, ShardError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -18,8 +18,8 @@ def cached(folder: Path, sha256: str, suffix: str, make: Callable[[BinaryIO], No
     """The file `<sha256><suffix>` in `folder`, written by `make` where it is not there.
 
     One process at a time makes it, behind a lock file, and the others wait; it is written aside and renamed, so that
-    a file by this name is a whole one. Raises `ShardError` where `sha256`, which a manifest says, is no such hash or
-    the folder cannot be written.
+    a file by this name is a whole one. Raises `ShardError` where `sha256`, which a manifest says, is no such hash, and
+    `FetchError` where the folder cannot be written.
     """
     if not SHA256.fullmatch(sha256):
         raise ShardError(f"{sha256[:80]!r} is no SHA-256; the manifest was edited or damaged")
@@ -33,7 +33,7 @@ def cached(folder: Path, sha256: str, suffix: str, make: Callable[[BinaryIO], No
             if not path.exists():
                 write_locked(path, make)
     except OSError as error:
-        raise ShardError(
+        raise FetchError(
             f"{path}: cannot be kept there ({error.strerror}); name another folder for the cache"
         ) from None
     return path

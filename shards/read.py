@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
+from shards.errors import is_of_the_machine
 from shards.manifest import Manifest, Shard, load_manifest
+from shards.open_files import OpenFiles
 from shards.remote import Remote
 from shards.schema import FetchError, ShardError, Study
 from shards.tar import BLOCK, Member, decode_image, members, open_shard, parse_header, parse_study
@@ -17,6 +21,9 @@ from shards.tar import BLOCK, Member, decode_image, members, open_shard, parse_h
 __all__ = ["Manifest", "Shard", "ShardReader", "load_manifest", "stream"]
 
 READ_AHEAD = 2**20  # bytes
+_OPEN = OpenFiles()  # of all readers of this process
+_NUMBERS = itertools.count()
+_ADVICE = "look at the limits (ulimit -n), the memory and the disk of this machine, and run again"
 
 
 def stream(folder: Path, split: str | None = None) -> Iterator[tuple[Study, list[NDArray[Any]]]]:
@@ -58,6 +65,7 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path | str, split: str | None = None, cache: Path | None = None) -> None:
+        self._number = next(_NUMBERS)
         self.remote = Remote.at(folder, cache)
         self.folder = self.remote.manifest() if self.remote else Path(os.path.expanduser(folder))
         self.manifest = load_manifest(self.folder)
@@ -72,7 +80,6 @@ class ShardReader:
         ]
         self.view_counts = [count for shard in self.shards for count in shard.view_counts]
         self._by_name = {shard.name: shard for shard in self.shards}
-        self._files: dict[str, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -86,7 +93,7 @@ class ShardReader:
             if len(study.views) != self.view_counts[i]:
                 raise ShardError(f"{study.key} has {len(study.views)} views, the manifest says {self.view_counts[i]}")
             return study
-        except (ShardError, OSError) as error:
+        except (ShardError, OSError, MemoryError) as error:
             raise self._told(i, error) from None
 
     def image(self, i: int, n: int) -> NDArray[Any]:
@@ -95,10 +102,20 @@ class ShardReader:
             raise IndexError(f"study {i} has {self.view_counts[i]} views, there is no view {n}")
         try:
             return decode_image(self._member(i, n + 1, (f"{n}.jpg", f"{n}.png")))
-        except (ShardError, OSError) as error:
+        except (ShardError, OSError, MemoryError) as error:
             raise self._told(i, error, f"image {n} of study {i}: ") from None
 
     def _member(self, i: int, number: int, suffixes: tuple[str, ...]) -> bytes:
+        """As `_read_member`; a network disk that has come back does not know the file any more and is asked again."""
+        try:
+            return self._read_member(i, number, suffixes)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            _OPEN.drop((self._number, self._samples[i][0]))
+            return self._read_member(i, number, suffixes)
+
+    def _read_member(self, i: int, number: int, suffixes: tuple[str, ...]) -> bytes:
         """The `number`-th member of a sample: walk the headers from the sample's offset."""
         name, key, position = self._samples[i]
         file = self._open(name)
@@ -118,24 +135,30 @@ class ShardReader:
         return content
 
     def _open(self, name: str) -> BinaryIO:
-        if name not in self._files:
+        def make() -> BinaryIO:
             path = self.remote.shard(self._by_name[name]) if self.remote else self.folder / name
-            self._files[name] = open_shard(path, buffering=0)
-        return self._files[name]
+            return open_shard(path, buffering=0)
 
-    def _told(self, i: int, error: ShardError | OSError, where: str = "") -> ShardError:
+        return _OPEN.get((self._number, name), make)
+
+    def __del__(self) -> None:
+        if _OPEN is None:  # the interpreter ends
+            return
+        for shard in getattr(self, "shards", ()):
+            _OPEN.drop((self._number, shard.name))
+
+    def _told(self, i: int, error: ShardError | OSError | MemoryError, where: str = "") -> ShardError:
         if isinstance(error, FetchError):
             return error
         name = self._samples[i][0]
+        if is_of_the_machine(error):
+            return FetchError(f"{self.folder / name}: {_words(error)}; the samples are not to blame: {_ADVICE}")
         if self.remote:
             return ShardError(f"{self.remote.url}/{name}: {where}{_words(error)}")
         return _told(self.folder, name, where + _words(error))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
 
-
-def _words(error: ShardError | OSError) -> str:
+def _words(error: ShardError | OSError | MemoryError) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 

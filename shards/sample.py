@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from shards.crop import Geometry
+from shards.errors import is_of_the_machine
 from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view
 from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
@@ -70,6 +71,8 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
             if view.instance in seen - {None}:
                 raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
         except Exception as error:  # untrusted input: whatever a parser or decoder trips over is told, not raised
+            if isinstance(error, OSError) and is_of_the_machine(error):
+                raise  # the image is not to blame, and the build continues when it is started again
             refusals.append(refusal(config.root, source, error))
             continue
         seen.add(view.instance)

@@ -105,7 +105,9 @@ def decode_image(data: bytes) -> NDArray[Any]:
         raise ShardError("the image is cut")
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.STS_NO_MEM:
+            raise MemoryError(f"none left for an image of {height} x {width} pixels") from None
         image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise ShardError("no grey image can be decoded")

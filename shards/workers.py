@@ -13,6 +13,7 @@ from itertools import islice
 
 import cv2
 
+from shards.process import die_with_parent
 from shards.sample import Sample, SampleConfig, build_sample
 from shards.schema import SourceStudy
 
@@ -78,7 +79,13 @@ def _alone(config: SampleConfig, study: SourceStudy) -> Sample:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: the caller may hold threads (a tensor library), and those do not survive a fork
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=settle)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+
+
+def start_worker() -> None:
+    """For a worker process of a pool, or of a loader."""
+    die_with_parent()
+    settle()
 
 
 def settle() -> None:

@@ -26,6 +26,20 @@ def export_distributed_environment() -> bool:
     return True
 
 
+def being_preempted() -> bool:
+    """Will the cluster end this job by itself soon, and perhaps put it back in the queue?
+
+    Where it gives no grace time it has ended it already. False for a job that this machine runs, and where
+    nothing but a signal was sent.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    command = ["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    words = dict(word.partition("=")[::2] for word in said.split())
+    return words.get("PreemptTime", "None") not in ("None", "Unknown")
+
+
 def _of_step() -> dict[str, str]:
     """From the variables that `srun` sets in each of its tasks (its manual, OUTPUT ENVIRONMENT VARIABLES)."""
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from slurm import held_back
 from slurm.profile import CLUSTERS, Profile, SlurmError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class Resumable:
         self.args = args
 
     def __call__(self) -> Any:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back.SIGNALS)  # submitit's handlers stand now
         return self.function(*self.args)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -110,9 +115,13 @@ def wait(job: submitit.Job[Any]) -> Any:
 
 def _executor(profile: Profile, folder: str | Path, name: str) -> submitit.AutoExecutor:
     place = Path(folder).absolute() / "jobs" / "%j"
-    limits = {f"{cluster}_max_num_timeout": MOST_TIMEOUTS for cluster in CLUSTERS}
+    # Without PYTHON* variables and site packages, so that hardly any time is left for a signal before it is held back.
+    python = shlex.join([sys.executable, "-I", "-S", held_back.__file__, sys.executable])
+    settings: dict[str, Any] = {}
+    for cluster in CLUSTERS:
+        settings |= {f"{cluster}_max_num_timeout": MOST_TIMEOUTS, f"{cluster}_python": python}
     try:
-        executor = submitit.AutoExecutor(folder=place, cluster=profile.cluster, **limits)
+        executor = submitit.AutoExecutor(folder=place, cluster=profile.cluster, **settings)
     except RuntimeError as error:
         if "srun" not in str(error):
             raise

@@ -257,6 +257,31 @@ def test_the_ranks_of_a_job_save_together_before_it_is_requeued_and_go_on(
     assert said.count("Requeued job") == 1
 
 
+class Import:
+    """Stands for the seconds that a job imports, before it unpickles its function and submitit's handlers stand."""
+
+    def __reduce__(self) -> tuple[object, tuple[float]]:
+        return time.sleep, (4.0,)
+
+
+def test_a_job_that_is_preempted_while_it_imports_goes_back_in_the_queue(
+    slurm_cluster: Cluster, tmp_path: Path
+) -> None:
+    delays = (0.2, 1.0, 3.0)  # seconds after the start
+    jobs = [submit(print, Import(), profile=CPU, folder=tmp_path).job_id for _ in delays]
+
+    def state(job_id: str) -> str:
+        return slurm_cluster.run("squeue", "--noheader", "--format=%T", f"--jobs={job_id}").strip()
+
+    for job_id, delay in zip(jobs, delays, strict=True):
+        wait_for(lambda job_id=job_id: state(job_id) == "RUNNING")  # type: ignore[misc]
+        wait_for(lambda job_id=job_id: list((tmp_path / "jobs" / job_id).glob("*_log.err")))  # type: ignore[misc]
+        time.sleep(delay)
+        slurm_cluster.run("scancel", "--signal=USR2", job_id)
+    for job_id in jobs:
+        wait_for(lambda job_id=job_id: state(job_id) == "PENDING")  # type: ignore[misc]
+
+
 def test_srun_starts_the_ranks(slurm_cluster: Cluster, training: Config, tmp_path: Path) -> None:
     training = replace(training, train=replace(training.train, steps=2))
     save(training, tmp_path / "run.yaml")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mama import stop
+from slurm import env
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +20,17 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for number, handler in before.items():
         signal.signal(number, handler)
     stop._told = 0
+
+
+def wait_until(ready: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def press_again() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    wait_until(lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +62,7 @@ def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.
         signal.signal(number, lambda number, frame: heard.append(number))
     waited: list[float] = []
     monkeypatch.setattr(stop.time, "sleep", waited.append)
+    monkeypatch.setattr(env, "being_preempted", lambda: True)
     stop.listen()
     assert not stop.requeued()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -57,6 +71,12 @@ def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.
     stop.agree(stop.REQUEUE)  # by another rank: this one's own signal may be on its way
     assert stop.requeued()
     assert heard == [signal.SIGTERM, signal.SIGUSR2]
+    assert waited == [stop.PATIENCE]
+    # The user sent it, or the job runs on this machine: nobody will end it.
+    monkeypatch.setattr(env, "being_preempted", lambda: False)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not stop.requeued()
     assert waited == [stop.PATIENCE]
 
 
@@ -74,9 +94,10 @@ def test_the_launcher_listens_only_while_it_waits_and_a_second_interrupt_is_one(
     before = signal.getsignal(signal.SIGINT)
     with stop.passed_on():
         os.kill(os.getpid(), signal.SIGINT)
+        wait_until(stop.told)
         assert stop.told() == stop.END
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            press_again()
     assert signal.getsignal(signal.SIGINT) is before
     assert stop.is_ours(signal.SIGTERM)
     assert not stop.is_ours(signal.SIGKILL)

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
+from shards.process import start_single
 from shards.progress import progress
 from shards.schema import DENSITIES, LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
 from shards.sources.phantom_dicom import TRANSFER_SYNTAXES, Exam, write_mammogram
@@ -71,7 +71,7 @@ def write_archive(root: Path, patients: int, seed: int, workers: int = 2) -> Non
     write = partial(_write_patient, root, seed)
     if workers > 1:
         # spawn: the caller may hold threads (a tensor library, OpenCV), and those do not survive a fork
-        with multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,)) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers, start_single) as pool:
             studies = list(progress(pool.imap(write, range(patients)), patients, "drawing phantoms", "patients"))
     else:
         studies = list(progress(map(write, range(patients)), patients, "drawing phantoms", "patients"))
