@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mama import order, prompt, tokens
+from mama import augment, order, prompt, tokens
 from mama.config import Config, DataConfig, TrainConfig
 from mama.data import Collate, Pairs, training_batches
 from mama.tokens import Tokenizer
@@ -64,10 +64,16 @@ def bench_load(rounds: int) -> Iterator[str]:
                 text = prompt.report(study, study.views[g % 4], prompt.draw_hidden(rng, config.data.mask_probability))
                 tokenizer.encode(text, config.data.max_tokens)
 
+        batch = collate([pairs[g] for g in range(MICRO_BATCH)])
+
+        def change(_: int) -> None:
+            augment.apply(batch.anchors, batch.anchor_changes)
+
         yield f"| {STORED[0]:,} x {STORED[1]:,} JPEG of {size / 1e3:.0f} kB to 518 x 518, reports tokenised | |"
         yield "|---|---|"
         yield f"| pairs/s and core | {count / _median(load, rounds):.1f} |"
         yield f"| a report written and tokenised, µs | {_median(write, rounds) / count * 1e6:.0f} |"
+        yield f"| a view augmented on the CPU, ms | {_median(change, rounds) / MICRO_BATCH * 1e3:.1f} |"
         yield f"| pairs/s through a loader with one worker | {_through_loader(config, tokenizer, rounds):.1f} |"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mama.augment import IDENTITY, PARAMETERS, apply, draw, normalise
+from mama.augment import IDENTITY, PARAMETERS, _blur, _sample, apply, draw, normalise
 from mama.config import AugmentConfig
 
 Array = NDArray[Any]
@@ -426,6 +426,14 @@ def test_bfloat16_gives_float32_within_three_grey_levels() -> None:
     unblurred[:, BLUR] = 0  # then only the value itself is rounded, to 8 bits of [0, 1] and of [-1, 1]
     difference = apply(images, unblurred, torch.bfloat16).double() - apply(images, unblurred)
     assert difference.abs().max() <= 2**-8 + 2**-9 + 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_a_gpu_computes_all_images_at_once_to_the_same_values(dtype: torch.dtype, tolerance: float) -> None:
+    images = torch.from_numpy(np.stack([noise(n) for n in range(16)]))[:, None]
+    rows = torch.from_numpy(drawn(replace(ALL, blur=0.5, jitter_kind="factors"), 16)).float()
+    together = _blur(_sample(images, rows).to(dtype), rows[:, BLUR]) * 2 - 1  # as `apply` does on a GPU
+    assert (together.float() - apply(images, rows, dtype).float()).abs().max() <= tolerance
 
 
 def test_every_image_of_a_batch_gets_its_own_parameters() -> None:

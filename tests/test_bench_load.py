@@ -30,6 +30,7 @@ def test_every_line_has_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [re.sub(r"[\d.]+ \|$", "", line) for line in lines] == [
         "| pairs/s and core | ",
         "| a report written and tokenised, µs | ",
+        "| a view augmented on the CPU, ms | ",
         "| pairs/s through a loader with one worker | ",
     ]
     assert all(float(line.split("|")[2]) > 0 for line in lines)

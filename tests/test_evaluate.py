@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from mama import evaluate as module
-from mama import heatmap, prompt, retrieval, tokens
-from mama.config import Config, DataConfig, EvalConfig
+from mama import figures, heatmap, prompt, report, retrieval, tokens
+from mama.config import Config, DataConfig, EvalConfig, Fit
 from mama.evaluate import evaluate, results_table
 from mama.features import Split, embed_images
 from mama.loading import save
@@ -187,6 +187,28 @@ def test_boxes_follow_the_image_into_its_canvas() -> None:
     assert np.argwhere(hit).max(0).tolist() == [4, 3]
     corner = heatmap.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
     assert corner.sum() == 4
+
+
+@pytest.mark.parametrize(("how", "size"), [("stretch", (64, 96)), ("stretch", (128, 40)), ("letterbox", (128, 64))])
+def test_boxes_and_heat_maps_lie_on_the_lesion_however_it_was_fitted(
+    config: Config, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, how: Fit, size: tuple[int, int]
+) -> None:
+    """The lesion is the only white of the image: found in the pixels, and framed in the report's picture."""
+    config = replace(config, data=replace(config.data, fit=how, image_size=size))
+    monkeypatch.setattr(figures, "picture", lambda pixels: pixels)
+    pictures = report.Pictures(config)
+    for target in heatmap.targets(pictures.split, oracle.tokenizer, 200):
+        rows, columns = np.nonzero(pictures.split.pixels(target.item) > 222)
+        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        np.testing.assert_allclose(target.boxes[0], found, atol=1)
+    example = {"image": target.item.key, "boxes": target.boxes}
+    shown = report._heat_map(pictures, example, np.zeros((4, 4), np.float32))["plain"]
+    larger = -(-report.HEAT_MAP_HEIGHT // size[0])
+    stored = {"stretch": size, "letterbox": (85, 64)}[how]  # without the air above and below
+    assert shown.shape[:2] == (larger * stored[0], larger * stored[1])
+    framed = np.argwhere((shown == figures.BOX_COLOUR).all(2))
+    assert framed.min(0).tolist() == pytest.approx([24 / 64 * shown.shape[0], 16 / 48 * shown.shape[1]], abs=2 * larger)
+    assert framed.max(0).tolist() == pytest.approx([32 / 64 * shown.shape[0], 24 / 48 * shown.shape[1]], abs=2 * larger)
 
 
 def test_a_sentence_that_the_token_limit_cuts_off_is_no_target(config: Config, oracle: Oracle) -> None:
