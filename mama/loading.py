@@ -15,8 +15,9 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from mama.config import Config, ConfigError
-from mama.typed import free_value, typed_node, value_of
+from mama.typed import free_value, is_text, typed_node, value_of
 from mama.yaml_text import items, read, shown
+from shards.manifest import write_aside
 from slurm.profile import Profile, SlurmError
 
 T = TypeVar("T")
@@ -68,9 +69,7 @@ def find(path: str | Path) -> Path:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration, so that `load(path)` gives it back."""
-    aside = path.with_suffix(".partial")
-    aside.write_text(as_yaml(config))
-    aside.rename(path)
+    write_aside(path, as_yaml(config).encode())
 
 
 def as_yaml(config: Config) -> str:
@@ -168,8 +167,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _quoted_where_needed(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    is_text = free_value(yaml.ScalarNode("", text), "") == text
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text(text) else "'")
 
 
 _Dumper.add_representer(str, _quoted_where_needed)

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from mama.config import ConfigError
-from mama.yaml_text import is_null, items, parse, reason, shown
+from mama.yaml_text import NULL, is_null, items, parse, reason, shown
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -56,17 +56,19 @@ def free_value(node: yaml.Node, key: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [free_value(value, key) for value in node.value]
     text: str = node.value
-    if isinstance(node, yaml.ScalarNode) and node.style:
+    if is_text(text) or (isinstance(node, yaml.ScalarNode) and node.style):
         return text
     if is_null(node):
         return None
     if text in TRUTH:
         return TRUTH[text]
-    if INTEGER.fullmatch(text):
-        return _integer(text, key)
-    if NUMBER.fullmatch(text) or (NOT_FINITE.fullmatch(text) and "." in text):
-        return _number(text, key)
-    return text
+    return _integer(text, key) if INTEGER.fullmatch(text) else _number(text, key)
+
+
+def is_text(text: str) -> bool:
+    """Is it neither null nor a truth value nor a number where no type is known?"""
+    number = NUMBER.fullmatch(text) or (NOT_FINITE.fullmatch(text) and "." in text)
+    return not number and text not in TRUTH and text not in NULL
 
 
 def typed_node(hint: Any, text: str, key: str) -> yaml.Node:
@@ -74,18 +76,18 @@ def typed_node(hint: Any, text: str, key: str) -> yaml.Node:
 
     No comment is looked for in it: ` #3` belongs to the value.
     """
-    is_text = hint in (str, str | None)
+    of_text = hint in (str, str | None)
     plain = yaml.ScalarNode("", text)
-    if not text.lstrip().startswith(("'", '"') if is_text else ("'", '"', "[", "{")):
+    if not text.lstrip().startswith(("'", '"') if of_text else ("'", '"', "[", "{")):
         return plain
     try:
         node = parse(text)
         if node is not None and node.end_mark.index == len(text.rstrip()):
-            return plain if is_text and not isinstance(node, yaml.ScalarNode) else node
+            return plain if of_text and not isinstance(node, yaml.ScalarNode) else node
         why = "more stands behind its end"
     except yaml.YAMLError as error:
         why = reason(error)
-    if is_text:
+    if of_text:
         return plain
     raise ConfigError(f"{key}: {shown(plain)} cannot be read: {why}; put a text with brackets or commas in quotes")
 

@@ -16,6 +16,7 @@ from shards.files import read_plain
 from shards.schema import ShardError
 
 LARGEST = 2**20  # bytes; a configuration has some 2**12
+NULL = ("null", "Null", "NULL", "~", "")
 DEEPEST = 32  # mappings and lists inside of each other
 
 
@@ -65,7 +66,7 @@ def shown(node: yaml.Node) -> str:
 
 def is_null(node: yaml.Node) -> bool:
     """Nothing: `null`, `~` or empty, without quotes (YAML 1.2.2, section 10.3.2)."""
-    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in ("null", "Null", "NULL", "~", "")
+    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULL
 
 
 class _Loader(yaml.BaseLoader):
