@@ -6,6 +6,7 @@ shows besides: `retrieval/examples.json`, `alignment/metrics.json` and `alignmen
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from shards.progress import progress
 from shards.schema import ShardError, Study
 
 __all__ = ["evaluate", "results_table"]
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(config: Config, run: Path) -> Results:
@@ -65,6 +68,9 @@ def evaluate(config: Config, run: Path) -> Results:
         q.task.name: results.write(q, held.items, held.name, config.eval, config.seed, folder / q.task.name)
         for q in questions
     }
+    for name, document in measured.items():
+        if note := results.untaught_note(document):
+            log.warning("%s: %s", name, note)
     return measured | {"alignment": _write_alignment(drawn, targets, held, config, folder / "alignment")}
 
 
