@@ -68,6 +68,9 @@ def evaluate(config: Config, run: Path) -> Results:
     found["alignment"] = measured | _alignment(drawn, targets, shown, held, config)
     if not trained_with.loss.local:
         found["alignment"]["reason"] = "the model was trained without the local term"
+    for name, document in found.items():
+        if note := results.untaught_note(document):
+            log.warning("%s: %s", name, note)
     folder = measured_on.folder_of(measured["shards"], run)
     log.info("writing the results to %s", folder)
     with measured_on.replaced(folder) as new:

@@ -70,15 +70,19 @@ class _BatchNormOfAllRanks(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, count)
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+        normed = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if len(x) else x.clone()
+        return normed, mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """The kernel takes the statistics for constants; what flows through them needs the sums of all ranks."""
         x, weight, mean, variance, count = ctx.saved_tensors
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0].contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
-        )
+        if len(x):
+            of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                gradients[0].contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
+        else:  # the kernel would divide by it
+            of_x, of_weight, of_bias = x.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
         by_scale, by_shift = gather(torch.stack([of_weight, of_bias])[None]).sum(0) / count
         inverse = torch.rsqrt(variance + ctx.eps)
         of_x.addcmul_(x - mean, -weight * inverse.square() * by_scale).sub_(weight * inverse * by_shift)

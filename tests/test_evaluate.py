@@ -138,16 +138,20 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
 
 
-def test_a_class_of_which_no_training_text_speaks_is_marked(config: Config, oracle: Oracle) -> None:
-    """In metrics, table and report; whether it is spoken of hangs on the training split and on the settings."""
+def test_a_class_of_which_no_training_text_speaks_is_marked(
+    config: Config, oracle: Oracle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In metrics, log, table and report; whether it is spoken of hangs on the training split and on the settings."""
     assert all(d["untaught"] == [] for name, d in evaluate(config, config.run_folder).items() if name != "alignment")
     folder = Path(config.data.shards[0]).parent / "pathology"
     write_shards(folder, {"train": 8, "test": 8}, known=("pathology", "cancer"))
     config = replace(config, data=replace(config.data, shards=[str(folder)]))
     measured = replace(config.eval, tasks=["cancer"], intensity_baseline=False, bootstrap=0)
     config = replace(config, eval=measured)
+    assert "no training text" not in caplog.text
     found = evaluate(config, config.run_folder)
     assert found["cancer"]["untaught"] == ["cancer"]
+    assert "cancer: no training text says what the prompts say of cancer" in caplog.text
     table = results_table(found).splitlines()
     assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
         "linear probe"

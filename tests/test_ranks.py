@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -92,6 +93,8 @@ def batch_of(config: Config, rows: range) -> Batch:
     return Collate(tokenizer(), config.data.max_tokens)(pairs)
 
 
+IN_FRONT_OF_NORMS = r"(patch|sentence)_head\.[03]\.bias|view_head\.0\.bias"
+
 Result = tuple[float, dict[str, float], dict[str, torch.Tensor]]
 
 
@@ -172,7 +175,10 @@ def assert_equal(found: Result, expected: Result, tolerance: float, where: str) 
         if "k_proj.bias" not in name:  # softmax does not see it
             assert gradient.abs().max() > 0, name
         scale = max(1.0, float(gradient.abs().max()))
-        assert torch.allclose(found[2][name] / scale, gradient / scale, atol=tolerance), f"{where}: {name}"
+        # A batch norm takes away what a bias before it adds: the gradient is what rounding leaves of 0.
+        rounding = re.search("batch|published", where) and re.search(IN_FRONT_OF_NORMS, name)
+        close = 1e-4 if rounding else tolerance
+        assert torch.allclose(found[2][name] / scale, gradient / scale, atol=close), f"{where}: {name}"
 
 
 NORMS: tuple[Norm, ...] = ("layer", "batch", "published")
