@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 from click.testing import CliRunner
 from cohort import write_shards
 
+from mama import __main__ as entry_point
 from mama import cli as module
 from mama.cli import cli, complete_config, main
 from mama.config import Config
@@ -380,4 +381,4 @@ def test_a_shell_that_asks_is_answered(tmp_path: Path) -> None:
 
 def test_main_is_what_the_installed_command_calls() -> None:
     (entry,) = entry_points(group="console_scripts", name="mama")
-    assert entry.load() is module.main
+    assert entry.load() is entry_point.main
