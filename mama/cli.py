@@ -286,7 +286,6 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, a run that failed 1, one that a signal stopped 75."""
-    stop.end_early()
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:

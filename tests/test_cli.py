@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from click.shell_completion import CompletionItem
 from click.testing import CliRunner
 from cohort import write_shards
 
+from mama import __main__ as entry_point
 from mama import cli as module
 from mama.cli import cli, complete_config, configured, main
 from mama.config import Config
@@ -423,5 +425,5 @@ def test_a_shell_that_asks_is_answered(tmp_path: Path) -> None:
 
 
 def test_main_is_what_the_installed_command_calls() -> None:
-    (entry,) = entry_points(group="console_scripts", name="mama")
-    assert entry.load() is module.main
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert EntryPoint("mama", project["scripts"]["mama"], "console_scripts").load() is entry_point.main
