@@ -119,7 +119,7 @@ def plain_step(config: Config, tokenizer: Tokenizer, device: torch.device) -> St
 
 
 def _tower(shape: dict[str, Any]) -> Any:
-    tower = AutoModel.from_config(AutoConfig.for_model(**shape))
+    tower = AutoModel.from_config(AutoConfig.for_model(**shape), trust_remote_code=False)
     for name, parameter in tower.named_parameters():
         if name.endswith("mask_token"):  # of another pre-training
             parameter.requires_grad_(False)

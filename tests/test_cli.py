@@ -21,7 +21,6 @@ from click.testing import CliRunner
 from cohort import write_shards
 
 from mama import __main__ as entry_point
-from mama import cli as module
 from mama.cli import cli, complete_config, configured, main
 from mama.config import Config
 from mama.errors import RankError, TrainingError
