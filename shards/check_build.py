@@ -20,7 +20,7 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
     """Problems that can be told without reading a shard. Shards that were copied without `build` are fine."""
     try:
         plan = load_plan(folder / BUILD)
-    except (ShardError, OSError, AttributeError, KeyError, TypeError, ValueError):
+    except (ShardError, OSError):
         return [f"{BUILD}/{PLAN}: was edited or damaged; remove the folder {BUILD} if the shards are complete"]
     listed = {shard.name for shard in manifest.shards} if manifest else set()
     planned = {shard.name for shard in plan.shards} if plan else set()
@@ -49,7 +49,7 @@ def _against_records(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
     for shard in plan.shards:
         try:
             record = load_record(folder / BUILD, shard.name)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        except (ShardError, OSError):
             return [f"{BUILD}/{Path(shard.name).stem}.json: was edited or damaged; remove it and {AGAIN}"]
         if record is None:
             return []

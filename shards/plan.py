@@ -17,6 +17,7 @@ from shards.identity import keyed_hash, split_of
 from shards.manifest import write_aside
 from shards.sample import study_key
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, SourceStudy
+from shards.typed import require_types
 
 PLAN = "plan.json"
 
@@ -85,12 +86,18 @@ def load_plan(folder: Path) -> Plan | None:
         document = json.loads((folder / PLAN).read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{folder / PLAN}: cannot be read ({error}); give another `out` and pack again") from None
-    if document.pop("schema") != SCHEMA_VERSION:
-        raise ShardError(f"{folder / PLAN}: was made by another release; give another `out` and pack again")
-    shards = tuple(
-        PlannedShard(shard["name"], shard["split"], tuple((key, digest) for key, digest in shard["studies"]))
-        for shard in document.pop("shards")
-    )
-    return Plan(**document, shards=shards)
+    try:
+        if document.pop("schema") != SCHEMA_VERSION:
+            raise ShardError(f"{folder / PLAN}: was made by another release; give another `out` and pack again")
+        shards = tuple(
+            PlannedShard(shard["name"], shard["split"], tuple((key, digest) for key, digest in shard["studies"]))
+            for shard in document.pop("shards")
+        )
+        plan = Plan(**document, shards=shards)
+        require_types(plan)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"{folder / PLAN}: was edited or damaged ({error}); give another `out` and pack again"
+        raise ShardError(message) from None
+    return plan

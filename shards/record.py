@@ -12,7 +12,8 @@ from typing import Any
 from shards.manifest import Histograms, Manifest, Shard, add_histograms, label_histograms, shard_from_json, write_aside
 from shards.plan import Plan
 from shards.sample import Refusal, Sample
-from shards.schema import EXCLUDED, View
+from shards.schema import EXCLUDED, ShardError, View
+from shards.typed import require_types
 
 METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
     "113100": "Basic Application Confidentiality Profile",
@@ -71,15 +72,21 @@ def save_record(record: Record, folder: Path) -> None:
 
 
 def load_record(folder: Path, name: str) -> Record | None:
-    """The record of a shard, or None where the shard is not done."""
+    """The record of a shard, or None where the shard is not done. Raises `ShardError` for one that is damaged."""
+    path = _path(folder, name)
     try:
-        document: dict[str, Any] = json.loads(_path(folder, name).read_text())
+        document: dict[str, Any] = json.loads(path.read_text())
+        document["shard"] = shard_from_json(document["shard"])
+        document["refusals"] = tuple(Refusal(**refusal) for refusal in document["refusals"])
+        document["instances"] = tuple(document["instances"])
+        record = Record(**document)
+        require_types(record)
     except FileNotFoundError:
         return None
-    document["shard"] = shard_from_json(document["shard"])
-    document["refusals"] = tuple(Refusal(**refusal) for refusal in document["refusals"])
-    document["instances"] = tuple(document["instances"])
-    return Record(**document)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        message = f"{path}: was edited or damaged ({error}); remove it, and `mama pack` packs its shard again"
+        raise ShardError(message) from None
+    return record
 
 
 def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
