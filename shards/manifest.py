@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
+from shards.typed import require_types
 
 MANIFEST = "manifest.json"
 REFUSED = "refused.jsonl"  # a line for each image that is left out; it names files of the archive
@@ -84,9 +85,11 @@ def load_manifest(folder: Path) -> Manifest:
         raise ShardError(f"{path}: schema {version!r}, this release reads {SCHEMA_VERSION}; pack the archive again")
     try:
         shards = tuple(shard_from_json(shard) for shard in document.pop("shards"))
-        return Manifest(**document, shards=shards)
+        manifest = Manifest(**document, shards=shards)
+        require_types(manifest)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path}: was edited or damaged ({error}); pack the archive again") from None
+    return manifest
 
 
 def shard_from_json(document: dict[str, Any]) -> Shard:
@@ -127,10 +130,15 @@ def _sorted(counts: dict[str, dict[str, Counter[str]]]) -> Histograms:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Write and rename, so that a file by this name is always a whole one."""
+    """Write and rename, so that a file by this name is always a whole one, also after a power cut."""
     aside = path.with_name(path.name + ".part")
     with aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
