@@ -13,7 +13,7 @@ import click.shell_completion
 from mama import logs
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
-from mama.loading import find, load, shipped_configs
+from mama.loading import find, load, load_run, shipped_configs
 from mama.stop import STOPPED
 from shards.schema import ShardError
 from slurm.profile import SlurmError, load_profile
@@ -35,7 +35,7 @@ def cli() -> None:
 def configured(path: str, overrides: tuple[str, ...]) -> Config:
     """The configuration that a CONFIG argument and its key=value changes name."""
     folder = Path(path)
-    return load(folder / "config.yaml" if folder.is_dir() else path, overrides)
+    return load_run(folder, overrides) if folder.is_dir() else load(path, overrides)
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:

@@ -15,6 +15,7 @@ from mama.config import Config
 from mama.dist import local_device, world_size
 from mama.model import MamaModel
 from mama.optim import parameter_groups, set_rates, starts
+from mama.zero_state import MOMENTS
 
 if not torch.cuda.is_available():  # must stand before the import, which decides by it
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -29,7 +30,6 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 BUCKET = 50_000_000  # elements that are reduced or gathered at once
 
 

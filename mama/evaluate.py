@@ -18,11 +18,11 @@ from mama.config import Config
 from mama.consolidate import load_model
 from mama.dist import local_device
 from mama.features import Features, Item, Split, embed_images, embed_texts
+from mama.files import write_json
 from mama.metrics import Floats
 from mama.model import MamaModel, build
 from mama.questions import Answer, Question, ask
 from mama.results import Results, results_table
-from mama.run import write_json
 from mama.tasks import TASKS, wording_of
 from mama.tokens import Tokenizer
 from shards.progress import progress

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mama.config import Config, ConfigError
+from shards.manifest import write_aside
 
 
 def shipped_configs() -> Path:
@@ -74,9 +75,15 @@ def find(path: str | Path) -> Path:
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration, so that `load(path)` gives it back."""
     text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
-    aside = path.with_suffix(".partial")
-    aside.write_text(text)
-    aside.rename(path)
+    write_aside(path, text.encode())
+
+
+def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved configuration in a run folder. An empty file is an error: its defaults would be another run's."""
+    file = run / "config.yaml"
+    if file.is_file() and not file.read_bytes().strip(b"\0 \n"):
+        raise ConfigError(f"{file}: is empty; restore it from a copy")
+    return load(file, overrides)
 
 
 def _merge(base: DictConfig, more: dict[str, Any] | str, where: str) -> DictConfig:

@@ -23,6 +23,7 @@ from mama.config import Config
 from mama.features import Split
 from mama.images import fit_geometry
 from mama.results import shown
+from shards.manifest import write_aside
 from shards.read import load_manifest
 from shards.remote import local_folder
 from shards.schema import SPLITS
@@ -61,9 +62,7 @@ def write_report(config: Config, run: Path) -> Path:
         alignment=_alignment(run, pictures),
     )
     path = run / "report.html"
-    aside = path.with_suffix(".partial")
-    aside.write_text(page, encoding="utf-8")
-    aside.rename(path)
+    write_aside(path, page.encode())
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from mama import metrics
 from mama.config import EvalConfig
 from mama.features import Item
+from mama.files import write_json
 from mama.questions import Answer, Question
-from mama.run import write_json
+from shards.manifest import write_aside
 
 Results = dict[str, dict[str, Any]]
 
@@ -84,14 +86,13 @@ def _row(question: Question, answer: Answer, patients: list[str], resamples: int
 
 
 def _write_predictions(question: Question, items: list[Item], path: Path) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["protocol", "model", "image", "patient", "label", *question.classes])
-        for answer in question.answers:
-            for row, label, scores in zip(question.rows, question.labels, answer.scores, strict=True):
-                item = items[row]
-                shares = [f"{score:.6g}" for score in scores]
-                facts = [item.key, item.study.patient, question.classes[label]]
-                writer.writerow([answer.protocol, answer.model, *facts, *shares])
-    aside.rename(path)
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["protocol", "model", "image", "patient", "label", *question.classes])
+    for answer in question.answers:
+        for row, label, scores in zip(question.rows, question.labels, answer.scores, strict=True):
+            item = items[row]
+            shares = [f"{score:.6g}" for score in scores]
+            facts = [item.key, item.study.patient, question.classes[label]]
+            writer.writerow([answer.protocol, answer.model, *facts, *shares])
+    write_aside(path, file.getvalue().encode())

@@ -71,7 +71,12 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
-        return Tokenizer(AutoTokenizer.from_pretrained(folder))
+        """Raises `ConfigError` where the files of `save` are gone or damaged."""
+        try:
+            return Tokenizer(AutoTokenizer.from_pretrained(folder))
+        except Exception as error:  # the library that reads them raises no kind of its own
+            reason = " ".join(str(error).split()).partition(". ")[0][:200]
+            raise ConfigError(f"{folder}: cannot be loaded: {reason}; restore it from a copy") from error
 
 
 def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
