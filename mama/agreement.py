@@ -26,6 +26,7 @@ from shards.schema import ShardError
 log = logging.getLogger(__name__)
 
 WAIT = 90.0  # seconds: a client of NFS may go by what it knows of a folder for 60 (nfs(5): acdirmax)
+DIGITS = 12  # of a SHA-256, in messages
 MAY_DIFFER = ("pack.", "eval.", "data.workers", "data.cache")  # what does not decide what a rank computes
 
 
@@ -93,17 +94,18 @@ def _written(config: Config, chosen: Path | None) -> dict[str, Any]:
     files = {path.name: _look(path) for path in sorted(tokenizer.glob("*"))}
     found = {str(tokenizer): _digest(files) if files else "nothing"}
     if chosen:
-        found[str(chosen)] = damage(chosen) or _look(chosen / MARKER)
+        found[str(chosen)] = (damage(chosen) or _look(chosen / MARKER)).partition(";")[0]
     return found
 
 
 def _look(path: Path) -> str:
     """The beginning of a file's SHA-256, or why it cannot be read."""
-    return sha256_or_reason(path)[:40]
+    found = sha256_or_reason(path)
+    return found[:DIGITS] if len(found) == 64 else found
 
 
 def _digest(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _host() -> str:

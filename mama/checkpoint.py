@@ -26,7 +26,7 @@ from mama import zero_state
 from mama.config import ConfigError
 from mama.dist import barrier, rank, world_size
 from mama.errors import TrainingError
-from mama.files import read_object, remove, sha256, sync
+from mama.files import read_object, remove, replace_folder, sha256
 from mama.frozen import first_difference
 from mama.marker import FROZEN, MARKER, Marker, damage, folder_name, read_marker, write_marker
 
@@ -94,8 +94,6 @@ def save(
     if rank() == 0:
         (aside / FROZEN).write_text(json.dumps(frozen, indent=0))
         files = sorted(aside.iterdir())
-        for path in files:
-            sync(path)
         marker = Marker(
             step=step,
             ranks=world_size(),
@@ -106,9 +104,7 @@ def save(
             sha256={path.name: sha256(path) for path in files},
         )
         write_marker(aside, marker)
-        remove(folder)
-        aside.rename(folder)
-        sync(folder.parent)
+        replace_folder(aside, folder)
         _prune(run, keep)
     barrier()
 

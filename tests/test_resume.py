@@ -169,17 +169,17 @@ def shape_of(kind: str, registers: int) -> dict[str, Any]:
         "model_type": kind, "num_channels": 1, "image_size": 32, "patch_size": 8, "hidden_size": 24,
         "num_hidden_layers": 1, "num_attention_heads": 2,
     }  # fmt: skip
-    if kind in ("vit", "dinov3_vit"):
-        return shape | {"intermediate_size": 32} | ({"num_register_tokens": registers} if kind == "dinov3_vit" else {})
-    return shape | {"mlp_ratio": 2} | ({"num_register_tokens": registers} if kind != "dinov2" else {})
+    shape |= {"mlp_ratio": 2} if kind == "dinov2_with_registers" else {"intermediate_size": 32}
+    return shape | ({} if kind == "vit" else {"num_register_tokens": registers})
 
 
 def train_towers(config: Config) -> None:
     """A step of every tower, and what it has saved in a new model."""
     engine_module.join_ranks()
     towers = [(kind, registers) for kind in ("dinov2_with_registers", "dinov3_vit") for registers in (0, 4)]
-    for n, (kind, registers) in enumerate([*towers, ("dinov2", 0), ("vit", 0)]):
-        for way in (Way(3, cut=True), Way(3, cut=True, precision="bf16")):
+    for n, (kind, registers) in enumerate([*towers, ("vit", 0)]):
+        for precision in ("fp32", "bf16") if kind == "dinov3_vit" and not registers else ("fp32",):
+            way = Way(3, cut=True, precision=precision)
             tower = replace(config, vision=replace(config.vision, config=shape_of(kind, registers)))
             engine, frozen, staged = start(tower, way)
             step(engine, staged, 0)
