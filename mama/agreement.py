@@ -45,7 +45,10 @@ def prepare_and_agree(config: Config) -> Path | None:
     chosen = config.run_folder / "checkpoints" / name if name else None
     problem = ""
     if rank() != 0:
-        problem = _differs(_read(config), read, host) or _waited_for(config, chosen, written, host)
+        if problem := _differs(_read(config), read, host):
+            problem += "; start all ranks with the same settings and shards"
+        else:
+            problem = _waited_for(config, chosen, written, host)
     said = [""] * world_size()
     dist.all_gather_object(said, problem)
     if any(said):
