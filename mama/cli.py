@@ -13,7 +13,7 @@ import click.shell_completion
 from mama import logs, stop
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
-from mama.loading import load, load_profile, shipped_configs
+from mama.loading import load, load_profile, load_run, shipped_configs
 from shards.schema import ShardError
 from slurm.profile import SlurmError
 
@@ -45,10 +45,10 @@ def configured(path: str, overrides: tuple[str, ...]) -> Config:
         return load(path, overrides)
     if folder.name in ("", ".."):
         folder = folder.resolve()
-    file = folder / "config.yaml"
-    if (name := load(file).name) != folder.name:
+    if (name := load_run(folder).name) != folder.name:
+        file = folder / "config.yaml"
         raise ConfigError(f"{folder}: its config.yaml is of the run {name!r}; rename the folder, or give {file} itself")
-    return load(file, (f"runs={folder.parent}", *overrides))
+    return load_run(folder, (f"runs={folder.parent}", *overrides))
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:

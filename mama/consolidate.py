@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,10 +11,12 @@ from transformers import AutoConfig, AutoModel
 
 from mama import attention, checkpoint
 from mama.config import Config, ConfigError
+from mama.files import check_digests, remove, replace_folder, standing, write_digests
 from mama.frozen import digests
 from mama.loading import load, save
 from mama.model import MamaModel, build
 from mama.portable import portable, rewrite_without_paths
+from mama.run import load_tokenizer
 from mama.tokens import Tokenizer
 from mama.towers import TextTower, VisionTower
 from shards.read import load_manifest
@@ -31,18 +32,17 @@ def consolidate(config: Config, best: bool = False) -> Path:
     With `best` it is the one with the highest validation score.
     """
     run = config.run_folder
-    complete = checkpoint.checkpoints(run)
-    if not complete:
-        raise ConfigError(f"{run}: no complete checkpoint; train first")
-    chosen = checkpoint.best(run) if best else complete[-1]
-    if chosen is None:
+    chosen = checkpoint.best_whole(run) if best else checkpoint.newest(run)
+    if chosen is None and checkpoint.checkpoints(run):
         raise ConfigError(f"{run}: no checkpoint was validated; train with train.validate_every, or take the newest")
-    tokenizer = Tokenizer.load(run / "tokenizer")
+    if chosen is None:
+        raise ConfigError(f"{run}: no complete checkpoint; train first")
+    tokenizer = load_tokenizer(run)
     model = build(config, tokenizer, attention.choose("sdpa", CPU))
     checkpoint.load_weights(model, chosen, digests(model))
     model.text.merge_adapters()
     aside = run / "model.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     aside.mkdir()
     step = checkpoint.step_of(chosen)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / WEIGHTS, {"step": str(step)})
@@ -53,15 +53,20 @@ def consolidate(config: Config, best: bool = False) -> Path:
         rewrite_without_paths(aside / written)
     save(portable(config), aside / "config.yaml")
     (aside / "README.md").write_text(model_card(config, step))
-    shutil.rmtree(run / "model", ignore_errors=True)
-    aside.rename(run / "model")
+    write_digests(aside)
+    replace_folder(aside, run / "model")
     return run / "model"
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer]:
-    """A consolidated model, ready to embed, and its tokenizer."""
+    """A consolidated model, ready to embed, and its tokenizer.
+
+    Raises `ConfigError` where there is none, or a file is not the one that was written.
+    """
+    folder = standing(folder)
     if not (folder / WEIGHTS).exists():
         raise ConfigError(f"{folder}: no {WEIGHTS}; run `mama consolidate` first")
+    check_digests(folder, "run `mama consolidate` again")
     config = load(folder / "config.yaml")
     kernel = attention.choose(config.train.attention, device)
     vision, text = (

@@ -16,6 +16,7 @@ from mama.config import Config
 from mama.dist import local_device, world_size
 from mama.model import MamaModel
 from mama.optim import parameter_groups, set_rates, starts
+from mama.zero_state import MOMENTS
 
 if not torch.cuda.is_available():  # must stand before the import, which decides by it
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -31,7 +32,6 @@ if not torch.cuda.is_available():
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 BUCKET = 50_000_000  # elements that are reduced or gathered at once
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
+# Of no bytes: an earlier version held the registers of a tower without any as a frozen parameter.
+EMPTY = hashlib.blake2b(digest_size=16).hexdigest()
+
+
 def digests(model: nn.Module) -> dict[str, str]:
     """BLAKE2b of every frozen tensor by name, on rank 0; empty on the others, which only take part in gathering."""
     return {name: _digest(p) for name, p in model.named_parameters() if not p.requires_grad and rank() == 0}
@@ -37,6 +41,7 @@ def first_difference(before: dict[str, str], now: dict[str, str]) -> str | None:
     """A name that is not in both with the same digest. Only rank 0 can tell: the others hold nothing."""
     if rank() != 0:
         return None
+    before = {name: digest for name, digest in before.items() if digest != EMPTY}
     return next((name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)), None)
 
 

@@ -72,6 +72,14 @@ def save(config: Config, path: Path) -> None:
     write_aside(path, as_yaml(config).encode())
 
 
+def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved configuration in a run folder. An empty file is an error: its defaults would be another run's."""
+    file = run / "config.yaml"
+    if file.is_file() and not file.read_bytes().strip(b"\0 \n"):
+        raise ConfigError(f"{file}: is empty; restore it from a copy")
+    return load(file, overrides)
+
+
 def as_yaml(config: Config) -> str:
     """The resolved configuration as `load` reads it."""
     return yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False)

@@ -23,6 +23,7 @@ from mama.dist import world_size
 from mama.flops import pair_flops, peak_flops
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
+from shards.manifest import write_aside
 
 # The columns of TensorBoard's table of settings that are results.
 RESULTS = ("loss/total", "validation/clip_loss", "validation/recall_at_1_i2t", "validation/recall_at_1_t2i")
@@ -153,18 +154,17 @@ def _peak_memory_gb(device: torch.device) -> float:
 
 def _cut(path: Path, first_step: int) -> None:
     """Drop the lines of steps that will be taken again, and a line that a crash tore."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < first_step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(f"{line}\n" for line in kept))
-    aside.rename(path)
+    if path.exists():
+        lines = path.read_text(errors="replace").splitlines()
+        write_aside(path, "".join(f"{line}\n" for line in lines if 0 <= _step_of(line) < first_step).encode())
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of the log, or -1 where it is none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, float | str]:

@@ -110,14 +110,14 @@ def _load(section: str, model: str, ignore: list[str], known: Collection[str], a
 
 
 @contextmanager
-def in_one_line(what: str) -> Iterator[None]:
-    """Whatever transformers raises while it reads somebody's files becomes a `ConfigError` that begins with `what`."""
+def in_one_line(what: str, fix: str = "") -> Iterator[None]:
+    """Whatever transformers raises while it reads files becomes a `ConfigError` from `what` is read to its `fix`."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:  # of many types, where the files hold something else than it expects
-        raise ConfigError(f"{what} cannot be loaded: {_reason(error)}") from error
+        raise ConfigError(f"{what} cannot be loaded: {_reason(error)}{fix and f'; {fix}'}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mama import metrics
 from mama.config import Config
 from mama.features import Item
+from mama.files import write_json
 from mama.questions import Answer, Question
-from mama.run import write_json
 from shards.manifest import write_aside
 
 Results = dict[str, dict[str, Any]]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import platform
-import shutil
 import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +15,9 @@ from typing import Any
 from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError
 from mama.dist import world_size
+from mama.files import check_digests, read_object, remove, replace_folder, write_digests, write_json
 from mama.images import Images
-from mama.loading import load, save
+from mama.loading import load_run, save
 from mama.pretrained import locate
 from mama.tokens import Tokenizer
 from shards.manifest import Manifest
@@ -38,24 +38,28 @@ MAY_CHANGE = (
 )
 
 
-def prepare(config: Config) -> Path:
+def prepare(config: Config) -> Path | None:
     """Write into the run folder what a run is told; where it has a checkpoint, check that it was told the same.
 
-    A run that failed before its first checkpoint begins anew, with a configuration that may be mended.
+    Returns the checkpoint to resume from. A run that failed before its first one begins anew, with a configuration
+    that may be mended.
     """
     run = config.run_folder
-    complete = checkpoint.checkpoints(run)
-    if complete:
+    _make(run / "checkpoints")
+    resumed = checkpoint.newest(run)
+    if resumed:
         _refuse_other(config, run)
-        _compare_batch(config, complete[-1])
+        _compare_batch(config, resumed)
     else:
-        tokenizer = make_tokenizer(config)
-        shutil.rmtree(run / "tokenizer", ignore_errors=True)
-        tokenizer.save(run / "tokenizer")
+        aside = run / "tokenizer.partial"
+        remove(aside)
+        make_tokenizer(config).save(aside)
+        write_digests(aside)
+        replace_folder(aside, run / "tokenizer")
         write_json(run / DATA, _training_shards(config))
         save(config, run / "config.yaml")
     write_json(run / "environment.json", environment())
-    return run
+    return resumed
 
 
 def make_tokenizer(config: Config) -> Tokenizer:
@@ -70,6 +74,12 @@ def make_tokenizer(config: Config) -> Tokenizer:
     return tokens.learn(texts, int(config.text.config.get("vocab_size", 2048)))
 
 
+def load_tokenizer(run: Path) -> Tokenizer:
+    """The run's tokenizer. Raises `ConfigError` where it is gone, or not what was written."""
+    check_digests(run / "tokenizer", "restore it from a copy")
+    return Tokenizer.load(run / "tokenizer")
+
+
 def environment() -> dict[str, Any]:
     """Versions of the stack and, in a checkout, the git commit."""
     return {
@@ -78,13 +88,6 @@ def environment() -> dict[str, Any]:
         "commit": _commit(Path(__file__).parent.parent),
         "versions": {name: _version(name) for name in STACK},
     }
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write aside, then rename."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    aside.rename(path)
 
 
 def _commit(root: Path) -> str | None:
@@ -103,9 +106,16 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: is no folder and cannot be made one ({error.strerror}); move it away") from None
+
+
 def _refuse_other(config: Config, run: Path) -> None:
-    known = load(run / "config.yaml")
-    before, now = _flat(asdict(known)), _flat(asdict(config))
+    known = load_run(run)
+    before, now = flat(asdict(known)), flat(asdict(config))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(MAY_CHANGE) or before.get(key) == now.get(key):
             continue
@@ -113,9 +123,9 @@ def _refuse_other(config: Config, run: Path) -> None:
             f"{key}: {now.get(key)!r}, but {run} was started with {before.get(key)!r}; "
             f"give the run another name=... or the value it had"
         )
-    started, present = json.loads((run / DATA).read_text()), _training_shards(config)
+    started, present = read_object(run / DATA), _training_shards(config)
     for folder, digest in present.items():
-        if started[folder] != digest:
+        if started.get(folder) != digest:
             raise ConfigError(
                 f"data.shards: {folder} has other training shards than when {run} was started, and with them the order "
                 "of its samples would be another; give the run another name=..."
@@ -123,7 +133,8 @@ def _refuse_other(config: Config, run: Path) -> None:
 
 
 def _compare_batch(config: Config, resumed: Path) -> None:
-    before, now = checkpoint.facts_of(resumed)["contrastive_batch"], config.contrastive_batch(world_size())
+    now = config.contrastive_batch(world_size())
+    before = checkpoint.facts_of(resumed).get("contrastive_batch", now)
     if before != now:
         log.warning(
             "%s: its contrastive batches had %d pairs, those of this start have %d: another number of negatives",
@@ -145,11 +156,12 @@ def shards_digest(manifest: Manifest, splits: set[str]) -> str:
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

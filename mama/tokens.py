@@ -75,7 +75,8 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
-        with in_one_line(f"{folder}: the tokenizer"):
+        """Raises `ConfigError` where the files of `save` are gone or damaged."""
+        with in_one_line(f"{folder}: the tokenizer", "restore it from a copy"):
             return Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 

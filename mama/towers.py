@@ -59,9 +59,9 @@ class VisionTower(nn.Module):
         # Only `vit` has to be asked to; `dinov3_vit` has no table of positions.
         self.arguments = {"interpolate_pos_encoding": True} if shape.model_type == "vit" else {}
         for name, parameter in backbone.named_parameters():
-            # Only masked-image pre-training uses a mask token; no registers are an empty parameter.
-            if name.endswith("mask_token") or not parameter.numel():
+            if name.endswith("mask_token"):  # only masked-image pre-training uses one
                 parameter.requires_grad_(False)
+        _empty_to_buffers(backbone)
 
     @property
     def width(self) -> int:
@@ -160,6 +160,18 @@ def _keep_layers(backbone: PreTrainedModel, path: str, count: int) -> None:
         raise ConfigError(f"text.layers: {count}, but the model has {len(blocks)}; name 1 to {len(blocks)}")
     setattr(owner, name, blocks[:count])
     backbone.config.num_hidden_layers = count
+
+
+def _empty_to_buffers(backbone: PreTrainedModel) -> None:
+    """No registers are an empty parameter, with which ZeRO-3 cannot work: make it a buffer of the same name.
+
+    In bf16, as `torch.cat` gives what it joins the widest type among its parts, also of empty ones.
+    """
+    for module in backbone.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.numel():
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach().bfloat16())
 
 
 def _drop_pooler(backbone: PreTrainedModel) -> None:

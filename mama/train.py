@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mama import attention, augment, checkpoint, gradcache, logs, stop
+from mama.agreement import prepare_and_agree
 from mama.capacity import require_capacity
 from mama.config import Config
 from mama.data import Batch, training_batches
@@ -28,9 +29,10 @@ from mama.launch import is_rank, run_on_ranks
 from mama.lease import Lease, held
 from mama.loader import plain_failures, require_shared_memory
 from mama.losses import objective, positives, retrieval_accuracy
+from mama.marker import read_marker
 from mama.model import Embeddings, build
 from mama.monitor import Meter, Monitor, sentences_of
-from mama.run import prepare
+from mama.run import load_tokenizer
 from mama.tokens import Tokenizer
 from mama.validate import HeldOut, validate
 from shards.progress import progress
@@ -76,14 +78,10 @@ def train_rank(config: Config) -> int:
 
 
 def _train_rank(config: Config, device: torch.device, lease: Lease | None, heartbeat: Heartbeat) -> int:
-    if rank() == 0:
-        prepare(config)
-    barrier()
-    run = config.run_folder
-    tokenizer = Tokenizer.load(run / "tokenizer")
+    resumed = prepare_and_agree(config)
+    tokenizer = load_tokenizer(config.run_folder)
     model = build(config, tokenizer, attention.choose(config.train.attention, device))
     frozen = digests(model)
-    resumed = checkpoint.newest(run)
     if resumed:
         checkpoint.load_weights(model, resumed, frozen)
     engine = start_engine(model, config)
@@ -119,6 +117,8 @@ class Training:
             HeldOut(config)  # that there is nothing to validate on is told before the first step
         self.norms = GradientNorms(engine, config.optim.clip_norm)
         facts = checkpoint.facts_of(resumed) if resumed else {}
+        # A process that was killed while it validated has saved before, and left no score.
+        self.unscored = resumed is not None and self._is_due(first) and read_marker(resumed).score is None
         self.skipped, self.skipped_in_a_row = facts.get("skipped_steps", 0), 0  # whose gradient was not finite
         self.corrupt_before = facts.get("corrupt_samples", 0)  # on all ranks
         self.corrupt = 0  # samples of this rank, since this start, that another has replaced
@@ -132,6 +132,8 @@ class Training:
     def _loop(self, batches: Iterator[Batch]) -> int:
         if self.monitor:
             self.monitor.hparams(self.config)
+        if self.unscored:
+            self._validate(self.steps.start)
         first_step = FirstStep(self.engine) if self.steps else None
         every = self.config.train
         for step in _shown(self.steps):
@@ -142,25 +144,43 @@ class Training:
                 first_step.check()
                 first_step = None
             taken, last = step + 1, step == self.steps[-1]
-            score = None
-            if every.validate_every and (taken % every.validate_every == 0 or last):
-                self.heartbeat.doing(f"validating after step {step}")
-                found = validate(self.engine.module, self.config, self.tokenizer, self.engine.device)
-                score = (found["validation/recall_at_5_i2t"] + found["validation/recall_at_5_t2i"]) / 2
-                values |= found
             if self.monitor and values:
                 self.monitor.log(step, values)
-            stopping = max_over_ranks(stop.told(), self.engine.device)
-            stop.agree(stopping)  # and not what came since, which the others do not know
-            if taken % every.save_every == 0 or last or stopping or score is not None:
-                self._save(taken, score)
+            stopping, due = self._stopping(), self._is_due(taken)
+            if taken % every.save_every == 0 or last or stopping or due:
+                self._save(taken)
+            if due and (last or not stopping):  # where it stops, the next start validates
+                self._validate(taken)
+                stopping = self._stopping()
             if stopping:
                 break
         if self.monitor:
             self.monitor.close()
         return taken if self.steps else self.steps.start
 
-    def _save(self, taken: int, score: float | None) -> None:
+    def _stopping(self) -> int:
+        """What the ranks were told by now, as all of them know it; every rank must call it."""
+        told = max_over_ranks(stop.told(), self.engine.device)
+        stop.agree(told)  # and not what came since, which the others do not know
+        return told
+
+    def _is_due(self, taken: int) -> bool:
+        """Is the state after so many steps to be validated?"""
+        every = self.config.train.validate_every
+        return bool(every) and taken > 0 and (taken % every == 0 or taken == self.config.train.steps)
+
+    def _validate(self, taken: int) -> None:
+        """Log how good the state after so many steps is, and note it in its checkpoint; every rank must call it."""
+        self.heartbeat.doing(f"validating after {taken} steps")
+        found = validate(self.engine.module, self.config, self.tokenizer, self.engine.device)
+        if self.lease:
+            self.lease.check()
+        if self.monitor:
+            self.monitor.log(taken - 1, found)
+            score = (found["validation/recall_at_5_i2t"] + found["validation/recall_at_5_t2i"]) / 2
+            checkpoint.add_score(self.config.run_folder, taken, score, self.config.train.keep_checkpoints)
+
+    def _save(self, taken: int) -> None:
         """A checkpoint after so many steps; every rank must call it."""
         self.heartbeat.doing(f"saving after {taken} steps")
         if self.lease:
@@ -173,7 +193,7 @@ class Training:
         keep = self.config.train.keep_checkpoints
         run = self.config.run_folder
         try:
-            checkpoint.save(self.engine, run, taken, keep, self.frozen, score, facts)
+            checkpoint.save(self.engine, run, taken, keep, self.frozen, facts)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{run}: the checkpoint of step {taken} cannot be written ({error}); make room and run it again: it "

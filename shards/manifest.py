@@ -101,9 +101,9 @@ def load_manifest(folder: Path) -> Manifest:
         )
         for shard in manifest.shards:
             check_shard_entry(shard)
-        return manifest
     except ValueError as error:
         raise ShardError(f"{path}: was edited or damaged ({error}); pack the archive again") from None
+    return manifest
 
 
 def check_shard_entry(shard: Shard) -> None:
@@ -143,10 +143,15 @@ def _sorted(counts: dict[str, dict[str, Counter[str]]]) -> Histograms:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Write and rename, so that a file by this name is always a whole one."""
+    """Write and rename, so that a file by this name is always a whole one, also after a power cut."""
     aside = path.with_name(path.name + ".part")
     with aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -17,6 +17,7 @@ from mama.config import Config, ConfigError, LossConfig
 from mama.frozen import FirstStep, digests
 from mama.launch import run_on_ranks
 from mama.losses import objective
+from mama.marker import MARKER
 from mama.optim import parameter_groups, set_rates
 
 pytestmark = pytest.mark.ranks
@@ -91,7 +92,7 @@ def read(folder: Path, number: int) -> tuple[Tensors, dict[str, float]]:
     for path in place.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return tensors, json.loads((place / checkpoint.MARKER).read_text())["adam_steps"]
+    return tensors, json.loads((place / MARKER).read_text())["adam_steps"]
 
 
 def config_of(ranks: int, folder: Path) -> Config:
@@ -186,20 +187,3 @@ def test_a_model_of_another_shape_is_refused(folder: Path) -> None:
     model = model_of(replace(config, heads=replace(config.heads, embed_dim=8)))
     with pytest.raises(ConfigError, match=r"this configuration's model has no tensor \S+ \[16"):
         checkpoint.load_weights(model, folder / "checkpoints" / "step-000002", digests(model))
-
-
-def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    for number, score in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.1), (5, None)):
-        place = tmp_path / "checkpoints" / f"step-{number:06d}"
-        place.mkdir(parents=True)
-        (place / "state-00000.safetensors").write_bytes(b"four")
-        marker = {"step": number, "score": score, "bytes": {"state-00000.safetensors": 4}}
-        (place / checkpoint.MARKER).write_text(json.dumps(marker))
-    assert checkpoint.best(tmp_path) == tmp_path / "checkpoints" / "step-000003"
-    newest = checkpoint.newest(tmp_path)
-    assert newest is not None
-    assert checkpoint.step_of(newest) == 5
-    (newest / "state-00000.safetensors").write_bytes(b"cut")  # the marker came to the disk, the rest did not
-    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [1, 2, 3, 4]
-    (tmp_path / "checkpoints" / "step-000004" / checkpoint.MARKER).write_text("")
-    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [1, 2, 3]

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from mama import evaluate as module
-from mama import figures, heatmap, prompt, report, retrieval, tokens
+from mama import figures, heatmap, prompt, report_evaluation, retrieval, tokens
 from mama.config import Config, DataConfig, EvalConfig, Fit
 from mama.evaluate import evaluate, results_table
 from mama.features import Split, embed_images
@@ -200,14 +200,16 @@ def test_boxes_and_heat_maps_lie_on_the_lesion_however_it_was_fitted(
     """The lesion is the only white of the image: found in the pixels, and framed in the report's picture."""
     config = replace(config, data=replace(config.data, fit=how, image_size=size))
     monkeypatch.setattr(figures, "picture", lambda pixels: pixels)
-    pictures = report.Pictures(config)
+    pictures = report_evaluation.Pictures(config)
     for target in heatmap.targets(pictures.split, oracle.tokenizer, 200):
         rows, columns = np.nonzero(pictures.split.pixels(target.item) > 222)
         found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
         np.testing.assert_allclose(target.boxes[0], found, atol=1)
     example = {"image": target.item.key, "boxes": target.boxes}
-    shown = report._heat_map(pictures, example, np.zeros((4, 4), np.float32))["plain"]
-    larger = -(-report.HEAT_MAP_HEIGHT // size[0])
+    drawn = report_evaluation._heat_map(pictures, example, np.zeros((4, 4), np.float32))
+    assert drawn
+    shown = drawn["plain"]
+    larger = -(-report_evaluation.HEAT_MAP_HEIGHT // size[0])
     stored = {"stretch": size, "letterbox": (85, 64)}[how]  # without the air above and below
     assert shown.shape[:2] == (larger * stored[0], larger * stored[1])
     framed = np.argwhere((shown == figures.BOX_COLOUR).all(2))

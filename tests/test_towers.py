@@ -431,7 +431,13 @@ def test_the_last_norm_alone_serves_the_patches_alone(kind: str) -> None:
 def test_no_registers_leave_no_empty_parameter_to_train() -> None:
     tower = vision_tower("dinov3_vit", num_register_tokens=0)[0]
     assert tower(torch.zeros(1, 1, 32, 16))[1].shape == (1, 8, 24)
-    assert all(p.numel() for p in tower.parameters() if p.requires_grad)
+    assert all(p.numel() for p in tower.parameters()), "ZeRO-3 knows none without an element"
+    named = {name: tensor for name, tensor in tower.state_dict().items() if not tensor.numel()}
+    assert list(named) == ["backbone.embeddings.register_tokens"], (
+        "files of the weights have the same tensors as before"
+    )
+    tower.bfloat16()
+    assert tower(torch.zeros(1, 1, 32, 16, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["image_size", "patch_size"])

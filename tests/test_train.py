@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,13 +26,16 @@ from mama import checkpoint
 from mama.config import Config, ConfigError, DataConfig, LossConfig, OptimConfig
 from mama.consolidate import consolidate, load_model
 from mama.data import Pairs, tokenise, training_batches
-from mama.errors import TrainingError
+from mama.errors import RankError, TrainingError
 from mama.features import Split, embed_images
+from mama.files import remove
+from mama.launch import run_on_ranks
 from mama.loading import save
+from mama.marker import read_marker
 from mama.model import MamaModel, build
-from mama.run import prepare
+from mama.run import load_tokenizer, prepare
 from mama.tokens import Tokenizer
-from mama.train import train
+from mama.train import train, train_rank
 from shards.manifest import load_manifest, save_manifest
 
 pytestmark = pytest.mark.ranks
@@ -43,8 +47,9 @@ CPU = torch.device("cpu")
 def config_of(folder: Path, name: str, steps: int = STEPS) -> Config:
     """Two ranks, with dropout and every random change of the images: a resume must draw the same again."""
     base = tiny(
-        2, steps=steps, global_batch=8, micro_batch=2, save_every=2, log_every=1, keep_checkpoints=20, validate_every=3
-    )
+        2, steps=steps, global_batch=8, micro_batch=2, save_every=2, log_every=1, keep_checkpoints=20, validate_every=3,
+        zero_stage=3,
+    )  # fmt: skip
     return replace(
         base,
         name=name,
@@ -76,8 +81,18 @@ def weights(config: Config, step: int) -> dict[str, torch.Tensor]:
     return checkpoint.weights(config.run_folder / "checkpoints" / f"step-{step:06d}")
 
 
-def logged(config: Config) -> list[dict[str, float]]:
+def lines_of(config: Config) -> list[dict[str, float]]:
     return [json.loads(line) for line in (config.run_folder / "log.jsonl").read_text().splitlines()]
+
+
+def logged(config: Config) -> list[dict[str, float]]:
+    """What the steps have logged, without the lines of validation."""
+    return [line for line in lines_of(config) if "loss/total" in line]
+
+
+def scores(config: Config) -> dict[int, float | None]:
+    found = map(read_marker, checkpoint.checkpoints(config.run_folder))
+    return {marker.step: marker.score for marker in found}
 
 
 def start(folder: Path, config: Config) -> subprocess.Popen[str]:
@@ -218,17 +233,33 @@ def test_bf16_trains_on_two_ranks_and_its_losses_are_near_those_of_fp32(folder: 
 
 def test_validation_is_logged_and_scores_the_checkpoint_of_its_step(whole: Config) -> None:
     name = "validation/recall_at_5_i2t"
-    validated = {line["step"] + 1: line for line in logged(whole) if name in line}
+    validated = {line["step"] + 1: line for line in lines_of(whole) if name in line}
     assert set(validated) == {3, 6, STEPS}
-    scores = {}
-    for path in checkpoint.checkpoints(whole.run_folder):
-        scores[checkpoint.step_of(path)] = json.loads((path / checkpoint.MARKER).read_text())["score"]
-    for step, score in scores.items():
+    for step, score in scores(whole).items():
         both = [validated[step][name.replace("i2t", way)] for way in ("i2t", "t2i")] if step in validated else None
         assert score == (pytest.approx(sum(both) / 2) if both else None), step
     best = checkpoint.best(whole.run_folder)
     assert best is not None
-    assert scores[checkpoint.step_of(best)] == max(score for score in scores.values() if score is not None)
+    assert read_marker(best).score == max(score for score in scores(whole).values() if score is not None)
+
+
+def validation_fails(config: Config) -> None:
+    with patch("mama.train.validate", side_effect=OSError(5, "the disk is gone")):
+        train_rank(config)
+
+
+def test_a_validation_that_fails_costs_no_step(folder: Path, whole: Config) -> None:
+    """What it was to validate is saved before; the next start validates it, and goes on as if nothing had been."""
+    config = config_of(folder, "unvalidated")
+    with pytest.raises(RankError, match="the disk is gone"):
+        run_on_ranks(validation_fails, config)
+    assert scores(config) == {2: None, 3: None}
+    assert [line["step"] for line in lines_of(config)] == [0, 1, 2]
+    train(config)
+    assert scores(config) == scores(whole)
+    assert [line["step"] for line in lines_of(config)] == [line["step"] for line in lines_of(whole)]
+    one, two = weights(whole, STEPS), weights(config, STEPS)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 def test_a_rank_whose_samples_cannot_be_read_dies_and_does_not_wait_for_its_loader(folder: Path, whole: Config) -> None:
@@ -289,6 +320,7 @@ def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
     assert {p.name for p in portable.iterdir()} == {
         "README.md",
         "config.yaml",
+        "digests.json",
         "model.safetensors",
         "text",
         "tokenizer",
@@ -303,6 +335,7 @@ import sys
 sys.modules["deepspeed"] = None
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 import torch
 from mama.errors import TrainingError
 from mama.consolidate import load_model
@@ -312,3 +345,64 @@ print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     moved.rename(portable)
     assert done.stdout.strip() == "(1, 16)", done.stderr
+
+
+def test_a_byte_that_changed_in_a_model_is_noticed(portable: Path, tmp_path: Path) -> None:
+    shutil.copytree(portable, tmp_path / "model")
+    for name in ("model.safetensors", "config.yaml", "vision/config.json", "tokenizer/tokenizer.json"):
+        file = tmp_path / "model" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(ConfigError, match=rf"^{file}: its content has changed .*; run `mama consolidate` again$"):
+            load_model(tmp_path / "model", CPU)
+        file.unlink()
+        with pytest.raises(ConfigError, match=rf"^{tmp_path}[^\n]*mama consolidate[^\n]*$"):
+            load_model(tmp_path / "model", CPU)
+        file.write_bytes(content)
+    (tmp_path / "model" / "digests.json").unlink()  # as of an earlier version
+    load_model(tmp_path / "model", CPU)
+
+
+def test_a_killed_consolidate_leaves_a_whole_model(whole: Config, portable: Path) -> None:
+    for killed_at in range(1, 4):
+        calls = 0
+
+        def killed(*arguments: Any, at: int = killed_at) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            return rename(*arguments)
+
+        with patch.object(Path, "rename", killed), suppress(KeyboardInterrupt):
+            consolidate(whole)
+        load_model(portable, CPU)
+        assert consolidate(whole) == portable
+        assert not [path for path in whole.run_folder.iterdir() if path.suffix in (".old", ".partial")]
+
+
+rename = Path.rename
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "tokenizer", "tokenizer/tokenizer.json"])
+def test_a_run_whose_files_are_gone_or_empty_says_so_in_one_line(whole: Config, tmp_path: Path, name: str) -> None:
+    moved = replace(whole, runs=str(tmp_path))
+    shutil.copytree(whole.run_folder, moved.run_folder, ignore=shutil.ignore_patterns("model"))
+    place = moved.run_folder / name
+
+    def start() -> None:
+        assert prepare(moved)
+        load_tokenizer(moved.run_folder)
+
+    start()
+    if place.is_file():
+        place.write_text("")
+        with pytest.raises(ConfigError, match=rf"^{place}: [^\n]*; restore it from a copy$"):
+            start()
+        if name == "data.json":
+            place.write_text("[]")
+            with pytest.raises(ConfigError, match=rf"^{place}: holds a list, [^\n]*$"):
+                start()
+    remove(place)
+    with pytest.raises(ConfigError, match=rf"^{place}: [^\n]+$"):
+        start()
