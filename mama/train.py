@@ -117,8 +117,12 @@ class Training:
             HeldOut(config)  # that there is nothing to validate on is told before the first step
         self.norms = GradientNorms(engine, config.optim.clip_norm)
         facts = checkpoint.facts_of(resumed) if resumed else {}
-        # A process that was killed while it validated has saved before, and left no score.
-        self.unscored = resumed is not None and self._is_due(first) and read_marker(resumed).score is None
+        # A process that was killed while it validated has saved before, and left no score. ZeRO-3 cannot give one
+        # before the first training step: parameters that one module takes from another are not gathered until then.
+        missing = resumed is not None and self._is_due(first) and read_marker(resumed).score is None
+        self.unscored = missing and config.train.zero_stage < 3
+        if missing and not self.unscored and rank() == 0:
+            log.warning("%s was not validated, and stays so under train.zero_stage=3", resumed)
         self.skipped, self.skipped_in_a_row = facts.get("skipped_steps", 0), 0  # whose gradient was not finite
         self.corrupt_before = facts.get("corrupt_samples", 0)  # on all ranks
         self.corrupt = 0  # samples of this rank, since this start, that another has replaced

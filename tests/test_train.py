@@ -251,15 +251,17 @@ def validation_fails(config: Config) -> None:
 def test_a_validation_that_fails_costs_no_step(folder: Path, whole: Config) -> None:
     """What it was to validate is saved before; the next start validates it, and goes on as if nothing had been."""
     config = config_of(folder, "unvalidated")
+    config = replace(config, train=replace(config.train, zero_stage=2))
     with pytest.raises(RankError, match="the disk is gone"):
         run_on_ranks(validation_fails, config)
     assert scores(config) == {2: None, 3: None}
     assert [line["step"] for line in lines_of(config)] == [0, 1, 2]
     train(config)
-    assert scores(config) == scores(whole)
+    assert {step for step, score in scores(config).items() if score is not None} == {3, 6, STEPS}
+    assert scores(config).keys() == scores(whole).keys()
     assert [line["step"] for line in lines_of(config)] == [line["step"] for line in lines_of(whole)]
-    one, two = weights(whole, STEPS), weights(config, STEPS)
-    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    for before, after in zip(logged(whole), logged(config), strict=True):
+        assert after["loss/total"] == pytest.approx(before["loss/total"], rel=1e-3), before["step"]
 
 
 def test_a_rank_whose_samples_cannot_be_read_dies_and_does_not_wait_for_its_loader(folder: Path, whole: Config) -> None:
