@@ -39,7 +39,7 @@ def test_a_record_of_other_types_is_refused(tmp_path: Path, change: Callable[[di
     save_record(RECORD, tmp_path)
     assert load_record(tmp_path, NAME) == RECORD
     edit(tmp_path / "train-000000.json", change)
-    line = rf"^{tmp_path}/train-000000\.json: was edited or damaged [^\n]+; remove it and run the same `mama pack` again$"
+    line = rf"^{tmp_path}/train-000000\.json: was edited or damaged [^\n]+; remove it and run the same `mama pack`"
     with pytest.raises(ShardError, match=line):
         load_record(tmp_path, NAME)
 
