@@ -48,7 +48,7 @@ def write_report(config: Config, run: Path) -> Path:
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
-        environment=measured.read_json(run / "environment.json"),
+        environment=measured.object_in(run / "environment.json"),
         own=own,
         others=[one for one in evaluations if one is not own],
         unmarked=_unmarked(run),
