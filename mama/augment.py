@@ -1,4 +1,4 @@
-"""Augmentation: parameters are drawn per image on the CPU, applied to the whole batch on the device.
+"""Augmentation: parameters are drawn per image on the CPU and applied on the device, on a GPU to the whole batch.
 
 A parameter row is (a, b, c, d, e, f, gain, bias, contrast, blur): the 2 x 3 affine that takes an output
 position to an input position in `grid_sample`'s coordinates ([-1, 1] over the image), intensity gain and
@@ -20,7 +20,6 @@ from torch import Tensor
 from mama.config import AugmentConfig
 from mama.images import AIR
 
-PARAMETERS = 10
 BLUR_RADIUS = 3
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 1, 0, 1, 0], dtype=np.float32)
 DRAWS = 10  # crops with too little tissue before the whole breast is taken instead
@@ -131,7 +130,7 @@ def _draw_intensity(config: AugmentConfig, rng: np.random.Generator) -> tuple[fl
 
 
 def apply(images: Tensor, parameters: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [b, 1, H, W] and float32 [b, 10] -> `dtype` [b, 1, H, W] in [-1, 1], blurred in `dtype`.
+    """uint8 [b, 1, H, W] and float32 [b, 10] -> `dtype` [b, 1, H, W] in [-1, 1]; on a GPU blurred in `dtype`.
 
     Positions outside the input read as air (0). Sampling and brightness are float32 always: bfloat16 knows a
     position in 518 pixels to two of them only. In bfloat16 the result differs by 0.02 at most, 2.5 of 255 grey levels.

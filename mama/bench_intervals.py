@@ -36,14 +36,14 @@ def coverage(patients: int, share: float, area: float, rounds: int, resamples: i
     rng = np.random.default_rng([patients, round(100 * share), round(100 * area)])
     names = [f"{n:04d}" for n in range(patients) for _ in range(IMAGES)]
     truth = true_values(area)
-    found: dict[str, list[tuple[bool, float]]] = {name: [] for name in SHOWN}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in SHOWN}
     for number in range(rounds):
         estimates = metrics.measure(*simulate(rng, patients, share, area), names, True, resamples, number)
         for name in SHOWN:
             one = estimates[name]
             if one.low is not None and one.high is not None:
                 found[name].append((one.low <= truth[name] <= one.high, one.high - one.low))
-    return {name: tuple(np.mean(pairs, axis=0)) for name, pairs in found.items()}
+    return {name: tuple(np.mean(pairs or [(np.nan, np.nan)], axis=0)) for name, pairs in found.items()}
 
 
 def true_values(area: float) -> dict[str, float]:

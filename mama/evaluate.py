@@ -22,7 +22,7 @@ from mama.consolidate import load_model
 from mama.dist import local_device
 from mama.features import Features, Item, Split, embed_images, embed_texts
 from mama.images import Images
-from mama.loading import load
+from mama.loading import load_run
 from mama.metrics import Floats
 from mama.model import MamaModel, build
 from mama.questions import Answer, Question, ask
@@ -44,8 +44,8 @@ def evaluate(config: Config, run: Path) -> Results:
     The files are written when everything is measured, and replace those of an earlier evaluation of the same images.
     """
     measured = measured_on.identity(config, run)
-    started = run / "config.yaml"  # another seed or shape would make another untrained model
-    trained_with = load(started) if started.exists() else config
+    # Another seed or shape would make another untrained model.
+    trained_with = load_run(run) if (run / "config.yaml").exists() else config
     held, train = Split(config, config.eval.split), Split(config, "train")
     wording = wording_of(_studies(held), config.data.style, config.data.tell_pathology)
     said = _said_in_training(trained_with.data, config.data, train)

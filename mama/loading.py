@@ -80,6 +80,12 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     return load(file, overrides)
 
 
+def unnamed(run: Path) -> list[str]:
+    """The settings that the resolved configuration of a run lacks: those of releases since the one that wrote it."""
+    named = _document(Config, run / "config.yaml")
+    return [key for key, hint in _known(Config).items() if key not in named and not is_dataclass(hint)]
+
+
 def as_yaml(config: Config) -> str:
     """The resolved configuration as `load` reads it."""
     return yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False)

@@ -22,10 +22,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mama import intervals
-from mama.config import Config
+from mama.config import Config, ConfigError
 from mama.consolidate import WEIGHTS
+from mama.files import read_object, sha256, standing, write_json
 from mama.portable import folder_name
-from mama.run import DATA, shards_digest, write_json
+from mama.run import DATA, shards_digest
 from shards.manifest import Manifest
 from shards.read import load_manifest
 from shards.remote import local_folder
@@ -41,7 +42,9 @@ def identity(config: Config, run: Path) -> Document:
     """What `evaluate(config, run)` measures: `shards`, `model` and `settings`."""
     settings = {
         "image_size": list(config.data.image_size),
+        "fit": config.data.fit,
         "style": config.data.style,
+        "tell_pathology": config.data.tell_pathology,
         "max_tokens": config.data.max_tokens,
         "intensity_baseline": config.eval.intensity_baseline,
         "resamples": config.eval.bootstrap,
@@ -97,10 +100,9 @@ def counts(manifest: Manifest) -> list[Document]:
 
 def model_of(run: Path) -> Document | None:
     """Training steps (None where its file does not say) and SHA-256 of `<run>/model`; None without a model."""
-    path = run / "model" / WEIGHTS
+    path = standing(run / "model") / WEIGHTS
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         with safe_open(path, framework="np") as tensors:
             step = (tensors.metadata() or {}).get("step")
     except (OSError, SafetensorError):
@@ -145,14 +147,14 @@ def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:
 
     Of the latter, tasks that were not measured again are kept where they were measured on the very same.
     """
-    before = read_json(folder / MARKER) or {}
+    before = object_in(folder / MARKER) or {}
     tasks = list(dict.fromkeys(config.eval.tasks))
     if same(before, measured):
         for name in before.get("tasks", []):
-            if name not in tasks and same(read_json(folder / name / METRICS) or {}, measured):
+            if name not in tasks and same(object_in(folder / name / METRICS) or {}, measured):
                 shutil.copytree(folder / name, new / name)
                 tasks.append(name)
-    places = [a if "://" in a else str(Path(a).expanduser().absolute()) for a in config.data.shards]
+    places = [a if "://" in a else str(Path(os.path.expanduser(a)).absolute()) for a in config.data.shards]
     write_json(new / MARKER, {**measured, "tasks": tasks, "places": places})
 
 
@@ -167,17 +169,16 @@ def same(one: Document, other: Document) -> bool:
 def evaluations(run: Path) -> list[tuple[Path, Document]]:
     """The complete evaluations of a run and their markers, that of its own test split first."""
     folders = [run / "eval", *sorted(path for path in (run / "eval-on").glob("*") if path.suffix != ".partial")]
-    found = [(folder, read_json(folder / MARKER) or {}) for folder in folders]
+    found = [(folder, object_in(folder / MARKER) or {}) for folder in folders]
     return [(folder, marker) for folder, marker in found if {*IDENTITY, "tasks", "places"} <= marker.keys()]
 
 
-def read_json(path: Path) -> Document | None:
+def object_in(path: Path) -> Document | None:
     """The object that a JSON file holds; None where it is missing, damaged or holds something else."""
     try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_object(path)
+    except ConfigError:
         return None
-    return document if isinstance(document, dict) else None
 
 
 @contextmanager
@@ -204,5 +205,5 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 def _trained_on(run: Path) -> list[str] | None:
     """The digests of the training shards, one a folder."""
-    recorded = read_json(run / DATA)
+    recorded = object_in(run / DATA)
     return None if recorded is None else [str(digest) for digest in recorded.values()]

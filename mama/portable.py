@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ def folder_name(address: str) -> str:
     """The last part of a folder's path, or of an http(s) address without what may stand behind it."""
     if "://" in address:
         return Path(urlsplit(address).path).name or "shards"
-    return Path(address).expanduser().resolve().name
+    return Path(os.path.expanduser(address)).resolve().name
 
 
 def without_paths(value: Any) -> Any:
@@ -56,6 +57,6 @@ def _model_name(model: str | None) -> str | None:
         return model
     return (
         folder_name(model)
-        if PLACE.match(model) or Path(model).is_absolute() or Path(model).expanduser().exists()
+        if PLACE.match(model) or Path(model).is_absolute() or os.path.exists(os.path.expanduser(model))
         else model
     )

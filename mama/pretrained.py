@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 POOLED = ("bert", "vit")  # architectures that transformers builds with a pooler, which no tower uses
 # A model is built before its weights are read: a file that claims more would keep the machine busy for hours.
-LARGEST = {"num_hidden_layers": 1000, "hidden_size": 2**16, "vocab_size": 2**24}
+LIMITS = {"num_hidden_layers": (0, 1000), "hidden_size": (1, 2**16), "vocab_size": (1, 2**24)}
 # Masks that old GPT-2 checkpoints hold beside the weights; transformers itself passes over `attn.bias`.
 BUFFERS = (".attn.masked_bias",)
 
@@ -81,10 +81,10 @@ def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
 def _check_known(section: str, shape: PretrainedConfig, known: Collection[str]) -> None:
     if shape.model_type not in known:
         raise ConfigError(f"{section}: {shape.model_type} is not one of {', '.join(known)}")
-    for name, largest in LARGEST.items():
-        value = getattr(shape, name, 1)
-        if not isinstance(value, int) or not 1 <= value <= largest:
-            raise ConfigError(f"{section}: {name} is {value!r:.40}, and no number from 1 to {largest}")
+    for name, (least, most) in LIMITS.items():
+        value = getattr(shape, name, least)
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError(f"{section}: {name} is {value!r:.40}, and no number from {least} to {most}")
 
 
 def _load(section: str, model: str, ignore: list[str], known: Collection[str], attention: str) -> PreTrainedModel:

@@ -8,6 +8,8 @@ measured on other images than the run's own has a heading of its own.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def write_report(config: Config, run: Path) -> Path:
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
-        environment=measured.read_json(run / "environment.json"),
+        environment=measured.object_in(run / "environment.json"),
         own=own,
         others=[one for one in evaluations if one is not own],
         unmarked=_unmarked(run),
@@ -92,8 +94,7 @@ def _data(config: Config) -> list[Document]:
 
 
 def _curves(config: Config, run: Path) -> Document | None:
-    path = run / "log.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = list(_records(run / "log.jsonl"))
     if not records:
         return None
     rates = [record["pairs_per_second"] for record in records if "pairs_per_second" in record]
@@ -102,3 +103,10 @@ def _curves(config: Config, run: Path) -> Document | None:
         "steps": records[-1]["step"] + 1,
         "pairs_per_second": float(np.median(rates)) if rates else None,
     }
+
+
+def _records(log: Path) -> Iterator[Document]:
+    """The lines of a log, but for one that is being written or was torn."""
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        with suppress(ValueError):
+            yield json.loads(line)

@@ -33,7 +33,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
     `model_now` are the weights that the run holds now, as `measured.model_of` says.
     """
     shards, model, settings = (marker[key] for key in measured.IDENTITY)
-    read = {name: measured.read_json(folder / name / "metrics.json") for name in marker["tasks"]}
+    read = {name: measured.object_in(folder / name / "metrics.json") for name in marker["tasks"]}
     tasks = [task for task in read.values() if task and measured.same(task, marker)]
     pictures = _pictures(config, marker)
     return {
@@ -58,8 +58,10 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
 
 def _pictures(config: Config, marker: Document) -> Pictures | None:
     """The images that were measured, where `data.shards` says or else where they were; None if they are at neither."""
+    settings = marker["settings"]
     for places in (config.data.shards, marker["places"]):
-        data = replace(config.data, shards=places, shard_weights=[], image_size=tuple(marker["settings"]["image_size"]))
+        seen = {"image_size": tuple(settings["image_size"]), "fit": settings.get("fit", config.data.fit)}
+        data = replace(config.data, shards=places, shard_weights=[], **seen)
         there = replace(config, data=data, eval=replace(config.eval, split=marker["shards"]["split"]))
         try:
             if measured.shard_set(there)["digest"] == marker["shards"]["digest"]:
@@ -125,7 +127,7 @@ def _confusions(task: Document) -> Document:
 
 
 def _retrieval(folder: Path, marker: Document, pictures: Pictures | None) -> Document | None:
-    document = measured.read_json(folder / "retrieval" / "examples.json")
+    document = measured.object_in(folder / "retrieval" / "examples.json")
     if document is None or not measured.same(document, marker):
         return None
     for query in document["texts"]:
@@ -137,7 +139,7 @@ def _retrieval(folder: Path, marker: Document, pictures: Pictures | None) -> Doc
 
 
 def _alignment(folder: Path, marker: Document, pictures: Pictures | None) -> Document | None:
-    document = measured.read_json(folder / "alignment" / "metrics.json")
+    document = measured.object_in(folder / "alignment" / "metrics.json")
     if document is None or not measured.same(document, marker):
         return None
     try:

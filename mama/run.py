@@ -17,7 +17,7 @@ from mama.config import Config, ConfigError
 from mama.dist import world_size
 from mama.files import check_digests, read_object, remove, replace_folder, write_digests, write_json
 from mama.images import Images
-from mama.loading import load_run, save
+from mama.loading import load_run, save, unnamed
 from mama.pretrained import locate
 from mama.tokens import Tokenizer
 from shards.manifest import Manifest
@@ -122,6 +122,11 @@ def _refuse_other(config: Config, run: Path) -> None:
         raise ConfigError(
             f"{key}: {now.get(key)!r}, but {run} was started with {before.get(key)!r}; "
             f"give the run another name=... or the value it had"
+        )
+    if new := [key for key in unnamed(run) if not key.startswith(MAY_CHANGE)]:
+        log.warning(
+            "%s: an earlier release started it, without %s; its samples may be drawn in another way from here on",
+            *(run, ", ".join(new)),
         )
     started, present = read_object(run / DATA), _training_shards(config)
     for folder, digest in present.items():

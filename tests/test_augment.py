@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mama.augment import IDENTITY, PARAMETERS, _blur, _sample, apply, draw, normalise
+from mama.augment import IDENTITY, _blur, _sample, apply, draw, normalise
 from mama.config import AugmentConfig
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ OFF = AugmentConfig(
     blur=0.0,
 )
 ALL = AugmentConfig(crop_scale=(0.3, 0.9), rotation=25.0, jitter=1.0, blur=1.0)
-A, B, X, C, D, Y, GAIN, BIAS, CONTRAST, BLUR = range(PARAMETERS)
+A, B, X, C, D, Y, GAIN, BIAS, CONTRAST, BLUR = range(len(IDENTITY))
 
 
 def noise(seed: int = 0, size: tuple[int, int] = SIZE) -> Array:
@@ -114,7 +114,7 @@ ON: dict[str, tuple[dict[str, Any], set[int]]] = {
 def test_each_part_alone_changes_its_own_parameters_only(part: str) -> None:
     changes, touched = ON[part]
     parameters = drawn(replace(OFF, **changes), 200)
-    assert {n for n in range(PARAMETERS) if (parameters[:, n] != IDENTITY[n]).any()} == touched
+    assert {n for n in range(len(IDENTITY)) if (parameters[:, n] != IDENTITY[n]).any()} == touched
 
 
 def test_a_jitter_of_no_strength_is_none() -> None:
@@ -467,7 +467,7 @@ def test_the_same_random_numbers_give_the_same_parameters() -> None:
     np.testing.assert_array_equal(one, two)
     assert np.flatnonzero(one == other).tolist() == [CONTRAST]  # which only jitter_kind=factors draws
     assert one.dtype == np.float32
-    assert one.shape == (PARAMETERS,)
+    assert one.shape == IDENTITY.shape
     rng = np.random.default_rng(1)
     views = draw(ALL, noise(), rng), draw(ALL, noise(), rng)
     assert np.flatnonzero(views[0] == views[1]).tolist() == [CONTRAST], "two views of one image differ"

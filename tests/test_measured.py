@@ -15,7 +15,7 @@ from test_evaluate import config as whole_config
 from test_evaluate import consolidated, oracle  # noqa: F401
 
 from mama import evaluate as module
-from mama import measured
+from mama import measured, report_evaluation
 from mama.config import Config
 from mama.evaluate import evaluate
 from mama.loading import save
@@ -123,7 +123,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     evaluate(both, run)
     moved = Path(config.data.shards[0]).rename(tmp_path / "moved")
     evaluate(on(replace(config, eval=replace(config.eval, tasks=["birads"])), moved), run)
-    marker = measured.read_json(run / "eval" / "complete.json") or {}
+    marker = measured.object_in(run / "eval" / "complete.json") or {}
     assert marker["tasks"] == ["birads", "cancer", "density"], "measured on the very same: all of them stand"
     text = page(config)
     assert text.count('alt="mammogram"') == 6, "where they were measured"
@@ -187,6 +187,21 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     assert "Breast density" not in text
     assert "the picture or its map is missing" in text
     assert "no retrieval examples" in text
+
+
+def test_settings_that_change_figures_are_compared_and_pictures_are_fitted_as_they_were(
+    config: Config,
+    oracle: Oracle,  # noqa: F811
+) -> None:
+    changes: list[dict[str, Any]] = [{}, {"fit": "stretch"}, {"tell_pathology": True}, {"style": "caption"}]
+    others = [replace(config, data=replace(config.data, **change)) for change in changes]
+    settings = [measured.identity(other, config.run_folder)["settings"] for other in others]
+    assert all(settings.count(one) == 1 for one in settings)
+    evaluate(others[1], config.run_folder)
+    ((_, marker),) = measured.evaluations(config.run_folder)
+    pictures = report_evaluation._pictures(config, marker)
+    assert pictures
+    assert pictures.split.images.fit == "stretch"
 
 
 def test_what_is_gone_is_said_and_results_that_do_not_say_what_they_are_of_are_not_shown(

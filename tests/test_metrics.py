@@ -154,6 +154,11 @@ def test_95_of_100_intervals_of_twenty_patients_hold_the_true_value(share: float
         assert length < 0.8, name
 
 
+def test_simulations_without_any_interval_have_no_coverage() -> None:
+    """Of two patients one at most has cancer here."""
+    assert np.isnan(coverage(2, 0.25, 0.9, rounds=1, resamples=10)["auc"]).all()
+
+
 def test_the_simulated_truth_is_that_of_a_large_cohort() -> None:
     labels, scores = simulate(np.random.default_rng(1), 20000, 0.4, 0.8)
     found = values(metrics.measure(labels, scores, [str(n // IMAGES) for n in range(len(labels))], True, 0, 0))

@@ -16,7 +16,7 @@ from mama import checkpoint, tokens
 from mama.config import Config, DataConfig, HeadsConfig, TextConfig, VisionConfig
 from mama.consolidate import consolidate, load_model
 from mama.loading import load
-from mama.portable import portable, without_paths
+from mama.portable import folder_name, portable, without_paths
 from shards.config import PackConfig
 
 
@@ -62,12 +62,12 @@ def test_a_consolidated_model_holds_no_path_of_its_machine(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens.pretrained(str(config.text.model), {}).save(config.run_folder / "tokenizer")
-    monkeypatch.setattr(checkpoint, "checkpoints", lambda run: [run / "checkpoints" / "step-000003"])
+    monkeypatch.setattr(checkpoint, "newest", lambda run: run / "checkpoints" / "step-000003")
     monkeypatch.setattr(checkpoint, "step_of", lambda folder: 3)
     monkeypatch.setattr(checkpoint, "load_weights", lambda *arguments: None)
     folder = consolidate(config)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(files) == 7
+    assert len(files) == 8
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path
@@ -89,6 +89,7 @@ def test_names_are_left_of_paths_and_addresses_and_nothing_else_changes(tmp_path
     )
     named = portable(config)
     assert named.data.shards == ["set-a", "b", "c", "d"]
+    assert folder_name("~nobody-here/e") == "e"
     assert replace(named, data=config.data) == config
     assert portable(replace(config, text=TextConfig(model="/opt/lm/model.gguf"))).text.model == "model.gguf"
     (tmp_path / "dino").mkdir()

@@ -22,7 +22,8 @@ def page(config: Config, oracle: Oracle) -> Path:  # noqa: F811
     evaluate(config, config.run_folder)
     log = [{"step": s, "loss/total": 9 / (s + 1), "loss/local": 2.0, "accuracy/image_to_text": s / 9, "lr/heads": 1e-3,
             "scale/global": 14.0, "scale/largest": 100.0, "pairs_per_second": 20.0 + s} for s in range(5)]  # fmt: skip
-    (config.run_folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (config.run_folder / "log.jsonl").write_text(lines + '{"step": 5, "lo')  # is being written
     versions = {"mama-clip": "0.1.0", "torch": "2.13.0"}
     environment = {"python": "3.11", "platform": "<Linux>", "commit": "0123456789abcdef", "versions": versions}
     (config.run_folder / "environment.json").write_text(json.dumps(environment))

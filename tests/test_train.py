@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,20 @@ def test_a_run_is_not_resumed_with_other_training_shards(folder: Path, whole: Co
             prepare(whole)
     finally:
         place.write_text(original)
+
+
+def test_a_run_of_an_earlier_release_is_resumed_with_a_warning(whole: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """Its crops were drawn from the canvas, and nothing in its configuration says so."""
+    file = whole.run_folder / "config.yaml"
+    written = file.read_text()
+    assert prepare(whole)
+    assert "earlier release" not in caplog.text
+    try:
+        file.write_text(re.sub(r"\n +(min_tissue|timeout): .*", "", written))
+        assert prepare(whole)
+    finally:
+        file.write_text(written)
+    assert "an earlier release started it, without data.augment.min_tissue; its samples may" in caplog.text
 
 
 def test_a_signal_before_the_ranks_listen_is_no_failure(folder: Path) -> None:
