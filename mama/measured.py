@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from mama import intervals
 from mama.config import Config
 from mama.consolidate import WEIGHTS
+from mama.files import standing, write_json
 from mama.portable import folder_name
-from mama.run import DATA, shards_digest, write_json
+from mama.run import DATA, shards_digest
 from shards.manifest import Manifest
 from shards.read import load_manifest
 from shards.remote import local_folder
@@ -97,7 +98,7 @@ def counts(manifest: Manifest) -> list[Document]:
 
 def model_of(run: Path) -> Document | None:
     """Training steps (None where its file does not say) and SHA-256 of `<run>/model`; None without a model."""
-    path = run / "model" / WEIGHTS
+    path = standing(run / "model") / WEIGHTS
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
