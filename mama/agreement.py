@@ -39,13 +39,16 @@ def prepare_and_agree(config: Config) -> Path | None:
     chosen = prepare(config) if rank() == 0 else None
     if world_size() == 1:
         return chosen
-    first = [(chosen.name if chosen else None, _host(), _read(config), _written(config, chosen))]
+    own = _read(config)
+    first: list[Any] = [None]
+    if rank() == 0:
+        first = [(chosen.name if chosen else None, _host(), own, _written(config, chosen))]
     dist.broadcast_object_list(first)
     name, host, read, written = first[0]
     chosen = config.run_folder / "checkpoints" / name if name else None
     problem = ""
     if rank() != 0:
-        if problem := _differs(_read(config), read, host):
+        if problem := _differs(own, read, host):
             problem += "; start all ranks with the same settings and shards"
         else:
             problem = _waited_for(config, chosen, written, host)

@@ -5,6 +5,7 @@ Letters: n images, t texts, D shared width, d width of the image tower.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,12 +85,13 @@ class Features:
 def embed_images(model: MamaModel, split: Split, config: Config, device: torch.device, label: str) -> Features:
     """Embed every image of `split`, in its order."""
     require_shared_memory(config, config.eval.batch)
-    batches = load(split, config, batch_size=config.eval.batch)
+    count, title = -(-len(split) // config.eval.batch), f"{label}: {split.name} images"
     embeddings, tower = [], []
-    for pixels in progress(batches, -(-len(split) // config.eval.batch), f"{label}: {split.name} images", "batches"):
-        unit, features = model.embed_images(normalise(pixels.to(device)))
-        embeddings.append(unit.float().cpu().numpy())
-        tower.append(features.float().cpu().numpy())
+    with closing(load(split, config, batch_size=config.eval.batch)) as batches:
+        for pixels in progress(batches, count, title, "batches"):
+            unit, features = model.embed_images(normalise(pixels.to(device)))
+            embeddings.append(unit.float().cpu().numpy())
+            tower.append(features.float().cpu().numpy())
     return Features(np.concatenate(embeddings), np.concatenate(tower))
 
 

@@ -93,6 +93,16 @@ def standing(folder: Path) -> Path:
     return folder if folder.exists() or not _old(folder).exists() else _old(folder)
 
 
+def make_folder(folder: Path) -> None:
+    """A folder and those that hold it. Raises `ConfigError` where a file is in the way, or it may not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be made a folder ({error.strerror}); move what is in its way, or name another runs=..."
+        ) from None
+
+
 def remove(path: Path) -> None:
     """A file, a link (not what it points to) or a folder, if it is there."""
     if path.is_symlink() or path.is_file():

@@ -24,6 +24,7 @@ from typing import Any
 from mama import stop
 from mama.config import ConfigError
 from mama.errors import LaterError, StoppedError, TrainingError
+from mama.files import make_folder
 from mama.heartbeat import BEAT, FOLDER, repeated
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def held(run: Path) -> Iterator[Lease]:
 
 
 def _take(run: Path) -> Lease:
-    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(run / FOLDER)
     me = Holder.this()
     waiting: _Wait | None = None
     while True:

@@ -37,6 +37,8 @@ def load(
 ) -> Generator[Any, None, None]:
     """Batches by `data.workers` processes, which start now and end with the generator, however it ends.
 
+    Close it, also behind an error of the caller's own: a process cannot exit while its loader processes live.
+
     Raises `ShardError` as the data set does, whichever process it happened in, and `TrainingError` where a
     process dies, has no shared memory left, or gives no batch for `train.timeout` seconds.
     """
@@ -123,6 +125,8 @@ def plain_failures() -> Iterator[None]:
     """In one line what PyTorch says of a loader process that died, in a signal handler: anywhere in the step."""
     try:
         yield
+    except TrainingError:
+        raise
     except RuntimeError as error:
         if dead := _DEAD.search(str(error)):
             how = dead[2].partition(". ")[0].rstrip(". ")

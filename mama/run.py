@@ -15,7 +15,7 @@ from typing import Any
 from mama import checkpoint, prompt, tokens
 from mama.config import Config, ConfigError
 from mama.dist import world_size
-from mama.files import check_digests, read_object, remove, replace_folder, write_digests, write_json
+from mama.files import check_digests, make_folder, read_object, remove, replace_folder, write_digests, write_json
 from mama.images import Images
 from mama.loading import load_run, save, unnamed
 from mama.pretrained import locate
@@ -45,7 +45,7 @@ def prepare(config: Config) -> Path | None:
     that may be mended.
     """
     run = config.run_folder
-    _make(run / "checkpoints")
+    make_folder(run / "checkpoints")
     resumed = checkpoint.newest(run)
     if resumed:
         _refuse_other(config, run)
@@ -104,13 +104,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: is no folder and cannot be made one ({error.strerror}); move it away") from None
 
 
 def _refuse_other(config: Config, run: Path) -> None:

@@ -5,6 +5,8 @@ Letters: n images, D shared width, L tokens.
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -140,13 +142,14 @@ def _embed(
     )
     dtype = model.image_head.weight.dtype
     images, texts, tokens, readable = [], [], [], []
-    for pixels, words, good in batches:
-        images.append(model.embed_images(normalise(pixels.to(device)).to(dtype))[0].float())
-        texts.append(model.embed_texts(words.to(device)).float())
-        missing = config.data.max_tokens - words.tokens.shape[1]
-        padded = torch.nn.functional.pad(words.tokens, (0, missing), value=tokenizer.pad_id)
-        tokens.append(padded.to(device))
-        readable.append(good[:, None].to(device))
+    with closing(batches):
+        for pixels, words, good in batches:
+            images.append(model.embed_images(normalise(pixels.to(device)).to(dtype))[0].float())
+            texts.append(model.embed_texts(words.to(device)).float())
+            missing = config.data.max_tokens - words.tokens.shape[1]
+            padded = torch.nn.functional.pad(words.tokens, (0, missing), value=tokenizer.pad_id)
+            tokens.append(padded.to(device))
+            readable.append(good[:, None].to(device))
     count = len(held_out)
     kept = _in_order(readable, count)[:, 0]
     if not kept.any():

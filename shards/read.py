@@ -36,7 +36,7 @@ def stream(folder: Path, split: str | None = None) -> Iterator[tuple[Study, list
         if split in (None, shard.split):
             try:
                 yield from _stream_shard(folder / shard.name, shard)
-            except (ShardError, OSError) as error:
+            except (ShardError, OSError, MemoryError) as error:
                 raise _told(folder, shard.name, error) from None
 
 
@@ -72,7 +72,8 @@ class ShardReader:
         self.shards = [shard for shard in self.manifest.shards if split in (None, shard.split)]
         for shard in self.shards:
             if not shard.samples == len(shard.keys) == len(shard.offsets) == len(shard.view_counts):
-                raise _told(self.folder, shard.name, "its entry in the manifest was edited or damaged")
+                damaged = ShardError("its entry in the manifest was edited or damaged")
+                raise _told(self.folder, shard.name, damaged)
         self._samples = [
             (shard.name, key, offset)
             for shard in self.shards
@@ -80,6 +81,10 @@ class ShardReader:
         ]
         self.view_counts = [count for shard in self.shards for count in shard.view_counts]
         self._by_name = {shard.name: shard for shard in self.shards}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process a reader of its own may have this number; they must not share files."""
+        self.__dict__.update(state, _number=next(_NUMBERS))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -151,17 +156,16 @@ class ShardReader:
         if isinstance(error, FetchError):
             return error
         name = self._samples[i][0]
-        if is_of_the_machine(error):
-            return FetchError(f"{self.folder / name}: {_words(error)}; the samples are not to blame: {_ADVICE}")
-        if self.remote:
+        if self.remote and not is_of_the_machine(error):
             return ShardError(f"{self.remote.url}/{name}: {where}{_words(error)}")
-        return _told(self.folder, name, where + _words(error))
+        return _told(self.folder, name, error, where)
 
 
 def _words(error: ShardError | OSError | MemoryError) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def _told(folder: Path, name: str, error: ShardError | OSError | str) -> ShardError:
-    words = error if isinstance(error, str) else _words(error)
-    return ShardError(f"{folder / name}: {words}; run `mama check {folder}`")
+def _told(folder: Path, name: str, error: ShardError | OSError | MemoryError, where: str = "") -> ShardError:
+    if is_of_the_machine(error):
+        return FetchError(f"{folder / name}: {_words(error)}; the samples are not to blame: {_ADVICE}")
+    return ShardError(f"{folder / name}: {where}{_words(error)}; run `mama check {folder}`")

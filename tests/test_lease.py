@@ -60,6 +60,12 @@ def test_a_second_training_is_refused_while_the_first_lives(tmp_path: Path, othe
         assert mine.number == 9
 
 
+def test_a_file_in_the_place_of_the_run_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match=r"^\S+/run/alive: cannot be made a folder [^\n]+$"), held(tmp_path / "run"):
+        pass
+
+
 def test_a_number_that_another_process_has_now_is_not_the_holder(tmp_path: Path, other: Holder) -> None:
     write(tmp_path, 1, replace(other, started="1"))
     with held(tmp_path) as mine:

@@ -129,5 +129,5 @@ def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     config = replace(tiny(1), runs=str(tmp_path))
     config.run_folder.mkdir()
     (config.run_folder / "checkpoints").write_text("")
-    with pytest.raises(ConfigError, match=r"^\S+/checkpoints: is no folder and cannot be made one \([^\n]+away$"):
+    with pytest.raises(ConfigError, match=r"^\S+/checkpoints: cannot be made a folder \(File exists\); [^\n]+$"):
         prepare(config)

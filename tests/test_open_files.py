@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
+import pickle
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,9 @@ import pytest
 from test_data import config_of, write
 
 from mama.pairs import Pairs
-from shards import open_files, sample
+from shards import open_files, read, sample
 from shards.open_files import OpenFiles
-from shards.read import ShardReader
+from shards.read import ShardReader, stream
 from shards.schema import FetchError, ShardError, SourceStudy, SourceView
 
 
@@ -82,6 +84,25 @@ def test_too_many_open_files_are_not_a_corrupt_sample(folder: Path) -> None:
         pairs[0]
     assert not pairs.corrupt.errors
     assert pairs[0].skipped == 0
+
+
+def test_a_stream_blames_no_shard_for_the_machine_either(folder: Path) -> None:
+    studies = stream(folder)
+    next(studies)
+    with at_most(3), pytest.raises(FetchError, match="Too many open files; the samples are not to blame"):
+        list(studies)
+
+
+def test_a_copy_in_another_process_shares_no_file_with_a_reader_made_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, reader = ShardReader(folder).image(0, 0), ShardReader(folder)
+    copied = pickle.dumps(reader)
+    monkeypatch.setattr(read, "_NUMBERS", itertools.count(reader._number))  # as another process may count
+    made_there = ShardReader(write(tmp_path / "other", {"train": ["LR"]}, first_grey=200))
+    assert made_there._number == reader._number
+    assert not (made_there.image(0, 0) == expected).all()
+    assert (pickle.loads(copied).image(0, 0) == expected).all()
 
 
 @pytest.mark.parametrize(

@@ -351,10 +351,7 @@ def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
 import sys
 sys.modules["deepspeed"] = None
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 import torch
-from mama.errors import TrainingError
 from mama.consolidate import load_model
 model, _ = load_model(Path({str(moved)!r}), torch.device("cpu"))
 print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape))

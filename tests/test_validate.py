@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from test_ranks import tiny
 from mama import prompt, tokens, validate
 from mama.config import Config, ConfigError, DataConfig
 from mama.data import tokenise
+from mama.features import Split, embed_images
 from mama.images import Images
 from mama.launch import run_on_ranks
 from mama.model import MamaModel, build
@@ -123,6 +125,19 @@ def test_loader_workers_change_nothing(config: Config) -> None:
     state = torch.random.get_rng_state()
     assert validate.validate(model, workers, tokenizer, CPU) == validate.validate(model, config, tokenizer, CPU)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_model_that_fails_leaves_no_loader_process(config: Config) -> None:
+    """Whoever handles the error holds the loader alive with it, and could not exit before its processes."""
+    tokenizer = tokenizer_of(config)
+    model, workers = model_of(config, tokenizer), replace(config, data=replace(config.data, workers=1))
+    held_out = Split(workers, "val")
+    with patch.object(MamaModel, "embed_images", side_effect=ValueError("no memory")):
+        with pytest.raises(ValueError, match="no memory") as first:
+            validate.validate(model, workers, tokenizer, CPU)
+        with pytest.raises(ValueError, match="no memory") as second:
+            embed_images(model, held_out, workers, CPU, "trained")
+    assert not multiprocessing.active_children(), (first, second)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

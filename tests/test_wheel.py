@@ -71,3 +71,12 @@ print(json.dumps([[mama.__file__, shards.__file__, slurm.__file__, str(folder)],
     paths, configs = json.loads(run(sys.executable, "-c", program, cwd=tmp_path, path=installed))
     assert all(Path(path).is_relative_to(installed) for path in paths), paths
     assert configs == SHIPPED
+
+
+def test_what_a_gpu_machine_is_brought_is_pinned() -> None:
+    """`tests/gpu/wheels.sh` takes the versions of constraints.txt."""
+    listed = (CHECKOUT / "tests/gpu/wheels.sh").read_text().partition("packages=(\n")[2].partition("\n)")[0]
+    wanted = {name for line in listed.splitlines() for name in line.partition("#")[0].split()} | {"deepspeed"}
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (CHECKOUT / "constraints.txt").open()}
+    assert len(wanted) > 10
+    assert wanted <= pinned

@@ -9,7 +9,7 @@ import torch
 
 PACKAGES = (
     "torch", "triton", "deepspeed", "xformers", "transformers", "peft", "numpy", "opencv-python-headless", "pandas",
-    "scikit-learn", "tensorboard", "tokenizers", "safetensors", "webdataset", "omegaconf", "click", "pytest",
+    "scikit-learn", "tensorboard", "tokenizers", "safetensors", "webdataset", "click", "pytest",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ folder=${1:-wheels}
 packages=(
     xformers
     hjson pydantic pydantic-core annotated-types # DeepSpeed's own
-    omegaconf submitit gguf webdataset braceexpand openpyxl et-xmlfile
+    submitit gguf webdataset braceexpand openpyxl et-xmlfile
     pydicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle # imported with the readers
 )
 
