@@ -42,11 +42,21 @@ def write_report(config: Config, run: Path) -> Path:
     """Write `<run>/report.html` from what is there; returns its path."""
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder; train first")
+    path, data = run / "report.html", _data(config)
+    try:
+        page = _page(config, run, data)
+    except (AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
+        reason = f"was edited or damaged ({type(error).__name__}: {error})"
+        raise ConfigError(f"{run}: a JSON file in it {reason}; run `mama eval` again") from error
+    write_aside(path, page.encode())
+    return path
+
+
+def _page(config: Config, run: Path, data: list[Document]) -> str:
     model = measured.model_of(run)
     evaluations = [evaluation(config, run, model, *found) for found in measured.evaluations(run)]
-    data = _data(config)
     own = next((one for one in evaluations if one["own"]), None)
-    page = _template().render(
+    return _template().render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
@@ -60,9 +70,6 @@ def write_report(config: Config, run: Path) -> Path:
         metric_names=METRICS,
         curves=_curves(config, run),
     )
-    path = run / "report.html"
-    write_aside(path, page.encode())
-    return path
 
 
 def _unmarked(run: Path) -> bool:

@@ -12,7 +12,7 @@ from cohort import Oracle, write_shards
 from test_evaluate import config, oracle  # noqa: F401
 
 from mama import figures
-from mama.config import Config
+from mama.config import Config, ConfigError
 from mama.evaluate import evaluate
 from mama.report import write_report
 
@@ -65,6 +65,31 @@ def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> Non
                  "no predictions", "no retrieval examples", "no local alignment maps"):  # fmt: skip
         assert part in text, part
     assert "<img" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("environment.json", {"versions": 5}),
+        ("eval/complete.json", {"shards": 5}),
+        ("eval/complete.json", {"settings": []}),
+    ],
+)
+def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, change: dict[str, object]) -> None:  # noqa: F811
+    path = config.run_folder / file
+    path.parent.mkdir(parents=True)
+    whole: dict[str, object] = {
+        "shards": {"folders": [], "split": "test"},
+        "model": None,
+        "settings": {},
+        "tasks": [],
+        "places": [],
+    }
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(
+        ConfigError, match=r"^[^\n]*: a JSON file in it was edited or damaged \([^\n]*run `mama eval` again$"
+    ):
+        write_report(config, config.run_folder)
 
 
 def test_pictures_without_boxes_are_announced(tmp_path: Path, config: Config, oracle: Oracle) -> None:  # noqa: F811
