@@ -145,17 +145,18 @@ class _Wait:
     def refuse(self) -> None:
         """Raise when there is no more hope, or a signal came."""
         in_job = self.holder is not None and self.holder.job != "" and self.holder.job == self.me.job
+        who = self.holder or "an unknown process"
         if not self.said:
             self.said = True
-            log.warning("%s is in use by %s; waiting for it to end", self.run, self.holder or "an unknown process")
+            log.warning("%s is in use by %s; waiting for it to end", self.run, who)
         if stop.told():
-            raise StoppedError(f"a signal ended it while it waited for {self.holder}; run it again to continue")
+            raise StoppedError(f"a signal ended it while it waited for {who}; run it again to continue")
         waited = time.monotonic() - self.began
         if in_job and waited > IN_JOB:
             raise LaterError(f"{self.holder}, an earlier start of this job, still trains in {self.run}")
         if not in_job and self.seen_alive and waited > PATIENCE:
             raise ConfigError(
-                f"name: {self.run} is being trained by {self.holder}; wait for it, end it, or give another name=..."
+                f"name: {self.run} is being trained by {who}; wait for it, end it, or give another name=..."
             )
 
 
