@@ -1,5 +1,6 @@
 """Retrieval among held-out images during training: recall of images and texts, the same on any number of ranks.
 
+With `heads.norm=published` each rank has running statistics of its own, and embeds its share of the images by them.
 Letters: n images, D shared width, L tokens.
 """
 
