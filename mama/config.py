@@ -286,6 +286,8 @@ class EvalConfig:
             raise ConfigError(f"eval.batch: {self.batch} is less than 1")
         if self.bootstrap < 0:
             raise ConfigError(f"eval.bootstrap: {self.bootstrap} is less than 0, which gives no intervals")
+        if not self.tasks:
+            raise ConfigError("eval.tasks: empty; name at least one of cancer, malignancy, birads, density")
         if unknown := set(self.tasks) - {"cancer", "malignancy", "birads", "density"}:
             raise ConfigError(f"eval.tasks: {sorted(unknown)[0]!r} is not one of cancer, malignancy, birads, density")
 

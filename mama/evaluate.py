@@ -46,6 +46,8 @@ def evaluate(config: Config, run: Path) -> Results:
     measured = measured_on.identity(config, run)
     # Another seed or shape would make another untrained model.
     trained_with = load_run(run) if (run / "config.yaml").exists() else config
+    if (told := config.data.tell_pathology) != trained_with.data.tell_pathology:
+        raise ConfigError(f"data.tell_pathology: {told}, but {run} was trained with the opposite; leave it as it was")
     held, train = Split(config, config.eval.split), Split(config, "train")
     wording = wording_of(_studies(held), config.data.style, config.data.tell_pathology)
     said = _said_in_training(trained_with.data, config.data, train)

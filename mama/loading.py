@@ -75,6 +75,8 @@ def save(config: Config, path: Path) -> None:
 def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     """The resolved configuration in a run folder. An empty file is an error: its defaults would be another run's."""
     file = run / "config.yaml"
+    if not file.exists():
+        raise ConfigError(f"{file}: no such configuration file; if {run} was trained, restore it from a copy")
     if file.is_file() and not file.read_bytes().strip(b"\0 \n"):
         raise ConfigError(f"{file}: is empty; restore it from a copy")
     return load(file, overrides)
@@ -172,6 +174,8 @@ def _known(section: Any, prefix: str = "") -> dict[str, Any]:
 
 def _nearest(key: str, whole: Any) -> str:
     known = _known(whole)
+    if key in known:
+        return f"; in a file it is nested: {key.replace('.', ': {', 1)}: ...}}"
     close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 

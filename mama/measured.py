@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from shards.manifest import Manifest
 from shards.read import load_manifest
 from shards.remote import local_folder
 from shards.schema import SPLITS
+
+log = logging.getLogger(__name__)
 
 Document = dict[str, Any]
 
@@ -154,6 +157,12 @@ def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:
             if name not in tasks and same(object_in(folder / name / METRICS) or {}, measured):
                 shutil.copytree(folder / name, new / name)
                 tasks.append(name)
+    if dropped := [name for name in before.get("tasks", []) if name not in tasks]:
+        log.warning(
+            "%s: the earlier results of %s are gone, as they were measured with other settings or weights; "
+            "measure all tasks together to have them side by side",
+            *(folder, ", ".join(dropped)),
+        )
     places = [a if "://" in a else str(Path(os.path.expanduser(a)).absolute()) for a in config.data.shards]
     write_json(new / MARKER, {**measured, "tasks": tasks, "places": places})
 

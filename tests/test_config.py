@@ -266,6 +266,11 @@ def test_a_short_key_without_its_section_is_suggested_with_it(tmp_path: Path) ->
     assert complaint(written(tmp_path, ""), "lr=1e-3").endswith("did you mean optim.lr?")
 
 
+def test_a_dotted_key_in_a_file_is_told_to_be_nested(tmp_path: Path) -> None:
+    message = complaint(written(tmp_path, "train.steps: 3"))
+    assert message.endswith("unknown key train.steps; in a file it is nested: train: {steps: ...}")
+
+
 @pytest.mark.parametrize("override", ["data.image_size=[.inf,1]", "optim.lr=-1", "optim.warmup_steps=-1"])
 def test_a_number_out_of_range_is_named(tmp_path: Path, override: str) -> None:
     assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
@@ -288,6 +293,7 @@ def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str)
         "data.workers=-1",
         "eval.batch=0",
         "eval.bootstrap=-1",
+        "eval.tasks=[]",
         "seed=-1",
     ],
 )
@@ -337,7 +343,7 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
         vision=VisionConfig(None, {"model_type": "x", "nested": {"on": True, "nothing": None, "list": [1, 2.5]}}),
         text=TextConfig(None, {}, 3),
         train=replace(TrainConfig(), zero_stage=0, precision="fp32", attention="sdpa", activation_checkpointing=False),
-        eval=EvalConfig([], "val"),
+        eval=EvalConfig(["density"], "val"),
     )
     save(config, tmp_path / "config.yaml")
     assert load(tmp_path / "config.yaml") == config

@@ -16,7 +16,7 @@ from test_evaluate import consolidated, oracle  # noqa: F401
 
 from mama import evaluate as module
 from mama import measured, report_evaluation
-from mama.config import Config
+from mama.config import Config, ConfigError
 from mama.evaluate import evaluate
 from mama.loading import save
 from mama.report import write_report
@@ -150,6 +150,7 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     config: Config,
     oracle: Oracle,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = config.run_folder
     evaluate(replace(config, eval=replace(config.eval, tasks=["cancer", "density"])), run)
@@ -162,8 +163,11 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     shutil.copytree(run / "eval" / "density", run / "old")
     evaluate(config, run)
     assert {path.name for path in (run / "eval").iterdir()} == {"cancer", "alignment", "retrieval", "complete.json"}
+    assert "the earlier results of density are gone" in caplog.text
     assert "older model" not in page(config)
     save(config, run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"^data\.tell_pathology: True, but .* was trained with the opposite"):
+        evaluate(replace(config, data=replace(config.data, tell_pathology=True)), run)
     built: list[Config] = []
     blind = module.build
 
