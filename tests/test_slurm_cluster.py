@@ -262,13 +262,13 @@ class Import:
     """Stands for the seconds that a job imports, before it unpickles its function and submitit's handlers stand."""
 
     def __reduce__(self) -> tuple[object, tuple[float]]:
-        return time.sleep, (4.0,)
+        return time.sleep, (8.0,)
 
 
 def test_a_job_that_is_preempted_while_it_imports_goes_back_in_the_queue(
     slurm_cluster: Cluster, tmp_path: Path
 ) -> None:
-    delays = (0.2, 1.0, 3.0)  # seconds after the start
+    delays = (1.0, 2.0)  # seconds after the start; in the first tenths Python itself starts, and holds nothing back yet
     jobs = [submit(print, Import(), profile=CPU, folder=tmp_path).job_id for _ in delays]
 
     def state(job_id: str) -> str:
