@@ -29,6 +29,7 @@ from mama.errors import TrainingError
 from mama.files import read_object, remove, replace_folder, sha256
 from mama.frozen import first_difference
 from mama.marker import FROZEN, MARKER, Marker, damage, folder_name, read_marker, write_marker
+from shards.files import set_default_mode
 
 if TYPE_CHECKING:  # what only looks for checkpoints does without it
     from deepspeed import DeepSpeedEngine
@@ -209,6 +210,12 @@ def _group_name(group: dict[str, Any]) -> str:
     return f"{group['tower']}/{group['term']}/{'decayed' if group['weight_decay'] else 'plain'}"
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that others may read where the user's umask lets them."""
+    save_file(tensors, path, metadata)
+    set_default_mode(path)
+
+
 def _write_pieces(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     """Rank 0 writes, the others take part in gathering."""
     piece: dict[str, Tensor] = {}
@@ -219,12 +226,12 @@ def _write_pieces(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         if rank() != 0:
             continue
         if piece and size + tensor.nbytes > PIECE:
-            save_file(piece, folder / f"state-{number:05d}.safetensors")
+            save_tensors(piece, folder / f"state-{number:05d}.safetensors")
             piece, number, size = {}, number + 1, 0
         piece[key] = tensor.float().contiguous()
         size += tensor.nbytes
     if rank() == 0:
-        save_file(piece, folder / f"state-{number:05d}.safetensors")
+        save_tensors(piece, folder / f"state-{number:05d}.safetensors")
 
 
 def _read(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str, str, Tensor]]:

@@ -13,11 +13,23 @@ import click.shell_completion
 from mama import logs, stop
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
-from mama.loading import load, load_profile, load_run, shipped_configs
+from mama.loading import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from shards.schema import ShardError
 from slurm.profile import SlurmError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Verb(click.Command):
+    """A command that says how settings are changed to whoever takes one for an option."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, arguments)
+        except click.NoSuchOption as error:
+            if not any(parameter.name == "overrides" for parameter in self.params):
+                raise
+            raise click.UsageError(f"{error.format_message()} {setting_for(error.option_name)}", context) from error
 
 
 @click.group(context_settings=HELP)
@@ -34,14 +46,20 @@ def cli(context: click.Context) -> None:
         stop.no_more_early()
 
 
+cli.command_class = Verb
+
+
 def configured(path: str, overrides: tuple[str, ...]) -> Config:
     """The configuration that a CONFIG argument and its key=value changes name.
 
     A run folder is itself the run, wherever it was moved to: its config.yaml may have been written elsewhere, and
-    must not lead to another run, whose files would be read, written over or deleted.
+    must not lead to another run, whose files would be read, written over or deleted. A folder that is no run does
+    not hide a shipped recipe of its name, as mama/ would in a checkout.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if "=" in path and not folder.exists():
+        raise ConfigError(f"{path}: a setting stands behind CONFIG, for example quickstart {path}")
+    if not folder.is_dir() or (not (folder / "config.yaml").exists() and is_shipped(path)):
         return load(path, overrides)
     if folder.name in ("", ".."):
         folder = folder.resolve()
@@ -64,7 +82,10 @@ config_argument = click.argument("config", shell_complete=complete_config)
 overrides_argument = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 slurm_option = click.option("--slurm", "as_job", is_flag=True, help="Run as a submitit job instead of here.")
 profile_option = click.option(
-    "--profile", default="slurm/local.yaml", show_default=True, help="Where and with what a job runs: a YAML file."
+    "--profile",
+    default="local",
+    show_default=True,
+    help="Where and with what a job runs: a YAML file, or the name of a shipped one.",
 )
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from mama import attention, checkpoint
@@ -45,7 +45,8 @@ def consolidate(config: Config, best: bool = False) -> Path:
     remove(aside)
     aside.mkdir()
     step = checkpoint.step_of(chosen)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / WEIGHTS, {"step": str(step)})
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    checkpoint.save_tensors(tensors, aside / WEIGHTS, {"step": str(step)})
     model.vision.backbone.config.save_pretrained(aside / "vision")
     model.text.backbone.config.save_pretrained(aside / "text")
     tokenizer.save(aside / "tokenizer")

@@ -24,6 +24,7 @@ from mama.memory import Transformer, local_head_bytes, states
 from mama.model import MamaModel, build
 from mama.pairs import Pairs
 from mama.pretrained import in_one_line, locate
+from mama.published import SHAPES
 from mama.run import make_tokenizer
 from mama.sampling import allowed
 from mama.tokens import Tokenizer
@@ -42,12 +43,13 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
     yield from _section("Configuration", as_yaml(config).splitlines())
     yield from _section("Parameters", parameter_lines(model))
     yield from _section("Batches", batches)
-    yield from _section("The first texts as the language model reads them", text_lines(config))
     from mama.engine import deepspeed_settings  # takes seconds to import, and only this needs it
 
     yield from _section("DeepSpeed", json.dumps(deepspeed_settings(config, ranks), indent=2).splitlines())
     yield from _section(f"Memory of one of {ranks} ranks, GiB", state_lines(config, model, ranks))
     yield from _section(f"Activations of {config.train.micro_batch} pairs, GiB", activation_lines(config, model))
+    # Last, as it may wait for a hub to bring the tokenizer.
+    yield from _section("The first texts as the language model reads them", text_lines(config))
 
 
 def shape_of(config: Config) -> MamaModel:
@@ -179,6 +181,8 @@ def _is_remote(config: Config) -> bool:
 
 def _published(field: str, name: str) -> dict[str, Any]:
     """The configuration of a pretrained model, as the `config` of a tower with random weights."""
+    if name in SHAPES:  # no network is asked for what is known
+        return SHAPES[name]
     folder, arguments = locate(field, name)
     try:
         with in_one_line(f"{field}: the configuration of {name}"):

@@ -83,7 +83,7 @@ def roc_curves(curves: list[dict[str, Any]]) -> str:
 
 
 def confusion_matrix(counts: list[list[int]], classes: list[str], title: str) -> str:
-    """Rows are the truth, columns the call; the shade is the share of the row."""
+    """Rows are the true class, columns the predicted one; the shade is the share of the row."""
     table = np.array(counts, dtype=float)
     totals = table.sum(1, keepdims=True)
     shares = np.divide(table, totals, out=np.zeros_like(table), where=totals > 0)
@@ -99,7 +99,7 @@ def confusion_matrix(counts: list[list[int]], classes: list[str], title: str) ->
         axes.set_yticks(
             range(len(classes)), [f"{name} ({int(n)})" for name, n in zip(classes, totals[:, 0], strict=True)]
         )
-        axes.set(title=title, xlabel="called", ylabel="is")
+        axes.set(title=title, xlabel="predicted", ylabel="true")
         axes.tick_params(length=0)
         return _svg(figure)
 

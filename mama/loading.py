@@ -22,6 +22,16 @@ from slurm.profile import Profile, SlurmError
 
 T = TypeVar("T")
 
+# What other frameworks call a setting -> what it is here.
+ELSEWHERE = {
+    "learning_rate": "optim.lr", "warmup": "optim.warmup_steps", "grad_clip": "optim.clip_norm",
+    "max_grad_norm": "optim.clip_norm", "max_steps": "train.steps", "num_steps": "train.steps", "epochs": "train.steps",
+    "max_epochs": "train.steps", "num_epochs": "train.steps", "batch_size": "train.global_batch",
+    "gpus": "train.ranks", "devices": "train.ranks", "world_size": "train.ranks", "fp16": "train.precision",
+    "bf16": "train.precision", "dtype": "train.precision", "gradient_checkpointing": "train.activation_checkpointing",
+    "num_workers": "data.workers", "temperature": "loss.initial_scale", "img_size": "data.image_size",
+}  # fmt: skip
+
 
 def shipped_configs() -> Path:
     """The folder of the recipes that come with the distribution, in a wheel or in a checkout."""
@@ -48,23 +58,40 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """What a job asks of the cluster, from YAML. Raises `ConfigError` or `SlurmError` that name file and key."""
-    file = find(path)
+    """What a job asks of the cluster: a YAML file, or the name of a shipped one such as `local`.
+
+    Raises `ConfigError` or `SlurmError` that name file and key.
+    """
+    file = find(path, "slurm")
     try:
         return _build(Profile, _document(Profile, file))
     except SlurmError as error:
         raise SlurmError(f"{file}: {error}") from error
 
 
-def find(path: str | Path) -> Path:
-    """The configuration file that `path` names."""
-    file = Path(path)
-    candidates = [file, shipped_configs() / file, shipped_configs() / f"{file}.yaml"]
-    for candidate in candidates:
+def find(path: str | Path, kind: str = "") -> Path:
+    """The configuration file that `path` names: a file, or by its name one that is shipped.
+
+    Of those `kind` "" is a recipe, and "slurm" a profile.
+    """
+    shipped = shipped_configs() / kind
+    for candidate in (Path(path), shipped_configs() / path, shipped / f"{path}.yaml"):
         if candidate.exists() and not candidate.is_dir():
             return candidate
-    shipped = ", ".join(sorted(p.stem for p in shipped_configs().glob("*.yaml")))
-    raise ConfigError(f"{path}: no such configuration file, nor a shipped one ({shipped})")
+    what = "profile" if kind else "run folder or configuration file"
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+    raise ConfigError(f"{path}: no such {what}, nor a shipped one ({names})")
+
+
+def is_shipped(name: str) -> bool:
+    """Is there a shipped recipe of this name?"""
+    return (shipped_configs() / f"{name}.yaml").is_file()
+
+
+def setting_for(option: str) -> str:
+    """How to type the setting that somebody took for an `option` such as --steps."""
+    close = _close(option.lstrip("-").replace("-", "_"), Config) or ["train.steps"]
+    return f"Settings are typed behind CONFIG as key=value, for example {close[0]}=..."
 
 
 def save(config: Config, path: Path) -> None:
@@ -97,7 +124,7 @@ def _document(section: Any, file: Path) -> dict[str, Any]:
     """Dotted field -> value, of the fields that a file names."""
     root = read(file)
     if root is None:
-        return {}
+        raise ConfigError(f"{file}: holds no setting; name at least one, or give a shipped file")
     if not isinstance(root, yaml.MappingNode):
         kind = "list" if isinstance(root, yaml.SequenceNode) else "text"
         raise ConfigError(f"{file}: holds a {kind}, expected `key: value` lines")
@@ -176,8 +203,15 @@ def _nearest(key: str, whole: Any) -> str:
     known = _known(whole)
     if key in known:
         return f"; in a file it is nested: {key.replace('.', ': {', 1)}: ...}}"
-    close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = _close(key, whole)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _close(key: str, whole: Any) -> list[str]:
+    """The keys that `key` may stand for: those of its last part in another section, else the most similar one."""
+    known, name = _known(whole), key.rpartition(".")[2]
+    same = [k for k in known if k == ELSEWHERE.get(name) or k.endswith(f".{name}")]
+    return same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
 
 
 class _Dumper(yaml.SafeDumper):

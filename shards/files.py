@@ -28,3 +28,10 @@ def read_plain(path: Path, largest: int) -> bytes:
 def read_json(path: Path) -> Any:
     """The document in a plain file. Raises `OSError`, and `ValueError` for what `parse_json` or `read_plain` refuse."""
     return parse_json(read_plain(path, LARGEST_JSON))
+
+
+def set_default_mode(path: Path) -> None:
+    """Permissions of any new file of this user; `tempfile` and safetensors leave files that only he may read."""
+    mask = os.umask(0o077)  # there is no other way to read it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.cache import cached
+from shards.files import set_default_mode
 from shards.manifest import MANIFEST, Shard
 from shards.schema import FetchError
 
@@ -62,6 +63,7 @@ class Remote:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # every rank has its own
                 file.write(content)
+            set_default_mode(Path(file.name))
             os.replace(file.name, folder / MANIFEST)
         except OSError as error:
             raise FetchError(

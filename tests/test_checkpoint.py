@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,15 @@ def test_a_model_of_another_shape_is_refused(folder: Path) -> None:
     model = model_of(replace(config, heads=replace(config.heads, embed_dim=8)))
     with pytest.raises(ConfigError, match=r"this configuration's model has no tensor \S+ \[16"):
         checkpoint.load_weights(model, folder / "checkpoints" / "step-000002", digests(model))
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(folder: Path, tmp_path: Path) -> None:
+    """safetensors itself leaves files that only their owner may read."""
+    earlier = os.umask(0o027)
+    try:
+        checkpoint.save_tensors({"w": torch.ones(3)}, tmp_path / "w.safetensors")
+    finally:
+        os.umask(earlier)
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o640
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~earlier}

@@ -144,6 +144,20 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
     assert "--slrum" in err.splitlines()[-1]
 
 
+def test_a_setting_typed_as_an_option_is_told_how_settings_are_typed(mama: Mama) -> None:
+    for option, setting in (("--steps", "train.steps"), ("--batch-size", "train.global_batch")):
+        code, _, err = mama("train", "quickstart", option, "3")
+        assert code == 2
+        assert err.rstrip().endswith(f"Settings are typed behind CONFIG as key=value, for example {setting}=...")
+
+
+def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_path: Path) -> None:
+    """In a checkout there is mama/, and elsewhere perhaps a folder clip/ of the user's own."""
+    (tmp_path / "clip").mkdir()
+    code, _, err = mama("consolidate", "clip")
+    assert (code, err) == (2, "mama: runs/clip: no complete checkpoint; train first\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -156,7 +170,10 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["pack", "sample_dicom", "pack.root=package:nobody"], "root: the package 'nobody' is not installed"),
         (["pack", "quickstart", "pack.root=''"], "root: is empty; name a folder"),
         (["pack", "quickstart", "pack.options.seeds=3"], "options.seeds: source 'phantom' knows patients, seed"),
-        (["pack", "quickstrat"], "quickstrat: no such configuration file, nor a shipped one (cdd_cesm, clip"),
+        (
+            ["pack", "quickstrat"],
+            "quickstrat: no such run folder or configuration file, nor a shipped one (cdd_cesm, clip",
+        ),
         (["pack", "empty"], "empty/config.yaml: no such configuration file"),
         (["pack", "quickstart", "pack.workers"], "pack.workers: expected key=value, for example train.steps=100"),
         (["train", "quickstart", "train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
@@ -169,8 +186,13 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
         (["eval", "quickstart"], f"runs/shards/phantom: {NO_SHARDS}"),
         (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart/model: no model.safetensors; run `mama con"),
         (["eval", "quickstart", "eval.tasks=[cancre]"], "eval.tasks: 'cancre' is not one of cancer, malignancy, birad"),
+        (["train", "train.steps=3", "quickstart"], "train.steps=3: a setting stands behind CONFIG"),
+        (["report", "runs/nothing"], "runs/nothing: no such run folder or configuration file"),
         (["report", "quickstart"], "runs/quickstart: no such run folder; train first"),
-        (["train", "quickstart", "--slurm", "--profile", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (
+            ["train", "quickstart", "--slurm", "--profile", "nowhere.yaml"],
+            "nowhere.yaml: no such profile, nor a shipped one (cluster, cpu, local)",
+        ),
         (["train", "quickstart", "--slurm", "--profile", "bad.yaml"], "bad.yaml: unknown key partitoin; did you mean"),
         (
             ["eval", "quickstart", "--slurm", "--profile", "worse.yaml"],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mama import loading
 from mama.config import (
     AugmentConfig,
     Config,
@@ -119,8 +120,14 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Pa
     assert load(path, ["train.steps=9", "train.steps=11"]).train.steps == 11
 
 
-def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
-    assert load(written(tmp_path, "")) == load(written(tmp_path, "# nothing yet\n")) == Config()
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "\n"])
+def test_a_file_without_a_setting_does_not_start_the_recipe_of_the_paper(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    assert complaint(path) == f"{path}: holds no setting; name at least one, or give a shipped file"
+
+
+def test_an_empty_mapping_is_the_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "{}")) == Config()
 
 
 def test_values_get_the_types_of_their_fields(tmp_path: Path) -> None:
@@ -157,19 +164,27 @@ def test_an_unknown_key_in_the_file_is_named_with_the_nearest_one(
         ("steps=3", "steps", "train.steps"),
         ("data.augment.blurr=0", "data.augment.blurr", "data.augment.blur"),
         ("trainn.steps=3", "trainn.steps", "train.steps"),
+        ("optim.learning_rate=1e-4", "optim.learning_rate", "optim.lr"),
+        ("learning_rate=1e-4", "learning_rate", "optim.lr"),
+        ("train.batch_size=8", "train.batch_size", "train.global_batch"),
+        ("train.workers=2", "train.workers", "pack.workers or data.workers"),
     ],
 )
 def test_an_unknown_key_behind_the_file_is_named_with_the_nearest_one(
     tmp_path: Path, override: str, wrong: str, right: str
 ) -> None:
-    message = complaint(written(tmp_path, ""), override)
+    message = complaint(written(tmp_path, "{}"), override)
     assert message.startswith(wrong)
     assert "unknown key" in message
     assert message.endswith(f"did you mean {right}?")
 
 
+def test_what_a_setting_is_called_elsewhere_leads_to_a_setting_that_exists() -> None:
+    assert set(loading.ELSEWHERE.values()) <= set(loading._known(Config))
+
+
 def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
-    assert complaint(written(tmp_path, ""), "zzzzqqqq=3") == "zzzzqqqq: unknown key"
+    assert complaint(written(tmp_path, "{}"), "zzzzqqqq=3") == "zzzzqqqq: unknown key"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +204,7 @@ def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
 def test_a_value_of_the_wrong_kind_is_refused_in_one_line(tmp_path: Path, key: str, value: str, reason: str) -> None:
     section, name = key.split(".")
     path = written(tmp_path, f"{section}: {{{name}: {value}}}")
-    in_file, behind_it = complaint(path), complaint(written(tmp_path, ""), f"{key}={value}")
+    in_file, behind_it = complaint(path), complaint(written(tmp_path, "{}"), f"{key}={value}")
     assert in_file.startswith(f"{path}: {key}: ")
     assert behind_it.startswith(f"{key}: ")
     assert reason in in_file
@@ -198,7 +213,7 @@ def test_a_value_of_the_wrong_kind_is_refused_in_one_line(tmp_path: Path, key: s
 
 def test_a_missing_file_names_the_shipped_recipes(tmp_path: Path) -> None:
     message = complaint(tmp_path / "none.yaml")
-    assert message.startswith(f"{tmp_path / 'none.yaml'}: no such configuration file")
+    assert message.startswith(f"{tmp_path / 'none.yaml'}: no such run folder or configuration file")
     assert all(Path(name).stem in message for name in RECIPES)
 
 
@@ -215,18 +230,18 @@ def test_a_file_without_keys_is_refused(tmp_path: Path, text: str, kind: str) ->
 
 
 def test_an_override_without_an_equals_sign_shows_how_to_write_it(tmp_path: Path) -> None:
-    assert complaint(written(tmp_path, ""), "train.steps") == (
+    assert complaint(written(tmp_path, "{}"), "train.steps") == (
         "train.steps: expected key=value, for example train.steps=100"
     )
 
 
 @pytest.mark.parametrize("value", ["[1", "{a: ", '"open'])
 def test_an_override_that_is_not_yaml_is_refused(tmp_path: Path, value: str) -> None:
-    assert complaint(written(tmp_path, ""), f"data.shards={value}").startswith("data.shards: ")
+    assert complaint(written(tmp_path, "{}"), f"data.shards={value}").startswith("data.shards: ")
 
 
 def test_an_override_of_one_item_of_a_list_is_refused(tmp_path: Path) -> None:
-    assert "data.shards" in complaint(written(tmp_path, ""), "data.shards.0=a")
+    assert "data.shards" in complaint(written(tmp_path, "{}"), "data.shards.0=a")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
@@ -247,7 +262,7 @@ def test_a_pair_that_is_none_is_named_with_its_field(tmp_path: Path, value: str)
 
 
 def test_one_folder_without_brackets_is_shown_with_them(tmp_path: Path) -> None:
-    message = complaint(written(tmp_path, ""), "data.shards=somewhere")
+    message = complaint(written(tmp_path, "{}"), "data.shards=somewhere")
     assert message.startswith("data.shards: ")
     assert "[somewhere]" in message
 
@@ -263,7 +278,7 @@ def test_a_key_that_is_said_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_short_key_without_its_section_is_suggested_with_it(tmp_path: Path) -> None:
-    assert complaint(written(tmp_path, ""), "lr=1e-3").endswith("did you mean optim.lr?")
+    assert complaint(written(tmp_path, "{}"), "lr=1e-3").endswith("did you mean optim.lr?")
 
 
 def test_a_dotted_key_in_a_file_is_told_to_be_nested(tmp_path: Path) -> None:
@@ -273,12 +288,12 @@ def test_a_dotted_key_in_a_file_is_told_to_be_nested(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["data.image_size=[.inf,1]", "optim.lr=-1", "optim.warmup_steps=-1"])
 def test_a_number_out_of_range_is_named(tmp_path: Path, override: str) -> None:
-    assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
+    assert complaint(written(tmp_path, "{}"), override).startswith(override.partition("=")[0] + ": ")
 
 
 @pytest.mark.parametrize("override", ["=3", ".=3", "train.=3", "train.steps.more=1"])
 def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str) -> None:
-    assert complaint(written(tmp_path, ""), override)
+    assert complaint(written(tmp_path, "{}"), override)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +313,7 @@ def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str)
     ],
 )
 def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_path: Path, override: str) -> None:
-    assert complaint(written(tmp_path, ""), override).startswith(override.partition("=")[0] + ": ")
+    assert complaint(written(tmp_path, "{}"), override).startswith(override.partition("=")[0] + ": ")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +325,7 @@ def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_pat
     ],
 )
 def test_settings_that_exclude_each_other_are_told(tmp_path: Path, overrides: list[str], message: str) -> None:
-    assert complaint(written(tmp_path, ""), *overrides).startswith(message)
+    assert complaint(written(tmp_path, "{}"), *overrides).startswith(message)
 
 
 def test_saving_writes_every_field_so_that_other_defaults_change_no_run(tmp_path: Path) -> None:
@@ -402,7 +417,7 @@ def test_the_ends_of_every_range_are_allowed(tmp_path: Path) -> None:
     DataConfig(pair_weights=[0, 1], mask_probability=1, max_tokens=2, image_size=(1, 1))
     TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1)
     EvalConfig(["density", "birads", "malignancy", "cancer"])
-    assert complaint(written(tmp_path, ""), "train.steps=0") == "train.steps: 0 is less than 1"
+    assert complaint(written(tmp_path, "{}"), "train.steps=0") == "train.steps: 0 is less than 1"
 
 
 @pytest.mark.parametrize(
@@ -428,7 +443,7 @@ def test_a_run_lies_in_a_folder_of_its_name() -> None:
 
 def test_a_name_is_that_of_one_folder_inside_of_runs(tmp_path: Path) -> None:
     for name in ("1.10", "007", "a b", "ü-乳房", "mine=yours", "a.b", "_a", "x" * 200):
-        assert load(written(tmp_path, ""), [f"name={name}"]).run_folder == Path("runs") / name
+        assert load(written(tmp_path, "{}"), [f"name={name}"]).run_folder == Path("runs") / name
     path = "is not the name of one folder; the folder that holds it is runs=..."
     edge = "begins with '-', '.' or a blank, or ends with a blank; take it away"
     inside = "holds a control character or a %; take it out"

@@ -79,6 +79,19 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tiny.yaml"
 
 
+def test_the_towers_of_the_paper_are_known_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that the papers name: ViT-B/14 with registers, 86 million parameters; BioMedLM, 2.7 billion."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    lines = sections("\n".join(dry_run(load("mama"), 4)))["Parameters"]
+    parameters = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines[1:]}
+    assert parameters["vision"] == pytest.approx(86.6e6, rel=0.01)
+    assert parameters["text"] == pytest.approx(2.66e9, rel=0.03)
+
+
 def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) -> None:
     write_shards(file.parent / "shards", {"train": 3, "test": 1})
     before = sorted(file.parent.rglob("*"))

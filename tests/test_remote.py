@@ -7,7 +7,9 @@ import http.server
 import json
 import logging
 import multiprocessing
+import os
 import shutil
+import stat
 import threading
 import urllib.request
 from collections import Counter
@@ -92,6 +94,10 @@ def test_pairs_from_an_address_are_those_from_the_folder(server: Server, tmp_pat
     kept = sorted(path.read_bytes() for path in (tmp_path / "cache" / "shards").glob("*.tar"))
     assert kept == sorted(path.read_bytes() for path in server.folder.glob("train*.tar"))
     assert not list((tmp_path / "cache").rglob("*.part"))
+    mask = os.umask(0o077)
+    os.umask(mask)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~mask}, "a cache may be a group's"
 
 
 def test_a_shard_is_fetched_when_it_is_needed_and_never_again(server: Server, tmp_path: Path) -> None:

@@ -307,13 +307,14 @@ def test_a_mistake_in_a_profile_is_one_line(tmp_path: Path, text: str, message: 
 
 
 def test_a_missing_profile_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such profile, nor a shipped one \(cluster, cpu, local\)$"):
         load_profile(tmp_path / "none.yaml")
 
 
-def test_an_empty_profile_is_the_default(tmp_path: Path) -> None:
+def test_an_empty_profile_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load_profile(tmp_path / "empty.yaml") == Profile()
+    with pytest.raises(ConfigError, match=r"empty\.yaml: holds no setting"):
+        load_profile(tmp_path / "empty.yaml")
 
 
 def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
@@ -327,7 +328,9 @@ def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
 
 
 def test_the_shipped_profiles_load() -> None:
-    assert load_profile(CONFIGS / "local.yaml").cluster == "local"
+    assert (
+        load_profile(CONFIGS / "local.yaml") == load_profile("local") == load_profile("slurm/local.yaml") == Profile()
+    )
     cluster = load_profile(CONFIGS / "cluster.yaml")
     assert (cluster.cluster, cluster.tasks) == ("slurm", 4)
     cpu = load_profile(CONFIGS / "cpu.yaml")

@@ -85,7 +85,7 @@ def complaint(path: str | Path, *overrides: str) -> str:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    return written(tmp_path, "")
+    return written(tmp_path, "{}")
 
 
 def test_a_text_behind_the_file_stays_as_it_is_typed_and_is_found_again(empty: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_number_that_is_refused_says_how_to_write_it(empty: Path, typed: str, 
 @pytest.mark.parametrize("typed", ["1e-3", "1.0e-3", "0.001", ".001", "1E-03", "+.1e-2"])
 def test_numbers_with_a_point_or_an_exponent(tmp_path: Path, typed: str) -> None:
     assert load(written(tmp_path, f"optim: {{lr: {typed}}}")).optim.lr == 1e-3
-    config = load(written(tmp_path, ""), [f"vision.config.eps={typed}", f"optim.lr={typed}"])
+    config = load(written(tmp_path, "{}"), [f"vision.config.eps={typed}", f"optim.lr={typed}"])
     assert (config.vision.config, config.optim.lr) == ({"eps": 1e-3}, 1e-3)
 
 
@@ -204,10 +204,10 @@ def test_values_of_free_dictionaries_are_what_they_look_like(tmp_path: Path) -> 
     assert config.vision.config == expected
     assert [type(value) for value in config.vision.config.values()] == [type(value) for value in expected.values()]
     behind = [f"vision.config.k{n}={text}" for n, text in enumerate(typed)]
-    assert load(written(tmp_path, ""), behind).vision.config == expected
-    assert load(written(tmp_path, ""), ["pack.options.separator=\t"]).pack.options == {"separator": "\t"}
+    assert load(written(tmp_path, "{}"), behind).vision.config == expected
+    assert load(written(tmp_path, "{}"), ["pack.options.separator=\t"]).pack.options == {"separator": "\t"}
     more = ["pack.options.file=exams #3.csv", "pack.options.columns={patient: '1.10', 7: [1, x]}"]
-    assert load(written(tmp_path, ""), more).pack.options == {
+    assert load(written(tmp_path, "{}"), more).pack.options == {
         "file": "exams #3.csv",
         "columns": {"patient": "1.10", "7": [1, "x"]},
     }
@@ -275,7 +275,7 @@ def test_what_is_no_plain_file_is_refused_before_it_is_opened(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         assert complaint(path) == f"{path}: is no plain file"
-    assert complaint(tmp_path).startswith(f"{tmp_path}: no such configuration file")
+    assert complaint(tmp_path).startswith(f"{tmp_path}: no such run folder or configuration file")
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\nb", "a\tb", "\x1b[31m", "\x85", "\udcff"])
