@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -26,7 +26,7 @@ from shards.picture import PictureConfig
 from shards.plan import Plan, PlannedShard, digest_of, extend, listed, load_plan, save_plan
 from shards.progress import progress
 from shards.record import Record, Tally, load_record, manifest_of, save_record
-from shards.sample import Sample, SampleConfig
+from shards.sample import Refusal, Sample, SampleConfig
 from shards.schema import ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
 from shards.workers import in_order
@@ -34,6 +34,7 @@ from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
+LISTED_VIEWS = 8  # of the other views that were met
 DECODERS = (
     "numpy",
     "opencv-python-headless",
@@ -154,12 +155,22 @@ def finish(build: Build) -> Manifest:
         len(refusals),
         ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
     )
+    _name_other_views(refusals)
     for fact, number in manifest.conflicts.items():
         log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
     if manifest.duplicates:
         log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, build.out)
     _limit_refused(manifest, build.config)
     return manifest
+
+
+def _name_other_views(refusals: Iterable[Refusal]) -> None:
+    """A misspelt view is left out like any other view: only its own word tells the two apart."""
+    views = Counter(refusal.message for refusal in refusals if refusal.reason == "other-view")
+    for message, number in views.most_common(LISTED_VIEWS):
+        log.info("other-view, %d images: %s", number, message)
+    if len(views) > LISTED_VIEWS:
+        log.info("other-view: %d more kinds, see %s", len(views) - LISTED_VIEWS, REFUSED)
 
 
 def _write(build: Build, shards: Sequence[PlannedShard]) -> None:

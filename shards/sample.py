@@ -159,7 +159,8 @@ def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple
     if not told["view"]:
         raise Refused("view", f"neither the table nor the header says that this is one of {', '.join(VIEWS)}")
     if told["view"] not in VIEWS:
-        raise Refused("other-view", f"the view is {told['view']!r}, not one of {', '.join(VIEWS)}")
+        reason = "spot" if told["view"] == "spot" else "other-view"
+        raise Refused(reason, f"the view is {told['view'][:40]!r}, not one of {', '.join(VIEWS)}")
     return told["laterality"], told["view"], tuple(conflicts)
 
 
