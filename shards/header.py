@@ -7,13 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    BreastProjectionXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+)
 
-from shards.schema import LATERALITIES, VIEWS, Refused
+from shards.schema import LATERALITIES, RAW, VIEWS, Refused
 from shards.words import SIDES, read_view
 
 # MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
+RAW_CLASSES = (
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+    BreastProjectionXRayImageStorageForProcessing,
+)
 # CID 4014 "View for Mammography", as SNOMED RT (SRT) and as SNOMED CT codes; any other code is another view.
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
 # CID 4015 "View Modifier for Mammography": magnification and spot compression.
@@ -122,8 +132,20 @@ def find_spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def find_intent(dataset: Dataset) -> str | None:
-    intent = dataset.get("PresentationIntentType")
-    return intent if intent in ("FOR PRESENTATION", "FOR PROCESSING") else None
+    """FOR PRESENTATION or FOR PROCESSING, by PresentationIntentType; where that says neither, raw by the SOP class.
+
+    ImageType is not asked: a raw image and the one made of it may both be ORIGINAL.
+    """
+    intent = _or_none(lambda: dataset.PresentationIntentType)
+    if intent in ("FOR PRESENTATION", RAW):
+        return intent
+    kind = dataset.get("SOPClassUID") or getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID")
+    return RAW if kind in RAW_CLASSES else None
+
+
+def is_volume(dataset: Dataset) -> bool:
+    """Whether it is tomosynthesis: several frames, or a single one of its class."""
+    return int(dataset.get("NumberOfFrames") or 1) > 1 or dataset.get("SOPClassUID") == TOMOSYNTHESIS
 
 
 def _position(dataset: Dataset) -> tuple[str | None, str | None]:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
+BEFORE = {"intent": "both", "raw": "stored"}  # what builds did that were begun before there were these settings
 LISTED_VIEWS = 8  # of the other views that were met
 DECODERS = (
     "numpy",
@@ -109,13 +110,14 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
     options = _source_options(config)
     key = load_key(Path(os.path.expanduser(config.key_file)))
-    settings = _settings(config, options, key)
     plan = load_plan(out / BUILD)
+    config = _as_begun(config, plan)
+    settings = _settings(config, options, key)
     if plan is None:
         if (out / MANIFEST).exists() or any(out.glob("*.tar")):
             raise ShardError(f"out: {out} holds shards of something else; give another `out`")
         plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
-    _compare(settings, plan.settings, out)
+    _compare(settings, {**BEFORE, **plan.settings}, out)
     studies = listed(SOURCES[config.source](root, **options), config.source, key)
     digests = {name: digest_of(study, root, key) for name, study in studies.items()}
     _compare_studies(plan, digests, out)
@@ -125,10 +127,17 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
             raise ShardError(f"{config.root}: holds no study")
         save_plan(plan, out / BUILD)
     picture = PictureConfig(
-        config.long_side, config.bits, config.crop, config.flip, config.reduced_jpeg2000, config.tomosynthesis == "slab"
+        config.long_side,
+        config.bits,
+        config.crop,
+        config.flip,
+        config.reduced_jpeg2000,
+        config.tomosynthesis == "slab",
+        config.raw == "processed",
     )
     quality = config.quality if config.codec == "jpeg" else None
-    return Build(config, SampleConfig(config.source, root, key, picture, quality), out, plan, studies)
+    sample = SampleConfig(config.source, root, key, picture, quality, config.intent)
+    return Build(config, sample, out, plan, studies)
 
 
 def finish(build: Build) -> Manifest:
@@ -156,6 +165,13 @@ def finish(build: Build) -> Manifest:
         ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
     )
     _name_other_views(refusals)
+    if manifest.raw:
+        how = (
+            "rendered"
+            if manifest.settings.get("raw") == "processed"
+            else "as they are; pack.raw=processed, in another `out`, renders them"
+        )
+        log.warning("%d images are raw (FOR PROCESSING), stored %s", manifest.raw, how)
     for fact, number in manifest.conflicts.items():
         log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
     if manifest.duplicates:
@@ -248,12 +264,20 @@ def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[s
     """What decides the bytes. Root and key enter as keyed hashes: enough to tell others apart, not to read them."""
     plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
-        **{name: getattr(config, name) for name in plain},
+        **{name: getattr(config, name) for name in (*plain, *BEFORE)},
         "options": json.loads(json.dumps(options)),  # as the plan gives them back: keys are texts
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
         "root": keyed_hash(key, "root", config.root),
     }
+
+
+def _as_begun(config: PackConfig, plan: Plan | None) -> PackConfig:
+    """A build that was begun before there was `intent` ends as it was begun, whatever today's default is."""
+    if plan is None or "intent" in plan.settings or config.intent != PackConfig.intent:
+        return config
+    log.info("intent: %s was begun when raw images were kept beside others, and still keeps both", config.out)
+    return replace(config, intent="both")
 
 
 def _compare(settings: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:
