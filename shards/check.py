@@ -136,6 +136,8 @@ def _check_totals(manifest: Manifest, contents: Sequence[Content], told: Sequenc
         problems.append(
             f"{MANIFEST}: {images} images stored and {left_out} left out are not the {manifest.listed} listed; {AGAIN}"
         )
+    if manifest.raw is not None and sum(content.raw for content in contents) != manifest.raw:
+        problems.append(f"{MANIFEST}: its number of raw images differs from the shards; {AGAIN}")
     if add_histograms(content.labels for content in contents) != manifest.labels:
         problems.append(f"{MANIFEST}: its label histograms differ from the labels in the shards; {AGAIN}")
     if sum((content.conflicts for content in contents), Counter()) != Counter(manifest.conflicts):

@@ -15,7 +15,16 @@ from shards.schema import ShardError
 
 AGAIN = f"remove {MANIFEST} and run the same `mama pack` again"
 # What no tar says, and what therefore only the records can confirm.
-FROM_RECORDS = ("source", "settings", "versions", "listed", "images_refused", "images_excluded", "studies_dropped")
+FROM_RECORDS = (
+    "source",
+    "settings",
+    "versions",
+    "listed",
+    "images_refused",
+    "images_excluded",
+    "studies_dropped",
+    "raw",
+)
 
 
 def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.manifest import MANIFEST, Histograms, Shard, label_histograms
-from shards.schema import LATERALITIES, VIEWS, ShardError, Study, View
+from shards.schema import LATERALITIES, RAW, VIEWS, ShardError, Study, View
 from shards.tar import Member, decode_image, members, open_shard, parse_study
 
 CHUNK = 2**20
@@ -24,6 +24,7 @@ class Content:
 
     problems: list[str] = field(default_factory=list)
     images: int = 0
+    raw: int = 0
     labels: Histograms = field(default_factory=dict)
     conflicts: Counter[str] = field(default_factory=Counter)
     instances: list[tuple[str, str, str]] = field(default_factory=list)  # instance, study key, member
@@ -75,6 +76,7 @@ def check_shard(
         return _one(shard, f"its SHA-256 differs from the manifest's: changed or damaged; {_mend(shard)}")
     if rest and not walk.content.problems:
         walk.tell("holds data behind its end mark")
+    walk.content.raw = sum(view.presentation_intent == RAW for view in walk.views)
     walk.content.labels = label_histograms((shard.split, view) for view in walk.views)
     return walk.content
 

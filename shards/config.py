@@ -22,6 +22,8 @@ class PackConfig:
     flip: bool = True  # turn the chest wall to the left
     reduced_jpeg2000: bool = True  # decode JPEG 2000 only at the resolution that long_side needs
     tomosynthesis: Literal["refuse", "slab"] = "refuse"  # slab: the mean of a volume's nine middle frames
+    intent: Literal["presentation", "processing", "both"] = "presentation"  # kept where a view has both; alone, any is
+    raw: Literal["stored", "processed"] = "stored"  # FOR PROCESSING images: as they are, or as pictures (shards/raw.py)
     samples_per_shard: int = 256  # studies
     workers: int = 0  # processes; 0 is one for each core that this process may use, wherever it runs
     max_refused: float = 0.05  # the share of refused images above which a build fails

@@ -7,12 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    BreastProjectionXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+)
 
-from shards.schema import LATERALITIES, VIEWS, Refused
+from shards.schema import LATERALITIES, RAW, VIEWS, Refused
+from shards.words import SIDES, read_view
 
 # MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
+RAW_CLASSES = (
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+    BreastProjectionXRayImageStorageForProcessing,
+)
 # CID 4014 "View for Mammography", as SNOMED RT (SRT) and as SNOMED CT codes; any other code is another view.
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
 # CID 4015 "View Modifier for Mammography": magnification and spot compression.
@@ -50,7 +61,7 @@ def refuse_other_objects(dataset: Dataset) -> None:
         raise Refused("not-a-breast", f"the header calls it {named[0]!r}")
     if SYNTHETIC.search(words):
         raise Refused("2d-synthetic", "a 2D image computed from tomosynthesis")
-    if any(code in SPOT_CODES for code in _modifiers(dataset)):
+    if any(_code(item) in SPOT_CODES or _meaning(item) == "spot" for item in _modifiers(dataset)):
         raise Refused("spot", "a spot compression or magnification view")
     photometric = dataset.get("PhotometricInterpretation") or ""
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -60,8 +71,8 @@ def refuse_other_objects(dataset: Dataset) -> None:
 def find_laterality(dataset: Dataset) -> str | None:
     """L or R, from every place where vendors put it; None where no place tells.
 
-    1. ImageLaterality, Laterality, and FrameLaterality of the shared functional groups; raises
-       `Refused` ("laterality-conflict") where two of them disagree.
+    1. ImageLaterality, Laterality, FrameLaterality of the shared functional groups, and the side in a ViewPosition
+       such as LCC; raises `Refused` ("laterality-conflict") where two of them disagree.
     2. The column direction of PatientOrientation (PS3.3 C.7.6.1.1.1): down the image of a left breast
        one moves to the patient's right. It holds for an image that stands upright.
     """
@@ -70,9 +81,12 @@ def find_laterality(dataset: Dataset) -> str | None:
         lambda: dataset.Laterality,
         lambda: dataset.SharedFunctionalGroupsSequence[0].FrameAnatomySequence[0].FrameLaterality,
     )
-    told = {side for side in map(_or_none, places) if side in LATERALITIES}
+    told = {SIDES.get((text or "").lower()) for text in map(_or_none, places)} | {_position(dataset)[0]}
+    told.discard(None)
     if len(told) > 1:
-        raise Refused("laterality-conflict", "ImageLaterality, Laterality and FrameLaterality disagree")
+        raise Refused(
+            "laterality-conflict", "ImageLaterality, Laterality, FrameLaterality and the side in ViewPosition disagree"
+        )
     if told:
         return told.pop()
     down = _or_none(lambda: dataset.PatientOrientation[1] if len(dataset.PatientOrientation) == 2 else None) or ""
@@ -83,19 +97,16 @@ def find_laterality(dataset: Dataset) -> str | None:
 def find_view(dataset: Dataset) -> str | None:
     """CC or MLO, or another view's own name in lower case; None where no place tells.
 
-    ViewPosition, ViewCodeSequence, then PatientOrientation (CBIS-DDSM keeps it there) and
-    AcquisitionDeviceProcessingDescription (FUJIFILM). Raises `Refused` ("view-conflict") where
-    ViewPosition and ViewCodeSequence disagree.
+    ViewPosition, ViewCodeSequence (its code, else its meaning), then PatientOrientation (CBIS-DDSM keeps it there) and
+    AcquisitionDeviceProcessingDescription (FUJIFILM). `shards.words` has the spellings that are understood. Raises
+    `Refused` ("view-conflict") where ViewPosition and ViewCodeSequence disagree.
     """
-    position = _or_none(lambda: dataset.ViewPosition) or None
-    code = _or_none(lambda: dataset.ViewCodeSequence[0].CodeValue) or None
-    coded = VIEW_CODES.get(code, f"code {code.lower()}") if code else None
+    _, position = _position(dataset)
+    coded = _coded_view(dataset)
     if position in VIEWS and coded in VIEWS and position != coded:
         raise Refused("view-conflict", f"ViewPosition says {position}, ViewCodeSequence says {coded}")
-    if position:
-        return position if position in VIEWS else position.lower()
-    if coded:
-        return coded
+    if position or coded:
+        return position or coded
     places = (lambda: dataset.PatientOrientation, lambda: dataset.AcquisitionDeviceProcessingDescription)
     for text in filter(None, map(_or_none, places)):
         named = {word for word in re.split(r"[^A-Z]+", text) if word in VIEWS}
@@ -121,14 +132,52 @@ def find_spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def find_intent(dataset: Dataset) -> str | None:
-    intent = dataset.get("PresentationIntentType")
-    return intent if intent in ("FOR PRESENTATION", "FOR PROCESSING") else None
+    """FOR PRESENTATION or FOR PROCESSING, by PresentationIntentType; where that says neither, raw by the SOP class.
+
+    ImageType is not asked: a raw image and the one made of it may both be ORIGINAL.
+    """
+    intent = _or_none(lambda: dataset.PresentationIntentType)
+    if intent in ("FOR PRESENTATION", RAW):
+        return intent
+    kind = dataset.get("SOPClassUID") or getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID")
+    return RAW if kind in RAW_CLASSES else None
 
 
-def _modifiers(dataset: Dataset) -> list[str]:
+def is_volume(dataset: Dataset) -> bool:
+    """Whether it is tomosynthesis: several frames, or a single one of its class."""
+    return int(dataset.get("NumberOfFrames") or 1) > 1 or dataset.get("SOPClassUID") == TOMOSYNTHESIS
+
+
+def _position(dataset: Dataset) -> tuple[str | None, str | None]:
+    """Side and view in ViewPosition; a text that is not understood is the name of another view."""
+    text = _or_none(lambda: dataset.ViewPosition) or ""
+    try:
+        return read_view(text)
+    except ValueError:
+        return None, text.lower()
+
+
+def _coded_view(dataset: Dataset) -> str | None:
+    item = (dataset.get("ViewCodeSequence") or [Dataset()])[0]
+    code = _code(item)
+    return VIEW_CODES.get(code) or _meaning(item) or (f"code {code.lower()}" if code else None)
+
+
+def _code(item: Dataset) -> str:
+    return str(item.get("CodeValue") or "").strip().upper()
+
+
+def _meaning(item: Dataset) -> str | None:
+    """The view that an item of a code sequence names in words."""
+    try:
+        return read_view(str(item.get("CodeMeaning") or ""))[1]
+    except ValueError:
+        return None
+
+
+def _modifiers(dataset: Dataset) -> list[Dataset]:
     views = dataset.get("ViewCodeSequence") or [Dataset()]
-    items = [*(views[0].get("ViewModifierCodeSequence") or []), *(dataset.get("ViewModifierCodeSequence") or [])]
-    return [str(item.get("CodeValue") or "") for item in items]
+    return [*(views[0].get("ViewModifierCodeSequence") or []), *(dataset.get("ViewModifierCodeSequence") or [])]
 
 
 def _or_none(place: Callable[[], Any]) -> str | None:

@@ -57,6 +57,7 @@ class Manifest:
     studies_dropped: int  # studies of which no image was left
     labels: Histograms
     shards: tuple[Shard, ...]
+    raw: int | None = None  # stored images that are FOR PROCESSING; None in a manifest from before they were counted
 
     @property
     def studies(self) -> int:

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from shards.picture import PictureConfig
 from shards.plan import Plan, PlannedShard, digest_of, extend, listed, load_plan, save_plan
 from shards.progress import progress
 from shards.record import Record, Tally, load_record, manifest_of, save_record
-from shards.sample import Sample, SampleConfig
+from shards.sample import Refusal, Sample, SampleConfig
 from shards.schema import ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
 from shards.workers import in_order
@@ -34,6 +34,8 @@ from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
+BEFORE = {"intent": "both", "raw": "stored"}  # what builds did that were begun before there were these settings
+LISTED_VIEWS = 8  # of the other views that were met
 DECODERS = (
     "numpy",
     "opencv-python-headless",
@@ -108,13 +110,14 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
     options = _source_options(config)
     key = load_key(Path(os.path.expanduser(config.key_file)))
-    settings = _settings(config, options, key)
     plan = load_plan(out / BUILD)
+    config = _as_begun(config, plan)
+    settings = _settings(config, options, key)
     if plan is None:
         if (out / MANIFEST).exists() or any(out.glob("*.tar")):
             raise ShardError(f"out: {out} holds shards of something else; give another `out`")
         plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
-    _compare(settings, plan.settings, out)
+    _compare(settings, {**BEFORE, **plan.settings}, out)
     studies = listed(SOURCES[config.source](root, **options), config.source, key)
     digests = {name: digest_of(study, root, key) for name, study in studies.items()}
     _compare_studies(plan, digests, out)
@@ -124,10 +127,17 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
             raise ShardError(f"{config.root}: holds no study")
         save_plan(plan, out / BUILD)
     picture = PictureConfig(
-        config.long_side, config.bits, config.crop, config.flip, config.reduced_jpeg2000, config.tomosynthesis == "slab"
+        config.long_side,
+        config.bits,
+        config.crop,
+        config.flip,
+        config.reduced_jpeg2000,
+        config.tomosynthesis == "slab",
+        config.raw == "processed",
     )
     quality = config.quality if config.codec == "jpeg" else None
-    return Build(config, SampleConfig(config.source, root, key, picture, quality), out, plan, studies)
+    sample = SampleConfig(config.source, root, key, picture, quality, config.intent)
+    return Build(config, sample, out, plan, studies)
 
 
 def finish(build: Build) -> Manifest:
@@ -154,12 +164,29 @@ def finish(build: Build) -> Manifest:
         len(refusals),
         ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
     )
+    _name_other_views(refusals)
+    if manifest.raw:
+        how = (
+            "rendered"
+            if manifest.settings.get("raw") == "processed"
+            else "as they are; pack.raw=processed, in another `out`, renders them"
+        )
+        log.warning("%d images are raw (FOR PROCESSING), stored %s", manifest.raw, how)
     for fact, number in manifest.conflicts.items():
         log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
     if manifest.duplicates:
         log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, build.out)
     _limit_refused(manifest, build.config)
     return manifest
+
+
+def _name_other_views(refusals: Iterable[Refusal]) -> None:
+    """A misspelt view is left out like any other view: only its own word tells the two apart."""
+    views = Counter(refusal.message for refusal in refusals if refusal.reason == "other-view")
+    for message, number in views.most_common(LISTED_VIEWS):
+        log.info("other-view, %d images: %s", number, message)
+    if len(views) > LISTED_VIEWS:
+        log.info("other-view: %d more kinds, see %s", len(views) - LISTED_VIEWS, REFUSED)
 
 
 def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
@@ -237,12 +264,20 @@ def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[s
     """What decides the bytes. Root and key enter as keyed hashes: enough to tell others apart, not to read them."""
     plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
-        **{name: getattr(config, name) for name in plain},
+        **{name: getattr(config, name) for name in (*plain, *BEFORE)},
         "options": json.loads(json.dumps(options)),  # as the plan gives them back: keys are texts
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
         "root": keyed_hash(key, "root", config.root),
     }
+
+
+def _as_begun(config: PackConfig, plan: Plan | None) -> PackConfig:
+    """A build that was begun before there was `intent` ends as it was begun, whatever today's default is."""
+    if plan is None or "intent" in plan.settings or config.intent != PackConfig.intent:
+        return config
+    log.info("intent: %s was begun when raw images were kept beside others, and still keeps both", config.out)
+    return replace(config, intent="both")
 
 
 def _compare(settings: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:

@@ -6,7 +6,7 @@ The steps, in their order:
 2. Padding becomes background.
 3. Find the breast in a small copy, cut to it, and shrink by area averaging. Stored values are averaged, before the
    transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be looked up.
-4. Grayscale transformations (`shards.tone`): modality, VOI, inversion.
+4. Grayscale transformations (`shards.tone`): modality, VOI, inversion; for a raw image on demand those of `shards.raw`.
 5. What lies outside of the breast's outline becomes black: burnt-in letters, film borders.
 6. Mirror, so that the chest wall is on the left.
 """
@@ -24,7 +24,9 @@ from pydicom.dataset import Dataset
 
 from shards.crop import Geometry, Outline, chest_wall_is_right, find_breast, small
 from shards.decode import Stored, decode, open_image
-from shards.schema import Refused
+from shards.header import find_intent
+from shards.raw import over_tissue, raw_tone, unexposed_as_air
+from shards.schema import RAW, Refused
 from shards.tone import Tone, codes, padding_codes, tone_of
 
 
@@ -38,16 +40,23 @@ class PictureConfig:
     flip: bool = True  # chest wall to the left
     reduced: bool = True  # decode JPEG 2000 at the resolution that suffices
     slab: bool = False  # tomosynthesis: the mean of the middle frames instead of a refusal
+    process_raw: bool = (
+        False  # FOR PROCESSING images become pictures (`shards.raw`) instead of being stored as they are
+    )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`pixels` [h, w] is uint8 or uint16, 0 black; `header` is None for a file that is not DICOM."""
+    """`pixels` [h, w] is uint8 or uint16, 0 black; `header` is None for a file that is not DICOM.
+
+    `processed`: a raw image, rendered as `shards.raw` does.
+    """
 
     pixels: NDArray[Any]
     geometry: Geometry
     original_size: tuple[int, int]  # (height, width)
     header: Dataset | None
+    processed: bool = False
 
 
 def read_picture(path: Path, config: PictureConfig) -> Picture:
@@ -69,8 +78,10 @@ def read_picture(path: Path, config: PictureConfig) -> Picture:
 
 
 def _picture(stored: Stored, config: PictureConfig) -> Picture:
-    tone = tone_of(stored.header, stored.values.dtype)
+    raw = stored.header if config.process_raw and stored.header and find_intent(stored.header) == RAW else None
+    tone = raw_tone(raw, stored.values.dtype) if raw else tone_of(stored.header, stored.values.dtype)
     image = _without_padding(codes(stored.values), stored, tone)
+    image = unexposed_as_air(image, tone) if raw else image
     glance = small(image)
     if glance.min() == glance.max() and image.min() == image.max():
         raise Refused("blank", "all pixels have the same value")
@@ -83,9 +94,12 @@ def _picture(stored: Stored, config: PictureConfig) -> Picture:
         x1, y1 = x1 - (x1 - x0) % 2, y1 - (y1 - y0) % 2
     size = max(1, round((y1 - y0) * scale)), max(1, round((x1 - x0) * scale))
     inside = outline.inside((x0, y0, x1, y1), size)
-    pixels = tone.show(_shrink(image[y0:y1, x0:x1], size), 2**config.bits - 1, inside) * inside
+    image = _shrink(image[y0:y1, x0:x1], size)
+    tone = over_tissue(tone, image, inside) if raw else tone
+    pixels = tone.show(image, 2**config.bits - 1, inside) * inside
     geometry = Geometry((x0, y0, x1, y1), flipped, size, stored.level)
-    return Picture(np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels), geometry, stored.size, stored.header)
+    pixels = np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels)
+    return Picture(pixels, geometry, stored.size, stored.header, processed=bool(raw))
 
 
 def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

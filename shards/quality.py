@@ -44,6 +44,7 @@ REASONS = {  # codes of refused and excluded images -> what they mean
     "missing": "in the table, not on the disk",
     "modality": "another modality",
     "not-a-breast": "another body part, or a test object",
+    "other-intent": "raw beside a presentation image, or the other way round",
     "other-view": "neither CC nor MLO",
     "outside": "a path out of the archive",
     "post-processed": "marked or subtracted",

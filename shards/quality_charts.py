@@ -101,7 +101,8 @@ def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:
             numbers["original"][study.split].append(max(view.original_size))
             spacing = view.pixel_spacing
             words["spacing"][study.split][f"{spacing[0] * 1000:.0f} µm" if spacing else UNKNOWN] += 1
-            words["intent"][study.split][(view.presentation_intent or UNKNOWN).lower()] += 1
+            intent = (view.presentation_intent or UNKNOWN).lower()
+            words["intent"][study.split][f"{intent}, rendered" if view.processed else intent] += 1
             for finding in view.findings:
                 words["finding"][study.split][finding.kind + (" with box" if finding.box else ", no box")] += 1
         words["images"][study.split][str(len(study.views))] += 1

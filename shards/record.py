@@ -21,7 +21,7 @@ from shards.manifest import (
 )
 from shards.plan import Plan
 from shards.sample import Refusal, Sample
-from shards.schema import EXCLUDED, ShardError, View
+from shards.schema import EXCLUDED, RAW, ShardError, View
 
 METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
     "113100": "Basic Application Confidentiality Profile",
@@ -41,6 +41,7 @@ class Record:
     conflicts: dict[str, int]
     refusals: tuple[Refusal, ...]
     instances: tuple[str, ...]
+    raw: int | None = None  # stored images that are FOR PROCESSING; None where it was written before they were counted
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Tally:
             conflicts=dict(Counter(fact for view in self.views for fact in view.conflicts)),
             refusals=tuple(self.refusals),
             instances=tuple(view.instance for view in self.views if view.instance),
+            raw=sum(view.presentation_intent == RAW for view in self.views),
         )
 
 
@@ -112,6 +114,7 @@ def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
         studies_dropped=sum(record.studies_dropped for record in records),
         labels=add_histograms(record.labels for record in records),
         shards=tuple(record.shard for record in records),
+        raw=None if any(record.raw is None for record in records) else sum(record.raw or 0 for record in records),
     )
 
 

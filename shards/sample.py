@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 from numpy.typing import NDArray
@@ -15,10 +16,10 @@ from pydicom.dataset import Dataset
 
 from shards.crop import Geometry
 from shards.errors import is_of_the_machine
-from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view
+from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
 from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
-from shards.schema import LATERALITIES, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
+from shards.schema import LATERALITIES, RAW, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
 
 LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
 
@@ -32,6 +33,7 @@ class SampleConfig:
     key: bytes
     picture: PictureConfig
     quality: int | None
+    intent: Literal["presentation", "processing", "both"] = "presentation"  # kept where a view has both
 
 
 @dataclass(frozen=True)
@@ -58,38 +60,57 @@ class Sample:
             yield f"{self.study.key}.{view.member}", image
 
 
+@dataclass(frozen=True)
+class _Image:
+    """An image that can be stored; `view.member` is its suffix until it is known which images are kept."""
+
+    source: SourceView
+    view: View
+    data: bytes
+    volume: bool
+
+    @property
+    def raw(self) -> bool:
+        return self.view.presentation_intent == RAW
+
+    @property
+    def place(self) -> tuple[str, str, bool]:
+        """A slab of tomosynthesis is not the presentation of a plain image of its view."""
+        return self.view.laterality, self.view.view, self.volume
+
+
 def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     """Read, crop and encode every image of a study. A bad image is refused; it never stops a build."""
-    views: list[View] = []
-    images: list[bytes] = []
+    images: list[_Image] = []
     refusals: list[Refusal] = []
     seen: set[str | None] = {None}
     for source in study.views:
         try:
             _check_study(study)
-            view, image = _build_view(config, source, len(views))
-            if view.instance in seen - {None}:
+            image = _build_image(config, source)
+            if image.view.instance in seen - {None}:
                 raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
         except Exception as error:  # untrusted input: whatever a parser or decoder trips over is told, not raised
             if isinstance(error, OSError) and is_of_the_machine(error):
                 raise  # the image is not to blame, and the build continues when it is started again
             refusals.append(refusal(config.root, source, error))
             continue
-        seen.add(view.instance)
-        views.append(view)
+        seen.add(image.view.instance)
         images.append(image)
+    images, others = _choose_intent(images, config.intent)
+    refusals += [refusal(config.root, image.source, error) for image, error in others]
     sample = Study(
         key=study_key(config.key, config.source, study),
         patient=keyed_hash(config.key, "patient", config.source, study.patient_id),
         source=config.source,
         split=split_of(config.source, study.patient_id),
-        views=tuple(views),
+        views=tuple(replace(image.view, member=f"{n}.{image.view.member}") for n, image in enumerate(images)),
         age=study.age,
         race=study.race,
         ethnicity=study.ethnicity,
         reason=study.reason,
     )
-    return Sample(sample, tuple(images), tuple(refusals))
+    return Sample(sample, tuple(image.data for image in images), tuple(refusals))
 
 
 def study_key(key: bytes, source: str, study: SourceStudy) -> str:
@@ -104,7 +125,26 @@ def refusal(root: Path, source: SourceView, error: Exception) -> Refusal:
     return Refusal(file, reason, message)
 
 
-def _build_view(config: SampleConfig, source: SourceView, number: int) -> tuple[View, bytes]:
+def _choose_intent(images: Sequence[_Image], intent: str) -> tuple[list[_Image], list[tuple[_Image, Refused]]]:
+    """The images without those of the other intent, where a view of the study has both; what is not raw is shown.
+
+    Only images that can be stored count: a raw one is kept where the presentation image is damaged.
+    """
+    kinds: dict[tuple[str, str, bool], set[bool]] = defaultdict(set)
+    for image in images:
+        kinds[image.place].add(image.raw)
+    kept, others = [], []
+    for image in images:
+        if intent == "both" or image.raw == (intent == "processing") or len(kinds[image.place]) == 1:
+            kept.append(image)
+            continue
+        told = "is raw (FOR PROCESSING)" if image.raw else "is for presentation"
+        message = f"the image {told}, and its view has another; pack.intent={intent} keeps that one"
+        others.append((image, Refused("other-intent", message)))
+    return kept, others
+
+
+def _build_image(config: SampleConfig, source: SourceView) -> _Image:
     if source.refused:
         raise Refused(*source.refused)
     _check_path(source.path, config.root)
@@ -114,7 +154,7 @@ def _build_view(config: SampleConfig, source: SourceView, number: int) -> tuple[
     laterality, position, conflicts = _side_and_view(source, header)
     instance = header.get("SOPInstanceUID")
     view = View(
-        member=f"{number}.{'jpg' if config.quality else 'png'}",
+        member="jpg" if config.quality else "png",
         laterality=laterality,
         view=position,
         size=picture.geometry.size,
@@ -129,9 +169,10 @@ def _build_view(config: SampleConfig, source: SourceView, number: int) -> tuple[
         presentation_intent=find_intent(header),
         vendor=None if picture.header is None else find_vendor(header),
         instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
+        processed=picture.processed,
         conflicts=conflicts,
     )
-    return view, _encode(picture, config.quality)
+    return _Image(source, view, _encode(picture, config.quality), is_volume(header))
 
 
 def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple[str, ...]]:
@@ -159,7 +200,8 @@ def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple
     if not told["view"]:
         raise Refused("view", f"neither the table nor the header says that this is one of {', '.join(VIEWS)}")
     if told["view"] not in VIEWS:
-        raise Refused("other-view", f"the view is {told['view']!r}, not one of {', '.join(VIEWS)}")
+        reason = "spot" if told["view"] == "spot" else "other-view"
+        raise Refused(reason, f"the view is {told['view'][:40]!r}, not one of {', '.join(VIEWS)}")
     return told["laterality"], told["view"], tuple(conflicts)
 
 

@@ -19,12 +19,14 @@ LATERALITIES = ("L", "R")
 VIEWS = ("CC", "MLO")
 DENSITIES = ("A", "B", "C", "D")
 SPLITS = ("train", "val", "test")
+RAW = "FOR PROCESSING"  # the intent of what a detector counted; FOR PRESENTATION is what a radiologist is shown
 
 # Reasons for which an image is left out because it is something else than was asked for, and not because it is bad.
 EXCLUDED = frozenset(
     {
         "2d-synthetic",  # a C-view or other 2D image computed from tomosynthesis
         "lesion-crop",
+        "other-intent",  # raw beside the presentation image of the same view, or the other way round
         "other-view",  # neither CC nor MLO
         "post-processed",  # CAD marks, contrast subtraction and the like, where the source wants plain images
         "roi-mask",
@@ -142,6 +144,7 @@ class View:
     presentation_intent: str | None = None  # FOR PRESENTATION | FOR PROCESSING
     vendor: str | None = None  # a name in shards.header.VENDORS; None where there is no DICOM header
     instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
+    processed: bool = False  # a raw image that was rendered here, see shards.raw; only then in the JSON
     conflicts: tuple[str, ...] = ()  # what table and header say differently, e.g. "laterality"; the table counts
 
 
@@ -162,6 +165,9 @@ class Study:
     def to_json(self) -> bytes:
         """The `<key>.json` member: UTF-8, sorted keys, so that equal studies are equal bytes."""
         document = {"schema": SCHEMA_VERSION, **asdict(self)}
+        for view in document["views"]:
+            if not view["processed"]:
+                del view["processed"]
         return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
     @staticmethod

@@ -16,7 +16,13 @@ from shards.header import (
     find_view,
     refuse_other_objects,
 )
-from shards.schema import EXCLUDED, Refused, SourceView
+from shards.schema import EXCLUDED, Refused, SourceStudy, SourceView
+from shards.sources.table import table
+
+
+def table_of(root: Path, text: str) -> list[SourceStudy]:
+    (root / "t.csv").write_text(text)
+    return list(table(root, "t.csv", {"patient": "p", "image": "f", "view": "v"}))
 
 
 def frame_side(side: str) -> list[Dataset]:
@@ -51,13 +57,19 @@ def frame_side(side: str) -> list[Dataset]:
         ({"ImageLaterality": None, "PatientOrientation": ["A", ""]}, None),
         ({"ImageLaterality": "R", "PatientOrientation": ["A", "R"]}, "R"),  # a name counts before a direction
         ({"ImageLaterality": None, "SharedFunctionalGroupsSequence": []}, None),
+        ({"ImageLaterality": None, "Laterality": "Left"}, "L"),
+        ({"ImageLaterality": None, "ViewPosition": "LCC"}, "L"),
+        ({"ImageLaterality": "R", "ViewPosition": "R MLO"}, "R"),
+        ({"ImageLaterality": "R", "ViewPosition": "LAT"}, "R"),
     ],
 )
 def test_laterality_is_found_everywhere(tags: dict[str, Any], side: str | None) -> None:
     assert find_laterality(mg_header(**tags)) == side
 
 
-@pytest.mark.parametrize("other", [{"Laterality": "R"}, {"SharedFunctionalGroupsSequence": frame_side("R")}])
+@pytest.mark.parametrize(
+    "other", [{"Laterality": "R"}, {"SharedFunctionalGroupsSequence": frame_side("R")}, {"ViewPosition": "RCC"}]
+)
 def test_two_lateralities_are_a_conflict(other: dict[str, Any]) -> None:
     with pytest.raises(Refused) as caught:
         find_laterality(mg_header(ImageLaterality="L", **other))
@@ -85,6 +97,17 @@ def test_two_lateralities_are_a_conflict(other: dict[str, Any]) -> None:
         ({"ViewPosition": None, "AcquisitionDeviceProcessingDescription": "ACCURATE"}, None),
         ({"ViewPosition": None}, None),
         ({"ViewPosition": None, "ViewCodeSequence": []}, None),
+        ({"ViewPosition": "CRANIO-CAUDAL"}, "CC"),
+        ({"ViewPosition": "LCC"}, "CC"),
+        ({"ViewPosition": "L MLO"}, "MLO"),
+        ({"ViewPosition": "mlo-id"}, "MLO"),
+        ({"ViewPosition": "L CC Screening", "ViewCodeSequence": [coded("R-10242")]}, "CC"),
+        ({"ViewPosition": "UNKNOWN", "ViewCodeSequence": [coded("R-10226")]}, "MLO"),
+        ({"ViewPosition": None, "ViewCodeSequence": [coded("X1", CodeMeaning="cranio-caudal")]}, "CC"),
+        ({"ViewPosition": None, "ViewCodeSequence": [coded("R-10226", CodeMeaning="cranio-caudal")]}, "MLO"),
+        ({"ViewPosition": None, "ViewCodeSequence": [coded("R-10224", CodeMeaning="medio-lateral")]}, "ml"),
+        ({"ViewPosition": None, "ViewCodeSequence": [coded("R-10224")]}, "code r-10224"),
+        ({"ViewPosition": "Oblique"}, "oblique"),
     ],
 )
 def test_view_is_found_everywhere(tags: dict[str, Any], view: str | None) -> None:
@@ -99,6 +122,8 @@ def test_view_is_found_everywhere(tags: dict[str, Any], view: str | None) -> Non
         {"ViewPosition": "LM"},
         {"ViewPosition": None, "ViewCodeSequence": [coded("R-10224")]},  # medio-lateral
         {"ViewPosition": "XCCL", "AcquisitionDeviceProcessingDescription": "CC"},
+        {"ViewPosition": "AXILLARY"},
+        {"ViewPosition": "CC RL"},
     ],
 )
 def test_another_view_is_neither_cc_nor_mlo(tags: dict[str, Any], tmp_path: Path) -> None:
@@ -108,10 +133,28 @@ def test_another_view_is_neither_cc_nor_mlo(tags: dict[str, Any], tmp_path: Path
     assert "other-view" in EXCLUDED
 
 
-def test_position_against_code_is_a_conflict() -> None:
+@pytest.mark.parametrize("position", ["MLO", "L MLO"])
+def test_position_against_code_is_a_conflict(position: str) -> None:
     with pytest.raises(Refused) as caught:
-        find_view(mg_header(ViewPosition="MLO", ViewCodeSequence=[coded("R-10242")]))
+        find_view(mg_header(ViewPosition=position, ViewCodeSequence=[coded("R-10242")]))
     assert caught.value.reason == "view-conflict"
+
+
+def test_table_and_header_name_views_alike(tmp_path: Path) -> None:
+    """A spelling is the same view from a table and from a header, and what is no CC or MLO is left out by its word."""
+    reasons: dict[str, list[str]] = {}
+    for text in ("mlo-id", "ml", "axillary", "CC MAG", "spot"):
+        write_dicom(tmp_path / "a.dcm", breast("L"), ViewPosition=text)
+        write_dicom(tmp_path / "b.dcm", breast("L"), ViewPosition=None)
+        (study,) = table_of(tmp_path, f"p,f,v\n1,a.dcm,\n1,b.dcm,{text}\n")
+        sample = sample_of(tmp_path, *study.views)
+        reasons[text] = [view.view for view in sample.study.views] + [
+            f"{refusal.reason} {refusal.message.split(chr(39))[1]}" for refusal in sample.refusals
+        ]
+    assert reasons == {
+        **{"mlo-id": ["MLO"] * 2, "ml": ["other-view ml"] * 2, "axillary": ["other-view axillary"] * 2},
+        **{"CC MAG": ["spot spot"] * 2, "spot": ["spot spot"] * 2},
+    }
 
 
 # --- table against header
@@ -191,6 +234,7 @@ def modified(code: str) -> list[Dataset]:
         ({"ViewCodeSequence": modified("R-102D7")}, "spot"),
         ({"ViewCodeSequence": modified("399163009")}, "spot"),
         ({"ViewModifierCodeSequence": [coded("399055006")]}, "spot"),
+        ({"ViewModifierCodeSequence": [coded("X9", CodeMeaning="Spot Compression")]}, "spot"),
         ({"PhotometricInterpretation": "RGB"}, "colour"),
         ({"PhotometricInterpretation": None}, "colour"),
     ],

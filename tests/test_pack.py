@@ -114,7 +114,9 @@ def test_a_bad_file_is_refused_and_the_rest_is_kept(config: PackConfig) -> None:
     assert check(Path(config.out)) == []
 
 
-def test_missing_laterality_or_view_is_refused(config: PackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_laterality_or_view_is_refused(
+    config: PackConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def bare(root: Path) -> Iterator[SourceStudy]:
         side = write_dicom(root / "a.dcm", breast("L"), ImageLaterality=None)
         view = write_dicom(root / "b.dcm", breast("L"), ViewPosition="XCCL")
@@ -122,9 +124,11 @@ def test_missing_laterality_or_view_is_refused(config: PackConfig, monkeypatch: 
         yield SourceStudy("1", "1", (SourceView(side), SourceView(view), told))
 
     monkeypatch.setitem(module.SOURCES, "bare", bare)
-    manifest = pack(replace(config, source="bare", max_refused=1.0))
+    with caplog.at_level("INFO"):
+        manifest = pack(replace(config, source="bare", max_refused=1.0))
     assert manifest.images_refused == {"laterality": 1}
     assert manifest.images_excluded == {"other-view": 1}
+    assert "other-view, 1 images: the view is 'xccl', not one of CC, MLO" in caplog.messages
     assert manifest.listed == 3
     assert manifest.images == 1
 

@@ -26,7 +26,7 @@ SIZES = ((64, 48), (80, 40))
 
 
 def sample(number: int, split: str, refusals: tuple[Refusal, ...] = (), pathology: str | None = "benign") -> Sample:
-    """A study of two views; every third has no labels."""
+    """A study of two views; every third has no labels. The second view is raw from number 20 on, in 21 rendered."""
     views = []
     for n, position in enumerate(("CC", "MLO")):
         height, width = SIZES[number % 2]
@@ -40,6 +40,8 @@ def sample(number: int, split: str, refusals: tuple[Refusal, ...] = (), patholog
             )
         )
     views[0] = replace(views[0], vendor="hologic")
+    if number >= 20:
+        views[1] = replace(views[1], presentation_intent="FOR PROCESSING", processed=number % 2 == 1)
     study = Study(
         f"{split}{number:03d}", f"p{split}{number // 2}", "invented", split, tuple(views), age=40 + number, race=HOSTILE
     )
@@ -178,6 +180,11 @@ def test_what_only_the_studies_say(page: Page) -> None:
     assert counts_of(charts["Findings"])["train"] == {"mass with box": 8}
     assert counts_of(charts["Pixel spacing, original"])["val"] == {"70 µm": 6}
     assert "Ethnicity" not in charts  # nothing is known of it
+    assert "Presentation intent" not in charts
+    raw = page.sections["set-2"]
+    intents = {"for processing": 1, "for processing, rendered": 1, "not known": 2}
+    assert counts_of(raw["charts"]["Presentation intent"]) == {"train": intents}
+    assert "2 stored images are raw (FOR PROCESSING)" in " ".join(raw["text"].split())
 
 
 def test_reasons_are_listed_and_a_missing_split_is_said(page: Page) -> None:

@@ -16,7 +16,8 @@ from shards.identity import split_of
 from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
 from shards.sources.table import table
 from shards.sources.table_options import FIELDS
-from shards.sources.table_words import OTHER_VIEWS, READERS, read_cell
+from shards.sources.table_words import READERS, read_cell
+from shards.words import OTHER_VIEWS
 
 COLUMNS = {"patient": "PatientNumber", "study": "ExamID", "image": "Path"}
 BOX = {"x0": "X0", "y0": "Y0", "x1": "X1", "y1": "Y1", "kind": "Kind"}
@@ -115,6 +116,18 @@ def test_one_column_may_tell_two_facts(tmp_path: Path) -> None:
     assert [(v.laterality, v.view) for v in study.views] == [("L", "CC"), ("L", "MLO"), ("R", "CC")]
 
 
+def test_a_view_may_tell_the_side(tmp_path: Path) -> None:
+    """It fills an empty cell of the side, must not contradict a full one, and the user's own spelling goes first."""
+    text = "PatientNumber,ExamID,Path,View,Side\n1,1,a,LCC,\n1,1,b,rmlo,R\n1,1,c,MLO,R\n1,1,d,R MLO-ID,L\n1,1,e,RO,\n"
+    columns = {**COLUMNS, "view": "View"}
+    (study,) = studies_of(tmp_path, text, columns, values={"view": {"RO": "R MLO"}})
+    sides = [("L", "CC"), ("R", "MLO"), (None, "MLO"), ("R", "MLO"), ("R", "MLO")]
+    assert [(v.laterality, v.view) for v in study.views] == sides
+    (study,) = studies_of(tmp_path, text, {**columns, "laterality": "Side"}, values={"view": {"RO": "R MLO"}})
+    assert [(v.laterality, v.view) for v in study.views if not v.refused] == [*sides[:2], ("R", "MLO"), sides[4]]
+    assert study.views[3].refused == ("label-conflict", "columns Side and View: name different sides")
+
+
 def test_a_separator_a_byte_order_mark_and_rows_without_anything(tmp_path: Path) -> None:
     (tmp_path / "exams.csv").write_bytes(
         b"\xef\xbb\xbfPatientNumber ;ExamID;Path\r\n1;1;a.dcm\r\n;;\r\n;;\r\n;1;b.dcm\r\n"
@@ -206,10 +219,13 @@ def test_a_finding_that_is_none_refuses_its_image_and_no_other(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("field", "spellings"),
     [
-        ("laterality", {"L": ["L", "l", "Left", " LEFT "], "R": ["R", "right"]}),
+        ("laterality", {"L": ["L", "l", "Left", " LEFT ", "LCC"], "R": ["R", "right"]}),
         (
             "view",
-            {"CC": ["cc", "Cranio-Caudal"], "MLO": ["MLO", "mediolateral  oblique"], "ml": ["ML"], "xccl": ["XCCL"]},
+            {
+                **{"CC": ["cc", "Cranio-Caudal", "LCC"], "MLO": ["MLO", "mediolateral  oblique", "MLO-ID"]},
+                **{"ml": ["ML"], "xccl": ["XCCL"]},
+            },
         ),
         (
             "birads",
@@ -244,8 +260,8 @@ def test_not_stated_is_none_and_never_a_guess(field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "texts"),
     [
-        ("laterality", ["B", "both", "links", "l/r"]),
-        ("view", ["LCC", "C C", "oblique"]),
+        ("laterality", ["B", "both", "links", "l/r", "CC", "RM"]),
+        ("view", ["C C", "oblique", "L", "1"]),
         ("birads", ["IV", "7", "-4", "4.5", "3a", "4d", "4 5", "44", "None", "ACR 4"]),
         ("density", ["E", "0", "5", "IV", "25", "BC"]),
         ("cancer", ["2", "-1", "None", "positive", "malignant"]),
@@ -315,10 +331,14 @@ def test_cancer_follows_from_pathology_and_must_not_contradict_it(tmp_path: Path
 
 
 def test_another_view_is_left_to_the_builder(tmp_path: Path) -> None:
-    lines = [f"1,1,{name}.dcm,{name.upper()}" for name in OTHER_VIEWS]
-    text = "\n".join(["PatientNumber,ExamID,Path,View", *lines])
+    """Also one that nobody knows, which the builder leaves out by its word; a number is no view."""
+    names = [*OTHER_VIEWS, "axillary", "schräg 2"]
+    lines = [f"1,1,{name}.dcm,{name.upper()}" for name in names]
+    text = "\n".join(["PatientNumber,ExamID,Path,View", *lines, "1,1,n.dcm,2"])
     (study,) = studies_of(tmp_path, text, {**COLUMNS, "view": "View"})
-    assert [(view.view, view.refused) for view in study.views] == [(name, None) for name in OTHER_VIEWS]
+    *others, number = study.views
+    assert [(view.view, view.refused) for view in others] == [(name, None) for name in names]
+    assert number.refused == ("label", "column View: '2' is not understood; map it in options.values.view")
 
 
 # --- what is refused

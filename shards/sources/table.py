@@ -17,8 +17,9 @@ import pandas as pd
 from shards.schema import Refused, ShardError, SourceStudy, SourceView
 from shards.sources.table_options import FINDING_FACTS, IDENTIFIERS, column_names, own_spellings
 from shards.sources.table_rows import CONTROL, study_of
-from shards.sources.table_words import NOT_STATED, READERS, read_cell, whole
+from shards.sources.table_words import NOT_STATED, READERS, plain, read_cell, whole
 from shards.tables import groups, read_table, rows
+from shards.words import read_view
 
 # How spreadsheets and data frames write a number whose last digits they have dropped.
 ROUNDED = re.compile(r"\d(\.\d+)?[eE]\+\d+")
@@ -35,8 +36,8 @@ def table(
 
     `columns` names the column of each field in `table_options.FIELDS` that the table has: patient and
     image at least. Without `study` each patient is one study; laterality and view may be left to DICOM
-    headers. `values` (field -> cell -> meaning) adds to the spellings that are understood; two that are one cell
-    (1 and 1.0, Yes and yes) must not have different meanings.
+    headers, and a view such as LCC tells both. `values` (field -> cell -> meaning) adds to the spellings that are
+    understood; two that are one cell (1 and 1.0, Yes and yes) must not have different meanings.
 
     There is one row per image, or several: each is then one of its findings, boxes in pixels of the
     original image. An empty cell agrees with the other rows of its image. A finding without `number`
@@ -50,7 +51,9 @@ def table(
     2. outside: its path leads out of `root` (backslashes separate folders, too) or holds control characters;
     3. duplicate: a study before this one has the same file;
     4. label: a cell is not understood, or a finding lacks its kind or has no proper box;
-    5. label-conflict: rows disagree about the image or the study, or cancer about pathology.
+    5. label-conflict: rows disagree about the image or the study, cancer about pathology, laterality about the side
+    in the view.
+    A view that is not understood is taken for another one than CC and MLO, and its image left out as such.
     Raises `ShardError` for a mistake in the options and for a table that cannot be read.
     """
     names = column_names(columns)
@@ -63,8 +66,12 @@ def table(
     _identify(cells, names, root)
     named = cells[list(IDENTIFIERS)].notna().all(axis=1)
     nameless, cells = cells[~named], cells[named].copy()
+    apart = "view" in names and names["view"] != names.get("laterality")
+    sides = _sides_of_views(cells, spellings.get("view", {})) if apart else None
     for field in [field for field in READERS if field in names]:
         _convert(cells, field, partial(_fact, field, names[field], spellings.get(field, {})))
+    if sides is not None and sides.notna().any():
+        names = _with_sides(cells, sides, names)
     cells["described"] = cells[[field for field in FINDING_FACTS if field in names]].notna().any(axis=1)
     owners: dict[str, int] = {}
     for study in groups(cells, ["patient", "study"]):
@@ -133,8 +140,38 @@ def _fact(field: str, name: str, spellings: Mapping[str, str], text: str) -> Any
     try:
         return read_cell(field, text, spellings)
     except ValueError:
+        if field == "view" and re.search(r"[^\W\d_]", text):
+            return plain(text)
         message = f"column {name}: {text[:40]!r} is not understood; map it in options.values.{field}"
         raise Refused("label", message) from None
+
+
+def _sides_of_views(cells: pd.DataFrame, spellings: Mapping[str, str]) -> pd.Series[Any]:
+    """L or R for each cell of the view that names a side too, as LCC does."""
+
+    def side(text: str) -> str | None:
+        try:
+            return read_view(spellings.get(plain(text), text))[0]
+        except ValueError:
+            return None
+
+    return cells["view"].map({text: side(text) for text in cells["view"].dropna().unique()})
+
+
+def _with_sides(cells: pd.DataFrame, sides: pd.Series[Any], names: Mapping[str, str]) -> dict[str, str]:
+    """Fill laterality where only the view tells it, refuse where the two differ; returns `names` with laterality."""
+    if "laterality" not in names:
+        cells["laterality"] = sides.where(sides.notna(), None)
+        return {**names, "laterality": names["view"]}
+    told = cells["laterality"]
+    differ = told.notna() & sides.notna() & (told != sides)
+    conflict = ("label-conflict", f"columns {names['laterality']} and {names['view']}: name different sides")
+    cells["refused"] = [
+        known or (conflict if bad else None) for known, bad in zip(cells["refused"], differ, strict=True)
+    ]
+    filled = told.where(told.notna(), sides)
+    cells["laterality"] = filled.where(filled.notna(), None)
+    return dict(names)
 
 
 def _nameless(root: Path, file: str, cells: pd.DataFrame, names: Mapping[str, str]) -> SourceStudy:

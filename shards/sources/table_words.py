@@ -3,9 +3,9 @@
 Case and blanks do not count, and a whole number may be written as 4.0. Anywhere but in reports and
 identifiers, an empty cell and na, n/a, nan, null and unknown mean "not stated".
 
-laterality   l, left; r, right
-view         cc, craniocaudal, cranio-caudal; mlo, mediolateral oblique, medio-lateral oblique; the other views in
-             `OTHER_VIEWS`, which are left out of a build
+laterality   l, left; r, right; or a text that names a view too, such as LCC
+view         as `shards.words` understands it: cc, cranio-caudal; mlo, medio-lateral oblique; LCC, MLO-ID; other views
+             are left out of a build, and so are texts that are not understood
 birads       0 to 6, 4a, 4b, 4c; "BI-RADS" or "BIRADS" may stand before it, and "category" between them
 density      a to d, 1 to 4; "ACR" or "density" may stand before it
 cancer       1, true, yes, y; 0, false, no, n
@@ -29,16 +29,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-NOT_STATED = frozenset({"", "na", "n/a", "nan", "null", "unknown"})
-LONGEST = 64  # characters of a descriptor
-# The short names of views other than CC and MLO, and of what modifies a view (DICOM PS3.16 CID 4014 and 4015).
-OTHER_VIEWS = ("at", "cv", "fb", "iso", "lm", "lmo", "ml", "rl", "rm", "sio", "spot", "tan", "xcc", "xccl", "xccm")
+from shards.words import NOT_STATED, read_view
 
-VIEWS = {
-    **dict.fromkeys(("cc", "craniocaudal", "cranio-caudal"), "CC"),
-    **dict.fromkeys(("mlo", "mediolateral oblique", "medio-lateral oblique"), "MLO"),
-    **{name: name for name in OTHER_VIEWS},
-}
+LONGEST = 64  # characters of a descriptor
 KINDS = {
     **dict.fromkeys(("mass", "masses"), "mass"),
     **dict.fromkeys(("calcification", "calcifications", "microcalcification", "microcalcifications"), "calcification"),
@@ -73,6 +66,20 @@ def read_cell(field: str, text: str, meanings: Mapping[str, str]) -> Any:
     """
     meant = meanings.get(plain(text), text)
     return None if plain(meant) in NOT_STATED else READERS[field](meant)
+
+
+def _side(text: str) -> str:
+    side = read_view(text)[0]
+    if side is None:
+        raise ValueError(text)
+    return side
+
+
+def _view(text: str) -> str:
+    view = read_view(text)[1]
+    if view is None:
+        raise ValueError(text)
+    return view
 
 
 def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
@@ -117,8 +124,8 @@ def _descriptor(text: str) -> str:
 
 
 READERS: dict[str, Callable[[str], Any]] = {
-    "laterality": _one_of({"l": "L", "left": "L", "r": "R", "right": "R"}),
-    "view": _one_of(VIEWS),
+    "laterality": _side,
+    "view": _view,
     "birads": lambda text: int(_match(BIRADS, text)),
     "density": _density,
     "cancer": _one_of(YES_NO),
