@@ -102,7 +102,7 @@ def inbreast(root: Path) -> Iterator[SourceStudy]:
 
 def _images(root: Path) -> pd.DataFrame:
     """One row an image: rows and files of one number joined, and those of one kind alone."""
-    table = read_table(root / TABLE, COLUMNS, sep=";")
+    table = read_table(root / TABLE, COLUMNS)
     table["row"] = (table.index + 2).astype(str)
     paths = sorted((root / IMAGES).rglob("*.dcm"))
     files = pd.Series([path.stem for path in paths], dtype="string").str.extract(NAME).assign(path=paths)

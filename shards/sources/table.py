@@ -29,9 +29,11 @@ def table(
     file: str = "",
     columns: Mapping[str, str | None] | None = None,
     values: Mapping[str, Mapping[Any, Any]] | None = None,
-    separator: str = ",",
+    separator: str | None = None,
 ) -> Iterator[SourceStudy]:
     """Yields the studies of `<root>/<file>` (CSV, Parquet or Excel), sorted by patient and study.
+
+    What separates the cells of a CSV file is found in its header, where `separator` does not say it.
 
     `columns` names the column of each field in `table_options.FIELDS` that the table has: patient and
     image at least. Without `study` each patient is one study; laterality and view may be left to DICOM
@@ -73,10 +75,9 @@ def table(
         yield _nameless(root, file, nameless, names)
 
 
-def _cells(root: Path, file: str, names: Mapping[str, str], separator: str) -> pd.DataFrame:
+def _cells(root: Path, file: str, names: Mapping[str, str], separator: str | None) -> pd.DataFrame:
     """The texts of the table by field, with the row's number and a place for its refusal; no wholly empty rows."""
-    options = {} if separator == "," else {"sep": separator}
-    texts = read_table(root / file, {name: name for name in names.values()}, **options).dropna(how="all")
+    texts = read_table(root / file, {name: name for name in names.values()}, separator=separator).dropna(how="all")
     # One column may serve two fields: "RCC" tells laterality and view.
     cells = pd.DataFrame({field: texts[name] for field, name in names.items()})
     cells["row"] = cells.index + 2  # as a spreadsheet counts: its first row is the header
