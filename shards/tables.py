@@ -16,6 +16,7 @@ from shards.schema import ShardError
 # The packages with which pandas reads a format.
 ENGINES = {".parquet": "pyarrow", ".xlsx": "openpyxl", ".xls": "xlrd"}
 LARGEST_EXACT = 2**53  # above it a float has lost digits of a whole number
+ROWS = 20_000  # of a CSV file that are held with all of their columns
 # The header is a row like any other: as names, pandas would call the second of two equal ones something else.
 AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False, "na_values": [""]}
 CARRIAGE_RETURN = "_x000D_"  # as Excel's file format spells it
@@ -35,7 +36,6 @@ def read_table(
     columns: Mapping[str, str],
     optional: Iterable[str] = (),
     separator: str | None = None,
-    only: bool = False,
 ) -> pd.DataFrame:
     """The `columns` (name in the file -> name here) of a CSV, Parquet or Excel file, by its suffix.
 
@@ -47,18 +47,18 @@ def read_table(
 
     A CSV file may be compressed, in UTF-8, UTF-16 or Windows-1252, and separated by commas, semicolons, tabs or bars:
     see `csv_dialect`. Where it is not separated by commas, a number may have a decimal comma and comes back with a
-    point. `separator` says what separates, and None looks. With `only`, other columns are not kept in memory.
+    point. `separator` says what separates, and None looks. Other columns are not kept in memory.
 
     Raises `ShardError` with the path and the first column that is missing, or there more than once.
     """
-    names, raw, comma = _read(path, columns, separator, only)
+    names, raw, comma = _read(path, columns, separator)
     table = pd.DataFrame(index=raw.index)
     for name, here in columns.items():
         places = [place for place, other in enumerate(names) if other == name]
         if len(places) > 1:
             raise ShardError(f"{path}: has {len(places)} columns {name!r}; take out or rename all but one")
         if places:
-            text = _text(raw.iloc[:, places[0]])
+            text = _text(raw[places[0]])
             table[here] = _with_points(text, comma) if comma else text
         elif here in optional:
             table[here] = pd.Series(pd.NA, index=raw.index, dtype="object")
@@ -79,46 +79,55 @@ def says_nothing(text: str) -> bool:
 
 
 def _read(
-    path: Path, columns: Collection[str], separator: str | None, only: bool
+    path: Path, columns: Collection[str], separator: str | None
 ) -> tuple[list[str], pd.DataFrame, re.Pattern[str] | None]:
-    """Names, cells without the header, and what a number with a decimal comma looks like where there are such."""
-    comma = None
+    """The names of all columns, cells by the place of their column, and how numbers with a decimal comma look, if any.
+
+    The index is the number of the row in a spreadsheet less 2.
+    """
     with _one_line(path):
         if path.suffix.lower() == ".parquet":
             raw = pd.read_parquet(path)
             # An identifier that its writer had made the index is a column like any other.
-            raw = raw.reset_index(drop=raw.index.names == [None])
-            return [clean_name(str(name)) for name in raw.columns], raw.dropna(how="all"), None
+            raw = raw.reset_index(drop=raw.index.names == [None]).dropna(how="all")
+            names = [clean_name(str(name)) for name in raw.columns]
+            return names, raw.set_axis(range(len(names)), axis=1), None
         if path.suffix.lower() in (".xlsx", ".xls"):
-            raw = pd.read_excel(path, **AS_TEXT).replace(CARRIAGE_RETURN, "\r", regex=True)
-            raw = raw[raw.notna().any(axis=1).cummax()]
-        else:
-            raw, dialect = _read_csv(path, columns, separator, only)
-            comma = DECIMAL_COMMAS.get(dialect.separator)
+            raw = pd.read_excel(path, **AS_TEXT).replace(CARRIAGE_RETURN, "\r", regex=True).dropna(how="all")
+            names, raw = _without_header(raw)
+            return names, raw.set_axis(raw.index - 1), None
+        dialect = find_dialect(path, columns, separator)
+        try:
+            names, raw = _read_csv(path, columns, dialect, dialect.encoding)
+        except UnicodeDecodeError:
+            if dialect.encoding != "utf-8":
+                raise
+            check_western(path)
+            names, raw = _read_csv(path, columns, dialect, "cp1252")
+        return names, raw.set_axis(raw.index + dialect.skipped - 1), DECIMAL_COMMAS.get(dialect.separator)
+
+
+def _read_csv(path: Path, columns: Collection[str], dialect: Dialect, encoding: str) -> tuple[list[str], pd.DataFrame]:
+    """In pieces: a table may have a hundred columns of which few are asked for."""
+    options = {"sep": dialect.separator, "skiprows": dialect.skipped, "skip_blank_lines": False}
+    names: list[str] = []
+    parts = []
+    with (
+        open_packed(path) as file,
+        pd.read_csv(file, encoding=encoding, chunksize=ROWS, **options, **AS_TEXT) as pieces,
+    ):
+        for piece in pieces:
+            cells = piece.dropna(how="all")
+            if not names:
+                names, cells = _without_header(cells)
+            parts.append(cells[[place for place, name in enumerate(names) if name in columns]])
+    return names, pd.concat(parts)
+
+
+def _without_header(raw: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
+    """The names in the first row, and the rows below it."""
     names = [clean_name(name) for name in raw.iloc[0].fillna("")] if len(raw) else []
-    raw.index -= 1
-    return names, raw.iloc[1:].dropna(how="all"), comma
-
-
-def _read_csv(path: Path, columns: Collection[str], separator: str | None, only: bool) -> tuple[pd.DataFrame, Dialect]:
-    """All lines, from the header on, numbered from the first line of the file."""
-    dialect = find_dialect(path, columns, separator)
-    places = [place for place, name in enumerate(dialect.header) if name in columns] if only else None
-
-    def parse(encoding: str) -> pd.DataFrame:
-        options = {"sep": dialect.separator, "skiprows": dialect.skipped, "skip_blank_lines": False, "usecols": places}
-        with open_packed(path) as file:
-            return pd.read_csv(file, encoding=encoding, **options, **AS_TEXT)
-
-    try:
-        raw = parse(dialect.encoding)
-    except UnicodeDecodeError:
-        if dialect.encoding != "utf-8":
-            raise
-        check_western(path)
-        raw = parse("cp1252")
-    raw.index += dialect.skipped
-    return raw, dialect
+    return names, raw.iloc[1:]
 
 
 @contextmanager

@@ -85,8 +85,7 @@ def _read(root: Path, kind: str, columns: dict[str, str], optional: Sequence[str
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise ShardError(f"root: {root} holds neither {names[0]} nor {names[1]}, nor does its folder tables")
-    # The full tables have more than a hundred columns: only those that are wanted are kept in memory.
-    table = read_table(path, columns, optional, only=True)
+    table = read_table(path, columns, optional)
     for column in whole:
         table[column] = _each(table[column], lambda text: text.removesuffix(".0"))
     for column in IDENTIFIERS:
