@@ -41,11 +41,11 @@ def table(
     (1 and 1.0, Yes and yes) must not have different meanings.
 
     There is one row per image, or several: each is then one of its findings, boxes in pixels of the
-    original image. An empty cell agrees with the other rows of its image. A finding without `number`
-    gets one of its own within the study, so that no two views are said to show the same lesion; a box
-    that stands twice is one finding. `cancer` follows from `pathology` where that is stated. A patient
-    or study 12.0 is 12, but leading zeros count. Reports are stored as they are: the user must have
-    de-identified them.
+    original image, by two corners or by the upper left one with width and height. An empty cell agrees
+    with the other rows of its image. A finding without `number` gets one of its own within the study, so
+    that no two views are said to show the same lesion; a box that stands twice is one finding. `cancer`
+    follows from `pathology` where that is stated. A patient or study 12.0 is 12, but leading zeros count.
+    Reports are stored as they are, but for the ends of their lines: the user must have de-identified them.
 
     An image is refused for the first of these that holds:
     1. identifier: patient, study or image is empty, or a number such as 1.2E+15 that lost its last digits;

@@ -16,7 +16,7 @@ kind         mass, masses; calcification, microcalcification, with or without s;
              distortion, architectural distortion; none and no finding for a row without one
 finding_pathology                       benign, malignant
 number                                  a whole number
-x0, y0, x1, y1                          numbers with a decimal point
+x0, y0, x1, y1, box_width, box_height   numbers with a decimal point
 race, ethnicity                         any text, as it stands
 shape, margin, finding_density,
 calcification_type, distribution        any text of at most `LONGEST` characters, in lower case
@@ -130,6 +130,6 @@ READERS: dict[str, Callable[[str], Any]] = {
     "kind": _one_of(KINDS),
     "finding_pathology": _one_of({word: word for word in ("benign", "malignant")}),
     "number": lambda text: int(_match(WHOLE, text)),
-    **dict.fromkeys(("x0", "y0", "x1", "y1"), _number),
+    **dict.fromkeys(("x0", "y0", "x1", "y1", "box_width", "box_height"), _number),
     **dict.fromkeys(("shape", "margin", "finding_density", "calcification_type", "distribution"), _descriptor),
 }
