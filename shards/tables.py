@@ -21,7 +21,7 @@ ROWS = 20_000  # of a CSV file that are held with all of their columns
 AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False, "na_values": [""]}
 CARRIAGE_RETURN = "_x000D_"  # as Excel's file format spells it
 # How people and programs write that nothing is known; in pandas, R, Excel and by hand.
-NOTHING = frozenset({"", "-", "--", "n.a.", "n/a", "#n/a", "na", "<na>", "nan", "none", "null", "unknown"})
+UNKNOWN = frozenset({"-", "--", "n.a.", "n/a", "#n/a", "na", "<na>", "nan", "none", "null", "unknown"})
 # Semicolons mean that commas are decimal; beside tabs and bars 1,234 may be one thousand.
 DECIMAL_COMMA, THOUSANDS = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)\Z", r"(?![-+]?[1-9]\d{0,2}(?:,\d{3})+\Z)"
 DECIMAL_COMMAS = {
@@ -73,9 +73,15 @@ def column_names(path: Path, wanted: Collection[str]) -> tuple[str, ...]:
         return find_dialect(path, wanted).header
 
 
-def says_nothing(text: str) -> bool:
-    """Whether a cell of a published table says that nothing is known. Ask it of cells that are no code of the table."""
-    return text.casefold() in NOTHING
+def blank_unknown(table: pd.DataFrame, codes: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    """The table with NaN for cells that say in words that nothing is known, and are no code of their column.
+
+    For published tables, whose codes are documented: in a user's own, "none" and "-" may be answers.
+    """
+    for column in table.columns:
+        words = {text for text in table[column].dropna().unique() if text.casefold() in UNKNOWN}
+        table[column] = table[column].mask(table[column].isin(words - set(codes.get(column, ()))))
+    return table
 
 
 def _read(

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from shards.schema import ShardError
-from shards.tables import groups, read_table, rows
+from shards.tables import blank_unknown, groups, read_table, rows
 
 
 def written(folder: Path, text: str | bytes, name: str = "table.csv") -> Path:
@@ -128,6 +128,13 @@ def test_no_file_no_excel_file_and_a_folder_are_one_line(tmp_path: Path) -> None
     assert complaint(tmp_path / "none.csv", {"a": "a"}) == "no such table"
     assert complaint(written(tmp_path, "a\n1\n", "table.xlsx"), {"a": "a"}).startswith("cannot be read as a table")
     assert complaint(tmp_path, {"a": "a"}).startswith("cannot be read as a table")
+
+
+def test_words_for_nothing_are_blanked_where_they_are_no_codes(tmp_path: Path) -> None:
+    words = ["NA", "n/a", "#N/A", "<NA>", "NaN", "None", "Unknown", "-"]
+    path = written(tmp_path, "code,sign,n\n" + "".join(f"{word},{word},1\n" for word in [*words, "N", "nano"]))
+    table = blank_unknown(read_table(path, {"code": "code", "sign": "sign"}), {"sign": {"-": "low", "+": "high"}})
+    assert cells(table) == [(None, None)] * 7 + [(None, "-"), ("N", "N"), ("nano", "nano")]
 
 
 def test_a_table_without_rows_has_no_groups(tmp_path: Path) -> None:
