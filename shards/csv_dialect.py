@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 SEPARATORS = (",", ";", "\t", "|")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 HEAD = 2**20  # bytes in which the header must end
-BLANK_LINES = re.compile(r"(?:[ ,;\t|]*(?:\r\n|\r|\n))*")
+# Blank lines, and the line in which Excel is told the separator.
+PREAMBLE = re.compile(r"(?:(?:[ ,;\t|]*|\"?sep=.\"?)(?:\r\n|\r|\n))*")
 
 # Text in another 8-bit encoding, once it is read as Windows-1252: characters that Western languages do not write, or
 # not in this place (Central European letters), and longer runs of accented letters (Cyrillic, Greek, Hebrew, Chinese).
@@ -37,7 +38,7 @@ FOREIGN = re.compile(rf"[^\x00-\x7f{LETTERS}{SIGNS}]|[{LETTERS}]{{4}}|\w[¡¿]|[
 
 @dataclass(frozen=True)
 class Dialect:
-    """`skipped` is the number of blank lines before the header."""
+    """`skipped` is the number of lines before the header."""
 
     encoding: str
     separator: str
@@ -57,10 +58,12 @@ def find_dialect(path: Path, wanted: Collection[str], separator: str | None = No
     text = _decode(head, encoding)
     if "\0" in text.partition("\n")[0]:
         raise ShardError(f"{path}: holds NUL bytes: UTF-16 without its byte order mark, or no text; save it as UTF-8")
-    blank = BLANK_LINES.match(text)[0]  # type: ignore[index]
-    headers = {mark: _header(text[len(blank) :], mark) for mark in (SEPARATORS if separator is None else (separator,))}
+    preamble = PREAMBLE.match(text)[0]  # type: ignore[index]
+    headers = {
+        mark: _header(text[len(preamble) :], mark) for mark in (SEPARATORS if separator is None else (separator,))
+    }
     best = max(headers, key=lambda mark: (len(set(headers[mark]) & set(wanted)), len(headers[mark])))
-    return Dialect(encoding, best, headers[best], len(blank.splitlines()))
+    return Dialect(encoding, best, headers[best], len(preamble.splitlines()))
 
 
 def clean_name(name: str) -> str:

@@ -68,7 +68,7 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
     A mammogram that only the tables name is yielded with the path there, at which nothing is. A file without such a
     name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no image at all.
     """
-    images = _jpeg_images(root) if (root / JPEG).is_dir() else _dicom_images(root)
+    images = _jpeg_images(root) if (root / INFO).is_file() else _dicom_images(root)
     films, nameless = read_films(root)
     for patient, views in sorted(_views(root, images, films).items()):
         yield SourceStudy(patient, patient, tuple(views))

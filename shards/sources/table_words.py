@@ -16,7 +16,7 @@ kind         mass, masses; calcification, microcalcification, with or without s;
              distortion, architectural distortion; none and no finding for a row without one
 finding_pathology                       benign, malignant
 number                                  a whole number
-x0, y0, x1, y1, box_width, box_height   numbers with a decimal point
+x0, y0, x1, y1, box_width, box_height   numbers with a decimal point; or a comma, in a CSV file not separated by commas
 race, ethnicity                         any text, as it stands
 shape, margin, finding_density,
 calcification_type, distribution        any text of at most `LONGEST` characters, in lower case
