@@ -20,7 +20,7 @@ ROWS = 20_000  # of a CSV file that are held with all of their columns
 # The header is a row like any other: as names, pandas would call the second of two equal ones something else.
 AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False, "na_values": [""]}
 CARRIAGE_RETURN = "_x000D_"  # as Excel's file format spells it
-# How people and programs write that nothing is known; in pandas, R, Excel and by hand.
+# How people and programs write that nothing is known: pandas, R, Excel, and by hand.
 UNKNOWN = frozenset({"-", "--", "n.a.", "n/a", "#n/a", "na", "<na>", "nan", "none", "null", "unknown"})
 # Semicolons mean that commas are decimal; beside tabs and bars 1,234 may be one thousand.
 DECIMAL_COMMA, THOUSANDS = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)\Z", r"(?![-+]?[1-9]\d{0,2}(?:,\d{3})+\Z)"

@@ -272,7 +272,7 @@ def test_spellings_that_are_understood(field: str, spellings: dict[Any, list[str
 
 @pytest.mark.parametrize("field", READERS)
 def test_not_stated_is_none_and_never_a_guess(field: str) -> None:
-    for text in ("", "NA", "n/a", "NaN", "null", "Unknown"):
+    for text in ("", "NA", "n/a", "#N/A", "<NA>", "NaN", "null", "Unknown"):
         assert read_cell(field, text, {}) is None
 
 
@@ -421,6 +421,14 @@ def test_a_row_without_patient_study_or_image_is_counted(tmp_path: Path) -> None
         "exams.csv row 7": ("identifier", "column Path: is empty in row 7"),
         "d.dcm": ("identifier", "column PatientNumber: is empty in row 8"),
     }
+
+
+@pytest.mark.parametrize("word", ["NA", "#N/A", "<NA>", "n.a.", "None", "-", "Unknown"])
+def test_a_word_for_nothing_is_no_patient(tmp_path: Path, word: str) -> None:
+    text = f"PatientNumber,ExamID,Path\n{word},{word},a\n{word},1,b\n1,{word},c\n1,1,{word}\n1,1,d\n"
+    kept, nameless = studies_of(tmp_path, text, COLUMNS)
+    assert kept == SourceStudy("1", "1", (SourceView(tmp_path / "d"),))
+    assert [view.refused and view.refused[0] for view in nameless.views] == ["identifier"] * 4
 
 
 def test_a_number_is_one_patient_however_it_is_written_but_zeros_in_front_count(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pandas as pd
 from shards.schema import Refused, ShardError, SourceStudy, SourceView
 from shards.sources.table_options import FINDING_FACTS, IDENTIFIERS, column_names, own_spellings
 from shards.sources.table_rows import CONTROL, study_of
-from shards.sources.table_words import NOT_STATED, READERS, read_cell, whole
-from shards.tables import groups, read_table, rows
+from shards.sources.table_words import READERS, read_cell, whole
+from shards.tables import UNKNOWN, groups, read_table, rows
 
 # How spreadsheets and data frames write a number whose last digits they have dropped.
 ROUNDED = re.compile(r"\d(\.\d+)?[eE]\+\d+")
@@ -116,12 +116,12 @@ def _convert(cells: pd.DataFrame, field: str, read: Callable[[str], Any]) -> Non
 def _identifier(name: str, text: str) -> str | None:
     if ROUNDED.fullmatch(text):
         raise Refused("identifier", f"column {name}: {text!r} has lost its last digits; export the column as text")
-    return None if text.lower() in NOT_STATED else whole(text)
+    return None if text.casefold() in UNKNOWN else whole(text)
 
 
 def _relative(inside: str, text: str) -> str | None:
     """The path below the folder `inside` in its shortest form; what leads out of it keeps its "/" or ".."."""
-    if text.lower() in NOT_STATED:
+    if text.casefold() in UNKNOWN:
         return None
     if CONTROL.search(text):
         return text

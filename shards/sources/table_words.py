@@ -1,7 +1,8 @@
 """What the cells of a user's own table mean: the spellings that the source `table` understands.
 
 Case and blanks do not count, and a whole number may be written as 4.0. Anywhere but in reports and
-identifiers, an empty cell and na, n/a, nan, null and unknown mean "not stated".
+identifiers, an empty cell and na, n/a, n.a., #n/a, <na>, nan, null and unknown mean "not stated".
+In identifiers none and - do as well: elsewhere they may be answers.
 
 laterality   l, left; r, right
 view         cc, craniocaudal, cranio-caudal; mlo, mediolateral oblique, medio-lateral oblique; the other views in
@@ -29,7 +30,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-NOT_STATED = frozenset({"", "na", "n/a", "nan", "null", "unknown"})
+from shards.tables import UNKNOWN
+
+NOT_STATED = UNKNOWN - {"none", "-", "--"} | {""}
 LONGEST = 64  # characters of a descriptor
 # The short names of views other than CC and MLO, and of what modifies a view (DICOM PS3.16 CID 4014 and 4015).
 OTHER_VIEWS = ("at", "cv", "fb", "iso", "lm", "lmo", "ml", "rl", "rm", "sio", "spot", "tan", "xcc", "xccl", "xccm")
