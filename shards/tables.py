@@ -145,6 +145,8 @@ def _one_line(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise ShardError(f"{path}: no such table") from None
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{path}: {error}; save the table as UTF-8") from None
     except ImportError:
         suffix = path.suffix.lower()
         raise ShardError(f"{path}: to read {suffix} files run `pip install {ENGINES[suffix]}`") from None

@@ -117,6 +117,10 @@ def test_an_optional_column_may_be_missing_and_no_other(tmp_path: Path) -> None:
         ("a,b\n".encode("utf-16-le"), "holds NUL bytes: UTF-16 without its byte order mark, or no text; save it as"),
         ("a,b\nРак,1\nРоза,\n".encode("cp1251"), "byte 0xd0 in line 3 is neither UTF-8 nor Windows-1252; save the"),
         ("a,b\nzmiana łagodna,1\n".encode("cp1250"), "byte 0xb3 in line 2 is neither UTF-8 nor Windows-1252"),
+        (
+            b"\xef\xbb\xbfa,b\n\xe4,1\n",
+            "'utf-8' codec can't decode byte 0xe4 in position 4: invalid continuation byte; save",
+        ),
         (b"a,b\n\xc3\xa4,\n\xe4,\n", "byte 0xe4 in line 3 is not UTF-8, line 2 is; save all as UTF-8"),
     ],
 )

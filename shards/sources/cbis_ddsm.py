@@ -11,13 +11,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.sources.cbis_ddsm_cases import CSV, NAME, SIDES, Film, Place, read_films
 from shards.sources.headers import read_header
-from shards.tables import read_table, rows
+from shards.tables import blank_unknown, read_table, rows
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,11 @@ def _jpeg_images(root: Path) -> list[Image]:
     files = sorted((root / JPEG).rglob("*.jpg"))
     if not files:
         raise ShardError(f"root: {root / JPEG} has no *.jpg files of CBIS-DDSM")
-    table = read_table(root / INFO, {"image_path": "path", **{name: name for name in HEADER}})
+    table = blank_unknown(read_table(root / INFO, {"image_path": "path", **{name: name for name in HEADER}}), {})
     headers: dict[tuple[str, ...], dict[str, str]] = {}
     row: Any
     for row in rows(table.dropna(subset=["path"])):
-        headers[PurePosixPath(row.path).parts[-2:]] = {name: getattr(row, name) or "" for name in HEADER}
+        headers[PureWindowsPath(row.path).parts[-2:]] = {name: getattr(row, name) or "" for name in HEADER}
     return [_image(root, path, headers.get(path.parts[-2:], dict.fromkeys(HEADER, ""))) for path in files]
 
 
