@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,10 @@ from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
 from shards.schema import LATERALITIES, RAW, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
 
+FACTS = ("race", "ethnicity", "reason")
 LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
+# All that Unicode and old systems call the end of a line, a paragraph or a page: Windows, Mac, mainframe, form feed.
+LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class _Image:
 
 def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     """Read, crop and encode every image of a study. A bad image is refused; it never stops a build."""
+    study = _with_plain_texts(study)
     images: list[_Image] = []
     refusals: list[Refusal] = []
     seen: set[str | None] = {None}
@@ -224,8 +229,20 @@ def _check_path(path: Path, root: Path) -> None:
         raise Refused("outside", "the path leads out of the archive's root")
 
 
+def _with_plain_texts(study: SourceStudy) -> SourceStudy:
+    """The same texts, however the table spelled them: one character ends a line, and facts are of one line."""
+    texts = {name: _plain(getattr(study, name)) for name in FACTS}
+    facts: dict[str, Any] = {name: text and " ".join(re.split("[\n\t]+", text)) for name, text in texts.items()}
+    return replace(study, views=tuple(replace(view, report=_plain(view.report)) for view in study.views), **facts)
+
+
+def _plain(text: str | None) -> str | None:
+    """With "\\n" for any end of a line, blanks for no-break spaces, and without byte order marks."""
+    return text and LINE_END.sub("\n", text).replace("\xa0", " ").replace("\ufeff", "")
+
+
 def _check_study(study: SourceStudy) -> None:
-    for name in ("race", "ethnicity", "reason"):
+    for name in FACTS:
         _check_text(name, getattr(study, name), LONGEST_FACT)
     if study.age is not None and not 0 <= study.age <= 130:
         raise Refused("hostile", f"age: {study.age} is no age in years")

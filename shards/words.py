@@ -1,4 +1,4 @@
-"""Spellings of a breast's side and of a view: one vocabulary for the cells of tables and for DICOM headers.
+"""Spellings of "not known", of a breast's side and of a view: one vocabulary for tables and DICOM headers.
 
 Case, digits and signs do not count. A text may name the side, one view and what changes it, in any order: "LCC",
 "l mlo", "MLO-ID", "Routine CC, right". Views have the short names of DICOM PS3.16 CID 4014, or are spelled out as
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 
-NOT_STATED = frozenset({"", "na", "n/a", "nan", "null", "unknown"})
+# How people and programs write that nothing is known: pandas, R, Excel, and by hand.
+UNKNOWN = frozenset({"-", "--", "n.a.", "n/a", "#n/a", "na", "<na>", "nan", "none", "null", "unknown"})
+NOT_STATED = UNKNOWN - {"none", "-", "--"} | {""}  # of a user's own table, where those may be answers
 SIDES = {**dict.fromkeys(("l", "lt", "left"), "L"), **dict.fromkeys(("r", "rt", "right"), "R")}
 PROJECTIONS = ("fb", "iso", "lm", "lmo", "ml", "sio")
 CHANGES = ("at", "cv", "ri", "rl", "rm", "rs", "spot", "tan", "xcc", "xccl", "xccm")  # make another view of CC or MLO

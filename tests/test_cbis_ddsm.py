@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import csv
 import logging
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pydicom
 import pytest
-from archives import breast, mammograms, write_dicom
+from archives import breast, mammograms, write_dicom, write_png
 
 from shards.config import PackConfig
 from shards.pack import pack
@@ -203,6 +207,91 @@ def test_both_spellings_of_the_density_in_either_table(spelled: str, tmp_path: P
         image(tmp_path, row["image file path"].split("/")[0])
     views = views_of(write_tables(tmp_path, *rows, spelled=spelled))
     assert {view.labels.density for view in views.values()} == {"C"}
+
+
+@pytest.mark.parametrize("word", ["NA", "n/a", "N/A", "", "NaN", "None", "-"])
+def test_there_are_many_words_for_not_known(word: str, tmp_path: Path) -> None:
+    unknown = {"assessment": word, "pathology": word}
+    views = told(
+        tmp_path,
+        abnormality("Mass-Test_P_00001_LEFT_CC", 1, word, word, breast_density=word, **unknown),
+        abnormality("Calc-Test_P_00002_LEFT_CC", 1, word, word, **{"breast density": "3.0", "assessment": "4.0"}),
+    )
+    assert views["Mass-Test_P_00001_LEFT_CC"].refused is None
+    assert views["Mass-Test_P_00001_LEFT_CC"].labels == Labels()
+    assert views["Mass-Test_P_00001_LEFT_CC"].findings == (Finding(1, "mass"),)
+    assert views["Calc-Test_P_00002_LEFT_CC"].labels == Labels(4, "C", False, "benign")
+    assert views["Calc-Test_P_00002_LEFT_CC"].findings == (Finding(1, "calcification", pathology="benign"),)
+
+
+def kaggle(official: Path, root: Path) -> Path:
+    """The same images and tables as Kaggle's copy has them: JPEG in folders of series, and one table of the headers."""
+    (root / "csv").mkdir(parents=True)
+    for name in TABLES:
+        (root / "csv" / name).write_bytes((official / name).read_bytes())
+    lines = []
+    for number, path in enumerate(sorted(official.rglob("*.dcm"))):
+        header = pydicom.dcmread(path)
+        folder = f"1.3.6.1.4.1.9590.100.1.2.{zlib.crc32(header.PatientID.encode())}"
+        write_png(root / "jpeg" / folder / f"{number}-242.jpg", (header.pixel_array >> 4).astype(np.uint8))
+        lines.append(
+            {
+                "file_path": f"CBIS-DDSM/dicom/{folder}/{number}-242.dcm",
+                "image_path": f"CBIS-DDSM/jpeg/{folder}/{number}-242.jpg",
+                "Columns": header.Columns,
+                "PatientID": header.PatientID,
+                "Rows": header.Rows,
+                "SeriesDescription": header.get("SeriesDescription"),
+                "SeriesInstanceUID": folder,
+            }
+        )
+    pd.DataFrame(lines).to_csv(root / "csv" / "dicom_info.csv", index=False)
+    return root
+
+
+def test_the_copy_on_kaggle_is_the_same_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    official = tmp_path / "official"
+    film, lesion = "Mass-Training_P_00001_LEFT_CC", "Mass-Training_P_00001_LEFT_CC_1"
+    image(official, film, size=80)
+    image(official, lesion, "1-1", "ROI mask images", size=80)
+    image(official, lesion, "1-2", "cropped images", size=60)
+    image(official, f"{film}_2", "1-1", None, size=80)  # as large as the film: a mask
+    image(official, f"{film}_2", "1-2", None, size=60)
+    image(official, "Calc-Training_P_00001_LEFT_CC", size=80)  # the same film as that of the mass
+    image(official, "Calc-Test_P_00002_RIGHT_MLO", about=None, size=80)
+    rows = [
+        abnormality(film, 1, "IRREGULAR", "SPICULATED", pathology="MALIGNANT", assessment="5"),
+        abnormality(film, 2),
+        abnormality("Calc-Training_P_00001_LEFT_CC", 1, "PUNCTATE", "N/A"),
+        abnormality("Calc-Test_P_00002_RIGHT_MLO", 1, "AMORPHOUS", "CLUSTERED"),
+    ]
+    root = kaggle(write_tables(official, *rows), tmp_path / "kaggle")
+
+    def facts(archive: Path) -> list[Any]:
+        # The order of files and the paths in a refusal's message are each layout's own.
+        return [
+            (study.patient_id, sorted(
+                (view.laterality, view.view, str(view.labels), str(view.findings), (view.refused or ("",))[0])
+                for view in study.views
+            ))
+            for study in cbis_ddsm(archive)
+        ]  # fmt: skip
+
+    found = facts(root)
+    assert not caplog.text
+    assert found == facts(official)
+    assert Counter(reason for _, views in found for *_, reason in views) == {
+        **{"": 2, "roi-mask": 2, "lesion-crop": 2, "duplicate": 1}
+    }
+    (kept,) = (view for study in cbis_ddsm(root) for view in study.views if view.laterality == "R")
+    assert (kept.labels, kept.findings[0].distribution) == (Labels(4, "C", False, "benign"), "grouped")
+    write_png(root / "jpeg" / "1.2.3" / "1-1.jpg", np.zeros((8, 8), np.uint8))  # no row has it
+    assert [study.patient_id for study in cbis_ddsm(root)] == ["P_00001", "P_00002", "jpeg/1.2.3/1-1.jpg"]
+    (root / "csv" / "dicom_info.csv").unlink()
+    with pytest.raises(
+        ShardError, match=r"^root: .*kaggle is no folder with \*.dcm files of CBIS-DDSM, or with csv/dicom_info.csv and"
+    ):
+        list(cbis_ddsm(root))
 
 
 def test_crops_and_masks_are_told_by_their_header_then_by_their_size(tmp_path: Path) -> None:

@@ -555,12 +555,12 @@ def test_a_path_must_not_lead_out_of_the_archive(tmp_path: Path) -> None:
         ({"race": "\x1b[31m"}, None, "race"),
         ({"race": "\ud800"}, None, "race"),  # no UTF-8 of it exists
         ({"race": "W" * 65}, None, "race"),
-        ({"ethnicity": "a\nb"}, None, "ethnicity"),
+        ({"ethnicity": "a\x1eb"}, None, "ethnicity"),
         ({"reason": "\x7f"}, None, "reason"),
         ({"age": 131}, None, "age"),
         ({"age": -1}, None, "age"),
         ({}, "A mass.\x00", "report"),
-        ({}, "A mass.\r", "report"),
+        ({}, "A mass.\b", "report"),
         ({}, "\udfff", "report"),
         ({}, "x" * 20_001, "report"),
     ],
@@ -574,3 +574,19 @@ def test_texts_of_the_table_are_checked(facts: dict[str, Any], report: str | Non
     good = sample_of(tmp_path, SourceView(path, report="Eine Masse.\n\tSonst nichts — ✓."), race="Ätiopien", age=130)
     assert good.images
     assert good.study.to_json()
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\v", "\f", "\x85", "\u2028", "\u2029"])
+def test_a_line_ends_alike_whatever_program_wrote_the_table(end: str, tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", breast("L")[::4, ::4])
+    texts = ["A mass of 3 mm.\n\tBI-RADS 4.\n\nAdvised: biopsy.", "White Irish", "a b", "screening"]
+    sample, expected = (
+        sample_of(tmp_path, SourceView(path, report=report), race=race, ethnicity=ethnicity, reason=reason)
+        for report, race, ethnicity, reason in (
+            ["\ufeffA mass of 3\xa0mm.\n\tBI-RADS 4.\n\nAdvised: biopsy.".replace("\n", end),
+            f"White{end}Irish", f"a\t{end}b", "screening"],
+            texts,
+        )
+    )  # fmt: skip
+    assert [sample.study.views[0].report, sample.study.race, sample.study.ethnicity, sample.study.reason] == texts
+    assert list(sample.members()) == list(expected.members())

@@ -54,7 +54,7 @@ def complaint(root: Path, **options: Any) -> str:
 def test_the_shipped_recipe_reads_a_table_with_its_columns(tmp_path: Path) -> None:
     options = load("table").pack.options
     assert list(options["columns"]) == [*COLUMNS, *(field for field in options["columns"] if field not in COLUMNS)]
-    assert set(options["columns"]) == set(FIELDS)
+    assert set(options["columns"]) == set(FIELDS) - {"box_width", "box_height"}
     cells = {
         **{"PatientNumber": "P1", "ExamID": "E1", "Side": "links", "ACR": "II", "Age": "90+", "Reason": "Screening"},
         **{"BIRADS": "4b", "Cancer": "", "Pathology": "malignant", "Race": "Asian", "Ethnicity": "", "Finding": "mass"},
@@ -200,7 +200,8 @@ def test_numbers_of_the_table_stay_and_others_avoid_them(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ("1,2,3,,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
+        ("1,2,3,,mass", "columns X0, Y0, X1, Y1: row 3 has only some of the four numbers of a box"),
+        ("0.1,0.2,0.3,1,mass", "columns X0, Y0, X1, Y1: row 3 holds shares of the image; a box is in pixels"),
         ("3,2,3,4,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
         ("1,4,3,2,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
         ("1,2,3,4,", "column Kind: does not say what finding row 3 describes"),
@@ -211,6 +212,40 @@ def test_numbers_of_the_table_stay_and_others_avoid_them(tmp_path: Path) -> None
 def test_a_finding_that_is_none_refuses_its_image_and_no_other(tmp_path: Path, cells: str, message: str) -> None:
     text = f"PatientNumber,ExamID,Path,X0,Y0,X1,Y1,Kind\n1,1,a,1,2,3,4,mass\n1,1,a,{cells}\n1,1,b,1,2,3,4,mass\n"
     assert refused(tmp_path, text, {**COLUMNS, **BOX}) == {"a": ("label", message), "b": None}
+
+
+def test_a_box_by_its_size_is_that_of_its_corners(tmp_path: Path) -> None:
+    """The same three boxes, in a German spreadsheet's spelling of the numbers in the second table."""
+    corners = (
+        "PatientNumber,ExamID,Path,X0,Y0,X1,Y1,Kind\n1,1,a,10,20.5,110,60,mass\n1,1,a,,,,,mass\n1,1,b,0,0,1,2,mass\n"
+    )
+    sizes = (
+        "PatientNumber;ExamID;Path;X0;Y0;W;H;Kind\n1;1;a;10,0;20,5;100;39,50;mass\n1;1;a;;;;;mass\n1;1;b;0;0;1;2;mass\n"
+    )
+    by_size = {**COLUMNS, "x0": "X0", "y0": "Y0", "box_width": "W", "box_height": "H", "kind": "Kind"}
+    studies = studies_of(tmp_path, corners, {**COLUMNS, **BOX})
+    assert studies == studies_of(tmp_path, sizes, by_size)
+    boxes = [finding.box for view in studies[0].views for finding in view.findings]
+    assert boxes == [(10.0, 20.5, 110.0, 60.0), None, (0.0, 0.0, 1.0, 2.0)]
+    none = "columns X0, Y0, W, H: row 2 holds no box from its upper left to its lower right"
+    assert refused(tmp_path, sizes.replace("100", "-100"), by_size) == {"a": ("label", none), "b": None}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ("x0", "y0", "x1", "y1", "box_width"),
+            ": a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out",
+        ),
+        (("x0", "y0", "x1", "box_height"), ": a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out"),
+        (("x0", "y0", "box_width"), ".box_height: is missing; name the column that holds it"),
+        (("box_width", "box_height"), ".x0: is missing; name the column that holds it"),
+    ],
+)
+def test_a_box_has_four_fields(tmp_path: Path, extra: tuple[str, ...], message: str) -> None:
+    columns = {**COLUMNS, "kind": "Kind", **{field: field for field in extra}}
+    assert complaint(tmp_path, columns=columns) == f"options.columns{message}"
 
 
 # --- what is understood
@@ -253,7 +288,7 @@ def test_spellings_that_are_understood(field: str, spellings: dict[Any, list[str
 
 @pytest.mark.parametrize("field", READERS)
 def test_not_stated_is_none_and_never_a_guess(field: str) -> None:
-    for text in ("", "NA", "n/a", "NaN", "null", "Unknown"):
+    for text in ("", "NA", "n/a", "#N/A", "<NA>", "NaN", "null", "Unknown"):
         assert read_cell(field, text, {}) is None
 
 
@@ -406,6 +441,14 @@ def test_a_row_without_patient_study_or_image_is_counted(tmp_path: Path) -> None
         "exams.csv row 7": ("identifier", "column Path: is empty in row 7"),
         "d.dcm": ("identifier", "column PatientNumber: is empty in row 8"),
     }
+
+
+@pytest.mark.parametrize("word", ["NA", "#N/A", "<NA>", "n.a.", "None", "-", "Unknown"])
+def test_a_word_for_nothing_is_no_patient(tmp_path: Path, word: str) -> None:
+    text = f"PatientNumber,ExamID,Path\n{word},{word},a\n{word},1,b\n1,{word},c\n1,1,{word}\n1,1,d\n"
+    kept, nameless = studies_of(tmp_path, text, COLUMNS)
+    assert kept == SourceStudy("1", "1", (SourceView(tmp_path / "d"),))
+    assert [view.refused and view.refused[0] for view in nameless.views] == ["identifier"] * 4
 
 
 def test_a_number_is_one_patient_however_it_is_written_but_zeros_in_front_count(tmp_path: Path) -> None:

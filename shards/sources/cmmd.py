@@ -15,7 +15,7 @@ from typing import Any
 
 from shards.schema import LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
 from shards.sources.headers import read_header
-from shards.tables import groups, read_table
+from shards.tables import blank_unknown, groups, read_table
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _view(path: Path, side: str, patient: Patient | None) -> SourceView:
 
 
 def _clinical(path: Path) -> dict[str, Patient]:
-    table = read_table(path, COLUMNS)
+    table = blank_unknown(read_table(path, COLUMNS), {})
     table["row"] = table.index + 2
     for column in ("classification", "abnormality"):
         table[column] = table[column].str.lower()

@@ -12,7 +12,7 @@ import pandas as pd
 
 from shards.schema import ShardError
 from shards.sources.embed_codes import CODES
-from shards.tables import read_table
+from shards.tables import blank_unknown, read_table
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ def _read(root: Path, kind: str, columns: dict[str, str], optional: Sequence[str
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise ShardError(f"root: {root} holds neither {names[0]} nor {names[1]}, nor does its folder tables")
-    # The full tables have more than a hundred columns: only those that are wanted are kept in memory.
-    table = read_table(path, columns, optional, usecols=lambda name: name.strip() in columns)
+    table = blank_unknown(read_table(path, columns, optional), CODES)
     for column in whole:
         table[column] = _each(table[column], lambda text: text.removesuffix(".0"))
     for column in IDENTIFIERS:

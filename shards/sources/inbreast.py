@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from shards.schema import VIEWS, Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
-from shards.tables import groups, read_table, rows
+from shards.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def inbreast(root: Path) -> Iterator[SourceStudy]:
 
 def _images(root: Path) -> pd.DataFrame:
     """One row an image: rows and files of one number joined, and those of one kind alone."""
-    table = read_table(root / TABLE, COLUMNS, sep=";")
+    table = blank_unknown(read_table(root / TABLE, COLUMNS), CODES)
     table["row"] = (table.index + 2).astype(str)
     paths = sorted((root / IMAGES).rglob("*.dcm"))
     files = pd.Series([path.stem for path in paths], dtype="string").str.extract(NAME).assign(path=paths)

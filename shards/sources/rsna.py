@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import DENSITIES, VIEWS, Labels, Refused, ShardError, SourceStudy, SourceView
-from shards.tables import groups, read_table, rows
+from shards.tables import blank_unknown, groups, read_table, rows
 
 COLUMNS = {
     "patient_id": "patient",
@@ -67,7 +67,8 @@ def _images(root: Path) -> pd.DataFrame:
     parts = [read_table(root / "train.csv", COLUMNS).assign(part="train")]
     if (root / "test.csv").is_file():
         parts.append(read_table(root / "test.csv", COLUMNS, optional=LABELS).assign(part="test"))
-    table = pd.concat([part.assign(line=(part.index + 2).astype(str)) for part in parts], ignore_index=True)
+    parts = [blank_unknown(part, CODES).assign(line=(part.index + 2).astype(str)) for part in parts]
+    table = pd.concat(parts, ignore_index=True)
     # A number has a point where its column has empty cells.
     for column in ("patient", "image", "age", "cancer", "biopsy", "birads"):
         table[column] = table[column].map(lambda text: re.sub(r"\.0+$", "", text), na_action="ignore")

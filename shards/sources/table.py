@@ -17,9 +17,9 @@ import pandas as pd
 from shards.schema import Refused, ShardError, SourceStudy, SourceView
 from shards.sources.table_options import FINDING_FACTS, IDENTIFIERS, column_names, own_spellings
 from shards.sources.table_rows import CONTROL, study_of
-from shards.sources.table_words import NOT_STATED, READERS, plain, read_cell, whole
+from shards.sources.table_words import READERS, plain, read_cell, whole
 from shards.tables import groups, read_table, rows
-from shards.words import read_view
+from shards.words import UNKNOWN, read_view
 
 # How spreadsheets and data frames write a number whose last digits they have dropped.
 ROUNDED = re.compile(r"\d(\.\d+)?[eE]\+\d+")
@@ -30,9 +30,11 @@ def table(
     file: str = "",
     columns: Mapping[str, str | None] | None = None,
     values: Mapping[str, Mapping[Any, Any]] | None = None,
-    separator: str = ",",
+    separator: str | None = None,
 ) -> Iterator[SourceStudy]:
     """Yields the studies of `<root>/<file>` (CSV, Parquet or Excel), sorted by patient and study.
+
+    What separates the cells of a CSV file is found in its header, where `separator` does not say it.
 
     `columns` names the column of each field in `table_options.FIELDS` that the table has: patient and
     image at least. Without `study` each patient is one study; laterality and view may be left to DICOM
@@ -40,11 +42,11 @@ def table(
     understood; two that are one cell (1 and 1.0, Yes and yes) must not have different meanings.
 
     There is one row per image, or several: each is then one of its findings, boxes in pixels of the
-    original image. An empty cell agrees with the other rows of its image. A finding without `number`
-    gets one of its own within the study, so that no two views are said to show the same lesion; a box
-    that stands twice is one finding. `cancer` follows from `pathology` where that is stated. A patient
-    or study 12.0 is 12, but leading zeros count. Reports are stored as they are: the user must have
-    de-identified them.
+    original image, by two corners or by the upper left one with width and height. An empty cell agrees
+    with the other rows of its image. A finding without `number` gets one of its own within the study, so
+    that no two views are said to show the same lesion; a box that stands twice is one finding. `cancer`
+    follows from `pathology` where that is stated. A patient or study 12.0 is 12, but leading zeros count.
+    Reports are stored as they are, but for the ends of their lines: the user must have de-identified them.
 
     An image is refused for the first of these that holds:
     1. identifier: patient, study or image is empty, or a number such as 1.2E+15 that lost its last digits;
@@ -80,10 +82,9 @@ def table(
         yield _nameless(root, file, nameless, names)
 
 
-def _cells(root: Path, file: str, names: Mapping[str, str], separator: str) -> pd.DataFrame:
+def _cells(root: Path, file: str, names: Mapping[str, str], separator: str | None) -> pd.DataFrame:
     """The texts of the table by field, with the row's number and a place for its refusal; no wholly empty rows."""
-    options = {} if separator == "," else {"sep": separator}
-    texts = read_table(root / file, {name: name for name in names.values()}, **options).dropna(how="all")
+    texts = read_table(root / file, {name: name for name in names.values()}, separator=separator).dropna(how="all")
     # One column may serve two fields: "RCC" tells laterality and view.
     cells = pd.DataFrame({field: texts[name] for field, name in names.items()})
     cells["row"] = cells.index + 2  # as a spreadsheet counts: its first row is the header
@@ -122,12 +123,12 @@ def _convert(cells: pd.DataFrame, field: str, read: Callable[[str], Any]) -> Non
 def _identifier(name: str, text: str) -> str | None:
     if ROUNDED.fullmatch(text):
         raise Refused("identifier", f"column {name}: {text!r} has lost its last digits; export the column as text")
-    return None if text.lower() in NOT_STATED else whole(text)
+    return None if text.casefold() in UNKNOWN else whole(text)
 
 
 def _relative(inside: str, text: str) -> str | None:
     """The path below the folder `inside` in its shortest form; what leads out of it keeps its "/" or ".."."""
-    if text.lower() in NOT_STATED:
+    if text.casefold() in UNKNOWN:
         return None
     if CONTROL.search(text):
         return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from shards.schema import ShardError
@@ -12,7 +12,11 @@ from shards.sources.table_words import READERS, plain, read_cell
 IDENTIFIERS = ("patient", "study", "image")
 IMAGE_FACTS = ("laterality", "view", "birads", "density", "cancer", "pathology", "report")
 STUDY_FACTS = ("age", "race", "ethnicity", "reason")
-BOX = ("x0", "y0", "x1", "y1")
+CORNER, OPPOSITE, SIZE = (
+    ("x0", "y0"),
+    ("x1", "y1"),
+    ("box_width", "box_height"),
+)  # a box is CORNER and one of the others
 DESCRIPTORS = {  # column -> attribute of a Finding
     "shape": "shape",
     "margin": "margin",
@@ -21,7 +25,7 @@ DESCRIPTORS = {  # column -> attribute of a Finding
     "distribution": "distribution",
     "finding_pathology": "pathology",
 }
-FINDING_FACTS = ("kind", *BOX, *DESCRIPTORS)
+FINDING_FACTS = ("kind", *CORNER, *OPPOSITE, *SIZE, *DESCRIPTORS)
 FIELDS = (*IDENTIFIERS, *IMAGE_FACTS, *STUDY_FACTS, *FINDING_FACTS, "number")
 
 
@@ -34,12 +38,20 @@ def column_names(columns: Any) -> dict[str, str]:
         if isinstance(given[field], bool | float):
             raise ShardError(f"options.columns.{field}: {given[field]} is no name of a column; write it in quotes")
     names = {field: str(name).strip() for field, name in given.items() if name is not None}
-    box = BOX if names.keys() & set(BOX) else ()
+    box = box_fields(names)
     kind = ("kind",) if names.keys() & {"number", *FINDING_FACTS} else ()
     for field in ("patient", "image", *box, *kind):
         if field not in names:
             raise ShardError(f"options.columns.{field}: is missing; name the column that holds it")
     return names
+
+
+def box_fields(names: Collection[str]) -> tuple[str, ...]:
+    """The four fields that make a box where one of them has a column. Raises `ShardError` where more than four have."""
+    given, size = set(names), set(names) & set(SIZE)
+    if size and given & set(OPPOSITE):
+        raise ShardError("options.columns: a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out")
+    return (*CORNER, *(SIZE if size else OPPOSITE)) if size or given & {*CORNER, *OPPOSITE} else ()
 
 
 def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.schema import Box, Finding, Labels, Refused, SourceStudy, SourceView
-from shards.sources.table_options import BOX, DESCRIPTORS, IMAGE_FACTS, STUDY_FACTS
+from shards.sources.table_options import DESCRIPTORS, IMAGE_FACTS, SIZE, STUDY_FACTS, box_fields
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNNUMBERED = -1  # a finding to which the table gives no number
@@ -117,15 +117,23 @@ def _finding(row: Any, names: Mapping[str, str]) -> Finding:
         raise Refused("label", f"column {names['kind']}: does not say what finding row {row.row} describes")
     told = {here: getattr(row, field) for field, here in DESCRIPTORS.items() if field in names}
     number = getattr(row, "number", None)
-    box = _box([getattr(row, field) for field in BOX], row.row, names) if BOX[0] in names else None
-    return Finding(UNNUMBERED if number is None else number, row.kind, box, **told)
+    return Finding(UNNUMBERED if number is None else number, row.kind, _box(row, names), **told)
 
 
-def _box(corners: list[Any], row: int, names: Mapping[str, str]) -> Box | None:
-    if corners.count(None) == 4:
+def _box(row: Any, names: Mapping[str, str]) -> Box | None:
+    """In corners; a width is added to the column of the left edge, so that the right edge is the first one outside."""
+    fields = box_fields(names)
+    numbers = [getattr(row, field) for field in fields]
+    if numbers.count(None) == len(numbers):
         return None
-    if None in corners or corners[0] >= corners[2] or corners[1] >= corners[3]:
-        columns = ", ".join(names[field] for field in BOX)
-        raise Refused("label", f"columns {columns}: row {row} holds no box from its upper left to its lower right")
-    x0, y0, x1, y1 = corners
+    columns = ", ".join(names[field] for field in fields)
+    if None in numbers:
+        raise Refused("label", f"columns {columns}: row {row.row} has only some of the four numbers of a box")
+    x0, y0, x1, y1 = numbers
+    if SIZE[0] in names:
+        x1, y1 = x0 + x1, y0 + y1
+    if x0 >= x1 or y0 >= y1:
+        raise Refused("label", f"columns {columns}: row {row.row} holds no box from its upper left to its lower right")
+    if max(x1, y1) <= 1:
+        raise Refused("label", f"columns {columns}: row {row.row} holds shares of the image; a box is in pixels")
     return x0, y0, x1, y1

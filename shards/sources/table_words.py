@@ -1,7 +1,8 @@
 """What the cells of a user's own table mean: the spellings that the source `table` understands.
 
 Case and blanks do not count, and a whole number may be written as 4.0. Anywhere but in reports and
-identifiers, an empty cell and na, n/a, nan, null and unknown mean "not stated".
+identifiers, an empty cell and na, n/a, n.a., #n/a, <na>, nan, null and unknown mean "not stated".
+In identifiers none and - do as well: elsewhere they may be answers.
 
 laterality   l, left; r, right; or a text that names a view too, such as LCC
 view         as `shards.words` understands it: cc, cranio-caudal; mlo, medio-lateral oblique; LCC, MLO-ID; other views
@@ -16,7 +17,7 @@ kind         mass, masses; calcification, microcalcification, with or without s;
              distortion, architectural distortion; none and no finding for a row without one
 finding_pathology                       benign, malignant
 number                                  a whole number
-x0, y0, x1, y1                          numbers with a decimal point
+x0, y0, x1, y1, box_width, box_height   numbers with a decimal point; or a comma, in a CSV file not separated by commas
 race, ethnicity                         any text, as it stands
 shape, margin, finding_density,
 calcification_type, distribution        any text of at most `LONGEST` characters, in lower case
@@ -137,6 +138,6 @@ READERS: dict[str, Callable[[str], Any]] = {
     "kind": _one_of(KINDS),
     "finding_pathology": _one_of({word: word for word in ("benign", "malignant")}),
     "number": lambda text: int(_match(WHOLE, text)),
-    **dict.fromkeys(("x0", "y0", "x1", "y1"), _number),
+    **dict.fromkeys(("x0", "y0", "x1", "y1", "box_width", "box_height"), _number),
     **dict.fromkeys(("shape", "margin", "finding_density", "calcification_type", "distribution"), _descriptor),
 }

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
-from shards.tables import groups, read_table, rows
+from shards.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ def _read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     for name in (BREASTS, FINDINGS):
         if not (root / name).is_file():
             raise ShardError(f"root: {root} must hold {BREASTS}, {FINDINGS} and images of VinDr-Mammo")
-    breasts = read_table(root / BREASTS, IMAGE).assign(listed=True)
-    findings = read_table(root / FINDINGS, FINDING)
+    breasts = blank_unknown(read_table(root / BREASTS, IMAGE), CODES).assign(listed=True)
+    findings = blank_unknown(read_table(root / FINDINGS, FINDING), CODES)
     findings["line"] = findings.index + 2
     orphans = findings.loc[~findings["image"].isin(breasts["image"]), list(IMAGE.values())]
     table = pd.concat([breasts, orphans.drop_duplicates("image").assign(listed=False)], ignore_index=True)
