@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Manifest:
     studies_dropped: int  # studies of which no image was left
     labels: Histograms
     shards: tuple[Shard, ...]
+    fallbacks: dict[str, int] = field(default_factory=dict)  # word of schema.FALLBACKS -> images rendered by it
 
     @property
     def studies(self) -> int:

@@ -6,7 +6,8 @@ The steps, in their order:
 2. Padding becomes background.
 3. Find the breast in a small copy, cut to it, and shrink by area averaging. Stored values are averaged, before the
    transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be looked up.
-4. Grayscale transformations (`shards.tone`): modality, VOI, inversion.
+4. Grayscale transformations (`shards.tone`): modality, VOI, inversion. Where the picture shows nothing by the header's
+   first ones, by its next, and at last by a stretch.
 5. What lies outside of the breast's outline becomes black: burnt-in letters, film borders.
 6. Mirror, so that the chest wall is on the left.
 """
@@ -25,7 +26,9 @@ from pydicom.dataset import Dataset
 from shards.crop import Geometry, Outline, chest_wall_is_right, find_breast, small
 from shards.decode import Stored, decode, open_image
 from shards.schema import Refused
-from shards.tone import Tone, codes, padding_codes, tone_of
+from shards.tone import Tone, codes, padding_codes, tones_of
+
+SHOWS = 0.01  # share of the pixels between darkest and brightest; with fewer a picture is blank or a silhouette
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,16 @@ class PictureConfig:
 
 @dataclass(frozen=True)
 class Picture:
-    """`pixels` [h, w] is uint8 or uint16, 0 black; `header` is None for a file that is not DICOM."""
+    """`pixels` [h, w] is uint8 or uint16, 0 black; `header` is None for a file that is not DICOM.
+
+    `fallbacks` are words of `schema.FALLBACKS`.
+    """
 
     pixels: NDArray[Any]
     geometry: Geometry
     original_size: tuple[int, int]  # (height, width)
     header: Dataset | None
+    fallbacks: tuple[str, ...] = ()
 
 
 def read_picture(path: Path, config: PictureConfig) -> Picture:
@@ -69,7 +76,22 @@ def read_picture(path: Path, config: PictureConfig) -> Picture:
 
 
 def _picture(stored: Stored, config: PictureConfig) -> Picture:
-    tone = tone_of(stored.header, stored.values.dtype)
+    """By the first tone of which the picture shows something; if none does, by the first that is not all one grey."""
+    first = None
+    for tone in tones_of(stored.header, stored.values.dtype):
+        picture = _rendered(stored, config, tone)
+        darkest, brightest = picture.pixels.min(), picture.pixels.max()
+        between = np.count_nonzero((picture.pixels > darkest) & (picture.pixels < brightest))
+        if between > SHOWS * picture.pixels.size:
+            return picture
+        if darkest < brightest:
+            first = first or picture
+    if first is None:
+        raise Refused("blank", "all pixels of the picture are of one grey value, by every transformation")
+    return first
+
+
+def _rendered(stored: Stored, config: PictureConfig, tone: Tone) -> Picture:
     image = _without_padding(codes(stored.values), stored, tone)
     glance = small(image)
     if glance.min() == glance.max() and image.min() == image.max():
@@ -85,7 +107,8 @@ def _picture(stored: Stored, config: PictureConfig) -> Picture:
     inside = outline.inside((x0, y0, x1, y1), size)
     pixels = tone.show(_shrink(image[y0:y1, x0:x1], size), 2**config.bits - 1, inside) * inside
     geometry = Geometry((x0, y0, x1, y1), flipped, size, stored.level)
-    return Picture(np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels), geometry, stored.size, stored.header)
+    pixels = np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels)
+    return Picture(pixels, geometry, stored.size, stored.header, tone.fallbacks)
 
 
 def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

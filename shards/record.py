@@ -41,6 +41,7 @@ class Record:
     conflicts: dict[str, int]
     refusals: tuple[Refusal, ...]
     instances: tuple[str, ...]
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Tally:
             conflicts=dict(Counter(fact for view in self.views for fact in view.conflicts)),
             refusals=tuple(self.refusals),
             instances=tuple(view.instance for view in self.views if view.instance),
+            fallbacks=dict(Counter(word for view in self.views for word in view.fallbacks)),
         )
 
 
@@ -112,6 +114,7 @@ def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
         studies_dropped=sum(record.studies_dropped for record in records),
         labels=add_histograms(record.labels for record in records),
         shards=tuple(record.shard for record in records),
+        fallbacks=dict(sorted(sum((Counter(record.fallbacks) for record in records), Counter()).items())),
     )
 
 

@@ -130,6 +130,7 @@ def _build_view(config: SampleConfig, source: SourceView, number: int) -> tuple[
         vendor=None if picture.header is None else find_vendor(header),
         instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
         conflicts=conflicts,
+        fallbacks=picture.fallbacks,
     )
     return view, _encode(picture, config.quality)
 

@@ -34,6 +34,15 @@ EXCLUDED = frozenset(
     }
 )
 
+# What a picture was rendered by where the header's own grayscale transformation cannot be used, or shows nothing of it.
+FALLBACKS = {
+    "modality": "the stored values: their modality LUT or rescale cannot be used",
+    "function": "a linear window: VOILUTFunction is empty or unknown",
+    "lut-bits": "a VOI LUT of other bits than its LUTDescriptor says: those that its entries fill",
+    "next": "a later VOI LUT or window: those before it cannot be used",
+    "stretch": "a stretch to their own darkest and brightest: no VOI LUT and no window can be used",
+}
+
 Box = tuple[float, float, float, float]
 
 
@@ -143,6 +152,7 @@ class View:
     vendor: str | None = None  # a name in shards.header.VENDORS; None where there is no DICOM header
     instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
     conflicts: tuple[str, ...] = ()  # what table and header say differently, e.g. "laterality"; the table counts
+    fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; written only where there are some
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,9 @@ class Study:
     def to_json(self) -> bytes:
         """The `<key>.json` member: UTF-8, sorted keys, so that equal studies are equal bytes."""
         document = {"schema": SCHEMA_VERSION, **asdict(self)}
+        for view in document["views"]:
+            if not view["fallbacks"]:
+                del view["fallbacks"]
         return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
     @staticmethod
