@@ -35,6 +35,7 @@ from rle.utils import decode_pixel_data
 
 from shards.header import TOMOSYNTHESIS, refuse_other_objects
 from shards.schema import Refused
+from shards.tiff import black_is_zero
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 WAVELETS = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
@@ -201,7 +202,7 @@ def _reduced(dataset: Dataset, level: int) -> NDArray[Any]:
 
 
 def _read_plain(path: Path) -> NDArray[Any]:
-    data = path.read_bytes()
+    data, inverted = black_is_zero(path.read_bytes())
     try:
         with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:  # reads the file's header only
             _limit(image.height, image.width)
@@ -214,7 +215,7 @@ def _read_plain(path: Path) -> NDArray[Any]:
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if array is None or array.dtype not in (np.uint8, np.uint16):
         raise Refused("unreadable", f"not a readable {path.suffix.lower()} image of 8 or 16 bits")
-    return array
+    return cv2.bitwise_not(array) if inverted else array
 
 
 def _limit(height: int, width: int) -> None:
