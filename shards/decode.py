@@ -33,7 +33,7 @@ from pydicom.uid import (
 )
 from rle.utils import decode_pixel_data
 
-from shards.header import TOMOSYNTHESIS, refuse_other_objects
+from shards.header import TOMOSYNTHESIS, lay_frame_over, refuse_other_objects
 from shards.schema import Refused
 from shards.tiff import black_is_zero
 from shards.value_bits import all_bits, value_bits
@@ -90,9 +90,11 @@ def decode(dataset: Dataset, long_side: int | None = None, slab: bool = False) -
 
     With `long_side`, a JPEG 2000 stream is decoded at the smallest resolution that still has so many
     pixels on its long side. With `slab`, a tomosynthesis volume becomes the mean of its `SLAB` middle
-    frames. Raises `Refused`: see `refuse_other_objects`, and tomosynthesis, too-large, unreadable.
+    frames, and `dataset` gets what the functional groups say of the middle one. Raises `Refused`: see
+    `refuse_other_objects`, and tomosynthesis, too-large, unreadable.
     """
     frames = int(dataset.get("NumberOfFrames") or 1)
+    lay_frame_over(dataset, (frames - 1) // 2)
     refuse_other_objects(dataset)
     if not slab and (frames > 1 or dataset.get("SOPClassUID") == TOMOSYNTHESIS):
         raise Refused("tomosynthesis", f"{frames} frames; pack.tomosynthesis=slab would take the middle ones")
