@@ -142,6 +142,8 @@ def _check_totals(manifest: Manifest, contents: Sequence[Content], told: Sequenc
         problems.append(f"{MANIFEST}: its label histograms differ from the labels in the shards; {AGAIN}")
     if sum((content.conflicts for content in contents), Counter()) != Counter(manifest.conflicts):
         problems.append(f"{MANIFEST}: its conflicts differ from those in the shards; {AGAIN}")
+    if sum((content.fallbacks for content in contents), Counter()) != Counter(manifest.fallbacks):
+        problems.append(f"{MANIFEST}: its fallbacks differ from those in the shards; {AGAIN}")
     if len(instances) - len(set(instances)) != manifest.duplicates:
         problems.append(f"{MANIFEST}: its number of duplicates differs from the shards; {AGAIN}")
     return problems

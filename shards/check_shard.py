@@ -27,6 +27,7 @@ class Content:
     raw: int = 0
     labels: Histograms = field(default_factory=dict)
     conflicts: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
     instances: list[tuple[str, str, str]] = field(default_factory=list)  # instance, study key, member
 
 
@@ -142,12 +143,15 @@ class _Walk:
             return
         if image.shape != tuple(view.size):
             self.tell(f"{member.name} does not decode to {view.size} pixels but to {image.shape}")
+        if image.min() == image.max():
+            self.tell(f"{member.name} shows nothing, all its pixels have one grey value; pack the archive anew")
         if 8 * image.itemsize != settings.get("bits", 8 * image.itemsize):
             self.tell(f"{member.name} has {8 * image.itemsize} bits, the manifest's setting bits differs")
 
     def _count(self, study: Study, view: View) -> None:
         self.content.images += 1
         self.content.conflicts.update(view.conflicts)
+        self.content.fallbacks.update(view.fallbacks)
         self.views.append(view)
         if view.instance:
             self.content.instances.append((view.instance, study.key, view.member))
@@ -176,7 +180,7 @@ def _place(member: Member | None) -> str:
 def _view_problem(view: View, number: int) -> str | None:
     (height, width), (a, b, tx, c, d, ty) = view.size, view.to_original
     x0, y0, x1, y1 = view.crop
-    words = (view.instance or "", view.vendor or "", view.labels.pathology or "", *view.conflicts)
+    words = (view.instance or "", view.vendor or "", view.labels.pathology or "", *view.conflicts, *view.fallbacks)
     if not all(isinstance(word, str) for word in words):
         return "a fact has another type than the schema's"
     if view.laterality not in LATERALITIES or view.view not in VIEWS:

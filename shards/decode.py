@@ -33,8 +33,10 @@ from pydicom.uid import (
 )
 from rle.utils import decode_pixel_data
 
-from shards.header import TOMOSYNTHESIS, refuse_other_objects
+from shards.header import TOMOSYNTHESIS, lay_frame_over, refuse_other_objects
 from shards.schema import Refused
+from shards.tiff import black_is_zero
+from shards.value_bits import all_bits, value_bits
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 WAVELETS = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
@@ -88,10 +90,12 @@ def decode(dataset: Dataset, long_side: int | None = None, slab: bool = False) -
 
     With `long_side`, a JPEG 2000 stream is decoded at the smallest resolution that still has so many
     pixels on its long side. With `slab`, a tomosynthesis volume becomes the mean of its `SLAB` middle
-    frames. Raises `Refused`: see `refuse_other_objects`, and tomosynthesis, too-large, unreadable.
+    frames, and `dataset` gets what the functional groups say of the middle one. Raises `Refused`: see
+    `refuse_other_objects`, and tomosynthesis, too-large, unreadable.
     """
-    refuse_other_objects(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
+    lay_frame_over(dataset, (frames - 1) // 2)
+    refuse_other_objects(dataset)
     if not slab and (frames > 1 or dataset.get("SOPClassUID") == TOMOSYNTHESIS):
         raise Refused("tomosynthesis", f"{frames} frames; pack.tomosynthesis=slab would take the middle ones")
     if "PixelData" not in dataset:
@@ -115,11 +119,12 @@ def _whole(dataset: Dataset, frames: int) -> NDArray[Any]:
     middle = range(max(0, (frames - SLAB) // 2), min(frames, (frames - SLAB) // 2 + SLAB))
     _check_streams(dataset, frames, middle)
     if frames > 1:
-        slices = list(iter_pixels(dataset, indices=list(middle)))
+        found = iter_pixels(dataset, indices=list(middle), **all_bits(dataset))
+        slices = [value_bits(one, dataset) for one in found]
         return np.rint(np.mean(slices, axis=0, dtype=np.float32)).astype(slices[0].dtype)
     if dataset.file_meta.TransferSyntaxUID == RLELossless and dataset.BitsAllocated in (8, 16):
-        return _rle(dataset)
-    return pixel_array(dataset)
+        return value_bits(_rle(dataset), dataset)
+    return value_bits(pixel_array(dataset, **all_bits(dataset)), dataset)
 
 
 def _check_streams(dataset: Dataset, frames: int, wanted: range) -> None:
@@ -139,9 +144,7 @@ def _rle(dataset: Dataset) -> NDArray[Any]:
     shape = {"rows": dataset.Rows, "columns": dataset.Columns, "bits_allocated": dataset.BitsAllocated}
     data = decode_pixel_data(frame, version=2, **shape)
     kind = "i" if dataset.PixelRepresentation else "u"
-    values = np.frombuffer(data, dtype=f"<{kind}{dataset.BitsAllocated // 8}").reshape(dataset.Rows, dataset.Columns)
-    spare = values.dtype.type(dataset.BitsAllocated - dataset.BitsStored)
-    return (values << spare) >> spare if spare else values  # old files keep an overlay in the bits above
+    return np.frombuffer(data, dtype=f"<{kind}{dataset.BitsAllocated // 8}").reshape(dataset.Rows, dataset.Columns)
 
 
 def _level(dataset: Dataset, long_side: int) -> int:
@@ -201,7 +204,7 @@ def _reduced(dataset: Dataset, level: int) -> NDArray[Any]:
 
 
 def _read_plain(path: Path) -> NDArray[Any]:
-    data = path.read_bytes()
+    data, inverted = black_is_zero(path.read_bytes())
     try:
         with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:  # reads the file's header only
             _limit(image.height, image.width)
@@ -214,7 +217,7 @@ def _read_plain(path: Path) -> NDArray[Any]:
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if array is None or array.dtype not in (np.uint8, np.uint16):
         raise Refused("unreadable", f"not a readable {path.suffix.lower()} image of 8 or 16 bits")
-    return array
+    return cv2.bitwise_not(array) if inverted else array
 
 
 def _limit(height: int, width: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     BreastProjectionXRayImageStorageForProcessing,
     DigitalMammographyXRayImageStorageForProcessing,
@@ -42,8 +43,43 @@ VENDORS = {
     "konica minolta": ("KONICA",),
 }
 OTHER_VENDOR = "other"
+# What is asked of a header here and may stand in functional groups, in whichever macro; sets of what belongs together.
+OF_FRAMES = (
+    {"WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"},
+    {"RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"},
+    {"PixelSpacing", "ImagerPixelSpacing"},
+    *({name} for name in ("PresentationLUTShape", "PatientOrientation")),
+    *({name} for name in ("ImageLaterality", "Laterality", "FrameLaterality")),
+    *({name} for name in ("ViewPosition", "ViewCodeSequence", "ViewModifierCodeSequence")),
+)
 NOT_A_BREAST = re.compile(r"\b(phantom|flat[ -]?field|calibration|quality control)\b", re.IGNORECASE)
 SYNTHETIC = re.compile(r"\b(c-?view|intelligent 2d|insight 2d|v-?preview|s-?view)\b|generated_2d", re.IGNORECASE)
+
+
+def lay_frame_over(dataset: Dataset, number: int) -> None:
+    """Put what the functional groups say of frame `number`, counted from 0, where the header of a single image has it.
+
+    In an enhanced multi-frame object window, VOI LUT, rescale, spacing and side stand in groups that all frames share,
+    or in each frame's own, which count more (PS3.3 C.7.6.16); a value of the data set itself counts least, because
+    these objects have none there (PS3.3 A.55.3.1).
+    """
+    for name, place in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", number)):
+        groups = dataset.get(name)
+        if not isinstance(groups, Sequence) or place >= len(groups):
+            continue
+        for macro in groups[place]:
+            if isinstance(macro.value, Sequence) and macro.value:
+                _lay_over(dataset, macro.value[0])
+
+
+def _lay_over(dataset: Dataset, item: Dataset) -> None:
+    for names in OF_FRAMES:
+        given = [element for element in item if element.keyword in names]
+        if any(not element.is_empty for element in given):
+            for name in names & set(dataset.dir()):
+                delattr(dataset, name)
+            for element in given:
+                dataset[element.tag] = element
 
 
 def refuse_other_objects(dataset: Dataset) -> None:
@@ -71,14 +107,15 @@ def refuse_other_objects(dataset: Dataset) -> None:
 def find_laterality(dataset: Dataset) -> str | None:
     """L or R, from every place where vendors put it; None where no place tells.
 
-    1. ImageLaterality, Laterality, FrameLaterality of the shared functional groups, and the side in a ViewPosition
-       such as LCC; raises `Refused` ("laterality-conflict") where two of them disagree.
+    1. ImageLaterality, Laterality, FrameLaterality of the functional groups, and the side in a ViewPosition such as
+       LCC; raises `Refused` ("laterality-conflict") where two of them disagree.
     2. The column direction of PatientOrientation (PS3.3 C.7.6.1.1.1): down the image of a left breast
        one moves to the patient's right. It holds for an image that stands upright.
     """
     places: tuple[Callable[[], Any], ...] = (
         lambda: dataset.ImageLaterality,
         lambda: dataset.Laterality,
+        lambda: dataset.FrameLaterality,
         lambda: dataset.SharedFunctionalGroupsSequence[0].FrameAnatomySequence[0].FrameLaterality,
     )
     told = {SIDES.get((text or "").lower()) for text in map(_or_none, places)} | {_position(dataset)[0]}

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Manifest:
     labels: Histograms
     shards: tuple[Shard, ...]
     raw: int | None = None  # stored images that are FOR PROCESSING; None in a manifest from before they were counted
+    fallbacks: dict[str, int] = field(default_factory=dict)  # word of schema.FALLBACKS -> images rendered by it
 
     @property
     def studies(self) -> int:

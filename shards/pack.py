@@ -27,7 +27,7 @@ from shards.plan import Plan, PlannedShard, digest_of, extend, listed, load_plan
 from shards.progress import progress
 from shards.record import Record, Tally, load_record, manifest_of, save_record
 from shards.sample import Refusal, Sample, SampleConfig
-from shards.schema import ShardError, SourceStudy
+from shards.schema import FALLBACKS, ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
 from shards.workers import in_order
 from shards.writer import full_disk_told, write_shard
@@ -174,6 +174,8 @@ def finish(build: Build) -> Manifest:
         log.warning("%d images are raw (FOR PROCESSING), stored %s", manifest.raw, how)
     for fact, number in manifest.conflicts.items():
         log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
+    for word, number in manifest.fallbacks.items():
+        log.warning("%d images were rendered by %s", number, FALLBACKS.get(word, word))
     if manifest.duplicates:
         log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, build.out)
     _limit_refused(manifest, build.config)

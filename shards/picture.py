@@ -6,7 +6,8 @@ The steps, in their order:
 2. Padding becomes background.
 3. Find the breast in a small copy, cut to it, and shrink by area averaging. Stored values are averaged, before the
    transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be looked up.
-4. Grayscale transformations (`shards.tone`): modality, VOI, inversion; for a raw image on demand those of `shards.raw`.
+4. Grayscale transformations (`shards.tone`): modality, VOI, inversion. Where the picture shows nothing by the header's
+   first ones, by its next, and at last by a stretch. For a raw image on demand those of `shards.raw`.
 5. What lies outside of the breast's outline becomes black: burnt-in letters, film borders.
 6. Mirror, so that the chest wall is on the left.
 """
@@ -27,7 +28,9 @@ from shards.decode import Stored, decode, open_image
 from shards.header import find_intent
 from shards.raw import over_tissue, raw_tone, unexposed_as_air
 from shards.schema import RAW, Refused
-from shards.tone import Tone, codes, padding_codes, tone_of
+from shards.tone import Tone, codes, padding_codes, tones_of
+
+SHOWS = 0.01  # share of the pixels between darkest and brightest; with fewer a picture is blank or a silhouette
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,14 @@ class PictureConfig:
     flip: bool = True  # chest wall to the left
     reduced: bool = True  # decode JPEG 2000 at the resolution that suffices
     slab: bool = False  # tomosynthesis: the mean of the middle frames instead of a refusal
-    process_raw: bool = (
-        False  # FOR PROCESSING images become pictures (`shards.raw`) instead of being stored as they are
-    )
+    process_raw: bool = False  # FOR PROCESSING images are rendered (`shards.raw`) instead of stored as they are
 
 
 @dataclass(frozen=True)
 class Picture:
     """`pixels` [h, w] is uint8 or uint16, 0 black; `header` is None for a file that is not DICOM.
 
-    `processed`: a raw image, rendered as `shards.raw` does.
+    `processed`: a raw image, rendered as `shards.raw` does. `fallbacks` are words of `schema.FALLBACKS`.
     """
 
     pixels: NDArray[Any]
@@ -57,6 +58,7 @@ class Picture:
     original_size: tuple[int, int]  # (height, width)
     header: Dataset | None
     processed: bool = False
+    fallbacks: tuple[str, ...] = ()
 
 
 def read_picture(path: Path, config: PictureConfig) -> Picture:
@@ -78,10 +80,26 @@ def read_picture(path: Path, config: PictureConfig) -> Picture:
 
 
 def _picture(stored: Stored, config: PictureConfig) -> Picture:
+    """By the first tone of which the picture shows something; if none does, by the first that is not all one grey."""
     raw = stored.header if config.process_raw and stored.header and find_intent(stored.header) == RAW else None
-    tone = raw_tone(raw, stored.values.dtype) if raw else tone_of(stored.header, stored.values.dtype)
+    tones = [raw_tone(raw, stored.values.dtype)] if raw else tones_of(stored.header, stored.values.dtype)
+    first = None
+    for tone in tones:
+        picture = _rendered(stored, config, tone, processed=bool(raw))
+        darkest, brightest = picture.pixels.min(), picture.pixels.max()
+        between = np.count_nonzero((picture.pixels > darkest) & (picture.pixels < brightest))
+        if between > SHOWS * picture.pixels.size:
+            return picture
+        if darkest < brightest:
+            first = first or picture
+    if first is None:
+        raise Refused("blank", "all pixels of the picture are of one grey value, by every transformation")
+    return first
+
+
+def _rendered(stored: Stored, config: PictureConfig, tone: Tone, processed: bool) -> Picture:
     image = _without_padding(codes(stored.values), stored, tone)
-    image = unexposed_as_air(image, tone) if raw else image
+    image = unexposed_as_air(image, tone) if processed else image
     glance = small(image)
     if glance.min() == glance.max() and image.min() == image.max():
         raise Refused("blank", "all pixels have the same value")
@@ -95,11 +113,11 @@ def _picture(stored: Stored, config: PictureConfig) -> Picture:
     size = max(1, round((y1 - y0) * scale)), max(1, round((x1 - x0) * scale))
     inside = outline.inside((x0, y0, x1, y1), size)
     image = _shrink(image[y0:y1, x0:x1], size)
-    tone = over_tissue(tone, image, inside) if raw else tone
+    tone = over_tissue(tone, image, inside) if processed else tone
     pixels = tone.show(image, 2**config.bits - 1, inside) * inside
     geometry = Geometry((x0, y0, x1, y1), flipped, size, stored.level)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels)
-    return Picture(pixels, geometry, stored.size, stored.header, processed=bool(raw))
+    return Picture(pixels, geometry, stored.size, stored.header, processed, tone.fallbacks)
 
 
 def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

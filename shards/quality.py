@@ -22,7 +22,7 @@ from shards.manifest import Manifest, load_manifest, write_aside
 from shards.progress import progress
 from shards.quality_charts import Chart, label_charts, study_charts
 from shards.read import ShardReader
-from shards.schema import SPLITS, ShardError, Study
+from shards.schema import FALLBACKS, SPLITS, ShardError, Study
 from shards.sheet import contact_sheet
 
 SHEET_STUDIES = 3  # in one column: the text on the sheet can be read at the page's width
@@ -97,6 +97,7 @@ def quality_page(
         problems=sum(len(found.problems) for found in sets),
         all_splits=SPLITS,
         reasons=REASONS,
+        fallbacks=FALLBACKS,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_aside(out, page.encode())

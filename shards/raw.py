@@ -6,15 +6,15 @@ attenuation), over the range that the breast needs. Vendors do much more; this i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_modality_lut
 
 from shards.schema import Refused
-from shards.tone import Tone
+from shards.tone import Tone, apply_modality
 
 AIR = 0.5  # percentile of all pixels
 THIN = 0.25  # of the way from air to the breast's median: what lies below is air or skin
@@ -28,25 +28,20 @@ def raw_tone(header: Dataset, dtype: np.dtype[Any]) -> Tone:
     PixelIntensityRelationshipSign is -1, or missing beside logarithms, and MONOCHROME2 shows the high ones bright.
     3. The logarithm of what is positive, unless PixelIntensityRelationship says that they are logarithms, or anything
     else than LIN. A VOI transformation is not used: its range is that of the raw values.
-    Raises `Refused` ("unreadable") for a transformation that cannot be.
     """
     bits = 8 * dtype.itemsize
     offset = 2 ** (bits - 1) if dtype.kind == "i" else 0
-    values = np.arange(2**bits, dtype=np.int64) - offset
-    try:
-        exposure = np.asarray(apply_modality_lut(values, header), dtype=np.float64)
-        stored = int(header.BitsStored) - (dtype.kind == "i")
-    except Exception as error:  # an empty slope, a LUT without data
-        raise Refused("unreadable", f"grayscale transformation: {' '.join(str(error).split())}") from None
+    exposure, fallbacks = apply_modality(header, np.arange(2**bits, dtype=np.float64) - offset)
+    stored = int(header.BitsStored) - (dtype.kind == "i")
     linear = str(header.get("PixelIntensityRelationship") or "LIN").strip().upper() == "LIN"
     if not _rises(header, linear):
         first, last = exposure[offset - (2**stored if offset else 0)], exposure[min(offset + 2**stored, 2**bits) - 1]
         exposure = first + last - exposure
     if not linear:
-        return Tone((-exposure).astype(np.float32), stretch=True)
+        return Tone((-exposure).astype(np.float32), True, fallbacks)
     unit = np.full(len(exposure), np.inf)
     np.log(exposure, out=unit, where=exposure > 0)
-    return Tone(np.where(exposure > 0, -unit, np.inf).astype(np.float32), stretch=True)
+    return Tone(np.where(exposure > 0, -unit, np.inf).astype(np.float32), True, fallbacks)
 
 
 def _rises(header: Dataset, linear: bool) -> bool:
@@ -78,4 +73,4 @@ def over_tissue(tone: Tone, codes: NDArray[Any], inside: NDArray[np.bool_]) -> T
     tissue = breast[breast > air + THIN * (float(np.median(breast)) - air)]
     low, high = np.percentile(tissue if len(tissue) else breast, ENDS)
     unit = (tone.unit - low) / (high - low if high > low else 1.0)
-    return Tone(unit.clip(0, 1).astype(np.float32), stretch=False)
+    return replace(tone, unit=unit.clip(0, 1).astype(np.float32), stretch=False)

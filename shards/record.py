@@ -42,6 +42,7 @@ class Record:
     refusals: tuple[Refusal, ...]
     instances: tuple[str, ...]
     raw: int | None = None  # stored images that are FOR PROCESSING; None where it was written before they were counted
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Tally:
             refusals=tuple(self.refusals),
             instances=tuple(view.instance for view in self.views if view.instance),
             raw=sum(view.presentation_intent == RAW for view in self.views),
+            fallbacks=dict(Counter(word for view in self.views for word in view.fallbacks)),
         )
 
 
@@ -115,6 +117,7 @@ def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
         labels=add_histograms(record.labels for record in records),
         shards=tuple(record.shard for record in records),
         raw=None if any(record.raw is None for record in records) else sum(record.raw or 0 for record in records),
+        fallbacks=dict(sorted(sum((Counter(record.fallbacks) for record in records), Counter()).items())),
     )
 
 

@@ -176,6 +176,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
         processed=picture.processed,
         conflicts=conflicts,
+        fallbacks=picture.fallbacks,
     )
     return _Image(source, view, _encode(picture, config.quality), is_volume(header))
 

@@ -36,6 +36,15 @@ EXCLUDED = frozenset(
     }
 )
 
+# What a picture was rendered by where the header's own grayscale transformation cannot be used, or shows nothing of it.
+FALLBACKS = {
+    "modality": "the stored values: their modality LUT or rescale cannot be used",
+    "function": "a linear window: VOILUTFunction is empty or unknown",
+    "lut-bits": "a VOI LUT of other bits than its LUTDescriptor says: those that its entries fill",
+    "next": "a later VOI LUT or window: those before it cannot be used",
+    "stretch": "a stretch to their own darkest and brightest: no VOI LUT and no window can be used",
+}
+
 Box = tuple[float, float, float, float]
 
 
@@ -146,6 +155,7 @@ class View:
     instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
     processed: bool = False  # a raw image that was rendered here, see shards.raw; only then in the JSON
     conflicts: tuple[str, ...] = ()  # what table and header say differently, e.g. "laterality"; the table counts
+    fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; written only where there are some
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,8 @@ class Study:
         for view in document["views"]:
             if not view["processed"]:
                 del view["processed"]
+            if not view["fallbacks"]:
+                del view["fallbacks"]
         return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
     @staticmethod

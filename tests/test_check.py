@@ -66,11 +66,15 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     path.write_text(json.dumps(document))
 
 
+def members_of(folder: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(folder / SHARD) as tar:
+        return [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+
+
 def rewrite(folder: Path, change: Callable[[list[tuple[str, bytes]]], None]) -> None:
     """Change the members of the first shard and make size and hash in the manifest agree, as an editor would."""
     path = folder / SHARD
-    with tarfile.open(path) as tar:
-        members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    members = members_of(folder)
     change(members)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:
@@ -149,6 +153,15 @@ def test_an_image_that_does_not_decode(folder: Path) -> None:
     assert "does not decode" in problem
 
 
+def test_a_picture_of_one_grey_value(folder: Path) -> None:
+    """As earlier releases stored it where a window lay beside all values."""
+    size = json.loads(members_of(folder)[0][1])["views"][0]["size"]
+    white = cv2.imencode(".jpg", np.full(size, 255, np.uint8))[1].tobytes()
+    rewrite(folder, lambda members: members.__setitem__(1, (members[1][0], white)))
+    problems = check(folder)
+    assert "0.jpg shows nothing, all its pixels have one grey value" in problems[0]
+
+
 def test_a_label_changed_in_the_shard(folder: Path) -> None:
     def swap(members: list[tuple[str, bytes]]) -> None:
         name, data = members[0]
@@ -194,6 +207,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "images_refused": (lambda d: d["images_refused"].update(blank=2), "images_refused differs"),
     "images_excluded": (lambda d: d["images_excluded"].update(spot=2), "images_excluded differs"),
     "conflicts": (lambda d: d["conflicts"].update(view=1), "its conflicts differ"),
+    "fallbacks": (lambda d: d["fallbacks"].update(stretch=1), "its fallbacks differ"),
     "duplicates": (lambda d: d.update(duplicates=3), "number of duplicates differs"),
     "studies_dropped": (lambda d: d.update(studies_dropped=3), "studies_dropped differs"),
     "labels": (lambda d: d["labels"]["train"]["density"].update(A=99), "its label histograms differ"),
@@ -276,6 +290,7 @@ def change_facts(folder: Path, change: Callable[[dict[str, Any]], Any]) -> list[
         (lambda v: v.update(flipped=not v["flipped"]), "its way back to the original disagree"),
         (lambda v: v["findings"][0].update(box=[0, 0, 500, 10]), "box lies outside of the image"),
         (lambda v: v.update(conflicts=[1]), "another type"),
+        (lambda v: v.update(fallbacks=[1]), "another type"),
         (lambda v: v.update(size="ab"), "another type"),
         (lambda v: v.update(member="../0.jpg"), "its member is no 0.jpg"),
         (lambda v: v["labels"].update(birads=9), "birads: 9"),
@@ -433,7 +448,7 @@ def made_view(instance: str | None = None) -> View:
 
 
 def made_sample(key: str, patient: str, view: View, split: str = "train") -> Sample:
-    _, data = cv2.imencode(".jpg", np.full(view.size, 90, np.uint8))
+    _, data = cv2.imencode(".jpg", np.add.outer(*map(np.arange, view.size)).astype(np.uint8))
     return Sample(Study(key, patient, "invented", split, (view,)), (data.tobytes(),), ())
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import gdcm
 import numpy as np
 import pydicom
 import pytest
 from archives import as_mammogram, breast, compressed, mammograms, plain, sample_file, sample_of, write_dicom, write_png
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import get_decoder, pixel_array
@@ -26,6 +28,8 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -33,6 +37,7 @@ from shards import decode as module
 from shards.decode import LARGEST, decode, open_image
 from shards.picture import PictureConfig, read_picture
 from shards.schema import EXCLUDED, Refused, SourceView
+from shards.value_bits import value_bits
 
 STORED = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
@@ -130,14 +135,70 @@ def test_big_endian(tmp_path: Path) -> None:
         np.testing.assert_array_equal(little, big)
 
 
-@pytest.mark.parametrize("syntax", [None, RLELossless])
-def test_bits_above_the_stored_ones_are_no_values(syntax: str | None, tmp_path: Path) -> None:
+def transcoded(path: Path, syntax: UID) -> Path:
+    """The file at `path` in one of the transfer syntaxes that pydicom does not write, in place."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetFileName(str(path))
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return path
+
+
+OVERLAID = {  # stored as 16 bits -> HighBit of 12 bits; the other bits hold an overlay
+    "above": (STORED | np.uint16(0x8000), 11),
+    "below": ((STORED << 4) | np.uint16(3), 15),
+    "both": ((STORED << 2) | np.uint16(0x8001), 13),
+    "nothing, HighBit is wrong": (STORED, 15),
+}
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless])
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_beside_the_stored_ones_are_no_values(syntax: UID | None, signed: bool, tmp_path: Path) -> None:
     """Old files keep an overlay there."""
-    path = write_dicom(tmp_path / "a.dcm", STORED | np.uint16(0x8000), BitsStored=16, HighBit=15)
-    dataset = pydicom.dcmread(compressed(path, syntax) if syntax else path)
-    dataset.BitsStored, dataset.HighBit = 12, 11
-    dataset.save_as(path)
-    np.testing.assert_array_equal(decode(opened(path)).values, STORED)
+    change = compressed if syntax in (RLELossless, JPEG2000Lossless) else transcoded
+    values = np.where(STORED < 2048, STORED, STORED - 4096.0) if signed else STORED
+    for name, (pixels, high) in OVERLAID.items():
+        path = write_dicom(tmp_path / "a.dcm", pixels, BitsStored=16, HighBit=15)
+        dataset = pydicom.dcmread(change(path, syntax) if syntax else path)
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, high, int(signed)
+        dataset.save_as(path)
+        found = decode(opened(path)).values
+        assert found.dtype.kind == "ui"[signed]
+        np.testing.assert_array_equal(found, values, err_msg=name)
+
+
+def test_an_overlay_is_seen_neither_in_a_reduced_picture_nor_in_a_slab(tmp_path: Path) -> None:
+    image = np.kron(breast("L"), np.ones((2, 2), np.uint16))
+    overlaid = image.copy()
+    overlaid[::7, ::7] |= 0x8000
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    pictures = []
+    for syntax in (None, JPEG2000Lossless):
+        for pixels in (overlaid, np.stack([overlaid] * 3)):
+            path = write_dicom(tmp_path / "a.dcm", pixels, BitsStored=16, HighBit=15, **window)
+            dataset = pydicom.dcmread(compressed(path, syntax) if syntax else path)
+            dataset.BitsStored, dataset.HighBit = 12, 11
+            dataset.save_as(path)
+            pictures.append(read_picture(path, PictureConfig(long_side=100, slab=True)).pixels)
+    clean = read_picture(write_dicom(tmp_path / "b.dcm", image, **window), PictureConfig(long_side=100)).pixels
+    for picture in pictures:
+        np.testing.assert_array_equal(picture, clean)
+
+
+def test_a_lossy_stream_may_run_over_its_brightest(tmp_path: Path) -> None:
+    """Its 4,100 of 12 bits is nearly 4,095, and not 4."""
+    values = np.array([[4090, 4095, 4100]], np.uint16)
+    dataset = opened(write_dicom(tmp_path / "a.dcm", values))
+    np.testing.assert_array_equal(value_bits(values, dataset), [[4090, 4095, 4]])
+    dataset.file_meta.TransferSyntaxUID = JPEG2000
+    np.testing.assert_array_equal(value_bits(values, dataset), values)
 
 
 # --- JPEG 2000 at reduced resolution
@@ -445,6 +506,55 @@ def test_plain_images_of_other_kinds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(plain(colour, bits=8).pixels, image)
     cv2.imwrite(str(tmp_path / "real.tif"), image.astype(np.float32))
     assert refusal(tmp_path / "real.tif").reason == "unreadable"
+
+
+def tiff_of(values: NDArray[Any], white_is_zero: bool, order: str, big: bool = False) -> bytes:
+    """One strip of `values` [h, w] behind the tags, as TIFF 6.0 or BigTIFF."""
+    height, width = values.shape
+    bits = 8 * values.itemsize
+    first, size, count, entry = (16, "Q", "Q", "HHQQ") if big else (8, "I", "H", "HHII")
+    strip = first + struct.calcsize(order + count) + 9 * struct.calcsize(order + entry) + struct.calcsize(order + size)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 273: strip, 277: 1, 278: height}
+    entries = b""
+    for tag, value in {**tags, 279: values.nbytes}.items():
+        short = tag in (258, 259, 262, 277)
+        field = struct.pack(order + ("H" if short else size), value).ljust(struct.calcsize(order + size), b"\0")
+        entries += struct.pack(f"{order}HH{size}", tag, 3 if short else (16 if big else 4), 1) + field
+    mark = struct.pack(order + "HHHQ", 43, 8, 0, first) if big else struct.pack(order + "HI", 42, first)
+    directory = struct.pack(order + count, 9) + entries + struct.pack(order + size, 0)
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()  # type: ignore[arg-type]
+    return (b"II" if order == "<" else b"MM") + mark + directory + data
+
+
+# Pillow opens no BigTIFF with the larger byte first.
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_tiff_whose_white_is_zero(order: str, big: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for values in ((STORED >> 4).astype(np.uint8), (STORED << 4) + np.uint16(7)):
+        path.write_bytes(tiff_of(values, False, order, big))
+        np.testing.assert_array_equal(open_image(path), values)
+        path.write_bytes(tiff_of(~values, True, order, big))
+        np.testing.assert_array_equal(open_image(path), values)
+    cut = tiff_of(values, True, order, big)
+    for length in (4, 9, 20, 60):
+        path.write_bytes(cut[:length])
+        assert refusal(path).reason == "unreadable"
+
+
+def test_palettes_transparency_and_gamma_leave_the_grey_values(tmp_path: Path) -> None:
+    image = (STORED >> 4).astype(np.uint8)
+    palette = Image.fromarray(255 - image, "P")
+    palette.putpalette([255 - index for index in range(256) for _ in range(3)])
+    palette.save(tmp_path / "palette.png")
+    palette.save(tmp_path / "palette.tif")
+    Image.fromarray(np.dstack([image, image // 2]), "LA").save(tmp_path / "transparent.png")
+    Image.fromarray(np.dstack([image, image // 2]), "LA").save(tmp_path / "transparent.tif")
+    data = write_png(tmp_path / "gamma.png", image).read_bytes()
+    chunk = b"gAMA" + struct.pack(">I", 100_000)
+    gamma = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "gamma.png").write_bytes(data[:33] + gamma + data[33:])  # behind IHDR
+    for path in tmp_path.iterdir():
+        np.testing.assert_array_equal(open_image(path), image, err_msg=path.name)
 
 
 def test_a_panic_in_a_decoder_is_a_refusal_and_an_interrupt_is_not(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from archives import breast, coded, mg_header, sample_of, write_dicom
@@ -16,6 +17,7 @@ from shards.header import (
     find_view,
     refuse_other_objects,
 )
+from shards.picture import PictureConfig, read_picture
 from shards.schema import EXCLUDED, Refused, SourceStudy, SourceView
 from shards.sources.table import table
 
@@ -30,6 +32,13 @@ def frame_side(side: str) -> list[Dataset]:
     anatomy.FrameLaterality = side
     group.FrameAnatomySequence = [anatomy]
     return [group]
+
+
+def item(**tags: Any) -> Dataset:
+    made = Dataset()
+    for name, value in tags.items():
+        setattr(made, name, value)
+    return made
 
 
 # --- laterality
@@ -317,6 +326,51 @@ def test_vendors_are_a_closed_vocabulary(maker: str | None, vendor: str) -> None
 )
 def test_spacing(tags: dict[str, Any], spacing: tuple[float, float] | None) -> None:
     assert find_spacing(mg_header(**tags)) == spacing
+
+
+def test_functional_groups_are_looked_into_the_frames_own_first(tmp_path: Path) -> None:
+    """A tomosynthesis volume has window, rescale, spacing and side there, and not beside its pixels (PS3.3 A.55.3)."""
+    ramp = np.arange(200 * 160, dtype=np.uint16).reshape(200, 160) % 4096
+    lut = item(LUTDescriptor=[4096, 0, 12], LUTData=np.arange(4095, -1, -1, dtype="<u2").tobytes())
+    shared = item(
+        FrameVOILUTSequence=[item(WindowCenter=[1000, 1], WindowWidth=[501, 1], VOILUTFunction="LINEAR")],
+        PixelValueTransformationSequence=[item(RescaleSlope=2, RescaleIntercept=-100)],
+        PixelMeasuresSequence=[item(PixelSpacing=[0.1, 0.12])],
+        FrameAnatomySequence=[item(FrameLaterality="R")],
+        PlanePositionSequence=[],
+    )
+    tags: dict[str, Any] = {"ImageLaterality": None, "ViewPosition": None, "ViewCodeSequence": [coded("R-10226")]}
+    tags |= {"WindowCenter": 9, "VOILUTSequence": [lut], "SharedFunctionalGroupsSequence": [shared]}
+    config = PictureConfig(slab=True, long_side=200, crop=False, flip=False)
+    windowed = np.clip((2 * ramp.astype(float) - 100 - 999.5) / 500 + 0.5, 0, 1)
+    for frames in (1, 11):  # an enhanced object of a single frame too
+        own = [item(FrameVOILUTSequence=[item(WindowCenter=3, WindowWidth=2)]) for _ in range(frames)]
+        path = write_dicom(tmp_path / "a.dcm", np.stack([ramp] * frames), **tags)
+        picture = read_picture(path, config)
+        np.testing.assert_array_equal(picture.pixels, np.rint(255 * windowed))
+        assert picture.fallbacks == ()
+        (view,) = sample_of(tmp_path, SourceView(path), picture=config).study.views
+        assert (view.laterality, view.view, view.pixel_spacing) == ("R", "MLO", (0.1, 0.12))
+        middle = own[(frames - 1) // 2]
+        middle.FrameVOILUTSequence = [item(VOILUTSequence=[lut])]
+        middle.FrameAnatomySequence = [item(FrameLaterality="R")]
+        middle.PixelMeasuresSequence = [item(PixelSpacing=[0.2, 0.2])]
+        middle.PixelValueTransformationSequence = [item(RescaleSlope=1, RescaleIntercept=0)]
+        path = write_dicom(tmp_path / "a.dcm", np.stack([ramp] * frames), **tags, PerFrameFunctionalGroupsSequence=own)
+        np.testing.assert_array_equal(read_picture(path, config).pixels, np.rint(255 * (1 - ramp / 4095)))
+        (view,) = sample_of(tmp_path, SourceView(path), picture=config).study.views
+        assert (view.laterality, view.view, view.pixel_spacing) == ("R", "MLO", (0.2, 0.2))
+        middle.FrameAnatomySequence[0].FrameLaterality = "L"
+        path = write_dicom(tmp_path / "a.dcm", np.stack([ramp] * frames), **tags, PerFrameFunctionalGroupsSequence=own)
+        (told,) = sample_of(tmp_path, SourceView(path), picture=config).refusals
+        assert told.reason == "laterality-conflict"
+
+
+def test_a_view_in_the_functional_groups(tmp_path: Path) -> None:
+    groups = [item(FrameAnatomySequence=[item(ViewCodeSequence=[coded("R-10242")])])]
+    path = write_dicom(tmp_path / "a.dcm", breast("L"), ViewPosition=None, PerFrameFunctionalGroupsSequence=groups)
+    (view,) = sample_of(tmp_path, SourceView(path)).study.views
+    assert view.view == "CC"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from shards.identity import load_key, split_of
 from shards.manifest import Manifest
 from shards.pack import pack
 from shards.read import ShardReader
-from shards.schema import ShardError, SourceStudy, SourceView
+from shards.schema import FALLBACKS, ShardError, SourceStudy, SourceView
 
 
 @pytest.fixture
@@ -170,6 +170,36 @@ def test_an_interrupted_build_starts_over_and_ends_in_the_same_bytes(
     assert not (Path(other.out) / "manifest.json").exists()
     pack(other)
     assert contents(other.out) == contents(config.out)
+
+
+def test_pictures_by_a_fallback_are_counted_told_and_marked(
+    config: PackConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def windowed(root: Path) -> Iterator[SourceStudy]:
+        for number, center in enumerate((2048, 10**6, "NaN")):
+            path = root / f"{number}.dcm"
+            write_dicom(path, breast("L", number), WindowCenter=center, WindowWidth=4096, VOILUTFunction="")
+            yield SourceStudy(str(number), "1", (SourceView(path),))
+
+    monkeypatch.setitem(module.SOURCES, "windowed", windowed)
+    assert pack(replace(config, source="windowed")).fallbacks == {"function": 1, "stretch": 2}
+    assert f"2 images were rendered by {FALLBACKS['stretch']}" in caplog.text
+    reader = ShardReader(Path(config.out))
+    assert sorted(reader.study(i).views[0].fallbacks for i in range(3)) == [("function",), ("stretch",), ("stretch",)]
+    assert check(Path(config.out)) == []
+
+
+def test_shards_without_fallbacks_say_nothing_of_them(config: PackConfig) -> None:
+    """So that they are the same bytes as those of earlier releases, whose records and manifests are read too."""
+    pack(config)
+    files = contents(config.out)
+    assert not [name for name, data in files.items() if name.endswith(".tar") and b"fallbacks" in data]
+    for name, data in files.items():
+        if name.endswith(".json"):
+            document = json.loads(data)
+            document.pop("fallbacks", None)
+            (Path(config.out) / name).write_text(json.dumps(document))
+    assert check(Path(config.out)) == []
 
 
 def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:

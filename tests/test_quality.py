@@ -18,7 +18,7 @@ from shard_folder import write_folder
 from shards.check import check_all
 from shards.quality import quality_page
 from shards.sample import Refusal, Sample
-from shards.schema import Finding, Labels, Study, View
+from shards.schema import FALLBACKS, Finding, Labels, Study, View
 
 HOSTILE = '<script>document.title="owned"</script>'
 SECRET = "SECRET-archive/patient-0815.dcm"
@@ -39,13 +39,14 @@ def sample(number: int, split: str, refusals: tuple[Refusal, ...] = (), patholog
                 f"{n}.jpg", "LR"[number % 2], position, size, size, (0.07, 0.07), crop, False, affine, labels, findings
             )
         )
-    views[0] = replace(views[0], vendor="hologic")
+    views[0] = replace(views[0], vendor="hologic", fallbacks=("stretch",) if split == "val" else ())
     if number >= 20:
         views[1] = replace(views[1], presentation_intent="FOR PROCESSING", processed=number % 2 == 1)
     study = Study(
         f"{split}{number:03d}", f"p{split}{number // 2}", "invented", split, tuple(views), age=40 + number, race=HOSTILE
     )
-    images = tuple(cv2.imencode(".jpg", np.full(view.size, 120, np.uint8))[1].tobytes() for view in views)
+    grey = [np.add.outer(*map(np.arange, view.size)).astype(np.uint8) for view in views]
+    images = tuple(cv2.imencode(".jpg", pixels)[1].tobytes() for pixels in grey)
     return Sample(study, images, refusals)
 
 
@@ -191,8 +192,11 @@ def test_reasons_are_listed_and_a_missing_split_is_said(page: Page) -> None:
     reasons = {row[0].split()[0]: int(row[1]) for table in page.sections["set-1"]["tables"] for row in table
                if row and row[0].split()[:1] in (["blank"], ["new-code"], ["spot"])}  # fmt: skip
     assert reasons == {"blank": 2, "new-code": 1, "spot": 1}
+    told = " ".join(page.sections["set-1"]["text"].split())
+    assert f"3 images were rendered by {FALLBACKS['stretch']}." in told
     text = " ".join(page.sections["set-2"]["text"].split())
     assert "Nothing was left out." in text
+    assert "rendered by" not in text
     assert "No patient of this set fell into val or test." in text
 
 

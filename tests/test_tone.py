@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from archives import as_mammogram, mammograms, plain, write_dicom, write_png
+from archives import as_mammogram, mammograms, mg_header, plain, write_dicom, write_png
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shards.picture import PictureConfig, read_picture
 from shards.schema import Refused
@@ -151,25 +153,185 @@ def test_every_value_is_as_in_pydicoms_own_rendering(
     same(shown(tmp_path, pixels, **tags), np.clip(1 - unit if inverse else unit, 0, 1))
 
 
+# --- LUTs as they are found
+
+
+def in_syntax(path: Path, syntax: UID, pixels: NDArray[Any], **tags: Any) -> Path:
+    """A file in one of the uncompressed transfer syntaxes."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = syntax
+    encoding = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    dataset = FileDataset(str(path), mg_header(**tags), file_meta=meta, preamble=b"\0" * 128, **encoding)
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder("<" if syntax.is_little_endian else ">")).tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("kind", ["US", "OW"])
 @pytest.mark.parametrize(
-    "tags",
+    ("declared", "filled", "fallbacks"),
+    [(16, 12, ("lut-bits",)), (8, 12, ("lut-bits",)), (12, 10, ("lut-bits",)), (12, 12, ()), (16, 16, ())],
+)
+def test_a_lut_of_other_bits_than_declared(
+    tmp_path: Path, syntax: UID, kind: str, declared: int, filled: int, fallbacks: tuple[str, ...]
+) -> None:
+    """An Agfa CR declares 16 bits and fills 12: taken at its word its pictures are 16 times too dark."""
+    lut = np.round(np.linspace(0.1, 1, 4096) ** 2 * (2**filled - 1)).astype(np.uint16)
+    item = lut_item(lut, 0, declared)
+    order = "<u2" if syntax.is_little_endian else ">u2"
+    item.LUTData = lut.tolist() if kind == "US" else lut.astype(order).tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", kind
+    picture = plain(in_syntax(tmp_path / "a.dcm", syntax, STORED, VOILUTSequence=[item]))
+    same(picture.pixels / 65535, lut[STORED] / (2**filled - 1))
+    assert picture.fallbacks == fallbacks
+
+
+@pytest.mark.parametrize("entries", [255, 256])
+@pytest.mark.parametrize("kind", ["US", "OW", "OW big endian"])
+@pytest.mark.parametrize("step", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_entries_of_8_bits_two_in_a_word(tmp_path: Path, entries: int, kind: str, step: str) -> None:
+    """The first of two is the word's lower byte, in whichever order the file has its words."""
+    lut = np.arange(255, 255 - entries, -1, dtype=np.uint8)
+    words = np.frombuffer(lut.tobytes() + b"\0" * (entries % 2), "<u2")
+    big = kind.endswith("endian")
+    item = lut_item(lut, 0, 8)
+    item.LUTData = words.tolist() if kind == "US" else words.astype(">u2" if big else "<u2").tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", kind[:2]
+    pixels = STORED >> 4
+    syntax = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
+    picture = plain(in_syntax(tmp_path / "a.dcm", syntax, pixels, **{step: [item]}))
+    expected = lut[np.minimum(pixels, entries - 1)] / 255
+    same(
+        picture.pixels / 65535, expected if step == "VOILUTSequence" else (expected - expected.min()) / np.ptp(expected)
+    )
+    assert picture.fallbacks == ()
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags", "first", "written"),
     [
-        {"WindowCenter": 100, "WindowWidth": 0},
-        {"WindowCenter": 100, "WindowWidth": -5, "VOILUTFunction": "SIGMOID"},
-        {"RescaleSlope": None, "RescaleIntercept": 0, "WindowCenter": 100, "WindowWidth": 50},
-        {"VOILUTSequence": [Dataset()]},
+        (SIGNED, {"PixelRepresentation": 1}, -2048, 2**16 - 2048),
+        (SIGNED, {"PixelRepresentation": 1}, -2048, -2048),
+        (STORED, {"RescaleSlope": 1, "RescaleIntercept": -3000}, -3000, 2**16 - 3000),
+        (STORED + np.uint16(40_000), {"BitsStored": 16, "HighBit": 15}, 40_000, 40_000 - 2**16),
     ],
 )
-def test_a_transformation_that_cannot_be_is_refused(tmp_path: Path, tags: dict[str, Any]) -> None:
+def test_a_first_value_of_the_other_sign(
+    tmp_path: Path, stored: NDArray[Any], tags: dict[str, Any], first: int, written: int
+) -> None:
+    """The descriptor's VR may be US or SS, and the files do not always have the one that they need."""
+    lut = np.round(np.linspace(0, 1, 4096) ** 2 * 4095).astype(np.uint16)
+    item = lut_item(lut, written, 12)
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "SS" if written < 0 else "US", "OW"
+    picture = plain(write_dicom(tmp_path / "a.dcm", stored, VOILUTSequence=[item], **tags))
+    same(picture.pixels / 65535, lut[STORED] / 4095)
+    assert picture.fallbacks == ()
+
+
+# --- transformations that cannot be, and those that show nothing
+
+GOOD = {"WindowCenter": 2000, "WindowWidth": 1000}
+SHOWN = linear(STORED, 2000, 1000)
+STRETCHED = STORED / 4095
+LUT = np.round(np.sqrt(np.linspace(0, 1, 4096)) * 4095).astype(np.uint16)
+SOME = lut_item(LUT, 0, 12)
+SOME["LUTDescriptor"].VR, SOME["LUTData"].VR = "US", "OW"
+
+
+def edited(item: Dataset, **changes: Any) -> Dataset:
+    """A copy of `item`; a value of None removes the attribute."""
+    changed = copy.deepcopy(item)
+    for name, value in changes.items():
+        if value is None:
+            delattr(changed, name)
+        else:
+            setattr(changed, name, value)
+    return changed
+
+
+BAD_LUTS = [
+    Dataset(),
+    edited(SOME, LUTData=None),
+    edited(SOME, LUTData=b""),
+    edited(SOME, LUTDescriptor=None),
+    edited(SOME, LUTDescriptor=[4096, 0]),
+    edited(SOME, LUTDescriptor=[4096, 20_000, 12]),  # begins above all that 12 bits can hold
+    edited(SOME, LUTData=bytes(8192)),
+]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected", "fallbacks"),
+    [
+        # windows
+        ({"WindowCenter": [0, 2000], "WindowWidth": [0, 1000]}, SHOWN, ("next",)),
+        ({"WindowCenter": ["", 2000], "WindowWidth": ["", 1000]}, SHOWN, ("next",)),
+        ({"WindowCenter": [2000, 50], "WindowWidth": [1000]}, SHOWN, ()),
+        ({"WindowCenter": 2000, "WindowWidth": [1000, 50]}, SHOWN, ()),
+        ({"WindowCenter": "", "WindowWidth": ""}, STRETCHED, ()),
+        ({"WindowCenter": 2000}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": 2000, "WindowWidth": 0}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": 2000, "WindowWidth": 0.5}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": 0, "WindowWidth": 1}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": 2000, "WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": "NaN", "WindowWidth": "NaN"}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": "inf", "WindowWidth": 1000}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": [1e6, 2000], "WindowWidth": [10, 1000]}, SHOWN, ("next",)),
+        ({"WindowCenter": [-5000, -6000], "WindowWidth": [10, 10]}, STRETCHED, ("stretch",)),
+        ({"WindowCenter": 15, "WindowWidth": 3}, STRETCHED, ("stretch",)),  # a silhouette: black air and white tissue
+        ({**GOOD, "WindowCenter": 10**6, "PhotometricInterpretation": "MONOCHROME1"}, 1 - STRETCHED, ("stretch",)),
+        ({**GOOD, "VOILUTFunction": ""}, SHOWN, ("function",)),
+        ({**GOOD, "VOILUTFunction": "LOG"}, SHOWN, ("function",)),
+        # LUTs
+        *(({"VOILUTSequence": [bad], **GOOD}, SHOWN, ("next",)) for bad in BAD_LUTS),
+        ({"VOILUTSequence": BAD_LUTS}, STRETCHED, ("stretch",)),
+        ({"VOILUTSequence": [*BAD_LUTS, SOME], **GOOD}, LUT[STORED] / 4095, ("next",)),
+        # modality
+        ({"RescaleSlope": None, "RescaleIntercept": 0, **GOOD}, SHOWN, ("modality",)),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0, **GOOD}, SHOWN, ("modality",)),
+        ({"RescaleSlope": "NaN", "RescaleIntercept": 0, **GOOD}, SHOWN, ("modality",)),
+        ({"RescaleSlope": "inf", "RescaleIntercept": 0}, STRETCHED, ("modality",)),
+        ({"RescaleSlope": [1, 2], "RescaleIntercept": 0}, STRETCHED, ("modality",)),
+        ({"RescaleSlope": "1e-9", "RescaleIntercept": 0, **GOOD}, STRETCHED, ("stretch",)),
+        ({"ModalityLUTSequence": [Dataset()], **GOOD}, SHOWN, ("modality",)),
+        ({"ModalityLUTSequence": [edited(SOME, LUTDescriptor=[4096, 20_000, 12])]}, STRETCHED, ("modality",)),
+        (
+            {"ModalityLUTSequence": [Dataset()], "RescaleSlope": 2, "RescaleIntercept": 9, **GOOD},
+            linear(2 * STORED.astype(float) + 9, 2000, 1000),
+            ("modality",),
+        ),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0, "WindowCenter": 0, "WindowWidth": 0}, STRETCHED,
+         ("modality", "stretch")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_gives_way_to_the_next_and_is_told(
+    tmp_path: Path, tags: dict[str, Any], expected: NDArray[np.float64], fallbacks: tuple[str, ...]
+) -> None:
     path = write_dicom(tmp_path / "image.dcm", STORED)
     dataset = pydicom.dcmread(path)
     for name, value in tags.items():
         setattr(dataset, name, value)
     dataset.save_as(path)
-    with pytest.raises(Refused, match="grayscale transformation") as caught:
-        plain(path)
-    assert caught.value.reason == "unreadable"
-    assert "\n" not in str(caught.value)
+    picture = plain(path)
+    same(picture.pixels / 65535, expected)
+    assert picture.fallbacks == fallbacks
+
+
+def test_two_grey_values_are_kept_where_the_file_has_no_more(tmp_path: Path) -> None:
+    drawing = np.where(STORED % 5 == 0, 4095, 0).astype(np.uint16)
+    picture = plain(write_dicom(tmp_path / "a.dcm", drawing, WindowCenter=2048, WindowWidth=4096))
+    same(picture.pixels / 65535, drawing / 4095)
+    assert picture.fallbacks == ()
+
+
+def test_a_picture_of_one_grey_value_is_refused(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", STORED, **GOOD)
+    with pytest.raises(Refused, match="one grey value") as caught:
+        plain(path, long_side=1)
+    assert caught.value.reason == "blank"
 
 
 # --- no VOI
