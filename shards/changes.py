@@ -1,0 +1,178 @@
+"""An archive against the plan of its build: what came, changed or went since, and what is packed because of it.
+
+1. A study whose shard is not written yet is packed as it is now.
+2. A study of which nothing is stored, as all of its images were refused, leaves its shard when it changes, and is
+   planned again as if it were new; its tar stays as it is.
+3. A study that is stored stays as it is, and its changes are reported.
+
+A study changes with what the source says about it and with the sizes of its files. A modification time alone is no
+change, as any copy of an archive may have others; it only lets studies of which nothing is stored be tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+from shards.errors import is_of_the_machine
+from shards.identity import keyed_hash
+from shards.manifest import BUILD, MANIFEST
+from shards.plan import Entry, Plan, PlannedShard, digest_of
+from shards.progress import progress
+from shards.record import Record
+from shards.schema import ShardError, SourceStudy
+
+log = logging.getLogger(__name__)
+
+THREADS = 16  # a network disk answers many questions at a time
+AT_ONCE = 64  # studies
+MOST_NAMED = 5  # shards in one message
+
+Sizes = tuple[int | None, ...]  # bytes of the files of the views that the source does not refuse; None: no file
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a source lists, by the key of the study."""
+
+    studies: Mapping[str, SourceStudy]
+    entries: Mapping[str, Entry]
+    sizes: Mapping[str, Sizes]
+
+
+@dataclass
+class Changes:
+    """Shard -> number of its stored studies that changed or are gone; `touched`: only their files' times differ."""
+
+    changed: Counter[str] = field(default_factory=Counter)
+    gone: Counter[str] = field(default_factory=Counter)
+    touched: int = 0
+
+    @property
+    def shards(self) -> list[str]:
+        return sorted(self.changed | self.gone)
+
+
+def survey(studies: Mapping[str, SourceStudy], root: Path, key: bytes, label: str) -> Archive:
+    """Look up the files of the studies: one `stat` for each image that is to be read."""
+    names = list(studies)
+    chunks = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
+    entries: dict[str, Entry] = {}
+    sizes: dict[str, Sizes] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = chain.from_iterable(pool.map(lambda chunk: [_files(studies[name]) for name in chunk], chunks))
+        for name, (of_study, newest) in zip(names, progress(found, len(names), label, "studies"), strict=True):
+            files = keyed_hash(key, "sizes", repr(of_study)), newest
+            entries[name] = Entry(name, digest_of(studies[name], root, key), files)
+            sizes[name] = of_study
+    return Archive(studies, entries, sizes)
+
+
+def _files(study: SourceStudy) -> tuple[Sizes, int]:
+    """The sizes of the files, and the newest modification time in seconds."""
+    found = [_stat(view.path) for view in study.views if not view.refused]
+    newest = max((int(status.st_mtime) for status in found if status), default=0)
+    return tuple(status.st_size if status else None for status in found), max(0, newest)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+        if is_of_the_machine(error):
+            raise
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def renew(plan: Plan, records: Mapping[str, Record], archive: Archive) -> tuple[Plan, Changes]:
+    """The plan for the archive as it is now, without what is new, and what has changed in packed studies."""
+    changes = Changes()
+    shards = []
+    for shard in plan.shards:
+        record = records.get(shard.name)
+        if record is None:
+            now = (archive.entries.get(entry.key) for entry in shard.entries)
+            shards.append(shard.with_entries(entry for entry in now if entry))
+        else:
+            shards.append(shard.with_entries(_kept(shard, record, archive.entries, changes)))
+    return replace(plan, shards=tuple(shards)), changes
+
+
+def _kept(shard: PlannedShard, record: Record, now: Mapping[str, Entry], changes: Changes) -> Iterator[Entry]:
+    """The entries that stay in a shard that is written: those with images, and those that did not change."""
+    stored = set(record.shard.keys)
+    for entry in shard.entries:
+        found = now.get(entry.key)
+        if entry.key not in stored and record.tells_studies:
+            if found and differs(entry, found) is None:
+                yield entry
+            continue
+        yield entry
+        if found is None:
+            changes.gone[shard.name] += 1
+        elif (difference := differs(entry, found)) == "time":
+            changes.touched += 1
+        elif difference:
+            changes.changed[shard.name] += 1
+
+
+def differs(planned: Entry, found: Entry) -> str | None:
+    """What of a study is not as it was: "labels" (or paths), "size", "time", or None."""
+    if planned.digest != found.digest:
+        return "labels"
+    if planned.files is None or found.files is None or planned.files == found.files:
+        return None
+    return "time" if planned.files[0] == found.files[0] else "size"
+
+
+def is_whole(folder: Path, record: Record | None) -> bool:
+    """Whether a shard is written and its tar still has the size that it had."""
+    if record is None:
+        return False
+    status = _stat(folder / record.shard.name)
+    return status is not None and status.st_size == record.shard.bytes
+
+
+def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, because: str) -> None:
+    """Log what has changed in packed studies of a finished folder; shards are not changed.
+
+    Raises `ShardError` where it would go into a half-built folder, which is no archive's at any time, where packed
+    studies are gone, and where a lost tar cannot be written again as it was. `because` says which setting differs.
+    """
+    lost = [name for name in changes.shards if not is_whole(out, records[name])]
+    if lost:
+        number = changes.changed[lost[0]] + changes.gone[lost[0]]
+        raise ShardError(
+            f"{out / lost[0]}: is gone or cut, and {number} of its studies have changed since{because}; copy it back, "
+            f"or remove {out / BUILD / Path(lost[0]).stem}.json as well to pack them as they are now"
+        )
+    if changes.touched:
+        log.warning(
+            "%d packed studies have files of the same size and another time (a copy, or an edit that keeps the size); "
+            "their shards stay as they are",
+            changes.touched,
+        )
+    if not changes.shards:
+        return
+    what = f"{changes.changed.total()} packed studies have other files or labels now"
+    what += f", {changes.gone.total()} are gone" if changes.gone else ""
+    fix = f"to pack them as they are now, {_again(changes.shards, out)}"
+    if because or changes.gone or not (out / MANIFEST).exists():
+        raise ShardError(f"root: {what}{because}; undo that, or, {fix}")
+    log.warning("%s; their shards stay as they are: %s", what, fix)
+
+
+def _again(shards: list[str], out: Path) -> str:
+    """How studies get into the place of those that a shard holds."""
+    if len(shards) > MOST_NAMED:
+        return f"remove {out} or give another `out`"
+    records = ", ".join(f"{BUILD}/{Path(name).stem}.json" for name in shards)
+    return f"remove {records} in {out} and run the same `mama pack` again"
