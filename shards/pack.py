@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shards.changes import differs, is_whole, renew, report_changes, survey
+from shards.changes import compare_settings, differs, is_whole, renew, report_changes, survey
 from shards.config import PackConfig
 from shards.foresight import limit_ahead, stop_if_none_is_usable
 from shards.identity import keyed_hash, load_key
@@ -27,7 +27,7 @@ from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest, load_manifest, s
 from shards.picture import PictureConfig
 from shards.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan, save_plan
 from shards.progress import progress, waiting
-from shards.record import Record, Tally, manifest_of, records_of, remove_record, save_record
+from shards.record import Record, Tally, load_record, manifest_of, records_of, remove_record, save_record
 from shards.sample import Sample, SampleConfig
 from shards.schema import ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
@@ -58,17 +58,17 @@ class Build:
     studies: Mapping[str, SourceStudy]
 
     @property
-    def records_folder(self) -> Path:
+    def records(self) -> Path:
         return self.out / BUILD
 
     @property
-    def records(self) -> dict[str, Record]:
-        return records_of(self.plan, self.records_folder)
+    def pending(self) -> list[PlannedShard]:
+        return [shard for shard in self.plan.shards if not is_whole(self.out, load_record(self.records, shard.name))]
 
     @property
-    def pending(self) -> list[PlannedShard]:
-        records = self.records
-        return [shard for shard in self.plan.shards if not is_whole(self.out, records.get(shard.name))]
+    def has_images(self) -> bool:
+        records = (load_record(self.records, shard.name) for shard in self.plan.shards)
+        return any(record and record.images for record in records)
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -82,7 +82,8 @@ def pack(config: PackConfig) -> Manifest:
     """
     with locked(_lock(config)), full_disk_told(Path(config.out)):
         build = open_build(config)
-        _write(build, build.pending)
+        if pending := build.pending:
+            _write(build, pending)
         return finish(build)
 
 
@@ -119,8 +120,8 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
         if (out / MANIFEST).exists() or any(out.glob("*.tar")):
             raise ShardError(f"out: {out} holds shards that it has no {BUILD}/{PLAN} of; give another `out`")
         plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
-    because = _compare_settings(settings, plan.settings, out, planned)
-    with waiting(f"pack {config.source}: reading tables and looking for files"):
+    because = compare_settings(settings, plan.settings, out, planned)
+    with waiting(f"pack {config.source}, reading tables and looking for files"):
         studies = listed(SOURCES[config.source](root, **options), config.source, key)
     _refuse_own_files(studies, root, out)
     if not planned:
@@ -142,7 +143,7 @@ def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy],
             remove_record(out / BUILD, name)
             (out / name).unlink(missing_ok=True)
         plan, records = replace(plan, shards=()), {}
-    archive = survey(studies, root, key, f"pack {config.source}: files of")
+    archive = survey(studies, root, key, f"pack {config.source}, sizes of files")
     known = plan.keys
     plan, changes = renew(plan, records, archive)
     report_changes(changes, records, out, because)
@@ -159,8 +160,8 @@ def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy],
 
 
 def _withdraw_manifest(out: Path, anew: set[str]) -> None:
-    """A manifest that lists shards which are packed anew is no longer true, and a folder without one is unfinished."""
-    manifest = _earlier_manifest(out)
+    """Remove a manifest that lists shards which are to be packed anew: it will not be true of them."""
+    manifest = _earlier_manifest(out) if anew else None
     if manifest and any(shard.name in anew for shard in manifest.shards):
         (out / MANIFEST).unlink()
 
@@ -176,7 +177,7 @@ def _earlier_manifest(out: Path) -> Manifest | None:
 
 def finish(build: Build) -> Manifest:
     """Add the records up to `refused.jsonl` and the manifest, where these do not say so already."""
-    records = list(build.records.values())
+    records = list(records_of(build.plan, build.records).values())
     refusals = [refusal for record in records for refusal in record.refusals]
     lines = "".join(json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in refusals).encode()
     manifest = manifest_of(build.plan, records)
@@ -217,12 +218,11 @@ def _log_manifest(out: Path, manifest: Manifest) -> None:
 def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
     studies = [build.studies[key] for shard in shards for key, _ in shard.studies]
     workers = build.config.workers or len(os.sched_getaffinity(0))
-    earlier = build.records
     counts: Counter[str] = Counter()
 
     def counted() -> Iterator[Sample]:
         found = in_order(build.sample, studies, workers)
-        if build.config.max_refused < 1 and not any(record.images for record in earlier.values()):
+        if build.config.max_refused < 1 and not build.has_images:
             found = stop_if_none_is_usable(found, build.config.root)
         for sample in found:
             counts.update({"kept": len(sample.images), "left out": len(sample.refusals)})
@@ -233,13 +233,12 @@ def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
 
     samples = progress(counted(), len(studies), f"pack {build.config.source}", "studies", note)
     for shard in shards:
+        lost = load_record(build.records, shard.name)
         record = _write_shard(build.out, shard, samples)
-        if shard.name in earlier and record.shard.sha256 != earlier[shard.name].shard.sha256:
-            log.warning(
-                "%s: has other bytes than before it was lost: other versions of decoders wrote them", shard.name
-            )
+        if lost and lost.shard.sha256 != record.shard.sha256:
+            log.warning("%s: is back with other bytes, which another release of mama or a decoder wrote", shard.name)
             (build.out / MANIFEST).unlink(missing_ok=True)
-        save_record(record, build.records_folder)
+        save_record(record, build.records)
     next(samples, None)  # ends the display and the workers
 
 
@@ -331,43 +330,12 @@ def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[s
     }
 
 
-def _compare_settings(settings: dict[str, Any], earlier: dict[str, Any], out: Path, planned: bool) -> str:
-    """Raises `ShardError` for the first setting that decides the bytes and differs; names another that does, or "".
-
-    Root and options decide what the source says of the studies, and that is compared for itself: an archive may move,
-    and a table may need another spelling. While a plan is carried out they are not to change.
-    """
-    because = ""
-    for name in settings:
-        found = _difference(name, settings[name], earlier.get(name))
-        if found is None:
-            continue
-        path, now, before = found
-        told = f"{out} was packed with {before!r}, now it is {now!r}"
-        if name not in earlier:
-            told = f"{out} was packed by a release that had no such setting"
-        elif name in ("root", "key_file"):  # their values are hashes
-            told = f"{out} was packed with another one"
-        if planned or name not in ("root", "options"):
-            raise ShardError(f"{path}: {told}; set it back, or give another `out`")
-        because = f" ({path}: {told})"
-    return because
-
-
-def _difference(name: str, now: Any, before: Any) -> tuple[str, Any, Any] | None:
-    """(name, now, before) of the first value that differs, in dictionaries by its dotted name."""
-    if isinstance(now, dict) and isinstance(before, dict):
-        inside = (_difference(f"{name}.{key}", now.get(key), before.get(key)) for key in {**now, **before})
-        return next(filter(None, inside), None)
-    return None if now == before else (name, now, before)
-
-
 def _compare_shards(build: Build, shards: Sequence[PlannedShard]) -> None:
     """Raises `ShardError` where studies of these shards are not as the plan has them."""
     planned = [entry for shard in shards for entry in shard.entries]
     wanted = {entry.key: build.studies[entry.key] for entry in planned if entry.key in build.studies}
-    now = survey(wanted, build.sample.root, build.sample.key, f"pack {build.config.source}: files of").entries
-    changed = sum(entry.key not in now or differs(entry, now[entry.key]) is not None for entry in planned)
+    now = survey(wanted, build.sample.root, build.sample.key, f"pack {build.config.source}, sizes of files").entries
+    changed = sum(entry.key not in now or differs(entry, now[entry.key]) in ("labels", "size") for entry in planned)
     if changed:
         raise ShardError(
             f"root: {changed} studies have changed or gone since {build.out} was planned; run the same "

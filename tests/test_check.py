@@ -24,7 +24,7 @@ from shards.check import check, check_all
 from shards.config import PackConfig
 from shards.pack import pack
 from shards.sample import Sample
-from shards.schema import Labels, Study, View
+from shards.schema import Labels, ShardError, Study, View
 from shards.sheet import contact_sheet
 from shards.tar import decode_image
 
@@ -130,6 +130,8 @@ def test_what_check_advises_for_a_lost_shard_brings_it_back(packed: Path, tmp_pa
         "is missing; copy it again, or run the same `mama pack`": (folder / SHARD).unlink,
         "cut or overwritten; copy it again, or run the same `mama pack`": lambda: os.truncate(folder / SHARD, 999),
         "manifest.json: says 47 images": lambda: edit_manifest(folder, lambda d: d.update(images=47)),
+        "manifest.json: cannot be read (": lambda: (folder / "manifest.json").write_text("{"),
+        "refused.jsonl: was edited or damaged": lambda: (folder / "refused.jsonl").write_text("{"),
     }
     for words, damage in damages.items():
         damage()
@@ -138,6 +140,24 @@ def test_what_check_advises_for_a_lost_shard_brings_it_back(packed: Path, tmp_pa
         run_pack(packed.parent, folder)
         assert (folder / SHARD).read_bytes() == before
         assert check(folder) == []
+
+
+def test_pack_and_check_say_the_same_about_records_and_plan(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed, tmp_path / "out"))
+    for name, fix in (
+        ("train-000000", "remove it and run the same `mama pack` again"),
+        ("plan", "restore it from a copy"),
+    ):
+        (folder / "build" / f"{name}.json").write_text("{}")
+        (problem,) = check(folder)
+        assert re.match(rf"build/{name}.json: was edited or damaged .*{fix}", problem)
+        with pytest.raises(ShardError) as caught:
+            run_pack(packed.parent, folder)
+        assert str(caught.value) == f"{folder}/{problem}"
+        if name == "train-000000":
+            (folder / "build" / f"{name}.json").unlink()
+            run_pack(packed.parent, folder)
+            assert check(folder) == []
 
 
 def test_members_that_are_not_adjacent(folder: Path) -> None:

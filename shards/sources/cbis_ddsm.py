@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.progress import progress
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.sources.cbis_ddsm_cases import NAME, SIDES, Film, Place, read_films
 from shards.sources.headers import read_header
@@ -64,7 +65,8 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
     if not files:
         raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM")
     films, nameless = read_films(root)
-    for patient, views in sorted(_views(root, [_image(root, path) for path in files], films).items()):
+    images = [_image(root, path) for path in progress(files, len(files), "CBIS-DDSM, headers", "files")]
+    for patient, views in sorted(_views(root, images, films).items()):
         yield SourceStudy(patient, patient, tuple(views))
     if nameless:
         yield SourceStudy("", "", tuple(nameless))
