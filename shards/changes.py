@@ -50,15 +50,20 @@ class Archive:
 
 @dataclass
 class Changes:
-    """Shard -> number of its stored studies that changed or are gone; `touched`: only their files' times differ."""
+    """Shard -> number of its packed studies that are not as they were; `touched`: only their files' times differ."""
 
     changed: Counter[str] = field(default_factory=Counter)
+    absent: Counter[str] = field(default_factory=Counter)
     gone: Counter[str] = field(default_factory=Counter)
     touched: int = 0
 
     @property
-    def shards(self) -> list[str]:
-        return sorted(self.changed | self.gone)
+    def by_shard(self) -> Counter[str]:
+        return self.changed + self.absent + self.gone
+
+    def __str__(self) -> str:
+        kinds = {"have other files or labels now": self.changed, "lack files now": self.absent, "are gone": self.gone}
+        return ", ".join(f"{shards.total()} packed studies {what}" for what, shards in kinds.items() if shards)
 
 
 def compare_settings(settings: dict[str, Any], earlier: dict[str, Any], out: Path, planned: bool) -> str:
@@ -134,15 +139,15 @@ def renew(plan: Plan, records: Mapping[str, Record], archive: Archive) -> tuple[
             now = (archive.entries.get(entry.key) for entry in shard.entries)
             shards.append(shard.with_entries(entry for entry in now if entry))
         else:
-            shards.append(shard.with_entries(_kept(shard, record, archive.entries, changes)))
+            shards.append(shard.with_entries(_kept(shard, record, archive, changes)))
     return replace(plan, shards=tuple(shards)), changes
 
 
-def _kept(shard: PlannedShard, record: Record, now: Mapping[str, Entry], changes: Changes) -> Iterator[Entry]:
+def _kept(shard: PlannedShard, record: Record, archive: Archive, changes: Changes) -> Iterator[Entry]:
     """The entries that stay in a shard that is written: those with images, and those that did not change."""
     stored = set(record.shard.keys)
     for entry in shard.entries:
-        found = now.get(entry.key)
+        found = archive.entries.get(entry.key)
         if entry.key not in stored and record.tells_studies:
             if found and differs(entry, found) is None:
                 yield entry
@@ -153,7 +158,8 @@ def _kept(shard: PlannedShard, record: Record, now: Mapping[str, Entry], changes
         elif (difference := differs(entry, found)) == "time":
             changes.touched += 1
         elif difference:
-            changes.changed[shard.name] += 1
+            absent = difference == "size" and None in archive.sizes[entry.key]
+            (changes.absent if absent else changes.changed)[shard.name] += 1
 
 
 def differs(planned: Entry, found: Entry) -> str | None:
@@ -176,35 +182,33 @@ def is_whole(folder: Path, record: Record | None) -> bool:
 def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, because: str) -> None:
     """Log what has changed in packed studies of a finished folder; shards are not changed.
 
-    Raises `ShardError` where it would go into a half-built folder, which is no archive's at any time, where packed
-    studies are gone, and where a lost tar cannot be written again as it was. `because` says which setting differs.
+    Raises `ShardError` where it would go into a half-built folder, whose shards would then be of two archives, where
+    packed studies are gone, and where a lost tar cannot be written again as it was. `because` says which setting
+    differs.
     """
-    lost = [name for name in changes.shards if not is_whole(out, records[name])]
-    if lost:
-        number = changes.changed[lost[0]] + changes.gone[lost[0]]
-        raise ShardError(
-            f"{out / lost[0]}: is gone or cut, and {number} of its studies have changed since{because}; copy it back, "
-            f"or remove {out / BUILD / Path(lost[0]).stem}.json as well to pack them as they are now"
-        )
+    shards = changes.by_shard
+    for name in shards:
+        if not is_whole(out, records[name]):
+            raise ShardError(
+                f"{out / name}: is gone or cut, and {shards[name]} of its studies have changed since{because}; copy it "
+                f"back, or remove {out / BUILD / Path(name).stem}.json as well to pack them as they are now"
+            )
     if changes.touched:
         log.warning(
             "%d packed studies have files of the same size and another time (a copy, or an edit that keeps the size); "
             "their shards stay as they are",
             changes.touched,
         )
-    if not changes.shards:
-        return
-    what = f"{changes.changed.total()} packed studies have other files or labels now"
-    what += f", {changes.gone.total()} are gone" if changes.gone else ""
-    fix = f"to pack them as they are now, {_again(changes.shards, out)}"
-    if because or changes.gone or not (out / MANIFEST).exists():
-        raise ShardError(f"root: {what}{because}; undo that, or, {fix}")
-    log.warning("%s; their shards stay as they are: %s", what, fix)
+    if shards and (because or changes.gone or not (out / MANIFEST).exists()):
+        raise ShardError(f"root: {changes}{because}; undo that, or, {_again(shards, out)}")
+    if shards:
+        fix = f": {_again(changes.changed, out)}" if changes.changed else ""
+        log.warning("%s; their shards stay as they are%s", changes, fix)
 
 
-def _again(shards: list[str], out: Path) -> str:
-    """How studies get into the place of those that a shard holds."""
+def _again(shards: Mapping[str, int], out: Path) -> str:
+    """How the studies of a shard are packed a second time."""
     if len(shards) > MOST_NAMED:
-        return f"remove {out} or give another `out`"
-    records = ", ".join(f"{BUILD}/{Path(name).stem}.json" for name in shards)
-    return f"remove {records} in {out} and run the same `mama pack` again"
+        return f"to pack them as they are now, remove {out} or give another `out`"
+    records = ", ".join(f"{BUILD}/{Path(name).stem}.json" for name in sorted(shards))
+    return f"to pack them as they are now, remove {records} in {out} and run the same `mama pack` again"

@@ -176,7 +176,7 @@ def test_an_archive_that_changes_under_a_half_finished_build_is_an_error(
     (Path(config.out) / "manifest.json").unlink()
     monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 2))
     with pytest.raises(
-        ShardError, match=r"^root: 0 packed .*, 1 are gone; undo that, or, .*remove build/\w+-0000\d\d.json"
+        ShardError, match=r"^root: 1 packed studies are gone; undo that, or, .*remove build/\w+-0000\d\d.json"
     ):
         pack(config)
 

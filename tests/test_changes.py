@@ -167,6 +167,10 @@ def test_a_copied_archive_continues_wherever_it_lies(config: PackConfig, caplog:
     assert "packed studies have files of the same size and another time" in caplog.text
     assert pack(replace(config, root=str(copy))) == manifest
     assert check(Path(config.out)) == []
+    lacking = Path(copy) / "p0" / "CC.png"
+    lacking.rename(lacking.with_name("elsewhere"))
+    assert pack(replace(config, root=str(copy))) == manifest
+    assert caplog.messages[-1].startswith("1 packed studies lack files now; their shards stay as they are")
     draw(Path(config.root) / "p0" / "CC.png", 30)
     with pytest.raises(
         ShardError, match=r"^root: 1 packed studies have .* \(root: .*out was packed with another one\)"
