@@ -85,7 +85,7 @@ def compare_settings(settings: dict[str, Any], earlier: dict[str, Any], out: Pat
             told = f"{out} was packed with another one"
         if planned or name not in ("root", "options"):
             raise ShardError(f"{path}: {told}; set it back, or give another `out`")
-        because = f" ({path}: {told})"
+        because = f"{path}: {told}"
     return because
 
 
@@ -190,7 +190,7 @@ def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, b
     for name in shards:
         if not is_whole(out, records[name]):
             raise ShardError(
-                f"{out / name}: is gone or cut, and {shards[name]} of its studies have changed since{because}; copy it "
+                f"{out / name}: is gone or cut, and {shards[name]} of its studies have changed since; copy it "
                 f"back, or remove {out / BUILD / Path(name).stem}.json as well to pack them as they are now"
             )
     if changes.touched:
@@ -200,7 +200,8 @@ def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, b
             changes.touched,
         )
     if shards and (because or changes.gone or not (out / MANIFEST).exists()):
-        raise ShardError(f"root: {changes}{because}; undo that, or, {_again(shards, out)}")
+        told = f"{because}, and {changes}; set it back" if because else f"root: {changes}; undo that"
+        raise ShardError(f"{told}, or, {_again(shards, out)}")
     if shards:
         fix = f": {_again(changes.changed, out)}" if changes.changed else ""
         log.warning("%s; their shards stay as they are%s", changes, fix)
@@ -209,6 +210,8 @@ def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, b
 def _again(shards: Mapping[str, int], out: Path) -> str:
     """How the studies of a shard are packed a second time."""
     if len(shards) > MOST_NAMED:
-        return f"to pack them as they are now, remove {out} or give another `out`"
+        return f"to pack those shards from the archive as it is, remove {out} or give another `out`"
     records = ", ".join(f"{BUILD}/{Path(name).stem}.json" for name in sorted(shards))
-    return f"to pack them as they are now, remove {records} in {out} and run the same `mama pack` again"
+    return (
+        f"to pack those shards from the archive as it is, remove {records} in {out} and run the same `mama pack` again"
+    )

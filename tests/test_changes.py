@@ -104,8 +104,11 @@ def test_late_labels_and_rows_that_go_of_a_study_without_images(config: PackConf
     (root / "p3" / "MLO.png").unlink()
     manifest = pack(config)
     assert (manifest.studies, manifest.images, manifest.images_refused) == (6, 11, {"label": 1, "missing": 4})
+    config = replace(config, options={**config.options, "values": {"birads": {"three": 3}}})  # a spelling is added
+    table = (root / "t.csv").read_text()
     (root / "t.csv").write_text("\n".join(line for line in table.splitlines() if "p7/MLO" not in line) + "\n")
     manifest = pack(config)
+    assert manifest.settings["options"]["values"] == config.options["values"]
     assert (manifest.studies, manifest.images, manifest.images_refused) == (7, 12, {"missing": 3})
     assert manifest.listed == 15
     (root / "t.csv").write_text("\n".join(line for line in table.splitlines() if "p7" not in line) + "\n")
@@ -173,7 +176,7 @@ def test_a_copied_archive_continues_wherever_it_lies(config: PackConfig, caplog:
     assert caplog.messages[-1].startswith("1 packed studies lack files now; their shards stay as they are")
     draw(Path(config.root) / "p0" / "CC.png", 30)
     with pytest.raises(
-        ShardError, match=r"^root: 1 packed studies have .* \(root: .*out was packed with another one\)"
+        ShardError, match=r"^root: .*out was packed with another one, and 1 packed studies have .*; set it back"
     ):
         pack(config)
 

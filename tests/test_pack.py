@@ -148,7 +148,7 @@ def test_a_finished_folder_is_not_built_again(config: PackConfig, caplog: pytest
         ({"quality": 80}, r"^quality: .*out was packed with 95, now it is 80; set it back, or give another `out`"),
         (
             {"options": {"patients": 3}},
-            r"^root: 9 packed studies are gone \(options\.patients: .* packed with 12, now it is 3\)",
+            r"^options\.patients: .*out was packed with 12, now it is 3, and 9 packed studies are gone; set it",
         ),
         (
             {"key_file": "other.key"},
