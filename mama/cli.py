@@ -14,6 +14,7 @@ from mama import logs, stop
 from mama.config import Config, ConfigError
 from mama.errors import RankError, StoppedError, TrainingError
 from mama.loading import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
+from shards.files import legible
 from shards.schema import ShardError
 from slurm.profile import SlurmError
 
@@ -311,7 +312,7 @@ def main() -> None:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
         # One line also where a name out of somebody's file is quoted in it, and nothing that steers a terminal.
-        click.echo("mama: " + "".join(c if c.isprintable() else " " for c in str(error)), err=True)
+        click.echo("mama: " + "".join(c if c.isprintable() else " " for c in legible(str(error))), err=True)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:

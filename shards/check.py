@@ -95,7 +95,7 @@ def _check_entries(manifest: Manifest) -> list[str]:
             problems.append(f"{shard.name}: has a second entry in the manifest; {AGAIN}")
         for key in shard.keys:
             if key in shard_of:
-                twice.append(f"{shard.name}: key {key} is also in {shard_of[key]}; pack the archive again")
+                twice.append(f"{shard.name}: key {key} is also in {shard_of[key]}; {AGAIN}")
             shard_of[key] = shard.name
         for patient in dict.fromkeys(shard.patients):
             other = split_of.setdefault(patient, shard.split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from shards.files import LARGEST_JSON, read_plain
 from shards.from_json import from_json, parse_json
 from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest
 from shards.plan import PLAN, Plan, load_plan
-from shards.record import METHODS, Record, load_record, manifest_of
+from shards.record import METHODS, manifest_of, records_of
 from shards.sample import Refusal
 from shards.schema import ShardError
 
-AGAIN = f"remove {MANIFEST} and run the same `mama pack` again"
+AGAIN = "run the same `mama pack` again, which writes it anew"
 # What no tar says, and what therefore only the records can confirm.
 FROM_RECORDS = (
     "source",
@@ -31,8 +32,10 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
     """Problems that can be told without reading a shard. Shards that were copied without `build` are fine."""
     try:
         plan = load_plan(folder / BUILD)
-    except (ShardError, OSError):
-        return [f"{BUILD}/{PLAN}: was edited or damaged; remove the folder {BUILD} if the shards are complete"]
+    except ShardError as error:
+        return [str(error).removeprefix(f"{folder}{os.sep}")]
+    except OSError as error:
+        return [f"{BUILD}/{PLAN}: cannot be read: {error.strerror}"]
     listed = {shard.name for shard in manifest.shards} if manifest else set()
     planned = {shard.name for shard in plan.shards} if plan else set()
     problems = []
@@ -44,7 +47,7 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
     strange = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed | planned)
     if manifest is None:
         return problems
-    problems += [f"{name}: not in the manifest; remove it, or {AGAIN}" for name in strange[:3]]
+    problems += [f"{name}: not in the manifest; remove it" for name in strange[:3]]
     problems += [f"{len(strange) - 3} more tars are not in the manifest"] if len(strange) > 3 else []
     if manifest.deidentification != METHODS:
         problems.append(f"{MANIFEST}: deidentification is not what this release does; {AGAIN}")
@@ -56,16 +59,15 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
 
 
 def _against_records(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
-    records: list[Record] = []
-    for shard in plan.shards:
-        try:
-            record = load_record(folder / BUILD, shard.name)
-        except (ShardError, OSError):
-            return [f"{BUILD}/{Path(shard.name).stem}.json: was edited or damaged; remove it and {AGAIN}"]
-        if record is None:
-            return []
-        records.append(record)
-    built = manifest_of(plan, records)
+    try:
+        records = records_of(plan, folder / BUILD)
+    except ShardError as error:
+        return [str(error).removeprefix(f"{folder}{os.sep}")]
+    except OSError as error:
+        return [f"{BUILD}: its records cannot be read: {error.strerror}"]
+    if len(records) < len(plan.shards):
+        return []
+    built = manifest_of(plan, records.values())
     differing = [name for name in FROM_RECORDS if getattr(built, name) != getattr(manifest, name)]
     return [f"{MANIFEST}: {name} differs from what the build recorded; {AGAIN}" for name in differing]
 

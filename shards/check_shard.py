@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.manifest import MANIFEST, Histograms, Shard, label_histograms
+from shards.manifest import Histograms, Shard, label_histograms
 from shards.schema import LATERALITIES, RAW, VIEWS, ShardError, Study, View
 from shards.tar import Member, decode_image, members, open_shard, parse_study
 
 CHUNK = 2**20
+MEND = "copy it again, or run the same `mama pack`, which writes a shard again that is gone or has another size"
 SUFFIXES = {"jpeg": "jpg", "png": "png"}  # codec -> suffix
 
 
@@ -55,9 +56,7 @@ def check_shard(
         with open_shard(folder / shard.name, CHUNK) as file:
             size = os.fstat(file.fileno()).st_size
             if size != shard.bytes:
-                return _one(
-                    shard, f"has {size} bytes, the manifest says {shard.bytes}: cut or overwritten; {_mend(shard)}"
-                )
+                return _one(shard, f"has {size} bytes, the manifest says {shard.bytes}: cut or overwritten; {MEND}")
             hashed = _Hashed(file)
             walk = _Walk(shard, source, settings, sample)
             try:
@@ -68,23 +67,18 @@ def check_shard(
             while data := hashed.read(CHUNK):
                 rest += len(data.strip(b"\0"))
     except FileNotFoundError:
-        return _one(shard, f"is missing; {_mend(shard)}")
+        return _one(shard, f"is missing; {MEND}")
     except ShardError as error:
         return _one(shard, str(error))
     except OSError as error:
         return _one(shard, f"cannot be read: {error.strerror}")
     if hashed.sha256.hexdigest() != shard.sha256:
-        return _one(shard, f"its SHA-256 differs from the manifest's: changed or damaged; {_mend(shard)}")
+        return _one(shard, f"its SHA-256 differs from the manifest's: changed or damaged; remove it and {MEND}")
     if rest and not walk.content.problems:
         walk.tell("holds data behind its end mark")
     walk.content.raw = sum(view.presentation_intent == RAW for view in walk.views)
     walk.content.labels = label_histograms((shard.split, view) for view in walk.views)
     return walk.content
-
-
-def _mend(shard: Shard) -> str:
-    """A build writes a shard anew whose record is not there, and its bytes are the same."""
-    return f"copy it again, or remove {MANIFEST} and build/{Path(shard.name).stem}.json and run the same `mama pack`"
 
 
 def _one(shard: Shard, problem: str) -> Content:

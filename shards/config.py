@@ -26,5 +26,5 @@ class PackConfig:
     raw: Literal["stored", "processed"] = "stored"  # FOR PROCESSING images: as they are, or as pictures (shards/raw.py)
     samples_per_shard: int = 256  # studies
     workers: int = 0  # processes; 0 is one for each core that this process may use, wherever it runs
-    max_refused: float = 0.05  # the share of refused images above which a build fails
+    max_refused: float = 0.05  # the share of refused images above which a build fails; 1 never does
     key_file: str = "~/.config/mama/hash.key"  # the secret of the keyed hashes, created if it is not there

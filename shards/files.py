@@ -12,6 +12,22 @@ from shards.schema import ShardError
 LARGEST_JSON = 2**30  # bytes; the manifest of a million studies has some 2**27
 
 
+def name_bytes(text: str) -> bytes:
+    """A text as UTF-8. What Python read from a file name that is not UTF-8 becomes the bytes of that name again.
+
+    So a name has the same bytes whatever the locale is. A lone surrogate of another origin is encoded as such.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def legible(text: str) -> str:
+    """A file name, or a text that quotes one, for a file or a page: bytes that are not UTF-8 are written as \\xfc."""
+    return name_bytes(text).decode("utf-8", "backslashreplace")
+
+
 def read_plain(path: Path, largest: int) -> bytes:
     """The bytes of a plain file. Raises `OSError`; `ShardError`, without the file's name, for what is none or larger.
 

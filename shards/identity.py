@@ -9,6 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from shards.files import name_bytes
 from shards.schema import ShardError
 
 KEY_BYTES = 32
@@ -52,7 +53,7 @@ def _create_key(path: Path) -> None:
 
 def keyed_hash(key: bytes, *parts: str) -> str:
     """HMAC-SHA256 (RFC 2104) of the parts, as `HASH_DIGITS` hexadecimal digits."""
-    return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS]
+    return hmac.new(key, name_bytes("\0".join(parts)), hashlib.sha256).hexdigest()[:HASH_DIGITS]
 
 
 def split_of(source: str, patient_id: str) -> str:
@@ -61,7 +62,7 @@ def split_of(source: str, patient_id: str) -> str:
     No secret takes part: a patient is in the same split in every laboratory, and stays there
     however many patients are added.
     """
-    digest = hashlib.sha256(f"{source}\0{patient_id}".encode()).digest()
+    digest = hashlib.sha256(name_bytes(f"{source}\0{patient_id}")).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < 0.7:
         return "train"

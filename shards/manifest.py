@@ -18,6 +18,7 @@ from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
 MANIFEST = "manifest.json"
 REFUSED = "refused.jsonl"  # a line for each image that is left out; it names files of the archive
 BUILD = "build"  # the folder with the plan, a record for each shard, and the lock
+AGAIN = "copy it again, or run the same `mama pack` again, which writes it anew"
 MOST_VIEWS = 10_000  # of one study; without a column that tells exams apart a patient is one study
 SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
 
@@ -91,11 +92,15 @@ def load_manifest(folder: Path) -> Manifest:
         document = read_json(path)
     except FileNotFoundError:
         raise ShardError(f"{folder}: no {MANIFEST}, so this is no finished folder of shards; run `mama pack`") from None
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: cannot be read ({error}); pack the archive again") from None
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValueError as error:
+        raise ShardError(f"{path}: cannot be read ({error}); {AGAIN}") from None
     version = document.pop("schema", None) if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
-        raise ShardError(f"{path}: schema {version!r:.20}, this release reads {SCHEMA_VERSION}; pack the archive again")
+        raise ShardError(
+            f"{path}: schema {version!r:.20}, this release reads {SCHEMA_VERSION}; pack the archive into another `out`"
+        )
     try:
         manifest = from_json(Manifest, document)
         from_json(
@@ -104,7 +109,7 @@ def load_manifest(folder: Path) -> Manifest:
         for shard in manifest.shards:
             check_shard_entry(shard)
     except ValueError as error:
-        raise ShardError(f"{path}: was edited or damaged ({error}); pack the archive again") from None
+        raise ShardError(f"{path}: was edited or damaged ({error}); {AGAIN}") from None
     return manifest
 
 

@@ -18,14 +18,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shards.changes import compare_settings, differs, is_whole, renew, report_changes, survey
 from shards.config import PackConfig
+from shards.foresight import limit_ahead, stop_if_none_is_usable
 from shards.identity import keyed_hash, load_key
 from shards.lock import locked
 from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest, load_manifest, save_manifest, write_aside
 from shards.picture import PictureConfig
-from shards.plan import Plan, PlannedShard, digest_of, extend, listed, load_plan, save_plan
-from shards.progress import progress
-from shards.record import Record, Tally, load_record, manifest_of, save_record
+from shards.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan, save_plan
+from shards.progress import progress, waiting
+from shards.record import Record, Tally, load_record, manifest_of, records_of, remove_record, save_record
 from shards.sample import Refusal, Sample, SampleConfig
 from shards.schema import FALLBACKS, ShardError, SourceStudy
 from shards.sources import SOURCES, resolve_root
@@ -63,39 +65,43 @@ class Build:
 
     @property
     def pending(self) -> list[PlannedShard]:
-        return [shard for shard in self.plan.shards if load_record(self.records, shard.name) is None]
+        return [shard for shard in self.plan.shards if not is_whole(self.out, load_record(self.records, shard.name))]
+
+    @property
+    def has_images(self) -> bool:
+        records = (load_record(self.records, shard.name) for shard in self.plan.shards)
+        return any(record and record.images for record in records)
 
 
 def pack(config: PackConfig) -> Manifest:
     """Build the shards of an archive; in a folder of an earlier build only what is missing there.
 
     A build that was interrupted continues and ends in the bytes of one that was not; studies that came to
-    the archive since add shards, and the shards that are there are not touched. The bytes depend on
-    archive, settings and key, not on the number of workers. Raises `ShardError` for a mistake in the
-    configuration, for a folder that another process is building, and after everything is written if more
-    than `max_refused` of the images were refused.
+    the archive since add shards, and the shards that are there are not touched. A tar that is gone or cut is written
+    again. The bytes depend on archive, settings and key, not on the number of workers. Raises `ShardError` for a
+    mistake in the configuration, for a folder that another process is building, where more than `max_refused` of the
+    images are not there or refused by the source, and after everything is written if more were refused.
     """
     with locked(_lock(config)), full_disk_told(Path(config.out)):
         build = open_build(config)
-        manifest = load_manifest(build.out) if (build.out / MANIFEST).exists() else None
-        if manifest is None or len(manifest.shards) < len(build.plan.shards):
-            _write(build, build.pending)
-            return finish(build)
-        log.info("%s is finished: %d studies, %d images", build.out, manifest.studies, manifest.images)
-        _limit_refused(manifest, config)
-        return manifest
+        if pending := build.pending:
+            _write(build, pending)
+        return finish(build)
 
 
 def pack_part(config: PackConfig, part: int, parts: int) -> None:
     """Write every `parts`-th shard of the plan, from number `part` on: the work of one job of an array.
 
-    `make_plan` comes before it; `pack` comes after it for the manifest, and for what a lost job left.
+    `make_plan` comes before it; `pack` comes after it for the manifest, and for what a lost job left. Raises
+    `ShardError` where the archive or the settings have changed since the plan was made.
     """
     build = open_build(config, planned=True)
     numbers = range(part, len(build.plan.shards), parts)
     with locked(_lock(config), numbers), full_disk_told(build.out):
         mine = {build.plan.shards[number].name for number in numbers}
-        _write(build, [shard for shard in build.pending if shard.name in mine])
+        shards = [shard for shard in build.pending if shard.name in mine]
+        _compare_shards(build, shards)
+        _write(build, shards)
 
 
 def make_plan(config: PackConfig) -> int:
@@ -107,7 +113,7 @@ def make_plan(config: PackConfig) -> int:
 def open_build(config: PackConfig, planned: bool = False) -> Build:
     """List the archive, and begin, continue or extend the plan in `out`. With `planned` the plan stays as it is."""
     _validate(config)
-    root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
+    root, out = _folders(config)
     options = _source_options(config)
     key = load_key(Path(os.path.expanduser(config.key_file)))
     plan = load_plan(out / BUILD)
@@ -115,16 +121,16 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     settings = _settings(config, options, key)
     if plan is None:
         if (out / MANIFEST).exists() or any(out.glob("*.tar")):
-            raise ShardError(f"out: {out} holds shards of something else; give another `out`")
+            raise ShardError(f"out: {out} holds shards that it has no {BUILD}/{PLAN} of; give another `out`")
         plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
-    _compare(settings, {**BEFORE, **plan.settings}, out)
-    studies = listed(SOURCES[config.source](root, **options), config.source, key)
-    digests = {name: digest_of(study, root, key) for name, study in studies.items()}
-    _compare_studies(plan, digests, out)
+    because = compare_settings(settings, {**BEFORE, **plan.settings}, out, planned)
+    with waiting(f"pack {config.source}, reading tables and looking for files"):
+        studies = listed(SOURCES[config.source](root, **options), config.source, key)
+    _refuse_own_files(studies, root, out)
     if not planned:
-        plan = extend(plan, studies, digests, config.samples_per_shard)
-        if not plan.shards:
-            raise ShardError(f"{config.root}: holds no study")
+        # A build that was begun without these settings ends without them, and in the same manifest.
+        kept = {name: value for name, value in settings.items() if name not in BEFORE or name in plan.settings}
+        plan = _renewed(config, replace(plan, settings=kept), studies, key, because)
         save_plan(plan, out / BUILD)
     picture = PictureConfig(
         config.long_side,
@@ -140,46 +146,92 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     return Build(config, sample, out, plan, studies)
 
 
+def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy], key: bytes, because: str) -> Plan:
+    """The plan for the archive as it is now."""
+    root, out = _folders(config)
+    records = records_of(plan, out / BUILD)
+    if not any(record.images for record in records.values()):
+        for name in records:  # empty tars: the plan begins anew, as nothing is stored yet
+            remove_record(out / BUILD, name)
+            (out / name).unlink(missing_ok=True)
+        plan, records = replace(plan, shards=()), {}
+    archive = survey(studies, root, key, f"pack {config.source}, sizes of files")
+    known = plan.keys
+    plan, changes = renew(plan, records, archive)
+    report_changes(changes, records, out, because)
+    if left := len(known - plan.keys - studies.keys()):
+        log.warning("%d planned studies, of which nothing is stored, are gone from the archive: left out", left)
+    plan = extend(plan, studies, archive.entries, config.samples_per_shard)
+    if not plan.shards:
+        raise ShardError(f"{config.root}: holds no study")
+    pending = [shard for shard in plan.shards if not is_whole(out, records.get(shard.name))]
+    written = [record for name, record in records.items() if name not in {shard.name for shard in pending}]
+    limit_ahead(config, root, archive, pending, written)
+    _withdraw_manifest(out, {shard.name for shard in pending if shard.name not in records})
+    return plan
+
+
+def _withdraw_manifest(out: Path, anew: set[str]) -> None:
+    """Remove a manifest that lists shards which are to be packed anew: it will not be true of them."""
+    manifest = _earlier_manifest(out) if anew else None
+    if manifest and any(shard.name in anew for shard in manifest.shards):
+        (out / MANIFEST).unlink()
+
+
+def _earlier_manifest(out: Path) -> Manifest | None:
+    """None where there is none, or one that is damaged: it is written again from the records."""
+    try:
+        return load_manifest(out) if (out / MANIFEST).exists() else None
+    except ShardError as error:
+        log.warning("%s; it is written again", error)
+        return None
+
+
 def finish(build: Build) -> Manifest:
-    """Add the records up to `refused.jsonl` and the manifest."""
-    records = [load_record(build.records, shard.name) for shard in build.plan.shards]
-    done = [record for record in records if record is not None]
-    refusals = [refusal for record in done for refusal in record.refusals]
-    lines = [json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in refusals]
-    write_aside(build.out / REFUSED, "".join(lines).encode())
-    manifest = manifest_of(build.plan, done)
+    """Add the records up to `refused.jsonl` and the manifest, where these do not say so already."""
+    records = list(records_of(build.plan, build.records).values())
+    refusals = [refusal for record in records for refusal in record.refusals]
+    lines = "".join(json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in refusals).encode()
+    manifest = manifest_of(build.plan, records)
+    refused = build.out / REFUSED
+    if _earlier_manifest(build.out) == manifest and refused.exists() and refused.read_bytes() == lines:
+        log.info("%s is finished: %d studies, %d images", build.out, manifest.studies, manifest.images)
+        _limit_refused(manifest, build)
+        return manifest
+    write_aside(refused, lines)
     if not manifest.images:
         raise ShardError(
-            f"{build.config.root}: no usable image ({len(refusals)} refused, see {build.out / REFUSED}); "
-            "mend the archive and give another `out`"
+            f"{build.config.root}: no usable image ({len(refusals)} refused, see {refused}); "
+            "mend the archive and run the same `mama pack` again"
         )
     save_manifest(manifest, build.out)
+    _log_manifest(build.out, manifest)
+    _name_other_views(refusals)
+    _limit_refused(manifest, build)
+    return manifest
+
+
+def _log_manifest(out: Path, manifest: Manifest) -> None:
     left_out = {**manifest.images_excluded, **manifest.images_refused}
     log.info(
         "%s: %d studies; of %d images %d stored, %d left out (%s)",
-        build.out,
+        out,
         manifest.studies,
         manifest.listed,
         manifest.images,
-        len(refusals),
+        sum(left_out.values()),
         ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
     )
-    _name_other_views(refusals)
     if manifest.raw:
-        how = (
-            "rendered"
-            if manifest.settings.get("raw") == "processed"
-            else "as they are; pack.raw=processed, in another `out`, renders them"
-        )
+        unprocessed = "as they are; pack.raw=processed, in another `out`, renders them"
+        how = "rendered" if manifest.settings.get("raw") == "processed" else unprocessed
         log.warning("%d images are raw (FOR PROCESSING), stored %s", manifest.raw, how)
     for fact, number in manifest.conflicts.items():
         log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
     for word, number in manifest.fallbacks.items():
         log.warning("%d images were rendered by %s", number, FALLBACKS.get(word, word))
     if manifest.duplicates:
-        log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, build.out)
-    _limit_refused(manifest, build.config)
-    return manifest
+        log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, out)
 
 
 def _name_other_views(refusals: Iterable[Refusal]) -> None:
@@ -197,7 +249,10 @@ def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
     counts: Counter[str] = Counter()
 
     def counted() -> Iterator[Sample]:
-        for sample in in_order(build.sample, studies, workers):
+        found = in_order(build.sample, studies, workers)
+        if build.config.max_refused < 1 and not build.has_images:
+            found = stop_if_none_is_usable(found, build.config.root)
+        for sample in found:
             counts.update({"kept": len(sample.images), "left out": len(sample.refusals)})
             yield sample
 
@@ -206,7 +261,12 @@ def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
 
     samples = progress(counted(), len(studies), f"pack {build.config.source}", "studies", note)
     for shard in shards:
-        save_record(_write_shard(build.out, shard, samples), build.records)
+        lost = load_record(build.records, shard.name)
+        record = _write_shard(build.out, shard, samples)
+        if lost and lost.shard.sha256 != record.shard.sha256:
+            log.warning("%s: is back with other bytes, which another release of mama or a decoder wrote", shard.name)
+            (build.out / MANIFEST).unlink(missing_ok=True)
+        save_record(record, build.records)
     next(samples, None)  # ends the display and the workers
 
 
@@ -235,7 +295,31 @@ def _validate(config: PackConfig) -> None:
 
 def _lock(config: PackConfig) -> Path:
     _validate(config)
-    return Path(os.path.expanduser(config.out)) / BUILD / "lock"
+    return _folders(config)[1] / BUILD / "lock"
+
+
+def _folders(config: PackConfig) -> tuple[Path, Path]:
+    """Root and out. Raises `ShardError` for an `out` that holds the archive: who removes it would remove both."""
+    root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
+    if root.resolve().is_relative_to(out.resolve()):
+        raise ShardError(
+            f"out: {out} is or holds the archive {root}; give a folder beside it, or a new one inside of it"
+        )
+    return root, out
+
+
+def _refuse_own_files(studies: Mapping[str, SourceStudy], root: Path, out: Path) -> None:
+    """Raises `ShardError` where the archive holds `out` and the source reads what lies there as a part of it."""
+    for real in (os.path.abspath, os.path.realpath):
+        inside = os.path.relpath(real(out), real(root))
+        if inside.split(os.sep)[0] == os.pardir:
+            continue
+        prefix = str(root / inside) + os.sep
+        for study in studies.values():
+            if found := next((view.path for view in study.views if str(view.path).startswith(prefix)), None):
+                raise ShardError(
+                    f"out: {found} is read as part of the archive; give an `out` that is not inside of {root}"
+                )
 
 
 def _source_options(config: PackConfig) -> dict[str, Any]:
@@ -282,36 +366,23 @@ def _as_begun(config: PackConfig, plan: Plan | None) -> PackConfig:
     return replace(config, intent="both")
 
 
-def _compare(settings: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:
-    different = [name for name, value in settings.items() if earlier.get(name) != value]
-    if different:
+def _compare_shards(build: Build, shards: Sequence[PlannedShard]) -> None:
+    """Raises `ShardError` where studies of these shards are not as the plan has them."""
+    planned = [entry for shard in shards for entry in shard.entries]
+    wanted = {entry.key: build.studies[entry.key] for entry in planned if entry.key in build.studies}
+    now = survey(wanted, build.sample.root, build.sample.key, f"pack {build.config.source}, sizes of files").entries
+    changed = sum(entry.key not in now or differs(entry, now[entry.key]) in ("labels", "size") for entry in planned)
+    if changed:
         raise ShardError(
-            f"{different[0]}: {out} was packed with another value; give another `out` or remove that folder"
+            f"root: {changed} studies have changed or gone since {build.out} was planned; run the same "
+            "`mama pack` again"
         )
 
 
-def _compare_studies(plan: Plan, digests: Mapping[str, str], out: Path) -> None:
-    """Shards are never changed: what came to a packed study since is told, and a half-built archive must not change."""
-    planned = plan.digests
-    changed = [key for key, digest in planned.items() if digests.get(key) != digest]
-    if not changed:
-        return
-    if (out / MANIFEST).exists() and all(key in digests for key in changed):
-        log.warning(
-            "%d studies have other files or labels now; their shards stay as they are: give another `out` to take the "
-            "changes up",
-            len(changed),
-        )
-        return
-    raise ShardError(
-        f"root: {len(changed)} studies of {out} have changed or gone since its plan was made; give another `out`, or "
-        "remove that folder"
-    )
-
-
-def _limit_refused(manifest: Manifest, config: PackConfig) -> None:
-    if manifest.refused_share > config.max_refused:
+def _limit_refused(manifest: Manifest, build: Build) -> None:
+    most = build.config.max_refused
+    if manifest.refused_share > most:
         raise ShardError(
-            f"max_refused: {manifest.refused_share:.1%} of the images were refused, {config.max_refused:.1%} are "
-            f"allowed; see {Path(config.out) / REFUSED}, mend the archive and give another `out`, or raise max_refused"
+            f"max_refused: {manifest.refused_share:.1%} of the images were refused, {most:.1%} are allowed; see "
+            f"{build.out / REFUSED}, mend the archive and run the same `mama pack` again, or raise max_refused"
         )

@@ -2,6 +2,7 @@
 
 A build is the work that the plan names and no record tells done. So a build that was killed continues, one
 that is cut over many machines is the same as one that is not, and studies that come later only add shards.
+What the archive has changed since is in shards/changes.py.
 """
 
 from __future__ import annotations
@@ -9,27 +10,53 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.files import read_json
 from shards.from_json import from_json
 from shards.identity import keyed_hash, split_of
-from shards.manifest import write_aside
+from shards.manifest import BUILD, write_aside
 from shards.sample import study_key
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, SourceStudy
 
 PLAN = "plan.json"
+# The advice of `pack` and of `check` where it cannot be used.
+RESTORE = f"restore it from a copy, or remove the folder {BUILD}: the shards can be read without it, but not added to"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A study in a plan. The digest is of what the source says about it.
+
+    `files` are a keyed hash of the sizes of its files and the newest of their modification times in seconds; None in
+    a plan of an earlier release, which did not look at them.
+    """
+
+    key: str
+    digest: str
+    files: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """`studies` are (key, digest) in the order of the tar; the digest changes with a study's files and labels."""
+    """`studies` are (key, digest) in the order of the tar; `files` has one entry for each study, or none."""
 
     name: str
     split: str
     studies: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def entries(self) -> list[Entry]:
+        files = self.files or (None,) * len(self.studies)
+        return [Entry(*study, of_study) for study, of_study in zip(self.studies, files, strict=True)]
+
+    def with_entries(self, entries: Iterable[Entry]) -> PlannedShard:
+        entries = list(entries)
+        files = tuple(entry.files for entry in entries if entry.files)
+        return replace(self, studies=tuple((entry.key, entry.digest) for entry in entries), files=files)
 
 
 @dataclass(frozen=True)
@@ -39,8 +66,8 @@ class Plan:
     shards: tuple[PlannedShard, ...]
 
     @property
-    def digests(self) -> dict[str, str]:
-        return {key: digest for shard in self.shards for key, digest in shard.studies}
+    def keys(self) -> set[str]:
+        return {key for shard in self.shards for key, _ in shard.studies}
 
 
 def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str, SourceStudy]:
@@ -56,24 +83,24 @@ def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str,
 
 def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
     """A keyed hash of everything that the source tells of a study, wherever the archive lies."""
-    return keyed_hash(key, "digest", repr(study).replace(str(root), ""))
+    where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` writes a name that is not UTF-8
+    return keyed_hash(key, "digest", repr(study).replace(where, ""))
 
 
-def extend(plan: Plan, studies: Mapping[str, SourceStudy], digests: Mapping[str, str], per_shard: int) -> Plan:
+def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str, Entry], per_shard: int) -> Plan:
     """The plan with new shards for the studies that it does not know yet, in the order of the source."""
-    known = plan.digests
-    new: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    known = plan.keys
+    new: dict[str, list[Entry]] = defaultdict(list)
     for name, study in studies.items():
         if name not in known:
-            split = split_of(plan.settings["source"], study.patient_id)
-            new[split].append((name, digests[name]))
+            new[split_of(plan.settings["source"], study.patient_id)].append(entries[name])
     shards = list(plan.shards)
     for split in SPLITS:
         first = sum(shard.split == split for shard in plan.shards)
         for number, start in enumerate(range(0, len(new[split]), per_shard), first):
-            chunk = tuple(new[split][start : start + per_shard])
-            shards.append(PlannedShard(f"{split}-{number:06d}.tar", split, chunk))
-    return Plan(plan.settings, plan.versions, tuple(shards))
+            shard = PlannedShard(f"{split}-{number:06d}.tar", split, ())
+            shards.append(shard.with_entries(new[split][start : start + per_shard]))
+    return replace(plan, shards=tuple(shards))
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
@@ -87,12 +114,17 @@ def load_plan(folder: Path) -> Plan | None:
     try:
         document = read_json(path)
         version = document.pop("schema", None) if isinstance(document, dict) else None
+        if version is None:
+            raise ValueError("says no schema")
         if version != SCHEMA_VERSION:
-            raise ShardError(f"{path}: was made by another release; give another `out` and pack again")
-        return from_json(Plan, document)
+            raise ShardError(f"{path}: was made by another release; give another `out`")
+        plan = from_json(Plan, document)
+        if any(len(shard.files) not in (0, len(shard.studies)) for shard in plan.shards):
+            raise ValueError("files: is not one entry a study")
+        return plan
     except FileNotFoundError:
         return None
     except ShardError:
         raise
     except ValueError as error:
-        raise ShardError(f"{path}: cannot be read ({error}); give another `out` and pack again") from None
+        raise ShardError(f"{path}: was edited or damaged ({error}); {RESTORE}") from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -42,6 +44,26 @@ def progress(
             last = now
             log.info(_line(done, total, label, unit, now - start) + _behind(note()))
     log.info(_line(done, total, label, unit, time.monotonic() - start) + _behind(note()) + ", done")
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """For work that cannot be counted: a line of `logging` now, at most every ten seconds, and no more afterwards."""
+    start = time.monotonic()
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(SECONDS_BETWEEN_LINES):
+            log.info("%s, %.0f s", label, time.monotonic() - start)
+
+    log.info(label)
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _behind(words: str) -> str:

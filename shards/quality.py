@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import jinja2
 
+from shards.files import legible
 from shards.manifest import Manifest, load_manifest, write_aside
 from shards.progress import progress
 from shards.quality_charts import Chart, label_charts, study_charts
@@ -100,7 +101,7 @@ def quality_page(
         fallbacks=FALLBACKS,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(out, page.encode())
+    write_aside(out, legible(page).encode())
     return out
 
 

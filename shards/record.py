@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from shards.files import read_json
@@ -31,7 +31,10 @@ METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its op
 
 @dataclass(frozen=True)
 class Record:
-    """`listed`: images that the archive names for this shard; `instances`: keyed hashes of the stored SOP instances."""
+    """`listed`: images that the archive names for this shard; `instances`: keyed hashes of the stored SOP instances.
+
+    `refused_studies`: the key of each refusal's study; empty in records of earlier releases.
+    """
 
     shard: Shard
     listed: int
@@ -43,6 +46,12 @@ class Record:
     instances: tuple[str, ...]
     raw: int | None = None  # stored images that are FOR PROCESSING; None where it was written before they were counted
     fallbacks: dict[str, int] = field(default_factory=dict)
+    refused_studies: tuple[str, ...] = ()
+
+    @property
+    def tells_studies(self) -> bool:
+        """Whether its refusals can be told apart by study."""
+        return len(self.refused_studies) == len(self.refusals)
 
 
 @dataclass
@@ -52,11 +61,13 @@ class Tally:
     images: int = 0
     dropped: int = 0
     refusals: list[Refusal] = field(default_factory=list)
+    refused_studies: list[str] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
 
     def kept(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         for sample in samples:
             self.refusals += sample.refusals
+            self.refused_studies += [sample.study.key] * len(sample.refusals)
             self.views += sample.study.views
             self.images += len(sample.images)
             if sample.images:
@@ -76,11 +87,17 @@ class Tally:
             instances=tuple(view.instance for view in self.views if view.instance),
             raw=sum(view.presentation_intent == RAW for view in self.views),
             fallbacks=dict(Counter(word for view in self.views for word in view.fallbacks)),
+            refused_studies=tuple(self.refused_studies),
         )
 
 
 def save_record(record: Record, folder: Path) -> None:
     write_aside(_path(folder, record.shard.name), json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+
+
+def remove_record(folder: Path, name: str) -> None:
+    """A shard without a record is to be written."""
+    _path(folder, name).unlink(missing_ok=True)
 
 
 def load_record(folder: Path, name: str) -> Record | None:
@@ -96,6 +113,30 @@ def load_record(folder: Path, name: str) -> Record | None:
         raise ShardError(
             f"{path}: was edited or damaged ({error}); remove it and run the same `mama pack` again"
         ) from None
+
+
+def records_of(plan: Plan, folder: Path) -> dict[str, Record]:
+    """The records of the plan's shards that are written, by name, without the studies that the plan has moved since."""
+    records = {}
+    for shard in plan.shards:
+        if record := load_record(folder, shard.name):
+            records[shard.name] = _without_moved(record, {key for key, _ in shard.studies})
+    return records
+
+
+def _without_moved(record: Record, planned: set[str]) -> Record:
+    """Without the refusals of studies that the shard is no longer to hold; nothing of them was stored."""
+    if not record.tells_studies:
+        return record
+    refused = list(zip(record.refusals, record.refused_studies, strict=True))
+    kept = [(refusal, key) for refusal, key in refused if key in planned]
+    return replace(
+        record,
+        listed=record.images + len(kept),
+        studies_dropped=len(planned) - len(record.shard.keys),
+        refusals=tuple(refusal for refusal, _ in kept),
+        refused_studies=tuple(key for _, key in kept),
+    )
 
 
 def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:

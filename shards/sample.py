@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from shards.crop import Geometry
 from shards.errors import is_of_the_machine
+from shards.files import legible
 from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
 from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
@@ -127,7 +128,7 @@ def refusal(root: Path, source: SourceView, error: Exception) -> Refusal:
     reason = error.reason if isinstance(error, Refused) else "unreadable"
     message = " ".join(str(error).split()) or type(error).__name__
     file = str(source.path.relative_to(root)) if source.path.is_relative_to(root) else source.path.name
-    return Refusal(file, reason, message)
+    return Refusal(legible(file), reason, legible(message))
 
 
 def _choose_intent(images: Sequence[_Image], intent: str) -> tuple[list[_Image], list[tuple[_Image, Refused]]]:

@@ -160,7 +160,7 @@ def test_changed_labels_are_told_and_do_not_change_shards(
 
     monkeypatch.setitem(module.SOURCES, "tiny", relabelled)
     pack(config)
-    assert "1 studies have other files or labels now" in caplog.text
+    assert "1 packed studies have other files or labels now; their shards stay as they are" in caplog.text
     assert contents(config.out) == first
 
 
@@ -169,7 +169,15 @@ def test_an_archive_that_changes_under_a_half_finished_build_is_an_error(
 ) -> None:
     make_plan(config)
     monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 1))
-    with pytest.raises(ShardError, match=r"^root: 1 studies .* changed or gone since its plan was made"):
+    line = r"^root: 1 studies have changed or gone since .*out was planned; run the same `mama pack` again"
+    with pytest.raises(ShardError, match=line):
+        pack_part(config, 0, 1)
+    assert pack(config).studies == 11
+    (Path(config.out) / "manifest.json").unlink()
+    monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 2))
+    with pytest.raises(
+        ShardError, match=r"^root: 1 packed studies are gone; undo that, or, .*remove build/\w+-0000\d\d.json"
+    ):
         pack(config)
 
 

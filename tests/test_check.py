@@ -24,7 +24,7 @@ from shards.check import check, check_all
 from shards.config import PackConfig
 from shards.pack import pack
 from shards.sample import Sample
-from shards.schema import Labels, Study, View
+from shards.schema import Labels, ShardError, Study, View
 from shards.sheet import contact_sheet
 from shards.tar import decode_image
 
@@ -109,7 +109,7 @@ def test_a_flipped_byte(folder: Path) -> None:
 def test_a_missing_shard(folder: Path) -> None:
     (folder / SHARD).unlink()
     (problem,) = check(folder)
-    assert problem.startswith(f"{SHARD}: is missing; copy it again")
+    assert problem.startswith(f"{SHARD}: is missing; copy it again, or run the same `mama pack`")
 
 
 def test_a_tar_cut_at_a_member_boundary(folder: Path) -> None:
@@ -130,15 +130,38 @@ def test_what_check_advises_for_a_lost_shard_brings_it_back(packed: Path, tmp_pa
     """`folder` was copied from where its archive lies beside it, so the same `pack` can run again."""
     folder = Path(shutil.copytree(packed, tmp_path / "out"))
     before = (folder / SHARD).read_bytes()
-    (folder / SHARD).unlink()
-    (problem,) = check(folder)
-    assert "remove manifest.json and build/train-000000.json and run the same `mama pack`" in problem
-    (folder / "manifest.json").unlink()
-    (folder / "build" / "train-000000.json").unlink()
-    assert check(folder) == ["a build is unfinished, 4 of 5 shards are written; run the same `mama pack` again"]
-    run_pack(packed.parent, folder)
-    assert (folder / SHARD).read_bytes() == before
-    assert check(folder) == []
+    damages: dict[str, Callable[[], object]] = {
+        "is missing; copy it again, or run the same `mama pack`": (folder / SHARD).unlink,
+        "cut or overwritten; copy it again, or run the same `mama pack`": lambda: os.truncate(folder / SHARD, 999),
+        "manifest.json: says 47 images": lambda: edit_manifest(folder, lambda d: d.update(images=47)),
+        "manifest.json: cannot be read (": lambda: (folder / "manifest.json").write_text("{"),
+        "refused.jsonl: was edited or damaged": lambda: (folder / "refused.jsonl").write_text("{"),
+    }
+    for words, damage in damages.items():
+        damage()
+        (problem,) = check(folder)
+        assert words in problem
+        run_pack(packed.parent, folder)
+        assert (folder / SHARD).read_bytes() == before
+        assert check(folder) == []
+
+
+def test_pack_and_check_say_the_same_about_records_and_plan(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed, tmp_path / "out"))
+    for name, fix in (
+        ("train-000000", "remove it and run the same `mama pack` again"),
+        ("plan", "restore it from a copy"),
+    ):
+        (folder / "build" / f"{name}.json").write_text("{}")
+        (problem,) = check(folder)
+        assert re.match(rf"build/{name}.json: was edited or damaged .*{fix}", problem)
+        with pytest.raises(ShardError) as caught:
+            run_pack(packed.parent, folder)
+        assert str(caught.value) == f"{folder}/{problem}"
+        if name == "train-000000":
+            (folder / "build" / f"{name}.json").unlink()
+            run_pack(packed.parent, folder)
+            assert check(folder) == []
 
 
 def test_members_that_are_not_adjacent(folder: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
+import os
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -16,11 +19,12 @@ from archives import ACCESSION, NAME, NUMBER, breast, tiny_source, write_dicom
 from shards import pack as module
 from shards.check import check
 from shards.config import PackConfig
-from shards.identity import load_key, split_of
+from shards.identity import keyed_hash, load_key, split_of
 from shards.manifest import Manifest
 from shards.pack import pack
+from shards.quality import quality_page
 from shards.read import ShardReader
-from shards.schema import FALLBACKS, ShardError, SourceStudy, SourceView
+from shards.schema import FALLBACKS, SPLITS, ShardError, SourceStudy, SourceView
 
 
 @pytest.fixture
@@ -143,14 +147,25 @@ def test_a_finished_folder_is_not_built_again(config: PackConfig, caplog: pytest
 
 
 @pytest.mark.parametrize(
-    "change", [{"quality": 80}, {"options": {"patients": 3}}, {"root": "elsewhere"}, {"key_file": "other.key"}]
+    ("change", "message"),
+    [
+        ({"quality": 80}, r"^quality: .*out was packed with 95, now it is 80; set it back, or give another `out`"),
+        (
+            {"options": {"patients": 3}},
+            r"^options\.patients: .*out was packed with 12, now it is 3, and 9 packed studies are gone; set it",
+        ),
+        (
+            {"key_file": "other.key"},
+            r"^key_file: .*out was packed with another one; set it back, or give another `out`",
+        ),
+    ],
 )
 def test_a_folder_of_other_settings_is_an_error(
-    config: PackConfig, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PackConfig, change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pack(config)
-    with pytest.raises(ShardError, match=rf"^{next(iter(change))}: .* another value; give another `out`"):
+    with pytest.raises(ShardError, match=message):
         pack(replace(config, **change))
 
 
@@ -206,7 +221,7 @@ def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:
     foreign = Path(config.out) / "train-000000.tar"
     foreign.parent.mkdir()
     foreign.write_bytes(b"mine")
-    with pytest.raises(ShardError, match="something else; give another `out`"):
+    with pytest.raises(ShardError, match=r"shards that it has no build/plan.json of; give another `out`"):
         pack(config)
     assert foreign.read_bytes() == b"mine"
 
@@ -242,6 +257,44 @@ def test_a_study_twice_is_an_error(config: PackConfig, monkeypatch: pytest.Monke
     monkeypatch.setitem(module.SOURCES, "twice", twice)
     with pytest.raises(ShardError, match="twice"):
         pack(replace(config, source="twice"))
+
+
+def test_names_that_are_not_utf_8(config: PackConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every place where a name may stand; and names that are UTF-8 have the keys that they always had."""
+    bad = os.fsdecode(b"m\xfcller")
+
+    def walking(root: Path, note: str = bad) -> Iterator[SourceStudy]:
+        for folder in sorted(root.iterdir()):
+            views = tuple(SourceView(path, "L", "CC") for path in sorted(folder.iterdir()))
+            yield SourceStudy(folder.name, folder.name, views, race=bad if folder.name == "race" else None)
+
+    monkeypatch.setitem(module.SOURCES, "walking", walking)
+    root = tmp_path / bad
+    for folder in ("m\u00fcller", bad, "race"):
+        write_dicom(root / folder / f"{bad}.dcm", breast("L"))
+    (root / bad / f"x{bad}.dcm").write_bytes(b"damaged")
+    out, key_file = str(tmp_path / f"out-{bad}"), str(tmp_path / f"key-{bad}")
+    told = replace(config, source="walking", root=str(root), out=out, key_file=key_file, max_refused=0.5)
+    manifest = pack(told)
+    assert pack(replace(told, workers=2)) == manifest
+    key = load_key(Path(key_file))
+    texts = [b"study\0walking\0" + name + b"\0" + name for name in (b"m\xc3\xbcller", b"m\xfcller")]
+    expected = {hmac.new(key, text, hashlib.sha256).hexdigest()[:16] for text in texts}
+    assert {name for shard in manifest.shards for name in shard.keys} == expected
+    lines = (Path(out) / "refused.jsonl").read_bytes().decode().splitlines()
+    assert [(json.loads(line)["file"], json.loads(line)["reason"]) for line in lines] == [
+        (r"m\xfcller/xm\xfcller.dcm", "unreadable"),
+        (r"race/m\xfcller.dcm", "hostile"),
+    ]
+    assert check(Path(out)) == []
+    page = quality_page([Path(out)], tmp_path / f"{bad}.html", {Path(out): [f"{bad}: a problem"]}).read_bytes().decode()
+    assert r"out-m\xfcller" in page
+    # Where the locale is ASCII, Python has such names for all that is not ASCII.
+    assert keyed_hash(key, "m\udcc3\udcbcller") == keyed_hash(key, "m\u00fcller")
+    assert keyed_hash(key, "\ud800") != keyed_hash(key, "?")
+    assert split_of("s", bad) in SPLITS
+    moved = root.rename(tmp_path / "moved")
+    assert pack(replace(told, root=str(moved))).shards == manifest.shards
 
 
 def test_the_key_file_is_private_and_made_once(tmp_path: Path) -> None:

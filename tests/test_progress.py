@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 
 import pytest
 
 from shards import progress as module
-from shards.progress import progress
+from shards.progress import progress, waiting
 
 
 def test_items_pass_and_a_log_gets_one_last_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,6 +31,21 @@ def test_lines_come_at_most_once_per_interval_with_the_time_left(
         "reading: 9/9",
     ]
     assert "24 s left" in caplog.messages[0]
+
+
+def test_work_that_cannot_be_counted_is_named_and_said_to_go_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.001)
+    with caplog.at_level(logging.INFO):
+        with waiting("reading tables"):
+            assert caplog.messages == ["reading tables"]
+            for _ in range(1000):
+                time.sleep(0.001 * (len(caplog.messages) < 3))
+        told = list(caplog.messages)
+    assert set(told[1:]) == {"reading tables, 0 s"}
+    assert [thread.name for thread in threading.enumerate() if "tell" in thread.name] == []
+    assert caplog.messages == told
 
 
 def test_the_length_may_be_unknown(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from shards.progress import progress
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.sources.cbis_ddsm_cases import CSV, NAME, SIDES, Film, Place, read_films
 from shards.sources.headers import read_header
@@ -80,7 +81,10 @@ def _dicom_images(root: Path) -> list[Image]:
     files = sorted(root.rglob("*.dcm"))
     if not files:
         raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM, or with {INFO} and {JPEG}")
-    return [_image(root, path, read_header(path, *HEADER)) for path in files]
+    return [
+        _image(root, path, read_header(path, *HEADER))
+        for path in progress(files, len(files), "CBIS-DDSM, headers", "files")
+    ]
 
 
 def _jpeg_images(root: Path) -> list[Image]:

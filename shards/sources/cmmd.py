@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.progress import progress
 from shards.schema import LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
 from shards.sources.headers import read_header
 from shards.tables import blank_unknown, groups, read_table
@@ -74,7 +75,7 @@ def cmmd(root: Path) -> Iterator[SourceStudy]:
         raise ShardError(f"root: {root} has no *.dcm files")
     table = _clinical(root / TABLE)
     studies: dict[str, list[SourceView]] = defaultdict(list)
-    for path in files:
+    for path in progress(files, len(files), "CMMD, headers", "files"):
         header = read_header(path, "PatientID", "ImageLaterality")
         name = _patient(path.relative_to(root), header["PatientID"])
         studies[name].append(_view(path, header["ImageLaterality"], table.get(name)))

@@ -1,0 +1,216 @@
+"""Archives that change between two starts of a build: nothing is mixed, nothing is lost, and every count is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from archives import write_png
+
+from shards.check import check
+from shards.config import PackConfig
+from shards.manifest import load_manifest
+from shards.pack import pack
+from shards.read import ShardReader
+from shards.schema import ShardError
+
+COLUMNS = {"patient": "pid", "image": "path", "laterality": "side", "view": "view", "birads": "birads", "age": "age"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PackConfig:
+    """Eight patients of two images each, all in the table; p7 has none of its files, and p6 one."""
+    rows = [f"p{n},p{n}/{view}.png,L,{view},{n % 5},{40 + n}" for n in range(8) for view in ("CC", "MLO")]
+    write_table(tmp_path / "archive", rows)
+    for patient in range(7):
+        draw(tmp_path / "archive" / f"p{patient}" / "CC.png", patient)
+        if patient < 6:
+            draw(tmp_path / "archive" / f"p{patient}" / "MLO.png", patient)
+    options = {"file": "t.csv", "columns": COLUMNS}
+    root, out, key = (str(tmp_path / name) for name in ("archive", "out", "key"))
+    return PackConfig(
+        "table", root, out, options, samples_per_shard=3, workers=1, max_refused=1.0, key_file=key, long_side=64
+    )
+
+
+def write_table(root: Path, rows: Iterable[str]) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "t.csv").write_text("\n".join(["pid,path,side,view,birads,age", *rows]) + "\n")
+
+
+def draw(path: Path, seed: int) -> None:
+    """A noisy half disc: files of different seeds have different sizes."""
+    y, x = np.mgrid[:100, :80]
+    inside = ((y - 50) / 40) ** 2 + (x / 50) ** 2 < 1
+    noise = np.random.default_rng(seed).integers(0, 60 + 5 * seed, inside.shape)
+    write_png(path, np.where(inside, 120 + noise, noise // 20).astype(np.uint8))
+
+
+def tars(config: PackConfig) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(config.out).glob("*.tar"))}
+
+
+def refused(config: PackConfig) -> list[tuple[str, str]]:
+    lines = map(json.loads, (Path(config.out) / "refused.jsonl").read_text().splitlines())
+    return sorted((line["file"], line["reason"]) for line in lines)
+
+
+def edit(path: Path, change: Any) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_files_that_come_late_are_taken_up_and_counted_once(
+    config: PackConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Path(config.root)
+    manifest = pack(config)
+    first = tars(config)
+    missing = [("p6/MLO.png", "missing"), ("p7/CC.png", "missing"), ("p7/MLO.png", "missing")]
+    assert (manifest.studies, manifest.images, manifest.studies_dropped, manifest.listed) == (7, 13, 1, 16)
+    assert refused(config) == missing
+    assert pack(config) == manifest  # as long as the files are not there, nothing is tried again
+    draw(root / "p7" / "CC.png", 7)
+    manifest = pack(config)
+    assert (manifest.studies, manifest.images, manifest.studies_dropped, manifest.listed) == (8, 14, 0, 16)
+    assert refused(config) == [missing[0], missing[2]]
+    assert {name: data for name, data in tars(config).items() if name in first} == first
+    assert len(tars(config)) == len(first) + 1
+    assert check(Path(config.out)) == []
+    draw(root / "p6" / "MLO.png", 6)  # of a study that is stored already
+    second = tars(config)
+    assert pack(config) == manifest
+    assert "1 packed studies have other files or labels now; their shards stay as they are: " in caplog.text
+    assert tars(config) == second
+    record = next(word for word in caplog.text.split() if word.startswith("build/"))
+    (Path(config.out) / record).unlink()  # as the message says
+    manifest = pack(config)
+    assert (manifest.studies, manifest.images, manifest.images_refused) == (8, 15, {"missing": 1})
+    assert check(Path(config.out)) == []
+
+
+def test_late_labels_and_rows_that_go_of_a_study_without_images(config: PackConfig) -> None:
+    root = Path(config.root)
+    table = (root / "t.csv").read_text()
+    (root / "t.csv").write_text(table.replace("p3/CC.png,L,CC,3", "p3/CC.png,L,CC,three"))
+    (root / "p3" / "MLO.png").unlink()
+    manifest = pack(config)
+    assert (manifest.studies, manifest.images, manifest.images_refused) == (6, 11, {"label": 1, "missing": 4})
+    config = replace(config, options={**config.options, "values": {"birads": {"three": 3}}})  # a spelling is added
+    table = (root / "t.csv").read_text()
+    (root / "t.csv").write_text("\n".join(line for line in table.splitlines() if "p7/MLO" not in line) + "\n")
+    manifest = pack(config)
+    assert manifest.settings["options"]["values"] == config.options["values"]
+    assert (manifest.studies, manifest.images, manifest.images_refused) == (7, 12, {"missing": 3})
+    assert manifest.listed == 15
+    (root / "t.csv").write_text("\n".join(line for line in table.splitlines() if "p7" not in line) + "\n")
+    manifest = pack(config)
+    assert (manifest.listed, manifest.studies_dropped, manifest.images_refused) == (14, 0, {"missing": 2})
+    assert check(Path(config.out)) == []
+
+
+def numbers(config: PackConfig) -> list[int]:
+    """The patients, in the order of the shards."""
+    reader = ShardReader(Path(config.out))
+    return [int(reader.study(number).age or 0) - 40 for number in range(len(reader))]
+
+
+def half(config: PackConfig) -> tuple[str, list[int], list[int]]:
+    """Forget the manifest and all shards but the first; returns it, and which patients are in it and are not."""
+    out = Path(config.out)
+    packed, *lost = [shard.name for shard in pack(config).shards]
+    patients = numbers(config)
+    inside = load_manifest(out).shards[0].samples
+    (out / "manifest.json").unlink()
+    for name in lost:
+        (out / name).unlink()
+        (out / "build" / f"{Path(name).stem}.json").unlink()
+    return packed, patients[:inside], patients[inside:]
+
+
+def test_a_half_built_folder_takes_changes_up_only_where_nothing_is_packed(config: PackConfig) -> None:
+    packed, inside, outside = half(config)
+    draw(Path(config.root) / f"p{outside[0]}" / "CC.png", 20)
+    pack(config)
+    fresh = replace(config, out=config.out + "2")
+    pack(fresh)
+    assert tars(config) == tars(fresh)
+    half(config)
+    draw(Path(config.root) / f"p{inside[0]}" / "CC.png", 21)
+    before = tars(config)
+    record = f"build/{Path(packed).stem}.json"
+    with pytest.raises(
+        ShardError, match=rf"^root: 1 packed studies have other files .*, remove {record} in .*out and run"
+    ):
+        pack(config)
+    assert tars(config) == before
+    (Path(config.out) / record).unlink()
+    pack(config)
+    pack(replace(config, out=config.out + "3"))
+    assert tars(config) == tars(replace(config, out=config.out + "3"))
+
+
+def test_a_copied_archive_continues_wherever_it_lies(config: PackConfig, caplog: pytest.LogCaptureFixture) -> None:
+    pack(config)
+    before = tars(config)
+    half(config)
+    copy = shutil.copytree(config.root, config.root + "-copy", copy_function=shutil.copyfile)
+    for path in Path(copy).rglob("*.png"):
+        os.utime(path, (2_000_000_000, 2_000_000_000))
+    manifest = pack(replace(config, root=str(copy)))
+    assert tars(config) == before
+    assert "packed studies have files of the same size and another time" in caplog.text
+    assert pack(replace(config, root=str(copy))) == manifest
+    assert check(Path(config.out)) == []
+    lacking = Path(copy) / "p0" / "CC.png"
+    lacking.rename(lacking.with_name("elsewhere"))
+    assert pack(replace(config, root=str(copy))) == manifest
+    assert caplog.messages[-1].startswith("1 packed studies lack files now; their shards stay as they are")
+    draw(Path(config.root) / "p0" / "CC.png", 30)
+    with pytest.raises(
+        ShardError, match=r"^root: .*out was packed with another one, and 1 packed studies have .*; set it back"
+    ):
+        pack(config)
+
+
+def test_a_lost_or_cut_tar_is_written_again_and_never_with_other_contents(config: PackConfig) -> None:
+    manifest = pack(config)
+    before, out = tars(config), Path(config.out)
+    name, first = manifest.shards[0].name, numbers(config)[0]
+    for damage in ((out / name).unlink, lambda: os.truncate(out / name, 700)):
+        damage()
+        assert pack(config) == manifest
+        assert tars(config) == before
+    (out / "manifest.json").unlink()
+    (out / name).unlink()
+    draw(Path(config.root) / f"p{first}" / "CC.png", 40)
+    with pytest.raises(
+        ShardError, match=rf"{name}: is gone or cut, and 1 of its studies .*remove .*build/train-000000.json"
+    ):
+        pack(config)
+    (out / "build" / "train-000000.json").unlink()
+    assert pack(config).images == manifest.images
+    assert tars(config) != before
+
+
+def test_a_build_of_an_earlier_release_continues(config: PackConfig, caplog: pytest.LogCaptureFixture) -> None:
+    pack(config)
+    before = tars(config)
+    half(config)
+    build = Path(config.out) / "build"
+    edit(build / "plan.json", lambda plan: [shard.pop("files") for shard in plan["shards"]])
+    edit(build / "train-000000.json", lambda record: record.pop("refused_studies"))
+    pack(config)
+    assert tars(config) == before
+    assert not caplog.messages or "other files" not in caplog.text
+    draw(Path(config.root) / "p7" / "CC.png", 7)
+    pack(config)
+    assert check(Path(config.out)) == []
