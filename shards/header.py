@@ -12,6 +12,8 @@ from shards.schema import LATERALITIES, VIEWS, Refused
 
 # MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
+# Grey, and the colours in which a scanner may have stored grey: whether it has is seen in the pixels.
+PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
 # CID 4014 "View for Mammography", as SNOMED RT (SRT) and as SNOMED CT codes; any other code is another view.
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
@@ -52,9 +54,9 @@ def refuse_other_objects(dataset: Dataset) -> None:
         raise Refused("2d-synthetic", "a 2D image computed from tomosynthesis")
     if any(code in SPOT_CODES for code in _modifiers(dataset)):
         raise Refused("spot", "a spot compression or magnification view")
-    photometric = dataset.get("PhotometricInterpretation") or ""
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Refused("colour", f"PhotometricInterpretation is {photometric!r}, not MONOCHROME1 or MONOCHROME2")
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric and photometric not in PHOTOMETRIC:
+        raise Refused("colour", f"PhotometricInterpretation is {photometric!r}, which is not read")
 
 
 def find_laterality(dataset: Dataset) -> str | None:

@@ -191,8 +191,8 @@ def modified(code: str) -> list[Dataset]:
         ({"ViewCodeSequence": modified("R-102D7")}, "spot"),
         ({"ViewCodeSequence": modified("399163009")}, "spot"),
         ({"ViewModifierCodeSequence": [coded("399055006")]}, "spot"),
-        ({"PhotometricInterpretation": "RGB"}, "colour"),
-        ({"PhotometricInterpretation": None}, "colour"),
+        ({"PhotometricInterpretation": "HSV"}, "colour"),
+        ({"PhotometricInterpretation": "CMYK"}, "colour"),
     ],
 )
 def test_other_objects_are_refused(tags: dict[str, Any], reason: str) -> None:
