@@ -18,6 +18,7 @@ from shards.errors import is_of_the_machine
 from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view
 from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
+from shards.process import quiet
 from shards.schema import LATERALITIES, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
 
 LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
@@ -67,7 +68,8 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     for source in study.views:
         try:
             _check_study(study)
-            view, image = _build_view(config, source, len(views))
+            with quiet():
+                view, image = _build_view(config, source, len(views))
             if view.instance in seen - {None}:
                 raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
         except Exception as error:  # untrusted input: whatever a parser or decoder trips over is told, not raised
@@ -100,6 +102,8 @@ def refusal(root: Path, source: SourceView, error: Exception) -> Refusal:
     """The line about an image that is left out."""
     reason = error.reason if isinstance(error, Refused) else "unreadable"
     message = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, Refused | OSError):
+        message = f"its header or pixels are damaged in a way that was not foreseen ({message})"
     file = str(source.path.relative_to(root)) if source.path.is_relative_to(root) else source.path.name
     return Refusal(file, reason, message)
 
