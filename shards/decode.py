@@ -122,8 +122,10 @@ def _syntax(dataset: Dataset) -> UID:
     try:
         get_decoder(syntax)
     except NotImplementedError:
-        message = f"pixels in transfer syntax {syntax.name} are not read; convert the file, for example by gdcmconv"
-        raise Refused("unreadable", message) from None
+        name = repr(str(syntax.name)[:64])
+        raise Refused(
+            "unreadable", f"pixels in transfer syntax {name} are not read; convert them, for example by gdcmconv"
+        ) from None
     return syntax
 
 

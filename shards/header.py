@@ -41,10 +41,10 @@ def refuse_other_objects(dataset: Dataset) -> None:
     """Raises `Refused` for what is no plain mammogram: by modality, body part, specimen, spot, synthesis."""
     modality = str(dataset.get("Modality") or "")
     if modality not in MODALITIES:
-        raise Refused("modality", f"Modality is {modality!r}, not a mammogram")
+        raise Refused("modality", f"Modality is {modality[:40]!r}, not a mammogram")
     body = str(dataset.get("BodyPartExamined") or "BREAST").upper()
     if body != "BREAST":
-        raise Refused("not-a-breast", f"BodyPartExamined is {body!r}")
+        raise Refused("not-a-breast", f"BodyPartExamined is {body[:40]!r}")
     words = " ".join(str(dataset.get(name) or "") for name in ("SeriesDescription", "ProtocolName", "ImageType"))
     if dataset.get("SpecimenDescriptionSequence") or re.search(r"\bspecimen\b", words, re.IGNORECASE):
         raise Refused("specimen", "an image of a specimen")
@@ -56,7 +56,7 @@ def refuse_other_objects(dataset: Dataset) -> None:
         raise Refused("spot", "a spot compression or magnification view")
     photometric = dataset.get("PhotometricInterpretation")
     if photometric and photometric not in PHOTOMETRIC:
-        raise Refused("colour", f"PhotometricInterpretation is {photometric!r}, which is not read")
+        raise Refused("colour", f"PhotometricInterpretation is {str(photometric)[:40]!r}, which is not read")
 
 
 def find_laterality(dataset: Dataset) -> str | None:

@@ -20,7 +20,7 @@ from shards.schema import Refused
 from shards.streams import LARGEST, limit, read_jpeg_header, read_wavelet_header
 
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "JPEG2000", "WEBP")  # Pillow's names; PPM has PGM in it
-READ = "DICOM, PNG, JPEG, TIFF, PGM, BMP, JPEG 2000 and WebP files are read"
+READ = "DICOM (with DICM at byte 128), PNG, JPEG, TIFF, PGM, BMP, JPEG 2000 and WebP files are read"
 ONE_CHANNEL = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes, without the byte order behind a semicolon
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 PGM_TEXT = re.compile(rb"P[123]\s")
@@ -90,7 +90,7 @@ def _check_plain(data: bytes) -> tuple[str, str]:
     except Refused:
         raise
     except Exception:  # Pillow's readers raise whatever they trip over
-        raise Refused("unreadable", f"not an image, or damaged at its beginning; {READ}") from None
+        raise Refused("unreadable", f"not an image, or damaged or cut near its beginning; {READ}") from None
     return kind, mode
 
 
