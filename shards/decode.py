@@ -98,7 +98,7 @@ def decode(dataset: Dataset, long_side: int | None = None, slab: bool = False) -
     if dataset.get("SamplesPerPixel") is None:
         dataset.SamplesPerPixel = 1
     size = int(dataset.Rows), int(dataset.Columns)
-    limit(*size)
+    limit(size[0], size[1] * int(dataset.SamplesPerPixel))  # colours take several times the memory
     syntax = _syntax(dataset)
     try:
         level = _level(dataset, long_side) if long_side and frames == 1 else 0
