@@ -92,12 +92,12 @@ def read_dicom(file: BinaryIO, **options: Any) -> Dataset:
         else:
             file.seek(0)
             dataset = pydicom.dcmread(file, **options)
-    except (Refused, MemoryError, OSError):
+    except (Refused, MemoryError):
         raise
-    except Exception:  # on a damaged file the parser raises whatever it trips over
-        raise Refused(
-            "unreadable", "a damaged DICOM file: its header cannot be read ({type(error).__name__})"
-        ) from None
+    except Exception as error:  # on a damaged file the parser raises whatever it trips over
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; the parser's own have no number
+            raise
+        raise Refused("unreadable", "a damaged DICOM file: its header cannot be read") from None
     if not len(dataset):  # pydicom gives up all elements where one of undefined length does not end
         raise Refused("unreadable", CUT)
     return dataset

@@ -86,7 +86,7 @@ def _check_plain(data: bytes) -> tuple[str, str]:
             kind, mode = str(image.format), image.mode.partition(";")[0]
             _refuse_cut(data, image)
     except Image.DecompressionBombError:
-        raise Refused("too-large", f"Pillow takes it for a bomb; 1 to {LARGEST} pixels are read") from None
+        raise Refused("too-large", f"its header claims too many pixels; 1 to {LARGEST} are read") from None
     except Refused:
         raise
     except Exception:  # Pillow's readers raise whatever they trip over
