@@ -11,10 +11,11 @@ from shards.dicom_file import CUT
 from shards.schema import Refused
 
 LARGEST = 120_000_000  # pixels of one image; the largest detectors and film scans have some 30 million
+LOSSLESS = 0xC3
 # Frame headers: baseline, extended, progressive, lossless, two of arithmetic coding, JPEG-LS.
-FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xF7)
-SCAN, END = 0xDA, b"\xff\xd9"
-TILE_PART = b"\xff\x90"
+FRAMES = (0xC0, 0xC1, 0xC2, LOSSLESS, 0xC9, 0xCA, 0xF7)
+SCAN, TILE_PART = 0xDA, b"\xff\x90"  # where coded data begin
+END = b"\xff\xd9"  # the end marker of either; coded data never hold it
 MOST_COMPONENTS = 4
 
 
@@ -32,15 +33,16 @@ def limit(height: int, width: int) -> None:
 def read_jpeg_header(stream: bytes) -> Jpeg:
     """A whole JPEG or JPEG-LS stream by its frame header (ITU-T T.81 B.2.2, T.87 C.2.2).
 
-    Raises `Refused` ("unreadable") where its end marker is missing: no data of a scan hold that.
+    Raises `Refused` ("unreadable") where its end marker is missing. Not so for a lossless one, of which some writers
+    leave it out: its decoder sees by itself whether a pixel is missing.
     """
-    at, header = stream.find(b"\xff\xd8") + 2, b""
+    at, kind, header = stream.find(b"\xff\xd8") + 2, 0, b""
     while at + 4 <= len(stream) and (marker := stream[at + 1]) != SCAN:
         if marker in FRAMES:
-            header = stream[at + 4 : at + 9]
+            kind, header = marker, stream[at + 4 : at + 9]
         # A marker may be preceded by any number of fill bytes 0xff.
         at += 1 if marker == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    if stream.rfind(END, at) < 0:
+    if kind != LOSSLESS and stream.rfind(END, at) < 0:
         raise Refused("unreadable", CUT)
     if len(header) < 5:
         raise Refused("unreadable", "its JPEG stream is damaged, or of a kind that is not read")
@@ -66,21 +68,6 @@ def read_wavelet_header(stream: bytes) -> tuple[int, int, int, int]:
         if stream[at : at + 2] == b"\xff\x52":
             levels = stream[at + 9]
         at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    if not _tiles_are_whole(stream, at):
+    if stream.rfind(END, at) < 0:
         raise Refused("unreadable", CUT)
     return y1 - y0, x1 - x0, 0 if depth & 0x80 or components != 1 else depth + 1, levels
-
-
-def _tiles_are_whole(stream: bytes, at: int) -> bool:
-    """Whether the stream is as long as its tile-parts say (ISO/IEC 15444-1 A.4.2); `at` is where they begin.
-
-    Some writers leave the end marker out, and DICOM pads with zeros: neither is a cut.
-    """
-    if stream[at : at + 2] != TILE_PART:
-        return False
-    while stream[at : at + 2] == TILE_PART:
-        length = int.from_bytes(stream[at + 6 : at + 10], "big")
-        if not length:  # as far as the end marker goes
-            return stream.rfind(END, at) > 0
-        at += max(length, 12)
-    return at <= len(stream) and (stream[at : at + 2] == END or not stream[at:].strip(b"\0"))

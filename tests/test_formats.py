@@ -217,6 +217,41 @@ def test_an_element_behind_the_pixels_changes_nothing(tmp_path: Path) -> None:
         assert refusal(path).reason == "unreadable"
 
 
+def test_a_jpeg_2000_stream_is_whole_with_its_end_marker(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(compressed(write_dicom(tmp_path / "a.dcm", TWELVE), JPEG2000Lossless))
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1).rstrip(b"\0")
+    assert stream.endswith(b"\xff\xd9")
+    length = stream.index(b"\xff\x90") + 6
+    to_the_end = stream[:length] + bytes(4) + stream[length + 4 :]
+    for whole in (stream, stream + bytes(3), to_the_end, to_the_end + bytes(1)):
+        dataset.PixelData = encapsulate([whole])
+        np.testing.assert_array_equal(decode(dataset).values, TWELVE)
+    for cut in (
+        stream[:-2],
+        stream[:-3],
+        stream[:-2000],
+        to_the_end[:-2],
+        stream[: length - 6],
+        stream[: length + 2],
+        stream[:30],
+    ):
+        dataset.PixelData = encapsulate([cut])
+        with pytest.raises(Refused, match=r"ends before its pixels|no header"):
+            decode(dataset)
+
+
+def test_a_lossless_jpeg_stream_may_come_without_its_end_marker(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(one_of_each(tmp_path)["lossless"])
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    end = stream.rindex(b"\xff\xd9")
+    dataset.PixelData = encapsulate([stream[:end]])
+    np.testing.assert_array_equal(decode(dataset).values, TWELVE)
+    for missing in (8, 800, end - 800):
+        dataset.PixelData = encapsulate([stream[: end - missing]])
+        with pytest.raises(Refused):
+            decode(dataset)
+
+
 def test_jpeg_of_12_bits(tmp_path: Path) -> None:
     """pydicom gives two values of its own file, as other decoders see them."""
     for name in ("JPGExtended.dcm", "JPEG-lossy.dcm"):
