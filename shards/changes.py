@@ -22,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from shards.dicom_file import find_file
 from shards.errors import is_of_the_machine
 from shards.identity import keyed_hash
 from shards.manifest import BUILD, MANIFEST
@@ -121,7 +122,10 @@ def _files(study: SourceStudy) -> tuple[Sizes, int]:
 
 def _stat(path: Path) -> os.stat_result | None:
     try:
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            status = os.stat(find_file(path))  # the builder would find it there
     except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
         if is_of_the_machine(error):
             raise

@@ -19,6 +19,8 @@ from shards.words import SIDES, read_view
 
 # MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
+# Grey, and the colours in which a scanner may have stored grey: whether it has is seen in the pixels.
+PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
 RAW_CLASSES = (
     DigitalMammographyXRayImageStorageForProcessing,
@@ -86,10 +88,10 @@ def refuse_other_objects(dataset: Dataset) -> None:
     """Raises `Refused` for what is no plain mammogram: by modality, body part, specimen, spot, synthesis."""
     modality = str(dataset.get("Modality") or "")
     if modality not in MODALITIES:
-        raise Refused("modality", f"Modality is {modality!r}, not a mammogram")
+        raise Refused("modality", f"Modality is {modality[:40]!r}, not a mammogram")
     body = str(dataset.get("BodyPartExamined") or "BREAST").upper()
     if body != "BREAST":
-        raise Refused("not-a-breast", f"BodyPartExamined is {body!r}")
+        raise Refused("not-a-breast", f"BodyPartExamined is {body[:40]!r}")
     words = " ".join(str(dataset.get(name) or "") for name in ("SeriesDescription", "ProtocolName", "ImageType"))
     if dataset.get("SpecimenDescriptionSequence") or re.search(r"\bspecimen\b", words, re.IGNORECASE):
         raise Refused("specimen", "an image of a specimen")
@@ -99,9 +101,9 @@ def refuse_other_objects(dataset: Dataset) -> None:
         raise Refused("2d-synthetic", "a 2D image computed from tomosynthesis")
     if any(_code(item) in SPOT_CODES or _meaning(item) == "spot" for item in _modifiers(dataset)):
         raise Refused("spot", "a spot compression or magnification view")
-    photometric = dataset.get("PhotometricInterpretation") or ""
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Refused("colour", f"PhotometricInterpretation is {photometric!r}, not MONOCHROME1 or MONOCHROME2")
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric and photometric not in PHOTOMETRIC:
+        raise Refused("colour", f"PhotometricInterpretation is {str(photometric)[:40]!r}, which is not read")
 
 
 def find_laterality(dataset: Dataset) -> str | None:

@@ -1,4 +1,4 @@
-"""`read_picture`: a DICOM, PNG, JPEG or TIFF file -> the picture of a breast as it is stored, and how to go back.
+"""`read_picture`: an image file, DICOM or another kind -> the picture of a breast as it is stored, and how to go back.
 
 The steps, in their order:
 

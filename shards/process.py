@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 import cv2
@@ -31,3 +36,38 @@ def start_single() -> None:
     """A worker of one thread; the pool has as many as there are cores."""
     die_with_parent()
     cv2.setNumThreads(1)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what the readers of a file print of it: Python's warnings, pydicom's log, and C libraries' lines.
+
+    They would tear the progress line of a build apart, once for every odd header; what comes of the file is told
+    by the picture or its refusal. C libraries write to descriptor 2 itself.
+    """
+    log = logging.getLogger("pydicom")
+    earlier = log.disabled
+    with warnings.catch_warnings(), _descriptor_dropped(2):
+        warnings.simplefilter("ignore")
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = earlier
+
+
+@contextmanager
+def _descriptor_dropped(number: int) -> Iterator[None]:
+    sys.stderr.flush()
+    try:
+        kept = os.dup(number)
+    except OSError:  # closed: nothing is written to it
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)

@@ -21,6 +21,7 @@ from shards.files import legible
 from shards.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
 from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
+from shards.process import quiet
 from shards.schema import LATERALITIES, RAW, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
 
 FACTS = ("race", "ethnicity", "reason")
@@ -93,7 +94,8 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     for source in study.views:
         try:
             _check_study(study)
-            image = _build_image(config, source)
+            with quiet():
+                image = _build_image(config, source)
             if image.view.instance in seen - {None}:
                 raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
         except Exception as error:  # untrusted input: whatever a parser or decoder trips over is told, not raised
@@ -127,6 +129,8 @@ def refusal(root: Path, source: SourceView, error: Exception) -> Refusal:
     """The line about an image that is left out."""
     reason = error.reason if isinstance(error, Refused) else "unreadable"
     message = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, Refused | OSError):
+        message = f"its header or pixels are damaged in a way that was not foreseen ({message})"
     file = str(source.path.relative_to(root)) if source.path.is_relative_to(root) else source.path.name
     return Refusal(legible(file), reason, legible(message))
 

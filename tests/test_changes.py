@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import write_png
+from archives import breast, write_dicom, write_png
 
 from shards.check import check
 from shards.config import PackConfig
@@ -214,3 +215,16 @@ def test_a_build_of_an_earlier_release_continues(config: PackConfig, caplog: pyt
     draw(Path(config.root) / "p7" / "CC.png", 7)
     pack(config)
     assert check(Path(config.out)) == []
+
+
+def test_a_file_that_lies_there_in_gzip_is_no_missing_one(tmp_path: Path) -> None:
+    """The archive was compressed after its table was written: that is no reason to stop before the first image."""
+    root = tmp_path / "archive"
+    write_table(root, ["p0,a.dcm,L,CC,1,40"])
+    write_dicom(tmp_path / "a.dcm", breast("L"))
+    (root / "a.dcm.gz").write_bytes(gzip.compress((tmp_path / "a.dcm").read_bytes()))
+    config = PackConfig(
+        "table", str(root), str(tmp_path / "out"), {"file": "t.csv", "columns": COLUMNS}, long_side=64, workers=1,
+        max_refused=0.0, key_file=str(tmp_path / "key"),
+    )  # fmt: skip
+    assert pack(config).images == 1

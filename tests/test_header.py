@@ -244,8 +244,8 @@ def modified(code: str) -> list[Dataset]:
         ({"ViewCodeSequence": modified("399163009")}, "spot"),
         ({"ViewModifierCodeSequence": [coded("399055006")]}, "spot"),
         ({"ViewModifierCodeSequence": [coded("X9", CodeMeaning="Spot Compression")]}, "spot"),
-        ({"PhotometricInterpretation": "RGB"}, "colour"),
-        ({"PhotometricInterpretation": None}, "colour"),
+        ({"PhotometricInterpretation": "HSV"}, "colour"),
+        ({"PhotometricInterpretation": "CMYK"}, "colour"),
     ],
 )
 def test_other_objects_are_refused(tags: dict[str, Any], reason: str) -> None:

@@ -86,7 +86,8 @@ def write_cdd(root: Path, rows: list[dict[str, str]] = ROWS) -> Path:
     with pd.ExcelWriter(root / TABLE) as writer:
         table.to_excel(writer, sheet_name="all", index=False)
     for name in ("P2_L_CM_CC", "P2_L_CM_MLO", "P2_R_CM_CC", "P10_R_CM_CC", "P11_R_CM_CC", "P99_L_CM_CC"):
-        write_png(root / "subtracted" / f"{name}.png", np.full((8, 8), 9, dtype=np.uint8))
+        suffix = "jpg" if name.startswith("P10") else "png"  # the data set comes as JPEG
+        write_png(root / "subtracted" / f"{name}.{suffix}", np.full((8, 8), 9, dtype=np.uint8))
     return root
 
 

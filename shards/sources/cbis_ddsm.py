@@ -17,7 +17,7 @@ from typing import Any
 from shards.progress import progress
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.sources.cbis_ddsm_cases import CSV, NAME, SIDES, Film, Place, read_films
-from shards.sources.headers import read_header
+from shards.sources.headers import dicom_files, read_header
 from shards.tables import blank_unknown, read_table, rows
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Image:
 
 
 def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
-    """Yields one study a patient, sorted by patient, from the *.dcm files at any depth below `root`.
+    """Yields one study a patient, sorted by patient, from the DICOM files at any depth below `root`.
 
     Read as well is the copy on Kaggle (awsaf49/cbis-ddsm-breast-cancer-image-dataset): `root` then holds csv/ and
     jpeg/<SeriesInstanceUID>/*.jpg, and csv/dicom_info.csv has what is read of the header in DICOM files. Patients,
@@ -78,9 +78,9 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
 
 
 def _dicom_images(root: Path) -> list[Image]:
-    files = sorted(root.rglob("*.dcm"))
+    files = dicom_files(root)
     if not files:
-        raise ShardError(f"root: {root} is no folder with *.dcm files of CBIS-DDSM, or with {INFO} and {JPEG}")
+        raise ShardError(f"root: {root} is no folder with DICOM files of CBIS-DDSM, or with {INFO} and {JPEG}")
     return [
         _image(root, path, read_header(path, *HEADER))
         for path in progress(files, len(files), "CBIS-DDSM, headers", "files")

@@ -42,9 +42,9 @@ def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
     images only: see `_fill_density`. Images without a row are left out, and the log says how many.
     Raises `ShardError` where the folder or the table is not what the data set documents.
     """
-    images = {path.stem: path for path in sorted((root / IMAGES).glob("*.png"))}
+    images = {path.stem: path for path in sorted((root / IMAGES).glob("[!.]*")) if path.is_file()}
     if not (root / TABLE).is_file() or not images:
-        raise ShardError(f"root: {root} must hold {TABLE} and {IMAGES}/*.png of CDD-CESM")
+        raise ShardError(f"root: {root} must hold {TABLE} and the images of CDD-CESM in {IMAGES}")
     table = read_table(root / TABLE)
     without = sorted(images.keys() - set(table["image"]))
     if without:

@@ -15,7 +15,7 @@ from typing import Any
 
 from shards.progress import progress
 from shards.schema import LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
-from shards.sources.headers import read_header
+from shards.sources.headers import dicom_files, read_header
 from shards.tables import blank_unknown, groups, read_table
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Patient:
 
 
 def cmmd(root: Path) -> Iterator[SourceStudy]:
-    """Yields one study a patient, sorted by patient, from the *.dcm files at any depth below `root`.
+    """Yields one study a patient, sorted by patient, from the DICOM files at any depth below `root`.
 
     `root` itself holds CMMD_clinicaldata_revision.xlsx. It names breasts, not files: the patient of a file is its
     PatientID, else the folder D1-0001 in its path, and its breast is its ImageLaterality. The view is left to the
@@ -70,9 +70,9 @@ def cmmd(root: Path) -> Iterator[SourceStudy]:
     """
     if not (root / TABLE).is_file():
         raise ShardError(f"root: {root} must hold {TABLE} and the images of CMMD")
-    files = sorted(root.rglob("*.dcm"))
+    files = dicom_files(root)
     if not files:
-        raise ShardError(f"root: {root} has no *.dcm files")
+        raise ShardError(f"root: {root} has no DICOM files")
     table = _clinical(root / TABLE)
     studies: dict[str, list[SourceView]] = defaultdict(list)
     for path in progress(files, len(files), "CMMD, headers", "files"):

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from shards.dicom_file import bare_name
 from shards.schema import VIEWS, Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.sources.headers import dicom_files
 from shards.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)
@@ -104,8 +106,8 @@ def _images(root: Path) -> pd.DataFrame:
     """One row an image: rows and files of one number joined, and those of one kind alone."""
     table = blank_unknown(read_table(root / TABLE, COLUMNS), CODES)
     table["row"] = (table.index + 2).astype(str)
-    paths = sorted((root / IMAGES).rglob("*.dcm"))
-    files = pd.Series([path.stem for path in paths], dtype="string").str.extract(NAME).assign(path=paths)
+    paths = dicom_files(root / IMAGES)
+    files = pd.Series([bare_name(path) for path in paths], dtype="string").str.extract(NAME).assign(path=paths)
     for part in (table, files):
         part["again"] = part.groupby("file").cumcount()  # the second row of a number is not that of its first file
     numbered, named = table["file"].notna(), files["file"].notna()

@@ -1,4 +1,4 @@
-"""Any archive with one table: the configuration names its columns, its files are DICOM, PNG, JPEG or TIFF.
+"""Any archive with one table: the configuration names its columns, its files are DICOM or another kind of image.
 
 configs/table.yaml is a recipe to copy; shards/sources/table_words.py lists the spellings that are understood.
 """

@@ -1,0 +1,134 @@
+"""Opening an image file: where it lies, unfolding gzip, and reading a DICOM data set, all within bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from shards.schema import Refused
+
+GZIP = b"\x1f\x8b"
+PREFIX = 128  # where DICM stands (PS3.10 7.1)
+# Bytes that a gzip file or a deflated data set may have when unfolded: both are unfolded in memory, and a few
+# kilobytes of them can claim any size. An image of `LARGEST` pixels has a quarter of it.
+LARGEST_UNFOLDED = 2**30
+SUFFIXES = (".dcm", ".dicom", ".ima")
+SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})?(\.gz)?$", re.IGNORECASE)
+CUT = "the file ends before its pixels do; copy or download it again"
+
+
+def find_file(path: Path) -> Path:
+    """`path`, or where nothing lies there, its neighbour that differs in the suffix only: a.dcm.gz, a.dicom or a.
+
+    An archive that was compressed or renamed after its tables were written is still found.
+    """
+    if path.is_symlink() or path.exists():
+        return path
+    spellings = ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
+    names = (bare_name(path) + suffix + packed for suffix in spellings for packed in ("", ".gz"))
+    return next((other for name in names if (other := path.with_name(name)).is_file()), path)
+
+
+def bare_name(path: Path) -> str:
+    """The file's name without .dcm, .dicom or .ima, and without .gz behind it."""
+    return SUFFIX.sub("", path.name, count=1)
+
+
+def is_named_dicom(path: Path) -> bool:
+    """By its suffix: .dcm, .dicom or .ima in any spelling, also with .gz behind it."""
+    found = SUFFIX.search(path.name)
+    return bool(found and found[1])
+
+
+def holds_dicom(path: Path) -> bool:
+    """By its content, of which no more than the beginning is read. A file that cannot be read holds none."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(len(GZIP)) == GZIP
+            file.seek(0)
+            return is_dicom(gzip.GzipFile(fileobj=file) if packed else file)
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def is_dicom(file: BinaryIO | gzip.GzipFile) -> bool:
+    """By its content; `file` stands at its beginning, and does so afterwards."""
+    head = file.read(PREFIX + 4)
+    file.seek(0)
+    return head[PREFIX:] == b"DICM"
+
+
+def open_unfolded(path: Path) -> BinaryIO:
+    """The file, or where it is a gzip file, which its content tells, what is in it. Raises `Refused` and `OSError`."""
+    file = path.open("rb")
+    packed = file.read(len(GZIP)) == GZIP
+    file.seek(0)
+    if not packed:
+        return file
+    with file:
+        return _unfold(file)
+
+
+def read_dicom(file: BinaryIO, **options: Any) -> Dataset:
+    """The data set of a DICOM file, its pixels still encoded. `options` are those of `pydicom.dcmread`.
+
+    Raises `Refused`: unreadable, too-large.
+    """
+    try:
+        read_preamble(file, force=False)
+        meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2))
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            dataset = read_dataset(io.BytesIO(_inflate(file.read())), False, True)
+            dataset.file_meta = meta
+        else:
+            file.seek(0)
+            dataset = pydicom.dcmread(file, **options)
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:  # on a damaged file the parser raises whatever it trips over
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; the parser's own have no number
+            raise
+        raise Refused("unreadable", "a damaged DICOM file: its header cannot be read") from None
+    if not len(dataset):  # pydicom gives up all elements where one of undefined length does not end
+        raise Refused("unreadable", CUT)
+    return dataset
+
+
+def _unfold(file: BinaryIO) -> BinaryIO:
+    kept = io.BytesIO()
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            while piece := packed.read(2**20):
+                _limit(kept.tell() + len(piece))
+                kept.write(piece)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise Refused("unreadable", "a gzip file that is cut or damaged; copy or download it again") from None
+    kept.seek(0)
+    return kept
+
+
+def _inflate(data: bytes) -> bytes:
+    """The deflated part of a data set (PS3.5 A.5): raw deflate, as RFC 1951 has it."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        unfolded = inflater.decompress(data, LARGEST_UNFOLDED + 1)
+    except zlib.error:
+        raise Refused("unreadable", "its deflated data set is damaged; copy or download it again") from None
+    _limit(len(unfolded))
+    if not inflater.eof:
+        raise Refused("unreadable", CUT)
+    return unfolded
+
+
+def _limit(size: int) -> None:
+    if size > LARGEST_UNFOLDED:
+        raise Refused("too-large", f"unfolds to more than {LARGEST_UNFOLDED} bytes")
