@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from shards.dicom_file import find_file
 from shards.errors import is_of_the_machine
@@ -65,37 +64,6 @@ class Changes:
     def __str__(self) -> str:
         kinds = {"have other files or labels now": self.changed, "lack files now": self.absent, "are gone": self.gone}
         return ", ".join(f"{shards.total()} packed studies {what}" for what, shards in kinds.items() if shards)
-
-
-def compare_settings(settings: dict[str, Any], earlier: dict[str, Any], out: Path, planned: bool) -> str:
-    """Raises `ShardError` for the first setting that decides the bytes and differs; names another that does, or "".
-
-    Root and options decide what the source says of the studies, and that is compared for itself: an archive may move,
-    and a table may need another spelling. While a plan is carried out they are not to change.
-    """
-    because = ""
-    for name in settings:
-        found = _difference(name, settings[name], earlier.get(name))
-        if found is None:
-            continue
-        path, now, before = found
-        told = f"{out} was packed with {before!r}, now it is {now!r}"
-        if name not in earlier:
-            raise ShardError(f"{name}: {out} was packed by a release that had no such setting; give another `out`")
-        if name in ("root", "key_file"):  # their values are hashes
-            told = f"{out} was packed with another one"
-        if planned or name not in ("root", "options"):
-            raise ShardError(f"{path}: {told}; set it back, or give another `out`")
-        because = f"{path}: {told}"
-    return because
-
-
-def _difference(name: str, now: Any, before: Any) -> tuple[str, Any, Any] | None:
-    """(name, now, before) of the first value that differs, in dictionaries by its dotted name."""
-    if isinstance(now, dict) and isinstance(before, dict):
-        inside = (_difference(f"{name}.{key}", now.get(key), before.get(key)) for key in {**now, **before})
-        return next(filter(None, inside), None)
-    return None if now == before else (name, now, before)
 
 
 def survey(studies: Mapping[str, SourceStudy], root: Path, key: bytes, label: str) -> Archive:
@@ -204,7 +172,7 @@ def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, b
             changes.touched,
         )
     if shards and (because or changes.gone or not (out / MANIFEST).exists()):
-        told = f"{because}, and {changes}; set it back" if because else f"root: {changes}; undo that"
+        told = f"{because}, and {changes}; set it back" if because else f"pack.root: {changes}; undo that"
         raise ShardError(f"{told}, or, {_again(shards, out)}")
     if shards:
         fix = f": {_again(changes.changed, out)}" if changes.changed else ""

@@ -42,7 +42,9 @@ def limit_ahead(
     what = f"{len(lost)} of {counted} images would be refused, {number} of them as {reason}"
     what += f", such as {view.path} ({message})"
     field, fix = ("root", "name another root") if reason == "missing" else ("max_refused", "mend archive or options")
-    raise ShardError(f"{field}: {what}; {config.max_refused:.1%} are allowed: see {file}, {fix}, or raise max_refused")
+    raise ShardError(
+        f"pack.{field}: {what}; {config.max_refused:.1%} are allowed: see {file}, {fix}, or raise max_refused"
+    )
 
 
 def _views(archive: Archive, key: str) -> Iterator[tuple[SourceView, tuple[str, str] | None]]:
@@ -68,7 +70,7 @@ def stop_if_none_is_usable(samples: Iterable[Sample], root: str) -> Iterator[Sam
             bad += [line for line in sample.refusals if line.reason not in EXCLUDED]
             if len(bad) >= FIRST and len({line.reason for line in bad}) == 1:
                 raise ShardError(
-                    f"root: the first {len(bad)} images of {root} are all refused as {bad[0].reason}, such as "
+                    f"pack.root: the first {len(bad)} images of {root} are all refused as {bad[0].reason}, such as "
                     f"{bad[0].file} ({bad[0].message}); mend that, or set max_refused=1 to leave such images out"
                 )
         yield sample

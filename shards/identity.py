@@ -25,14 +25,14 @@ def load_key(path: Path) -> bytes:
     if not path.exists():
         _create_key(path)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ShardError(f"key_file: {path} can be read by others; run `chmod 600 {path}`")
+        raise ShardError(f"pack.key_file: {path} can be read by others; run `chmod 600 {path}`")
     try:
         key = bytes.fromhex(path.read_text().strip())
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
         raise ShardError(
-            f"key_file: {path} does not hold {2 * KEY_BYTES} hexadecimal digits; name a new file to create one"
+            f"pack.key_file: {path} does not hold {2 * KEY_BYTES} hexadecimal digits; name a new file to create one"
         )
     return key
 

@@ -31,7 +31,7 @@ def locked(file: Path, numbers: Iterable[int] | None = None) -> Iterator[None]:
         except OSError as error:
             if error.errno in (EACCES, EAGAIN):
                 raise ShardError(
-                    f"out: another process is building {file.parent.parent}; wait for it, or end it and start again"
+                    f"pack.out: another process is building {file.parent.parent}; wait for it, or end it first"
                 ) from None
             log.warning("%s: this file system has no locks (%s): start one builder only", file, error.strerror)
         yield

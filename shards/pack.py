@@ -6,7 +6,6 @@ identifiers: leave them behind when the shards travel. The shards and the manife
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -16,12 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from shards.changes import compare_settings, differs, is_whole, renew, report_changes, survey
+from shards.changes import differs, is_whole, renew, report_changes, survey
 from shards.config import PackConfig
 from shards.foresight import limit_ahead, stop_if_none_is_usable
-from shards.identity import keyed_hash, load_key
+from shards.identity import load_key
 from shards.lock import locked
 from shards.manifest import BUILD, MANIFEST, REFUSED, Manifest, load_manifest, save_manifest, write_aside
 from shards.picture import PictureConfig
@@ -30,13 +28,13 @@ from shards.progress import progress, waiting
 from shards.record import Record, Tally, load_record, manifest_of, records_of, remove_record, save_record
 from shards.sample import Refusal, Sample, SampleConfig
 from shards.schema import FALLBACKS, ShardError, SourceStudy
-from shards.sources import SOURCES, resolve_root
+from shards.settings import BEFORE, as_begun, compare_settings, folders, settings_of, source_options, validate
+from shards.sources import SOURCES
 from shards.workers import in_order
 from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
-BEFORE = {"intent": "both", "raw": "stored"}  # what builds did that were begun before there were these settings
 LISTED_VIEWS = 8  # of the other views that were met
 DECODERS = (
     "numpy",
@@ -112,16 +110,16 @@ def make_plan(config: PackConfig) -> int:
 
 def open_build(config: PackConfig, planned: bool = False) -> Build:
     """List the archive, and begin, continue or extend the plan in `out`. With `planned` the plan stays as it is."""
-    _validate(config)
-    root, out = _folders(config)
-    options = _source_options(config)
+    validate(config)
+    root, out = folders(config)
+    options = source_options(config)
     key = load_key(Path(os.path.expanduser(config.key_file)))
     plan = load_plan(out / BUILD)
-    config = _as_begun(config, plan)
-    settings = _settings(config, options, key)
+    config = as_begun(config, plan.settings) if plan else config
+    settings = settings_of(config, options, key)
     if plan is None:
         if (out / MANIFEST).exists() or any(out.glob("*.tar")):
-            raise ShardError(f"out: {out} holds shards that it has no {BUILD}/{PLAN} of; give another `out`")
+            raise ShardError(f"pack.out: {out} holds shards that it has no {BUILD}/{PLAN} of; give another `out`")
         plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
     because = compare_settings(settings, {**BEFORE, **plan.settings}, out, planned)
     with waiting(f"pack {config.source}, reading tables and looking for files"):
@@ -148,7 +146,7 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
 
 def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy], key: bytes, because: str) -> Plan:
     """The plan for the archive as it is now."""
-    root, out = _folders(config)
+    root, out = folders(config)
     records = records_of(plan, out / BUILD)
     if not any(record.images for record in records.values()):
         for name in records:  # empty tars: the plan begins anew, as nothing is stored yet
@@ -276,36 +274,9 @@ def _write_shard(out: Path, planned: PlannedShard, samples: Iterator[Sample]) ->
     return tally.record(shard)
 
 
-def _validate(config: PackConfig) -> None:
-    if config.source not in SOURCES:
-        raise ShardError(f"source: {config.source!r} is not one of {', '.join(sorted(SOURCES))}")
-    for name in ("root", "out"):
-        if not getattr(config, name):
-            raise ShardError(f"{name}: is empty; name a folder")
-    for name, least in (("long_side", 1), ("samples_per_shard", 1), ("workers", 0)):
-        if getattr(config, name) < least:
-            raise ShardError(f"{name}: {getattr(config, name)} is less than {least}")
-    if not 1 <= config.quality <= 100:
-        raise ShardError(f"quality: {config.quality} is not in 1..100")
-    if config.codec == "jpeg" and config.bits == 16:
-        raise ShardError("bits: JPEG holds 8; write codec=png for 16")
-    if not 0 <= config.max_refused <= 1:
-        raise ShardError(f"max_refused: {config.max_refused} is not a share in 0..1")
-
-
 def _lock(config: PackConfig) -> Path:
-    _validate(config)
-    return _folders(config)[1] / BUILD / "lock"
-
-
-def _folders(config: PackConfig) -> tuple[Path, Path]:
-    """Root and out. Raises `ShardError` for an `out` that holds the archive: who removes it would remove both."""
-    root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
-    if root.resolve().is_relative_to(out.resolve()):
-        raise ShardError(
-            f"out: {out} is or holds the archive {root}; give a folder beside it, or a new one inside of it"
-        )
-    return root, out
+    validate(config)
+    return folders(config)[1] / BUILD / "lock"
 
 
 def _refuse_own_files(studies: Mapping[str, SourceStudy], root: Path, out: Path) -> None:
@@ -318,52 +289,8 @@ def _refuse_own_files(studies: Mapping[str, SourceStudy], root: Path, out: Path)
         for study in studies.values():
             if found := next((view.path for view in study.views if str(view.path).startswith(prefix)), None):
                 raise ShardError(
-                    f"out: {found} is read as part of the archive; give an `out` that is not inside of {root}"
+                    f"pack.out: {found} is read as part of the archive; give an `out` that is not inside of {root}"
                 )
-
-
-def _source_options(config: PackConfig) -> dict[str, Any]:
-    """The source's keywords with its defaults filled in."""
-    _, *parameters = inspect.signature(SOURCES[config.source]).parameters.values()
-    known = {parameter.name: parameter.default for parameter in parameters}
-    for name in config.options:
-        if name not in known:
-            names = f"knows {', '.join(known)}" if known else "has none"
-            raise ShardError(f"options.{name}: source {config.source!r} {names}")
-    options = {**known, **config.options}
-    for name, value in options.items():
-        if value is inspect.Parameter.empty:
-            raise ShardError(f"options.{name}: source {config.source!r} needs it")
-        _check_option(name, value, known[name])
-    return options
-
-
-def _check_option(name: str, value: Any, default: Any) -> None:
-    """A whole number where the source has one, and no number in the place of a text, which 1.10 may have become."""
-    kinds = {int: "a whole number", str: "a text; write it in quotes"}
-    wanted = str if default is None and isinstance(value, bool | int | float) else type(default)
-    if wanted in kinds and type(value) is not wanted:
-        raise ShardError(f"options.{name}: {value!r} is not {kinds[wanted]}")
-
-
-def _settings(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """What decides the bytes. Root and key enter as keyed hashes: enough to tell others apart, not to read them."""
-    plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
-    return {
-        **{name: getattr(config, name) for name in (*plain, *BEFORE)},
-        "options": json.loads(json.dumps(options)),  # as the plan gives them back: keys are texts
-        "samples_per_shard": config.samples_per_shard,
-        "key_file": keyed_hash(key, "key"),
-        "root": keyed_hash(key, "root", config.root),
-    }
-
-
-def _as_begun(config: PackConfig, plan: Plan | None) -> PackConfig:
-    """A build that was begun before there was `intent` ends as it was begun, whatever today's default is."""
-    if plan is None or "intent" in plan.settings or config.intent != PackConfig.intent:
-        return config
-    log.info("intent: %s was begun when raw images were kept beside others, and still keeps both", config.out)
-    return replace(config, intent="both")
 
 
 def _compare_shards(build: Build, shards: Sequence[PlannedShard]) -> None:
@@ -374,7 +301,7 @@ def _compare_shards(build: Build, shards: Sequence[PlannedShard]) -> None:
     changed = sum(entry.key not in now or differs(entry, now[entry.key]) in ("labels", "size") for entry in planned)
     if changed:
         raise ShardError(
-            f"root: {changed} studies have changed or gone since {build.out} was planned; run the same "
+            f"pack.root: {changed} studies have changed or gone since {build.out} was planned; run the same "
             "`mama pack` again"
         )
 
@@ -383,6 +310,6 @@ def _limit_refused(manifest: Manifest, build: Build) -> None:
     most = build.config.max_refused
     if manifest.refused_share > most:
         raise ShardError(
-            f"max_refused: {manifest.refused_share:.1%} of the images were refused, {most:.1%} are allowed; see "
+            f"pack.max_refused: {manifest.refused_share:.1%} of the images were refused, {most:.1%} are allowed; see "
             f"{build.out / REFUSED}, mend the archive and run the same `mama pack` again, or raise max_refused"
         )

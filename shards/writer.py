@@ -23,7 +23,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise ShardError(f"out: cannot write to {folder} ({error.strerror}); run again when it can be") from None
+        raise ShardError(f"pack.out: cannot write to {folder} ({error.strerror}); run again when it can be") from None
 
 
 def write_shard(folder: Path, name: str, split: str, samples: Iterable[Sample]) -> Shard:

@@ -169,14 +169,14 @@ def test_an_archive_that_changes_under_a_half_finished_build_is_an_error(
 ) -> None:
     make_plan(config)
     monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 1))
-    line = r"^root: 1 studies have changed or gone since .*out was planned; run the same `mama pack` again"
+    line = r"^pack.root: 1 studies have changed or gone since .*out was planned; run the same `mama pack` again"
     with pytest.raises(ShardError, match=line):
         pack_part(config, 0, 1)
     assert pack(config).studies == 11
     (Path(config.out) / "manifest.json").unlink()
     monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 2))
     with pytest.raises(
-        ShardError, match=r"^root: 1 packed studies are gone; undo that, or, .*remove build/\w+-0000\d\d.json"
+        ShardError, match=r"^pack.root: 1 packed studies are gone; undo that, or, .*remove build/\w+-0000\d\d.json"
     ):
         pack(config)
 
@@ -205,7 +205,7 @@ def test_the_second_builder_of_a_folder_refuses(config: PackConfig) -> None:
     make_plan(config)
     holder = child(HOLD, str(Path(config.out) / "build" / "lock"))
     for call in (pack, make_plan, lambda c: pack_part(c, 0, 1)):
-        with pytest.raises(ShardError, match=r"^out: another process is building .*out"):
+        with pytest.raises(ShardError, match=r"^pack.out: another process is building .*out"):
             call(config)
     pack_part(config, 1, 10_000)  # only shard 0 is held: other parts may be built
     holder.kill()
@@ -278,5 +278,5 @@ def test_codecs(config: PackConfig, codec: Any, bits: Any, suffix: str) -> None:
 
 
 def test_jpeg_has_no_sixteen_bits(config: PackConfig) -> None:
-    with pytest.raises(ShardError, match=r"^bits: JPEG holds 8"):
+    with pytest.raises(ShardError, match=r"^pack.bits: JPEG holds 8"):
         pack(replace(config, bits=16))

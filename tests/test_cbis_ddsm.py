@@ -289,7 +289,8 @@ def test_the_copy_on_kaggle_is_the_same_archive(tmp_path: Path, caplog: pytest.L
     assert [study.patient_id for study in cbis_ddsm(root)] == ["P_00001", "P_00002", "jpeg/1.2.3/1-1.jpg"]
     (root / "csv" / "dicom_info.csv").unlink()
     with pytest.raises(
-        ShardError, match=r"^root: .*kaggle is no folder with DICOM files of CBIS-DDSM, or with csv/dicom_info.csv and"
+        ShardError,
+        match=r"^pack.root: .*kaggle is no folder with DICOM files of CBIS-DDSM, or with csv/dicom_info.csv and",
     ):
         list(cbis_ddsm(root))
 
@@ -394,7 +395,7 @@ def test_files_that_do_not_belong_are_left_to_the_builder(tmp_path: Path) -> Non
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .*nowhere is no folder with DICOM files"):
+    with pytest.raises(ShardError, match=r"^pack.root: .*nowhere is no folder with DICOM files"):
         list(cbis_ddsm(tmp_path / "nowhere"))
     image(tmp_path, "Mass-Test_P_00001_LEFT_CC")
     write_tables(tmp_path)

@@ -149,7 +149,7 @@ def test_a_half_built_folder_takes_changes_up_only_where_nothing_is_packed(confi
     before = tars(config)
     record = f"build/{Path(packed).stem}.json"
     with pytest.raises(
-        ShardError, match=rf"^root: 1 packed studies have other files .*, remove {record} in .*out and run"
+        ShardError, match=rf"^pack.root: 1 packed studies have other files .*, remove {record} in .*out and run"
     ):
         pack(config)
     assert tars(config) == before
@@ -177,7 +177,7 @@ def test_a_copied_archive_continues_wherever_it_lies(config: PackConfig, caplog:
     assert caplog.messages[-1].startswith("1 packed studies lack files now; their shards stay as they are")
     draw(Path(config.root) / "p0" / "CC.png", 30)
     with pytest.raises(
-        ShardError, match=r"^root: .*out was packed with another one, and 1 packed studies have .*; set it back"
+        ShardError, match=r"^pack.root: .*out was packed with another one, and 1 packed studies have .*; set it back"
     ):
         pack(config)
 

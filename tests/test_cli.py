@@ -164,12 +164,12 @@ def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_
         (["pack", "quickstart", "pack.qualty=3"], "pack.qualty: unknown key; did you mean pack.quality?"),
         (
             ["pack", "quickstart", "pack.source=phantm"],
-            "source: 'phantm' is not one of cbis_ddsm, cdd_cesm, cmmd, embed, inbreast, phantom",
+            "pack.source: 'phantm' is not one of cbis_ddsm, cdd_cesm, cmmd, embed, inbreast, phantom",
         ),
-        (["pack", "cdd_cesm", "pack.root=nowhere"], "root: nowhere must hold Radiology-manual-annotations.xlsx"),
-        (["pack", "sample_dicom", "pack.root=package:nobody"], "root: the package 'nobody' is not installed"),
-        (["pack", "quickstart", "pack.root=''"], "root: is empty; name a folder"),
-        (["pack", "quickstart", "pack.options.seeds=3"], "options.seeds: source 'phantom' knows patients, seed"),
+        (["pack", "cdd_cesm", "pack.root=nowhere"], "pack.root: nowhere must hold Radiology-manual-annotations.xlsx"),
+        (["pack", "sample_dicom", "pack.root=package:nobody"], "pack.root: the package 'nobody' is not installed"),
+        (["pack", "quickstart", "pack.root=''"], "pack.root: is empty; name a folder"),
+        (["pack", "quickstart", "pack.options.seeds=3"], "pack.options.seeds: source 'phantom' knows patients, seed"),
         (
             ["pack", "quickstrat"],
             "quickstrat: no such run folder or configuration file, nor a shipped one (cdd_cesm, clip",

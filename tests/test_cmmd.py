@@ -151,11 +151,11 @@ def test_every_image_comes_once_and_patients_without_images_are_told(
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .* must hold CMMD_clinicaldata_revision\.xlsx") as caught:
+    with pytest.raises(ShardError, match=r"^pack.root: .* must hold CMMD_clinicaldata_revision\.xlsx") as caught:
         list(cmmd(tmp_path))
     assert "\n" not in str(caught.value)
     write_table(tmp_path)
-    with pytest.raises(ShardError, match=r"^root: .* has no DICOM files"):
+    with pytest.raises(ShardError, match=r"^pack.root: .* has no DICOM files"):
         list(cmmd(tmp_path))
     image(tmp_path, "D1-0001", "L")
     pd.DataFrame(columns=COLUMNS[:5]).to_excel(tmp_path / TABLE, index=False)

@@ -418,11 +418,11 @@ def test_reduced_tables_may_lack_what_only_boxes_and_facts_need(tmp_path: Path) 
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .* holds neither EMBED_OpenData_clinical\.csv nor") as caught:
+    with pytest.raises(ShardError, match=r"^pack.root: .* holds neither EMBED_OpenData_clinical\.csv nor") as caught:
         list(embed(tmp_path))
     assert "\n" not in str(caught.value)
     write(tmp_path, [finding("1")], [image("1", "L")])
-    with pytest.raises(ShardError, match=r"^options.roi_orientation: 'up' is neither png nor dicom"):
+    with pytest.raises(ShardError, match=r"^pack.options.roi_orientation: 'up' is neither png nor dicom"):
         list(embed(tmp_path, roi_orientation="up"))  # type: ignore[arg-type]
     path = tmp_path / "tables" / "EMBED_OpenData_metadata.csv"
     pd.read_csv(path, dtype=str).drop(columns="spot_mag").to_csv(path, index=False)

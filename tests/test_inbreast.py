@@ -245,12 +245,12 @@ def test_every_row_and_file_comes_once(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .* must hold INbreast\.csv, AllDICOMs and AllXML") as caught:
+    with pytest.raises(ShardError, match=r"^pack.root: .* must hold INbreast\.csv, AllDICOMs and AllXML") as caught:
         list(inbreast(tmp_path))
     assert "\n" not in str(caught.value)
     assert read(tmp_path) == []
     (tmp_path / OUTLINES).rmdir()
-    with pytest.raises(ShardError, match=r"^root: .* AllXML"):
+    with pytest.raises(ShardError, match=r"^pack.root: .* AllXML"):
         list(inbreast(tmp_path))
     (tmp_path / OUTLINES).mkdir()
     (tmp_path / TABLE).write_text(HEADER.replace(";ACR", "") + "\n")

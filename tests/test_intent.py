@@ -186,6 +186,6 @@ def test_a_build_of_before_there_was_a_choice_goes_on_as_it_was_begun(config: Pa
 def test_another_choice_is_another_build(config: PackConfig) -> None:
     make_plan(config)
     with pytest.raises(
-        ShardError, match=r"intent: .* was packed with 'presentation', now it is 'both'; set it back, or give ano"
+        ShardError, match=r"pack.intent: .* was packed with 'presentation', now it is 'both'; set it back, or give ano"
     ):
         make_plan(replace(config, intent="both"))

@@ -106,7 +106,7 @@ def test_a_bad_file_is_refused_and_the_rest_is_kept(config: PackConfig) -> None:
     for view in studies[3].views:
         view.path.unlink()
         write_dicom(view.path.with_name("x.dcm"), breast("L"), Modality="MR").rename(view.path)
-    with pytest.raises(ShardError, match=r"max_refused: 10.4% of the images"):
+    with pytest.raises(ShardError, match=r"pack.max_refused: 10.4% of the images"):
         pack(config)
     manifest = pack(replace(config, max_refused=0.2))  # finished: the looser limit needs no second build
     assert manifest.images_refused == {"modality": 4, "unreadable": 1}
@@ -149,14 +149,14 @@ def test_a_finished_folder_is_not_built_again(config: PackConfig, caplog: pytest
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quality": 80}, r"^quality: .*out was packed with 95, now it is 80; set it back, or give another `out`"),
+        ({"quality": 80}, r"^pack.quality: .*out was packed with 95, now it is 80; set it back, or give another `out`"),
         (
             {"options": {"patients": 3}},
-            r"^options\.patients: .*out was packed with 12, now it is 3, and 9 packed studies are gone; set it",
+            r"^pack.options\.patients: .*out was packed with 12, now it is 3, and 9 packed studies are gone; set it",
         ),
         (
             {"key_file": "other.key"},
-            r"^key_file: .*out was packed with another one; set it back, or give another `out`",
+            r"^pack.key_file: .*out was packed with another one; set it back, or give another `out`",
         ),
     ],
 )
@@ -229,18 +229,18 @@ def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "tinny"}, r"source: 'tinny' is not one of .*tiny"),
-        ({"options": {"patient": 3}}, r"options.patient: source 'tiny' knows patients"),
-        ({"root": ""}, r"root: is empty"),
-        ({"out": ""}, r"out: is empty"),
-        ({"long_side": 0}, r"long_side: 0 is less than 1"),
-        ({"workers": -1}, r"workers: -1 is less than 0"),
-        ({"quality": 101}, r"quality: 101 is not in 1..100"),
-        ({"max_refused": 2.0}, r"max_refused: 2.0 is not a share"),
+        ({"source": "tinny"}, r"pack.source: 'tinny' is not one of .*tiny"),
+        ({"options": {"patient": 3}}, r"pack.options.patient: source 'tiny' knows patients"),
+        ({"root": ""}, r"pack.root: is empty"),
+        ({"out": ""}, r"pack.out: is empty"),
+        ({"long_side": 0}, r"pack.long_side: 0 is less than 1"),
+        ({"workers": -1}, r"pack.workers: -1 is less than 0"),
+        ({"quality": 101}, r"pack.quality: 101 is not in 1..100"),
+        ({"max_refused": 2.0}, r"pack.max_refused: 2.0 is not a share"),
         ({"options": {"patients": 0}}, r"holds no study"),
-        ({"options": {"patients": True}}, r"options.patients: True is not a whole number"),
-        ({"source": "table", "options": {"file": 1.1}}, r"options.file: 1.1 is not a text; write it in quotes"),
-        ({"source": "embed", "options": {"prefix": 7}}, r"options.prefix: 7 is not a text; write it in quotes"),
+        ({"options": {"patients": True}}, r"pack.options.patients: True is not a whole number"),
+        ({"source": "table", "options": {"file": 1.1}}, r"pack.options.file: 1.1 is not a text; write it in quotes"),
+        ({"source": "embed", "options": {"prefix": 7}}, r"pack.options.prefix: 7 is not a text; write it in quotes"),
     ],
 )
 def test_a_mistake_is_one_line(config: PackConfig, change: dict[str, Any], message: str) -> None:

@@ -128,7 +128,7 @@ def test_age_is_that_of_all_images(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .* must hold train\.csv") as caught:
+    with pytest.raises(ShardError, match=r"^pack.root: .* must hold train\.csv") as caught:
         list(rsna(tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
     with pytest.raises(ShardError, match="has no column 'cancer'"):

@@ -37,7 +37,7 @@ def test_a_package_that_is_not_there_is_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cbis_ddsm", "cdd_cesm"])
 def test_a_missing_root_is_one_line(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .*nowhere") as caught:
+    with pytest.raises(ShardError, match=r"^pack.root: .*nowhere") as caught:
         list(SOURCES[name](tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
 

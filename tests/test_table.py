@@ -245,7 +245,7 @@ def test_a_box_by_its_size_is_that_of_its_corners(tmp_path: Path) -> None:
 )
 def test_a_box_has_four_fields(tmp_path: Path, extra: tuple[str, ...], message: str) -> None:
     columns = {**COLUMNS, "kind": "Kind", **{field: field for field in extra}}
-    assert complaint(tmp_path, columns=columns) == f"options.columns{message}"
+    assert complaint(tmp_path, columns=columns) == f"pack.options.columns{message}"
 
 
 # --- what is understood
@@ -525,7 +525,7 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
     def columns(**more: Any) -> dict[str, Any]:
         return {**needed, "columns": {**COLUMNS, **more}}
 
-    where = "options.columns."
+    where = "pack.options.columns."
     assert (
         complaint(tmp_path, **columns(denstiy="ACR"))
         == f"{where}denstiy: there is no such field; did you mean density?"
@@ -539,11 +539,11 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
     assert complaint(tmp_path, **columns(kind="K", x0="X", y0="Y", x1="XX")).startswith(f"{where}y1: is missing")
     assert complaint(tmp_path, **columns(margin="M")).startswith(f"{where}kind: is missing")
     assert complaint(tmp_path, file="exams.csv", columns=["a"]) == (
-        "options.columns: ['a'] is no mapping; write {key: value}"
+        "pack.options.columns: ['a'] is no mapping; write {key: value}"
     )
     assert complaint(tmp_path, **columns(race=1.1)) == (f"{where}race: 1.1 is no name of a column; write it in quotes")
-    assert complaint(tmp_path, columns=COLUMNS) == "options.file: is empty; name the table, relative to root"
-    assert complaint(tmp_path / "none", **needed) == f"root: {tmp_path / 'none'} is no folder"
+    assert complaint(tmp_path, columns=COLUMNS) == "pack.options.file: is empty; name the table, relative to root"
+    assert complaint(tmp_path / "none", **needed) == f"pack.root: {tmp_path / 'none'} is no folder"
     assert complaint(tmp_path, **columns(birads="BIRADS")) == (
         f"{tmp_path / 'exams.csv'}: has no column 'BIRADS'; it has PatientNumber, ExamID, Path"
     )
@@ -568,7 +568,7 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
 )
 def test_values_that_are_wrong_are_one_line(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     columns = {**COLUMNS, "density": "ACR"}
-    assert complaint(tmp_path, file="exams.csv", columns=columns, values=values) == f"options.values.{message}"
+    assert complaint(tmp_path, file="exams.csv", columns=columns, values=values) == f"pack.options.values.{message}"
 
 
 def test_a_column_without_a_name_in_yaml_is_not_there(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_ages_come_from_the_optional_table_with_blanks_in_its_header(
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^root: .* must hold breast-level_annotations\.csv") as caught:
+    with pytest.raises(ShardError, match=r"^pack.root: .* must hold breast-level_annotations\.csv") as caught:
         list(vindr(tmp_path))
     assert "\n" not in str(caught.value)
     assert read(tmp_path, [], []) == []

@@ -40,5 +40,5 @@ def resolve_root(root: str) -> Path:
     name = root.removeprefix(PACKAGE)
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ShardError(f"root: the package {name!r} is not installed; run `pip install {name}`")
+        raise ShardError(f"pack.root: the package {name!r} is not installed; run `pip install {name}`")
     return Path(spec.submodule_search_locations[0])

@@ -80,7 +80,7 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
 def _dicom_images(root: Path) -> list[Image]:
     files = dicom_files(root)
     if not files:
-        raise ShardError(f"root: {root} is no folder with DICOM files of CBIS-DDSM, or with {INFO} and {JPEG}")
+        raise ShardError(f"pack.root: {root} is no folder with DICOM files of CBIS-DDSM, or with {INFO} and {JPEG}")
     return [
         _image(root, path, read_header(path, *HEADER))
         for path in progress(files, len(files), "CBIS-DDSM, headers", "files")
@@ -91,7 +91,7 @@ def _jpeg_images(root: Path) -> list[Image]:
     """The copy on Kaggle. Folder and name make an image's row in the table: "CBIS-DDSM/jpeg/1.3.6.(...)/1-242.jpg"."""
     files = sorted((root / JPEG).rglob("*.jpg"))
     if not files:
-        raise ShardError(f"root: {root / JPEG} has no *.jpg files of CBIS-DDSM")
+        raise ShardError(f"pack.root: {root / JPEG} has no *.jpg files of CBIS-DDSM")
     table = blank_unknown(read_table(root / INFO, {"image_path": "path", **{name: name for name in HEADER}}), {})
     headers: dict[tuple[str, ...], dict[str, str]] = {}
     row: Any

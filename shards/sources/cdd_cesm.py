@@ -44,7 +44,7 @@ def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
     """
     images = {path.stem: path for path in sorted((root / IMAGES).glob("[!.]*")) if path.is_file()}
     if not (root / TABLE).is_file() or not images:
-        raise ShardError(f"root: {root} must hold {TABLE} and the images of CDD-CESM in {IMAGES}")
+        raise ShardError(f"pack.root: {root} must hold {TABLE} and the images of CDD-CESM in {IMAGES}")
     table = read_table(root / TABLE)
     without = sorted(images.keys() - set(table["image"]))
     if without:

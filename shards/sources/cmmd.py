@@ -69,10 +69,10 @@ def cmmd(root: Path) -> Iterator[SourceStudy]:
     knows which of them is a mistake.
     """
     if not (root / TABLE).is_file():
-        raise ShardError(f"root: {root} must hold {TABLE} and the images of CMMD")
+        raise ShardError(f"pack.root: {root} must hold {TABLE} and the images of CMMD")
     files = dicom_files(root)
     if not files:
-        raise ShardError(f"root: {root} has no DICOM files")
+        raise ShardError(f"pack.root: {root} has no DICOM files")
     table = _clinical(root / TABLE)
     studies: dict[str, list[SourceView]] = defaultdict(list)
     for path in progress(files, len(files), "CMMD, headers", "files"):

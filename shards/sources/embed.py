@@ -69,7 +69,7 @@ def embed(
     joined; 8. label: a code of BI-RADS, density, severity or image type that the data set does not document.
     """
     if roi_orientation not in ("png", "dicom"):
-        raise ShardError(f"options.roi_orientation: {roi_orientation!r} is neither png nor dicom")
+        raise ShardError(f"pack.options.roi_orientation: {roi_orientation!r} is neither png nor dicom")
     clinical, files = clinical_rows(root), image_rows(root, (prefix,) if prefix else PREFIXES)
     exams = {_key(exam[0]): exam for exam in groups(clinical, IDENTIFIERS)}
     log_unmatched(clinical, files)

@@ -84,7 +84,7 @@ def _read(root: Path, kind: str, columns: dict[str, str], optional: Sequence[str
     paths = [folder / name for name in names for folder in (root / "tables", root)]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise ShardError(f"root: {root} holds neither {names[0]} nor {names[1]}, nor does its folder tables")
+        raise ShardError(f"pack.root: {root} holds neither {names[0]} nor {names[1]}, nor does its folder tables")
     table = blank_unknown(read_table(path, columns, optional), CODES)
     for column in whole:
         table[column] = _each(table[column], lambda text: text.removesuffix(".0"))

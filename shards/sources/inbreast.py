@@ -90,7 +90,7 @@ def inbreast(root: Path) -> Iterator[SourceStudy]:
     view, or the XML cannot be read: without it nobody knows whether there are findings.
     """
     if not all((root / name).exists() for name in (TABLE, IMAGES, OUTLINES)):
-        raise ShardError(f"root: {root} must hold {TABLE}, {IMAGES} and {OUTLINES} of INbreast")
+        raise ShardError(f"pack.root: {root} must hold {TABLE}, {IMAGES} and {OUTLINES} of INbreast")
     table = _images(root)
     nameless = table["patient"].isna()
     unnamed: list[str] = []

@@ -63,7 +63,7 @@ def rsna(root: Path) -> Iterator[SourceStudy]:
 
 def _images(root: Path) -> pd.DataFrame:
     if not (root / "train.csv").is_file():
-        raise ShardError(f"root: {root} must hold train.csv and train_images of the RSNA data set")
+        raise ShardError(f"pack.root: {root} must hold train.csv and train_images of the RSNA data set")
     parts = [read_table(root / "train.csv", COLUMNS).assign(part="train")]
     if (root / "test.csv").is_file():
         parts.append(read_table(root / "test.csv", COLUMNS, optional=LABELS).assign(part="test"))

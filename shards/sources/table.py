@@ -61,9 +61,9 @@ def table(
     names = column_names(columns)
     spellings = own_spellings(values, names)
     if not root.is_dir():
-        raise ShardError(f"root: {root} is no folder")
+        raise ShardError(f"pack.root: {root} is no folder")
     if not file:
-        raise ShardError("options.file: is empty; name the table, relative to root")
+        raise ShardError("pack.options.file: is empty; name the table, relative to root")
     cells = _cells(root, file, names, separator)
     _identify(cells, names, root)
     named = cells[list(IDENTIFIERS)].notna().all(axis=1)

@@ -34,15 +34,15 @@ def column_names(columns: Any) -> dict[str, str]:
     given = _mapping("columns", columns)
     for field in given:
         if field not in FIELDS:
-            raise ShardError(f"options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
+            raise ShardError(f"pack.options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
         if isinstance(given[field], bool | float):
-            raise ShardError(f"options.columns.{field}: {given[field]} is no name of a column; write it in quotes")
+            raise ShardError(f"pack.options.columns.{field}: {given[field]} is no name of a column; write it in quotes")
     names = {field: str(name).strip() for field, name in given.items() if name is not None}
     box = box_fields(names)
     kind = ("kind",) if names.keys() & {"number", *FINDING_FACTS} else ()
     for field in ("patient", "image", *box, *kind):
         if field not in names:
-            raise ShardError(f"options.columns.{field}: is missing; name the column that holds it")
+            raise ShardError(f"pack.options.columns.{field}: is missing; name the column that holds it")
     return names
 
 
@@ -50,7 +50,7 @@ def box_fields(names: Collection[str]) -> tuple[str, ...]:
     """The four fields that make a box where one of them has a column. Raises `ShardError` where more than four have."""
     given, size = set(names), set(names) & set(SIZE)
     if size and given & set(OPPOSITE):
-        raise ShardError("options.columns: a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out")
+        raise ShardError("pack.options.columns: a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out")
     return (*CORNER, *(SIZE if size else OPPOSITE)) if size or given & {*CORNER, *OPPOSITE} else ()
 
 
@@ -60,7 +60,7 @@ def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, 
     known = [field for field in READERS if field in names]
     for field in given:
         if field not in known:
-            raise ShardError(f"options.values.{field}: options.columns has no such field{_nearest(field, known)}")
+            raise ShardError(f"pack.options.values.{field}: options.columns has no such field{_nearest(field, known)}")
     return {field: _spellings(field, _mapping(f"values.{field}", words)) for field, words in given.items()}
 
 
@@ -72,18 +72,18 @@ def _spellings(field: str, words: Mapping[str, Any]) -> dict[str, str]:
         try:
             read_cell(field, spelling, {})
         except ValueError:
-            raise ShardError(f"options.values.{field}.{cell}: {meant!r} is not understood") from None
+            raise ShardError(f"pack.options.values.{field}.{cell}: {meant!r} is not understood") from None
         if spellings.setdefault(plain(cell), spelling) != spelling:
             raise ShardError(
-                f"options.values.{field}.{cell}: {meant!r}, but the same cell is {spellings[plain(cell)]!r} in another "
-                "line; take one out"
+                f"pack.options.values.{field}.{cell}: {meant!r}, but the same cell is {spellings[plain(cell)]!r} in "
+                "another line; take one out"
             )
     return spellings
 
 
 def _mapping(name: str, option: Any) -> Mapping[Any, Any]:
     if option is not None and not isinstance(option, Mapping):
-        raise ShardError(f"options.{name}: {option!r} is no mapping; write {{key: value}}")
+        raise ShardError(f"pack.options.{name}: {option!r} is no mapping; write {{key: value}}")
     return option or {}
 
 

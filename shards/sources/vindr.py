@@ -93,7 +93,7 @@ def _read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """The images, their findings with a place in the table each, and the age by image."""
     for name in (BREASTS, FINDINGS):
         if not (root / name).is_file():
-            raise ShardError(f"root: {root} must hold {BREASTS}, {FINDINGS} and images of VinDr-Mammo")
+            raise ShardError(f"pack.root: {root} must hold {BREASTS}, {FINDINGS} and images of VinDr-Mammo")
     breasts = blank_unknown(read_table(root / BREASTS, IMAGE), CODES).assign(listed=True)
     findings = blank_unknown(read_table(root / FINDINGS, FINDING), CODES)
     findings["line"] = findings.index + 2
