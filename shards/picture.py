@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset
 
 from shards.crop import Geometry, Outline, chest_wall_is_right, find_breast, small
 from shards.decode import Stored, decode, open_image
+from shards.header import find_laterality
 from shards.schema import Refused
 from shards.tone import Tone, codes, padding_codes, tone_of
 
@@ -50,32 +51,34 @@ class Picture:
     header: Dataset | None
 
 
-def read_picture(path: Path, config: PictureConfig) -> Picture:
+def read_picture(path: Path, config: PictureConfig, laterality: str | None = None) -> Picture:
     """The stored picture of an image file; max(h, w) <= `long_side`, and nothing is ever enlarged.
 
-    Its geometry depends on the pixels only, never on a label. Raises `Refused` (see `open_image`, `decode`, and
-    "blank").
+    Its geometry depends on the pixels only; where a breast fills the picture, also on its side: `laterality` (L or R),
+    else the header's. Raises `Refused` (see `open_image`, `decode`, `find_laterality`, and "blank").
     """
     opened = open_image(path)
     if isinstance(opened, np.ndarray):
-        return _picture(Stored(opened, opened.shape), config)
+        return _picture(Stored(opened, opened.shape), config, laterality)
     wanted = config.long_side
     while True:
         stored = decode(opened, wanted if config.reduced else None, config.slab)
-        picture = _picture(stored, config)
+        picture = _picture(stored, config, laterality)
         if stored.level == 0 or max(picture.geometry.size) == config.long_side:
             return picture
         wanted *= 2  # the crop is much smaller than the image: it needs one level more
 
 
-def _picture(stored: Stored, config: PictureConfig) -> Picture:
+def _picture(stored: Stored, config: PictureConfig, laterality: str | None) -> Picture:
     tone = tone_of(stored.header, stored.values.dtype)
     image = _without_padding(codes(stored.values), stored, tone)
     glance = small(image)
     if glance.min() == glance.max() and image.min() == image.max():
         raise Refused("blank", "all pixels have the same value")
     mask = find_breast(tone.show(glance, 2 ** (8 * image.itemsize) - 1)) if config.crop or config.flip else None
-    flipped = config.flip and mask is not None and chest_wall_is_right(mask)
+    if not laterality and stored.header is not None:
+        laterality = find_laterality(stored.header)
+    flipped = config.flip and mask is not None and chest_wall_is_right(mask, laterality)
     outline = Outline(mask if config.crop else None, image.shape)
     x0, y0, x1, y1 = outline.bounds
     scale = min(1.0, config.long_side / max(y1 - y0, x1 - x0))
