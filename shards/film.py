@@ -78,7 +78,9 @@ def _bright_edge(white: NDArray[np.bool_], bright: NDArray[np.uint8], deepest: i
     share = white[air, :deepest].mean(axis=0) >= PART
     first = int(np.argmax(share))
     dark = ~share[first:]
-    return first + int(np.argmax(dark)) if share[first] and first <= 2 and dark.any() else 0
+    if not share[first] or first > 2 or not dark.any():
+        return 0
+    return first + int(np.argmax(dark)) + 1  # and the pixel that lies across its inner edge
 
 
 def cut_off(grey: NDArray[np.uint8], breast: NDArray[np.uint8]) -> int:

@@ -4,8 +4,9 @@ The steps, in their order:
 
 1. Decode: the stored values; of a JPEG 2000 stream only as many resolution levels as the stored size needs.
 2. Padding becomes background.
-3. Find the breast in a small copy, cut to it, and shrink by area averaging. Stored values are averaged, before the
-   transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be looked up.
+3. Find the breast on the film in a small copy, cut to it, and shrink by area averaging. Stored values are averaged,
+   before the transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be
+   looked up.
 4. Grayscale transformations (`shards.tone`): modality, VOI, inversion.
 5. What lies outside of the breast's outline becomes black: burnt-in letters, film borders.
 6. Mirror, so that the chest wall is on the left.
