@@ -19,7 +19,7 @@ SEARCH_SIDE = 256  # long side, in pixels, of the small image in which the breas
 CUTS = 3  # see find_breast
 MARGIN = 0.02  # of the long side, kept around the breast: the faint skin line lies outside of an Otsu mask
 STRIP = 0.04  # of the long side: thinner structures are film borders and letters, not a breast
-CORE = 0.16  # of the long side: what is narrower lies at the edge of a breast, or is a tail of it
+CORE = 0.08  # of the long side: what lies deeper below the skin is no letter
 NIPPLE = 0.03  # of the long side
 LETTERS = (0.01, 0.08)  # of the breast's area
 SHARP, WHITE = 0.6, 153  # how letters look in the small image: mean Laplacian to mean grey, and their bright pixels
@@ -138,16 +138,16 @@ def _film(image: NDArray[Any]) -> Field:
 
 def _without_letters(breast: Mask, grey: NDArray[np.uint8], long_side: int) -> Mask:
     """`breast` without tails, longer than a nipple, in which white lies beside black: letters that touch the skin."""
-    core = cv2.morphologyEx(breast, cv2.MORPH_OPEN, _disc(CORE * long_side))
-    tails = cv2.subtract(breast, cv2.dilate(core, _disc(2 * NIPPLE * long_side)))
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(tails)
+    core = cv2.distanceTransform(breast, cv2.DIST_L2, 5) > CORE * long_side
+    away = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, 5) > (CORE + NIPPLE) * long_side
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((away & (breast > 0)).astype(np.uint8))
     contrast = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
     height, width = breast.shape
     kept = breast.copy()
     for number, (x, y, w, h, area) in enumerate(stats[1:], 1):
-        tail = labels == number
         inside = x > 0 and y > 0 and x + w < width and y + h < height
         if inside and LETTERS[0] <= area / np.count_nonzero(breast) <= LETTERS[1]:
+            tail = labels == number
             sharp = contrast[tail].mean() >= SHARP * grey[tail].mean()
             kept[tail & (sharp and np.percentile(grey[tail], 90) >= WHITE)] = 0
     return kept

@@ -31,13 +31,15 @@ def turned(image: NDArray[Any], side: int) -> NDArray[Any]:
 
 def unpadded(grey: NDArray[np.uint8]) -> Field:
     """Where `grey` is film and not padding around it."""
-    whole = field = 0, 0, grey.shape[1], grey.shape[0]
+    found = whole = (0, 0, grey.shape[1], grey.shape[0])
     for _ in range(BORDERS):
-        x0, y0, x1, y1 = field
-        known = [now != before for now, before in zip(field, whole, strict=True)]
+        x0, y0, x1, y1 = field = found
         widths = [_padding(turned(grey[y0:y1, x0:x1], side)) for side in SIDES]
-        field = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
-    return field
+        known = [now != before for now, before in zip(field, whole, strict=True)]
+        found = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
+        if found == field:
+            break
+    return found
 
 
 def without_bright_edges(grey: NDArray[np.uint8], bright: NDArray[np.uint8], deepest: int) -> Field:
