@@ -132,7 +132,7 @@ def find_breast(image: NDArray[Any]) -> Mask | None:
 def _film(image: NDArray[Any]) -> Field:
     x0, y0, x1, y1 = unpadded(_stretch(image))
     grey = _stretch(image[y0:y1, x0:x1])
-    left, top, right, bottom = without_bright_edges(grey, _bright(grey), round(STRIP * max(image.shape)))
+    left, top, right, bottom = without_bright_edges(grey, _bright(grey), max(1, round(STRIP * max(image.shape))))
     return x0 + left, y0 + top, x0 + right, y0 + bottom
 
 

@@ -75,7 +75,7 @@ def _straight_edge(starts: NDArray[np.int64]) -> int:
 def _bright_edge(white: NDArray[np.bool_], bright: NDArray[np.uint8], deepest: int) -> int:
     """Columns at the left that are white where further inwards there is only air: the film's edge, or leaked light."""
     air = ~bright[:, deepest : 2 * deepest].any(axis=1)
-    if air.mean() < PART:
+    if bright.shape[1] < 2 * deepest or air.mean() < PART:
         return 0
     share = white[air, :deepest].mean(axis=0) >= PART
     first = int(np.argmax(share))

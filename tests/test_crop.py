@@ -171,6 +171,18 @@ def test_a_digital_image_is_all_film() -> None:
             assert without_bright_edges(eight, np.where(eight > 40, 255, 0).astype(np.uint8), 8) == (0, 0, 160, 200)
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_shape_and_no_noise_is_an_error() -> None:
+    rng = np.random.default_rng(0)
+    for n in range(200):
+        height, width = rng.integers(1, (3, 12, 60)[n % 3] + 1, 2)
+        image = rng.integers(0, 256, (height, width)).astype(np.uint8)
+        image[:, : width // 2] *= n % 2
+        image[height // 3 :] *= n % 5 != 0
+        mask = find_breast(image)
+        assert mask is None or (mask.shape == image.shape and mask.any())
+
+
 def test_the_side_decides_only_where_the_breast_fills_the_picture() -> None:
     full = np.full((100, 80), 255, np.uint8)
     assert [chest_wall_is_right(full, side) for side in ("L", "R", None)] == [False, True, False]
