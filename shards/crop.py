@@ -12,12 +12,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.film import LEFT, RIGHT, Field, cut_off, turned, unpadded, without_bright_edges
 from shards.schema import Box
 
 SEARCH_SIDE = 256  # long side, in pixels, of the small image in which the breast is searched
 CUTS = 3  # see find_breast
 MARGIN = 0.02  # of the long side, kept around the breast: the faint skin line lies outside of an Otsu mask
 STRIP = 0.04  # of the long side: thinner structures are film borders and letters, not a breast
+CORE = 0.08  # of the long side: what lies deeper below the skin is no letter
+NIPPLE = 0.03  # of the long side
+LETTERS = (0.01, 0.08)  # of the breast's area
+SHARP, WHITE = 0.6, 153  # how letters look in the small image: mean Laplacian to mean grey, and their bright pixels
+FULL = 0.1  # difference of the outer quarters of a breast that fills the picture; in others it is larger
 SMALLEST_BREAST = 0.03  # of the image area: less is no breast, and the whole image is kept
 
 Mask = NDArray[np.uint8]  # 0 or 255
@@ -98,27 +104,68 @@ def _nearest(few: int, many: int) -> NDArray[np.int64]:
 def find_breast(image: NDArray[Any]) -> Mask | None:
     """Outline of the breast with its margin, filled, in a small display image [h, w]; None if none can be told.
 
-    Otsu's threshold (IEEE Trans. SMC 9, 1979), three times: where bright tissue and not the breast
-    stands out (contrast-enhanced images, dense tissue), the first threshold lies inside the breast;
-    cutting the grey values there and asking again moves it outwards to the skin, and stays put once
-    it is there. The largest component that is no thin strip is taken, as its convex hull, because
-    dark tissue is tissue.
+    Searched where the film lies (`shards.film`). The largest component of what is bright and no thin strip is taken,
+    without letters, as its convex hull, because dark tissue is tissue. Where the film cuts the breast off there is
+    no skin line, and so no margin.
     """
-    grey = cv2.GaussianBlur(_stretch(image), (7, 7), 0)
-    for _ in range(CUTS):
-        threshold, bright = cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)
-        grey = _stretch(np.minimum(grey, np.uint8(threshold)))
-    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, _disc(STRIP * max(image.shape)))
+    x0, y0, x1, y1 = _film(image)
+    grey = _stretch(image[y0:y1, x0:x1])
+    bright = cv2.morphologyEx(_bright(grey), cv2.MORPH_OPEN, _disc(STRIP * max(image.shape)))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(bright)
     if count < 2:
         return None
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     if stats[largest, cv2.CC_STAT_AREA] < SMALLEST_BREAST * image.size:
         return None
-    edges, _ = cv2.findContours((labels == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    breast = (labels == largest).astype(np.uint8)
+    left, right = (cut_off(turned(grey, side), turned(breast, side)) for side in (LEFT, RIGHT))
+    x0, x1, breast, grey = x0 + left, x1 - right, breast[:, left : x1 - x0 - right], grey[:, left : x1 - x0 - right]
+    breast = _without_letters(breast, grey, max(image.shape))
+    edges, _ = cv2.findContours(breast, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    hull = np.zeros(breast.shape, dtype=np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(max(edges, key=cv2.contourArea)), 255)
     mask = np.zeros(image.shape, dtype=np.uint8)
-    cv2.fillConvexPoly(mask, cv2.convexHull(edges[0]), 255)
-    return cv2.dilate(mask, _disc(2 * MARGIN * max(image.shape))).astype(np.uint8)
+    mask[y0:y1, x0:x1] = cv2.dilate(hull, _disc(2 * MARGIN * max(image.shape)))
+    return mask
+
+
+def _film(image: NDArray[Any]) -> Field:
+    x0, y0, x1, y1 = unpadded(_stretch(image))
+    grey = _stretch(image[y0:y1, x0:x1])
+    left, top, right, bottom = without_bright_edges(grey, _bright(grey), max(1, round(STRIP * max(image.shape))))
+    return x0 + left, y0 + top, x0 + right, y0 + bottom
+
+
+def _without_letters(breast: Mask, grey: NDArray[np.uint8], long_side: int) -> Mask:
+    """`breast` without tails, longer than a nipple, in which white lies beside black: letters that touch the skin."""
+    core = cv2.distanceTransform(breast, cv2.DIST_L2, 5) > CORE * long_side
+    away = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, 5) > (CORE + NIPPLE) * long_side
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((away & (breast > 0)).astype(np.uint8))
+    contrast = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
+    height, width = breast.shape
+    kept = breast.copy()
+    for number, (x, y, w, h, area) in enumerate(stats[1:], 1):
+        inside = x > 0 and y > 0 and x + w < width and y + h < height
+        if inside and LETTERS[0] <= area / np.count_nonzero(breast) <= LETTERS[1]:
+            tail = labels == number
+            sharp = contrast[tail].mean() >= SHARP * grey[tail].mean()
+            kept[tail & (sharp and np.percentile(grey[tail], 90) >= WHITE)] = 0
+    return kept
+
+
+def _bright(grey: NDArray[np.uint8]) -> Mask:
+    """What is not air.
+
+    Otsu's threshold (IEEE Trans. SMC 9, 1979), three times: where bright tissue and not the breast
+    stands out (contrast-enhanced images, dense tissue), the first threshold lies inside the breast;
+    cutting the grey values there and asking again moves it outwards to the skin, and stays put once
+    it is there.
+    """
+    grey = cv2.GaussianBlur(grey, (7, 7), 0).astype(np.uint8)
+    for _ in range(CUTS):
+        threshold, bright = cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)
+        grey = _stretch(np.minimum(grey, np.uint8(threshold)))
+    return bright.astype(np.uint8)
 
 
 def small(image: NDArray[Any]) -> NDArray[Any]:
@@ -129,12 +176,19 @@ def small(image: NDArray[Any]) -> NDArray[Any]:
     return cv2.resize(np.ascontiguousarray(image), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def chest_wall_is_right(mask: Mask) -> bool:
-    """A breast is tall at the chest wall and runs out at the nipple: compare the outer quarters of its width."""
+def chest_wall_is_right(mask: Mask, laterality: str | None = None) -> bool:
+    """A breast is tall at the chest wall and runs out at the nipple: compare the outer quarters of its width.
+
+    Where it fills the picture both are full, and the side decides: mammograms are made with the chest wall of a left
+    breast on the left.
+    """
     x, y, width, height = cv2.boundingRect(mask)
     breast = mask[y : y + height, x : x + width]
     quarter = max(1, width // 4)
-    return int(np.count_nonzero(breast[:, -quarter:])) > int(np.count_nonzero(breast[:, :quarter]))
+    left, right = np.count_nonzero(breast[:, :quarter]), np.count_nonzero(breast[:, -quarter:])
+    if laterality and abs(right - left) < FULL * max(left, right):
+        return laterality == "R"
+    return bool(right > left)
 
 
 def _stretch(image: NDArray[Any]) -> NDArray[np.uint8]:

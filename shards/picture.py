@@ -4,8 +4,9 @@ The steps, in their order:
 
 1. Decode: the stored values; of a JPEG 2000 stream only as many resolution levels as the stored size needs.
 2. Padding becomes background.
-3. Find the breast in a small copy, cut to it, and shrink by area averaging. Stored values are averaged, before the
-   transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be looked up.
+3. Find the breast on the film in a small copy, cut to it, and shrink by area averaging. Stored values are averaged,
+   before the transformations of the next step: they work on single values, so 0.7 instead of 12 million need to be
+   looked up.
 4. Grayscale transformations (`shards.tone`): modality, VOI, inversion. Where the picture shows nothing by the header's
    first ones, by its next, and at last by a stretch. For a raw image on demand those of `shards.raw`.
 5. What lies outside of the breast's outline becomes black: burnt-in letters, film borders.
@@ -25,7 +26,7 @@ from pydicom.dataset import Dataset
 
 from shards.crop import Geometry, Outline, chest_wall_is_right, find_breast, small
 from shards.decode import Stored, decode, open_image
-from shards.header import find_intent
+from shards.header import find_intent, find_laterality
 from shards.raw import over_tissue, raw_tone, unexposed_as_air
 from shards.schema import RAW, Refused
 from shards.tone import Tone, codes, padding_codes, tones_of
@@ -61,31 +62,33 @@ class Picture:
     fallbacks: tuple[str, ...] = ()
 
 
-def read_picture(path: Path, config: PictureConfig) -> Picture:
+def read_picture(path: Path, config: PictureConfig, laterality: str | None = None) -> Picture:
     """The stored picture of an image file; max(h, w) <= `long_side`, and nothing is ever enlarged.
 
-    Its geometry depends on the pixels only, never on a label. Raises `Refused` (see `open_image`, `decode`, and
-    "blank").
+    Its geometry depends on the pixels only; where a breast fills the picture, also on its side: `laterality` (L or R),
+    else the header's. Raises `Refused` (see `open_image`, `decode`, `find_laterality`, and "blank").
     """
     opened = open_image(path)
     if isinstance(opened, np.ndarray):
-        return _picture(Stored(opened, opened.shape), config)
+        return _picture(Stored(opened, opened.shape), config, laterality)
     wanted = config.long_side
     while True:
         stored = decode(opened, wanted if config.reduced else None, config.slab)
-        picture = _picture(stored, config)
+        picture = _picture(stored, config, laterality)
         if stored.level == 0 or max(picture.geometry.size) == config.long_side:
             return picture
         wanted *= 2  # the crop is much smaller than the image: it needs one level more
 
 
-def _picture(stored: Stored, config: PictureConfig) -> Picture:
+def _picture(stored: Stored, config: PictureConfig, laterality: str | None) -> Picture:
     """By the first tone of which the picture shows something; if none does, by the first that is not all one grey."""
     raw = stored.header if config.process_raw and stored.header and find_intent(stored.header) == RAW else None
     tones = [raw_tone(raw, stored.values.dtype)] if raw else tones_of(stored.header, stored.values.dtype)
+    if not laterality and stored.header is not None:
+        laterality = find_laterality(stored.header)
     first = None
     for tone in tones:
-        picture = _rendered(stored, config, tone, processed=bool(raw))
+        picture = _rendered(stored, config, tone, laterality, processed=bool(raw))
         darkest, brightest = picture.pixels.min(), picture.pixels.max()
         between = np.count_nonzero((picture.pixels > darkest) & (picture.pixels < brightest))
         if between > SHOWS * picture.pixels.size:
@@ -97,14 +100,14 @@ def _picture(stored: Stored, config: PictureConfig) -> Picture:
     return first
 
 
-def _rendered(stored: Stored, config: PictureConfig, tone: Tone, processed: bool) -> Picture:
+def _rendered(stored: Stored, config: PictureConfig, tone: Tone, laterality: str | None, processed: bool) -> Picture:
     image = _without_padding(codes(stored.values), stored, tone)
     image = unexposed_as_air(image, tone) if processed else image
     glance = small(image)
     if glance.min() == glance.max() and image.min() == image.max():
         raise Refused("blank", "all pixels have the same value")
     mask = find_breast(tone.show(glance, 2 ** (8 * image.itemsize) - 1)) if config.crop or config.flip else None
-    flipped = config.flip and mask is not None and chest_wall_is_right(mask)
+    flipped = config.flip and mask is not None and chest_wall_is_right(mask, laterality)
     outline = Outline(mask if config.crop else None, image.shape)
     x0, y0, x1, y1 = outline.bounds
     scale = min(1.0, config.long_side / max(y1 - y0, x1 - x0))

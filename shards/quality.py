@@ -6,28 +6,26 @@ and facts are the archive's, and go where the archive's licence lets them go.
 
 from __future__ import annotations
 
-import base64
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
 
 from shards.files import legible
 from shards.manifest import Manifest, load_manifest, write_aside
 from shards.progress import progress
 from shards.quality_charts import Chart, label_charts, study_charts
+from shards.quality_sides import Sides
+from shards.quality_studies import Shown, sampled
 from shards.read import ShardReader
 from shards.schema import FALLBACKS, SPLITS, ShardError, Study
-from shards.sheet import contact_sheet
 
-SHEET_STUDIES = 3  # in one column: the text on the sheet can be read at the page's width
-SHEET_QUALITY = 88
+STUDIES = 60  # of each set; of many sets fewer, so that the page stays below 10 MB
+ALL_STUDIES = 180
 REASONS = {  # codes of refused and excluded images -> what they mean
     "2d-synthetic": "2D image computed from tomosynthesis",
     "blank": "all pixels alike",
@@ -48,6 +46,7 @@ REASONS = {  # codes of refused and excluded images -> what they mean
     "other-intent": "raw beside a presentation image, or the other way round",
     "other-view": "neither CC nor MLO",
     "outside": "a path out of the archive",
+    "path": "a path that does not start as documented",
     "post-processed": "marked or subtracted",
     "roi-mask": "a mask, not an image",
     "specimen": "a specimen",
@@ -71,9 +70,8 @@ class _Set:
     labels: list[Chart] = field(default_factory=list)
     pictures: list[Chart] = field(default_factory=list)
     people: list[Chart] = field(default_factory=list)
-    sheet: str | None = None  # data URI
-    sheet_size: tuple[int, int] = (0, 0)  # width, height
-    sheet_studies: int = 0
+    shown: list[Shown] = field(default_factory=list)
+    sides: Sides = field(default_factory=Sides)
     unread: bool = False  # a shard could not be read, so what only the studies say is not on the page
 
 
@@ -89,7 +87,8 @@ def quality_page(
     """
     paths = list(dict.fromkeys(map(Path, folders)))
     names = _names(paths)
-    sets = [_set(path, names[path], _renamed((problems or {}).get(path, ()), names)) for path in paths]
+    studies = min(STUDIES, ALL_STUDIES // max(1, len(paths)))
+    sets = [_set(path, names[path], _renamed((problems or {}).get(path, ()), names), studies) for path in paths]
     page = _template().render(
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         checked=problems is not None,
@@ -124,7 +123,7 @@ def _renamed(problems: Sequence[str], names: Mapping[Path, str]) -> list[str]:
     return texts
 
 
-def _set(folder: Path, name: str, problems: list[str]) -> _Set:
+def _set(folder: Path, name: str, problems: list[str], studies: int) -> _Set:
     found = _Set(name, problems)
     try:
         manifest = load_manifest(folder)
@@ -137,10 +136,8 @@ def _set(folder: Path, name: str, problems: list[str]) -> _Set:
     found.labels = label_charts(manifest)
     try:
         reader = ShardReader(folder)
-        found.pictures, found.people = study_charts(_studies(reader))
-        found.sheet_studies = min(SHEET_STUDIES, len(reader))
-        if found.sheet_studies:
-            found.sheet, found.sheet_size = _sheet(folder)
+        found.pictures, found.people = study_charts(found.sides.counted(_studies(reader)))
+        found.shown = sampled(reader, studies)
     except (ShardError, IndexError, TypeError):
         found.unread = True
     return found
@@ -191,16 +188,6 @@ def _settings(manifest: Manifest) -> dict[str, str]:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _sheet(folder: Path) -> tuple[str, tuple[int, int]]:
-    """The contact sheet as a JPEG data URI, with its width and height."""
-    with tempfile.TemporaryDirectory() as place:
-        image = cv2.imread(str(contact_sheet(folder, Path(place) / "sheet.png", SHEET_STUDIES)))
-    if image is None:
-        raise ShardError("the contact sheet was not written")
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, SHEET_QUALITY])
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}", (image.shape[1], image.shape[0])
 
 
 def _template() -> jinja2.Template:

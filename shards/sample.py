@@ -159,7 +159,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         raise Refused(*source.refused)
     _check_path(source.path, config.root)
     _check_text("report", source.report, LONGEST_REPORT, allowed="\n\t")
-    picture = read_picture(source.path, config.picture)
+    picture = read_picture(source.path, config.picture, source.laterality)
     header = picture.header if picture.header is not None else Dataset()
     laterality, position, conflicts = _side_and_view(source, header)
     instance = header.get("SOPInstanceUID")

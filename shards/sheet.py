@@ -56,15 +56,15 @@ def _draw_study(reader: ShardReader, number: int) -> Image.Image:
             draw.text((x + 8, HEADER + 6), f"{laterality}-{position}  none", FAINT, _font(13))
             continue
         view = study.views[n]
-        block.paste(_draw_view(reader.image(number, n), view), (x, HEADER))
+        block.paste(draw_view(reader.image(number, n), view, TILE), (x, HEADER))
         for line, (text, colour) in enumerate(_view_lines(view)):
             draw.text((x + 4, HEADER + TILE[1] + 4 + line * LINE), text, colour, _font(12))
     return block
 
 
-def _draw_view(pixels: np.ndarray, view: View) -> Image.Image:
-    """The image fitted into its tile with its boxes, right breasts mirrored back to their side."""
-    width, height = TILE
+def draw_view(pixels: np.ndarray, view: View, size: tuple[int, int]) -> Image.Image:
+    """The image fitted into `size` (width, height) with its boxes, right breasts mirrored back to their side."""
+    width, height = size
     scale = min((width - 2) / pixels.shape[1], height / pixels.shape[0])
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -75,7 +75,7 @@ def _draw_view(pixels: np.ndarray, view: View) -> Image.Image:
     mirrored = view.laterality == "R"
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    tile = Image.new("RGB", TILE, (0, 0, 0))
+    tile = Image.new("RGB", size, (0, 0, 0))
     left = width - image.width if mirrored else 0
     top = (height - image.height) // 2
     tile.paste(image, (left, top))
@@ -91,14 +91,17 @@ def _draw_view(pixels: np.ndarray, view: View) -> Image.Image:
 
 
 def _study_line(study: Study) -> str:
-    facts = [study.source, study.split, f"study {study.key}"]
-    facts += [f"age {study.age}"] if study.age is not None else []
-    facts += [text for text in (study.race, study.ethnicity, study.reason) if text]
     hidden = len(study.views) - len({(view.laterality, view.view) for view in study.views})
-    return "  ·  ".join(facts + ([f"{hidden} more images"] if hidden else []))
+    more = [f"{hidden} more images"] if hidden else []
+    return "  ·  ".join([study.source, study.split, f"study {study.key}", *people_facts(study), *more])
 
 
-def _view_lines(view: View) -> list[tuple[str, tuple[int, int, int]]]:
+def people_facts(study: Study) -> list[str]:
+    facts = [f"age {study.age}"] if study.age is not None else []
+    return facts + [text for text in (study.race, study.ethnicity, study.reason) if text]
+
+
+def label_line(view: View) -> str:
     labels = view.labels
     facts = [f"BI-RADS {labels.birads}"] if labels.birads is not None else []
     facts += [f"density {labels.density}"] if labels.density else []
@@ -107,13 +110,21 @@ def _view_lines(view: View) -> list[tuple[str, tuple[int, int, int]]]:
         if labels.pathology
         else ["cancer" if labels.cancer else "no cancer"] * (labels.cancer is not None)
     )
-    lines = [(" · ".join(facts) or "no labels", INK)]
-    lines += [(line, BOX) for line in textwrap.wrap("; ".join(map(_finding_line, view.findings)), WRAP)]
+    return " · ".join(facts) or "no labels"
+
+
+def finding_line(view: View) -> str:
+    return "; ".join(map(_finding_words, view.findings))
+
+
+def _view_lines(view: View) -> list[tuple[str, tuple[int, int, int]]]:
+    lines = [(label_line(view), INK)]
+    lines += [(line, BOX) for line in textwrap.wrap(finding_line(view), WRAP)]
     lines += [(line, FAINT) for line in textwrap.wrap((view.report or "").replace("\n", ". "), WRAP)]
     return lines[:TEXT_LINES]
 
 
-def _finding_line(finding: Finding) -> str:
+def _finding_words(finding: Finding) -> str:
     words = (finding.shape, finding.margin, finding.calcification_type, finding.distribution, finding.kind)
     return " ".join(word for word in words if word)
 

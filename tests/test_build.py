@@ -109,7 +109,7 @@ def test_a_full_disk_ends_in_one_error_and_the_next_run_continues(config: PackCo
     plan = len(whole["build/plan.json"])
     for limit in (plan // 2, plan + 1, largest // 2, largest - 1):
         _, error = build(config, limit).communicate()
-        assert "ShardError: out: cannot write to" in error.splitlines()[-1], limit
+        assert "ShardError: pack.out: cannot write to" in error.splitlines()[-1], limit
         assert "File too large" in error.splitlines()[-1]
         assert not (Path(config.out) / "manifest.json").exists()
     pack(config)

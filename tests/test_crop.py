@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from archives import BOX, breast
 from numpy.typing import NDArray
 
 from shards.crop import SEARCH_SIDE, Geometry, Outline, chest_wall_is_right, find_breast, small
+from shards.film import unpadded, without_bright_edges
 
 LARGE = np.kron(breast("L"), np.ones((4, 4), dtype=np.uint16))
 
@@ -105,6 +107,89 @@ def test_bounds_and_inside_agree_with_the_mask_laid_over_the_image(
     assert Outline(mask, shape).bounds == bounds
     np.testing.assert_array_equal(Outline(mask, shape).inside((0, 0, shape[1], shape[0]), shape), whole)
     assert Outline(mask, shape).inside(bounds, (7, 5)).all()
+
+
+# --- scanned film
+
+
+def film(base: int = 20, letters: bool = False, strip: int = 0, top: bool = False) -> NDArray[np.uint8]:
+    """A left breast on a film of 200 x 130 pixels, its background of the grey `base`."""
+    y, x = np.mgrid[:200, :130]
+    image = np.random.default_rng(0).normal(base, 1.0, (200, 130)) * (base > 0)
+    distance = ((y - 100) / 70) ** 2 + (x / 80) ** 2
+    muscle = top & (x < 60 - y / 2)
+    image = np.where((distance < 1) | muscle, 120 + 60 * (1 - distance).clip(0, 1), image)
+    if letters:
+        text = np.zeros((40, 50), np.uint8)
+        cv2.putText(text, "RCC", (2, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 2)
+        image[88:128, 74:124] = np.maximum(image[88:128, 74:124], text)
+    image[:strip, : 110 if strip else 0] = 250
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("base", [0, 3, 20])
+@pytest.mark.parametrize("border", [0, 30])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_no_padding_is_left_at_the_chest_wall(base: int, border: int, turn: int) -> None:
+    width = 3 if border else 0
+    scan = np.pad(np.pad(film(base), ((0, 0), (width, width)), constant_values=border), ((0, 0), (37, 33)))
+    x0, _, x1, _ = outline(np.ascontiguousarray(scan[:, ::turn])).bounds
+    wall, nipple = (x0, x1) if turn == 1 else (203 + 2 * width - 3 - x1, 203 + 2 * width - 3 - x0)
+    assert wall == pytest.approx(37 + width, abs=1)
+    assert nipple == pytest.approx(37 + width + 80 + 0.02 * 200, abs=3)
+
+
+def test_a_leaning_film_keeps_half_of_the_wedge_beside_it() -> None:
+    scan = np.pad(film(), ((0, 0), (37, 33)))
+    leaning = cv2.warpAffine(scan, cv2.getRotationMatrix2D((100, 100), 1.5, 1), scan.shape[::-1])
+    x0, _, x1, _ = outline(leaning).bounds
+    assert x0 == pytest.approx(37, abs=3)
+    assert x1 < 37 + 80 + 10
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+def test_a_bright_line_at_the_top_goes(padding: int) -> None:
+    scan = np.pad(film(strip=5, top=True), ((padding, 0), (37, 33)))
+    x0, y0, x1, _ = outline(scan).bounds
+    assert (x0, y0) == (pytest.approx(37, abs=1), pytest.approx(5 + padding, abs=1))
+    assert x1 < 37 + 80 + 10
+
+
+def test_letters_that_touch_the_breast_do_not_widen_the_crop() -> None:
+    scans = [np.pad(film(letters=letters), ((0, 0), (37, 33))) for letters in (False, True)]
+    without, touched = (outline(scan).bounds for scan in scans)
+    assert touched[2] == pytest.approx(without[2], abs=8)
+    assert touched[:2] + touched[3:] == pytest.approx(without[:2] + without[3:], abs=2)
+
+
+def test_a_digital_image_is_all_film() -> None:
+    for side in "LR":
+        image = breast(side)
+        for grey in (image, np.where(image < 100, 0, image)):  # noise or nothing in the air
+            eight = (grey // 16).astype(np.uint8)
+            assert unpadded(eight) == (0, 0, 160, 200)
+            assert without_bright_edges(eight, np.where(eight > 40, 255, 0).astype(np.uint8), 8) == (0, 0, 160, 200)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_shape_and_no_noise_is_an_error() -> None:
+    rng = np.random.default_rng(0)
+    for n in range(200):
+        height, width = rng.integers(1, (3, 12, 60)[n % 3] + 1, 2)
+        image = rng.integers(0, 256, (height, width)).astype(np.uint8)
+        image[:, : width // 2] *= n % 2
+        image[height // 3 :] *= n % 5 != 0
+        mask = find_breast(image)
+        assert mask is None or (mask.shape == image.shape and mask.any())
+
+
+def test_the_side_decides_only_where_the_breast_fills_the_picture() -> None:
+    full = np.full((100, 80), 255, np.uint8)
+    assert [chest_wall_is_right(full, side) for side in ("L", "R", None)] == [False, True, False]
+    for side in "LR":
+        mask = find_breast(small(breast(side)))
+        assert mask is not None
+        assert [chest_wall_is_right(mask, told) for told in ("L", "R", None)] == [side == "R"] * 3
 
 
 # --- the affine

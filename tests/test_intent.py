@@ -167,7 +167,7 @@ def test_a_build_of_before_there_was_a_choice_goes_on_as_it_was_begun(config: Pa
     (out / "build" / "plan.json").write_text(json.dumps(plan))
     for change in ({"intent": "processing"}, {"raw": "processed"}):
         with pytest.raises(
-            ShardError, match=f"^{next(iter(change))}: .* was packed with '(both|stored)', now it is 'proc"
+            ShardError, match=f"^pack.{next(iter(change))}: .* was packed with '(both|stored)', now it is 'proc"
         ):
             pack(replace(config, **change))  # type: ignore[arg-type]
     pack(config)

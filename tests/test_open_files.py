@@ -142,7 +142,7 @@ def test_a_build_ends_where_the_machine_fails_and_refuses_no_image_for_it(
     def failing(*arguments: object) -> None:
         raise OSError(number, os.strerror(number), "a.dcm")
 
-    monkeypatch.setattr(sample, "_build_view", failing)
+    monkeypatch.setattr(sample, "_build_image", failing)
     study = SourceStudy("patient", "study", (SourceView(tmp_path / "a.dcm"),))
     config = sample.SampleConfig("invented", tmp_path, b"key", sample.PictureConfig(), None)
     number = errno.EIO

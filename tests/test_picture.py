@@ -180,6 +180,15 @@ def test_shrinking_by_a_whole_number_is_the_mean(tmp_path: Path) -> None:
 # --- crop, mirror, background
 
 
+def test_a_breast_that_fills_the_picture_is_mirrored_by_its_side(tmp_path: Path) -> None:
+    """Of an image that is all tissue the pixels do not tell the side; the table comes before the header."""
+    tissue = np.random.default_rng(0).integers(1500, 2500, (100, 80)).astype(np.uint16)
+    for header, table, flipped in (("L", None, False), ("R", None, True), ("R", "L", False), (None, "R", True)):
+        path = write_dicom(tmp_path / "a.dcm", tissue, ImageLaterality=header, **WINDOW)
+        (view,) = sample_of(tmp_path, SourceView(path, table)).study.views
+        assert view.flipped == flipped
+
+
 @pytest.mark.parametrize("side", ["L", "R"])
 def test_letters_become_black_and_the_chest_wall_is_left(side: str, tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", breast(side), **WINDOW)

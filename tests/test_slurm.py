@@ -328,9 +328,9 @@ def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
 
 
 def test_the_shipped_profiles_load() -> None:
-    assert (
-        load_profile(CONFIGS / "local.yaml") == load_profile("local") == load_profile("slurm/local.yaml") == Profile()
-    )
+    local = load_profile(CONFIGS / "local.yaml")
+    assert local == load_profile("local") == load_profile("slurm/local.yaml")
+    assert local.cluster == "local"
     cluster = load_profile(CONFIGS / "cluster.yaml")
     assert (cluster.cluster, cluster.tasks) == ("slurm", 4)
     cpu = load_profile(CONFIGS / "cpu.yaml")

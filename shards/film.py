@@ -1,0 +1,99 @@
+"""Where the exposed film lies in a scan: inside of the padding around it and of the bright lines at its edges.
+
+A digital image has neither, and is all field. Images [h, w] are small and grey; each side is looked at as the left one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Field = tuple[int, int, int, int]  # x0, y0, x1, y1
+
+SIDES = LEFT, TOP, RIGHT, BOTTOM = range(4)  # as quarter turns that bring each to the left
+BORDERS = 3  # one inside of another: padding, the edge of the scanner's glass, that of the film
+THIN = 2  # pixels: a single line is no padding, but may be a border inside of some
+EVEN = 2  # of 255 grey levels: padding differs by no more, even where a scan was stored as JPEG
+WHOLE = 0.8  # of the rows: so many begin on one line at a film's edge; a skin line is round
+TILT = 0.03  # pixels a row: by so much a film may lean
+LIT = 0.6  # of the breast's upper quartile: as bright is a bright edge
+PART = 0.25  # of a side: so long is a bright edge, and as much air must be there to tell it from tissue
+STRAIGHT = 0.5  # of the breast's rows begin together where a film cuts it off
+
+
+def turned(image: NDArray[Any], side: int) -> NDArray[Any]:
+    """A view of `image` with its left, top, right or bottom `side` at the left."""
+    return np.rot90(image, side)
+
+
+def unpadded(grey: NDArray[np.uint8]) -> Field:
+    """Where `grey` is film and not padding around it."""
+    found = whole = (0, 0, grey.shape[1], grey.shape[0])
+    for _ in range(BORDERS):
+        x0, y0, x1, y1 = field = found
+        widths = [_padding(turned(grey[y0:y1, x0:x1], side)) for side in SIDES]
+        known = [now != before for now, before in zip(field, whole, strict=True)]
+        found = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
+        if found == field:
+            break
+    return found
+
+
+def without_bright_edges(grey: NDArray[np.uint8], bright: NDArray[np.uint8], deepest: int) -> Field:
+    """`grey` without bright edges of less than `deepest` pixels; `bright` is 0 where there is air."""
+    white = grey > (LIT * np.percentile(grey[bright > 0], 75) if bright.any() else 255)
+    edges = (_bright_edge(turned(white, side), turned(bright, side), deepest) for side in SIDES)
+    return _without(edges, (0, 0, grey.shape[1], grey.shape[0]))
+
+
+def _without(widths: Iterable[int], field: Field) -> Field:
+    left, top, right, bottom = widths
+    x0, y0, x1, y1 = field[0] + left, field[1] + top, field[2] - right, field[3] - bottom
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else field
+
+
+def _padding(image: NDArray[np.uint8]) -> int:
+    """Columns of even padding at the left, up to a film whose background is of another grey."""
+    other = np.abs(image.astype(np.int16) - int(np.median(image[:, 0]))) > EVEN
+    return _straight_edge(other.argmax(axis=1)) if other.any(axis=1).mean() >= WHOLE else 0
+
+
+def _straight_edge(starts: NDArray[np.int64]) -> int:
+    """Where most rows start, if that is on one nearly upright line, else 0."""
+    half = len(starts) // 2
+    if not half:
+        return 0
+    slope = (np.median(starts[half:]) - np.median(starts[:half])) / half
+    line = np.median(starts) + slope * (np.arange(len(starts)) - len(starts) / 2)
+    edge = int(np.median(starts))
+    return edge if abs(slope) <= TILT and (np.abs(starts - line) <= 1.5).mean() >= WHOLE else 0
+
+
+def _bright_edge(white: NDArray[np.bool_], bright: NDArray[np.uint8], deepest: int) -> int:
+    """Columns at the left that are white where further inwards there is only air: the film's edge, or leaked light."""
+    air = ~bright[:, deepest : 2 * deepest].any(axis=1)
+    if bright.shape[1] < 2 * deepest or air.mean() < PART:
+        return 0
+    share = white[air, :deepest].mean(axis=0) >= PART
+    first = int(np.argmax(share))
+    dark = ~share[first:]
+    if not share[first] or first > 2 or not dark.any():
+        return 0
+    return first + int(np.argmax(dark)) + 1  # and the pixel that lies across its inner edge
+
+
+def cut_off(grey: NDArray[np.uint8], breast: NDArray[np.uint8]) -> int:
+    """Columns of air at the left, where the film cuts `breast` off in a straight line; 0 where there is a skin line."""
+    rows = np.flatnonzero(breast.any(axis=1))
+    start = breast[rows].argmax(axis=1)
+    straight = rows[start <= start.min() + 2]
+    first = int(start.min())
+    inner = grey[straight, first + 6 : first + 12]
+    if not first or not inner.size or len(straight) < STRAIGHT * len(rows):
+        return 0
+    half_way = (np.median(grey[breast == 0]) + inner.mean()) / 2
+    edge = int(np.argmax(grey[straight].mean(axis=0) >= half_way))
+    return edge if edge <= first + 4 else 0
