@@ -19,7 +19,7 @@ quickstart: $(READY) ## the whole line on a synthetic cohort and eight real mamm
 # wait for each other: beside other work they take many times as long.
 test: $(READY) ## the test suite
 	$(RUN) pytest -m 'not ranks' --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-	$(RUN) pytest -m ranks
+	$(RUN) pytest -m ranks --numprocesses logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style and types
 	$(RUN) ruff check

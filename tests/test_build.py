@@ -29,13 +29,17 @@ from shards.workers import CRASH
 
 HERE = Path(__file__).parent
 
-# Runs one build in a process of its own; `limit` is the largest file that it may write, in bytes.
+# Runs one build in a process of its own. `limit` is the largest file that it may write, in bytes; at the first file
+# that it opens or renames while `fatal` exists it kills itself.
 BUILD = """
-import json, resource, signal, sys
+import json, os, resource, signal, sys
 from archives import tiny_source
 from shards import pack as module
 module.SOURCES["tiny"] = tiny_source
-limit, arguments = int(sys.argv[1]), json.loads(sys.argv[2])
+limit, arguments, fatal = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+if fatal:
+    die = lambda event, _: event in ("open", "os.rename") and os.path.exists(fatal) and os.kill(os.getpid(), 9)
+    sys.addaudithook(die)
 if limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -55,8 +59,8 @@ def child(code: str, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-def build(config: PackConfig, limit: int = 0) -> subprocess.Popen[str]:
-    return child(BUILD, str(limit), json.dumps(asdict(config)))
+def build(config: PackConfig, limit: int = 0, fatal: Path | str = "") -> subprocess.Popen[str]:
+    return child(BUILD, str(limit), json.dumps(asdict(config)), str(fatal))
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def whole(config: PackConfig) -> dict[str, bytes]:
 
 
 def test_a_build_killed_again_and_again_ends_in_the_same_bytes(config: PackConfig, whole: dict[str, bytes]) -> None:
-    """Killed as soon as a file of that name is seen, or the half-written one before it is renamed."""
+    """Killed when a file of that name is there, or the half-written one before it is renamed."""
     shards = [shard["name"] for shard in json.loads(whole["build/plan.json"])["shards"]]
     for name in (
         "build/plan.json.part",
@@ -92,13 +96,11 @@ def test_a_build_killed_again_and_again_ends_in_the_same_bytes(config: PackConfi
         f"{shards[2]}.part",
         shards[3],
     ):
-        process = build(config)
-        awaited = Path(config.out) / name
-        while not awaited.exists() and process.poll() is None:
-            pass
-        process.send_signal(signal.SIGKILL)
+        process = build(config, fatal=Path(config.out) / name)
         process.communicate()
-        assert not (Path(config.out) / "manifest.json").exists(), f"the build was over before it was killed at {name}"
+        assert process.returncode == -signal.SIGKILL, f"the build was over before it was killed at {name}"
+        assert (Path(config.out) / name).exists()
+        assert not (Path(config.out) / "manifest.json").exists()
     assert 0 < len(list(Path(config.out).glob("*.tar"))) < len(shards)
     pack(config)
     assert contents(config.out) == whole
