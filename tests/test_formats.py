@@ -432,6 +432,21 @@ def test_grey_in_three_channels_of_dicom(tmp_path: Path) -> None:
     assert plain(path).pixels.shape == EIGHT.shape
 
 
+def test_windows_are_of_no_meaning_for_grey_in_colours(tmp_path: Path) -> None:
+    """PS3.3 C.11.2.1.2: a window that a conversion left behind is one of the 12 bits that were there before."""
+    three, left = np.dstack([EIGHT] * 3), {"WindowCenter": 2048, "WindowWidth": 4096, "RescaleIntercept": -9}
+    path = dicom_of_colour(tmp_path / "a.dcm", three, **left, RescaleSlope=1, PresentationLUTShape="INVERSE")
+    picture = plain(path, bits=8)
+    np.testing.assert_array_equal(picture.pixels, EIGHT)
+    assert picture.fallbacks == ()
+    dataset = pydicom.dcmread(palette(tmp_path / "b.dcm", (100, 100, 100)))
+    dataset.WindowCenter, dataset.WindowWidth = 128, 256
+    dataset.save_as(tmp_path / "b.dcm")
+    picture = plain(tmp_path / "b.dcm", bits=8)
+    np.testing.assert_array_equal(picture.pixels, EIGHT)
+    assert picture.fallbacks == ()
+
+
 def test_colours_are_refused(tmp_path: Path) -> None:
     circle = np.dstack([EIGHT] * 3)
     cv2.circle(circle, (60, 90), 20, (250, 10, 10), 1)
