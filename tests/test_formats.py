@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import logging
@@ -542,6 +543,21 @@ def test_quiet_ends_with_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+def test_quiet_needs_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has none where it was started with descriptor 2 closed; a log's reader may be gone."""
+    gone = io.StringIO()
+    gone.close()
+    for stream in (None, gone, BrokenStream()):
+        monkeypatch.setattr("sys.stderr", stream)
+        with quiet():
+            os.write(2, b"unheard")
+
+
+class BrokenStream(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
 # --- files that lie under another name
 
 
@@ -563,6 +579,23 @@ def test_a_file_that_was_compressed_or_renamed_is_found(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert refusal(tmp_path / "folder.dcm").reason == "missing"
     assert refusal(tmp_path / "h.dcm").reason == "missing"
+
+
+def test_in_a_missing_folder_no_other_spelling_is_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    true_stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: asked.append(str(path)) or true_stat(path, **more))
+    assert find_file(tmp_path / "away" / "a.dcm") == tmp_path / "away" / "a.dcm"
+    assert len(asked) <= 3  # twice for the file, which may be a link
+
+
+def test_a_network_disk_that_is_gone_is_no_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(OSError, match="Stale"):
+        open_image(tmp_path / "a.dcm")
 
 
 def test_sources_find_files_of_any_suffix(tmp_path: Path) -> None:
