@@ -584,7 +584,12 @@ def test_a_file_that_was_compressed_or_renamed_is_found(tmp_path: Path) -> None:
 def test_in_a_missing_folder_no_other_spelling_is_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     true_stat = os.stat
-    monkeypatch.setattr(os, "stat", lambda path, **more: asked.append(str(path)) or true_stat(path, **more))
+
+    def counted(path: Path, **more: Any) -> os.stat_result:
+        asked.append(str(path))
+        return true_stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", counted)
     assert find_file(tmp_path / "away" / "a.dcm") == tmp_path / "away" / "a.dcm"
     assert len(asked) <= 3  # twice for the file, which may be a link
 
