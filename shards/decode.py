@@ -67,7 +67,9 @@ def open_image(path: Path) -> Dataset | NDArray[Any]:
     try:
         path = find_file(path)
         status = path.stat()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_of_the_machine(error):
+            raise
         raise Refused("missing", "no such file") from None
     if not stat.S_ISREG(status.st_mode):
         raise Refused("unreadable", "not a file")

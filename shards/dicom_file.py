@@ -29,9 +29,10 @@ CUT = "the file ends before its pixels do; copy or download it again"
 def find_file(path: Path) -> Path:
     """`path`, or where nothing lies there, its neighbour that differs in the suffix only: a.dcm.gz, a.dicom or a.
 
-    An archive that was compressed or renamed after its tables were written is still found.
+    An archive that was compressed or renamed after its tables were written is still found. In a folder that is not
+    there nothing is looked for: of an archive of which a part was downloaded that is most of it.
     """
-    if path.is_symlink() or path.exists():
+    if path.is_symlink() or path.exists() or not path.parent.is_dir():
         return path
     spellings = ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
     names = (bare_name(path) + suffix + packed for suffix in spellings for packed in ("", ".gz"))

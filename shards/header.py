@@ -15,7 +15,7 @@ from pydicom.uid import (
 )
 
 from shards.schema import LATERALITIES, RAW, VIEWS, Refused
-from shards.words import SIDES, read_view
+from shards.words import SIDES, UNKNOWN, read_view
 
 # MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
@@ -191,7 +191,7 @@ def _position(dataset: Dataset) -> tuple[str | None, str | None]:
     """Side and view in ViewPosition; a text that is not understood is the name of another view."""
     text = _or_none(lambda: dataset.ViewPosition) or ""
     try:
-        return read_view(text)
+        return read_view("" if text.lower() in UNKNOWN else text)
     except ValueError:
         return None, text.lower()
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 
 import cv2
@@ -58,7 +58,8 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_dropped(number: int) -> Iterator[None]:
-    sys.stderr.flush()
+    with suppress(AttributeError, OSError, ValueError):  # there is none, nobody reads it, or it is closed
+        sys.stderr.flush()
     try:
         kept = os.dup(number)
     except OSError:  # closed: nothing is written to it

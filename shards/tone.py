@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from pydicom.dataset import Dataset
 
 SIGN = np.uint16(0x8000)
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # of VOILUTFunction
+GREY = ("MONOCHROME1", "MONOCHROME2")
+MOST_TRIED = 16  # VOI LUTs and windows of an image: each may be rendered, and a header can hold thousands
 FEWEST_BITS = 8  # of the entries of a LUT, PS3.3 C.11.2.1.1
 
 Values = NDArray[np.float64]
@@ -60,27 +62,28 @@ def codes(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def tones_of(header: Dataset | None, dtype: np.dtype[Any]) -> Iterator[Tone]:
-    """The tones of a DICOM image, or of a PNG, JPEG or TIFF without a header; the one that its file asks for first.
+    """The tones of a DICOM image, or of a file of another kind, without a header; the one that it asks for first.
 
     1. Modality LUT, or rescale, or else the stored values. 2. VOI: the items of VOILUTSequence, then the windows by
     VOILUTFunction (LINEAR, LINEAR_EXACT or SIGMOID), in the header's order; the output range becomes black to white,
     so that one scanner's images stay comparable. 3. Inversion, once, for MONOCHROME1 or an INVERSE presentation LUT:
     the two say the same thing (PS3.3 C.11.6.1). A file without a VOI has no range of its own and is stretched;
-    8-bit files without a header are taken as ready for display.
+    8-bit files without a header are taken as ready for display, and so is grey that is stored in colours: windows
+    and LUTs have no meaning for it (PS3.3 C.11.2.1.2).
 
     A step that cannot be (no data, no number, no width, slope 0) is passed over. The later tones are for a picture of
     which the earlier ones show nothing; the last two are stretches of the modality's and of the stored values.
     """
     bits = 8 * dtype.itemsize
     values = np.arange(2**bits, dtype=np.float64) - (2 ** (bits - 1) if dtype.kind == "i" else 0)
-    if header is None:
+    if header is None or header.PhotometricInterpretation not in GREY:
         yield Tone((values / (2**bits - 1)).astype(np.float32), stretch=bits == 16)
         return
     inverted = header.PhotometricInterpretation == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE"
     stored = _stored(header, values)
     modality, lost = apply_modality(header, values)
     passed: tuple[str, ...] = ()
-    for made in _applied(_voi_steps(header, modality[stored]), modality):
+    for made in _applied(islice(_voi_steps(header, modality[stored]), MOST_TRIED), modality):
         if made:
             yield Tone((1 - made[0] if inverted else made[0]).astype(np.float32), False, (*lost, *made[1], *passed))
         passed = ("next",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import logging
@@ -432,6 +433,21 @@ def test_grey_in_three_channels_of_dicom(tmp_path: Path) -> None:
     assert plain(path).pixels.shape == EIGHT.shape
 
 
+def test_windows_are_of_no_meaning_for_grey_in_colours(tmp_path: Path) -> None:
+    """PS3.3 C.11.2.1.2: a window that a conversion left behind is one of the 12 bits that were there before."""
+    three, left = np.dstack([EIGHT] * 3), {"WindowCenter": 2048, "WindowWidth": 4096, "RescaleIntercept": -9}
+    path = dicom_of_colour(tmp_path / "a.dcm", three, **left, RescaleSlope=1, PresentationLUTShape="INVERSE")
+    picture = plain(path, bits=8)
+    np.testing.assert_array_equal(picture.pixels, EIGHT)
+    assert picture.fallbacks == ()
+    dataset = pydicom.dcmread(palette(tmp_path / "b.dcm", (100, 100, 100)))
+    dataset.WindowCenter, dataset.WindowWidth = 128, 256
+    dataset.save_as(tmp_path / "b.dcm")
+    picture = plain(tmp_path / "b.dcm", bits=8)
+    np.testing.assert_array_equal(picture.pixels, EIGHT)
+    assert picture.fallbacks == ()
+
+
 def test_colours_are_refused(tmp_path: Path) -> None:
     circle = np.dstack([EIGHT] * 3)
     cv2.circle(circle, (60, 90), 20, (250, 10, 10), 1)
@@ -527,6 +543,21 @@ def test_quiet_ends_with_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+def test_quiet_needs_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has none where it was started with descriptor 2 closed; a log's reader may be gone."""
+    gone = io.StringIO()
+    gone.close()
+    for stream in (None, gone, BrokenStream()):
+        monkeypatch.setattr("sys.stderr", stream)
+        with quiet():
+            os.write(2, b"unheard")
+
+
+class BrokenStream(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
 # --- files that lie under another name
 
 
@@ -548,6 +579,28 @@ def test_a_file_that_was_compressed_or_renamed_is_found(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert refusal(tmp_path / "folder.dcm").reason == "missing"
     assert refusal(tmp_path / "h.dcm").reason == "missing"
+
+
+def test_in_a_missing_folder_no_other_spelling_is_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    true_stat = os.stat
+
+    def counted(path: Path, **more: Any) -> os.stat_result:
+        asked.append(str(path))
+        return true_stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", counted)
+    assert find_file(tmp_path / "away" / "a.dcm") == tmp_path / "away" / "a.dcm"
+    assert len(asked) <= 3  # twice for the file, which may be a link
+
+
+def test_a_network_disk_that_is_gone_is_no_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(OSError, match="Stale"):
+        open_image(tmp_path / "a.dcm")
 
 
 def test_sources_find_files_of_any_suffix(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ def test_two_lateralities_are_a_conflict(other: dict[str, Any]) -> None:
         ({"ViewPosition": "mlo-id"}, "MLO"),
         ({"ViewPosition": "L CC Screening", "ViewCodeSequence": [coded("R-10242")]}, "CC"),
         ({"ViewPosition": "UNKNOWN", "ViewCodeSequence": [coded("R-10226")]}, "MLO"),
+        ({"ViewPosition": "NONE", "ViewCodeSequence": [coded("R-10226")]}, "MLO"),
+        ({"ViewPosition": "--"}, None),
         ({"ViewPosition": None, "ViewCodeSequence": [coded("X1", CodeMeaning="cranio-caudal")]}, "CC"),
         ({"ViewPosition": None, "ViewCodeSequence": [coded("R-10226", CodeMeaning="cranio-caudal")]}, "MLO"),
         ({"ViewPosition": None, "ViewCodeSequence": [coded("R-10224", CodeMeaning="medio-lateral")]}, "ml"),

@@ -16,7 +16,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 
 from shards.picture import PictureConfig, read_picture
 from shards.schema import Refused
-from shards.tone import codes
+from shards.tone import codes, tones_of
 
 STORED = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 SIGNED = (STORED.astype(np.int16) - 2048).astype(np.int16)
@@ -325,6 +325,15 @@ def test_two_grey_values_are_kept_where_the_file_has_no_more(tmp_path: Path) -> 
     picture = plain(write_dicom(tmp_path / "a.dcm", drawing, WindowCenter=2048, WindowWidth=4096))
     same(picture.pixels / 65535, drawing / 4095)
     assert picture.fallbacks == ()
+
+
+def test_a_header_of_many_windows_does_not_hold_up_a_build(tmp_path: Path) -> None:
+    """Of a drawing in two greys no window shows anything, so that each is rendered."""
+    drawing = np.where(STORED % 5 == 0, 4095, 0).astype(np.uint16)
+    centres, widths = list(range(100, 2100)), [4000] * 2000
+    header = mg_header(WindowCenter=centres, WindowWidth=widths)
+    assert len(list(tones_of(header, drawing.dtype))) < 20
+    assert plain(write_dicom(tmp_path / "a.dcm", drawing, WindowCenter=centres, WindowWidth=widths)).fallbacks == ()
 
 
 def test_a_picture_of_one_grey_value_is_refused(tmp_path: Path) -> None:
