@@ -30,6 +30,7 @@ class Verb(click.Command):
         except click.NoSuchOption as error:
             if not any(parameter.name == "overrides" for parameter in self.params):
                 raise
+            error.possibilities = [name for name in error.possibilities or () if name != "--help"]
             raise click.UsageError(f"{error.format_message()} {setting_for(error.option_name)}", context) from error
 
 

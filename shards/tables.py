@@ -35,6 +35,7 @@ def read_table(
     columns: Mapping[str, str],
     optional: Iterable[str] = (),
     separator: str | None = None,
+    as_written: Collection[str] = (),
 ) -> pd.DataFrame:
     """The `columns` (name in the file -> name here) of a CSV, Parquet or Excel file, by its suffix.
 
@@ -46,7 +47,8 @@ def read_table(
 
     A CSV file may be compressed, in UTF-8, UTF-16 or Windows-1252, and separated by commas, semicolons, tabs or bars:
     see `csv_dialect`. Where it is not separated by commas, a number may have a decimal comma and comes back with a
-    point. `separator` says what separates, and None looks. Other columns are not kept in memory.
+    point, but for columns in `as_written` (by their name here). `separator` says what separates, and None looks. Other
+    columns are not kept in memory.
 
     Raises `ShardError` with the path and the first column that is missing, or there more than once.
     """
@@ -58,7 +60,7 @@ def read_table(
             raise ShardError(f"{path}: has {len(places)} columns {name!r}; take out or rename all but one")
         if places:
             text = _text(raw[places[0]])
-            table[here] = _with_points(text, comma) if comma else text
+            table[here] = _with_points(text, comma) if comma and here not in as_written else text
         elif here in optional:
             table[here] = pd.Series(pd.NA, index=raw.index, dtype="object")
         else:

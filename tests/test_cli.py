@@ -149,6 +149,7 @@ def test_a_setting_typed_as_an_option_is_told_how_settings_are_typed(mama: Mama)
         code, _, err = mama("train", "quickstart", option, "3")
         assert code == 2
         assert err.rstrip().endswith(f"Settings are typed behind CONFIG as key=value, for example {setting}=...")
+        assert "--help" not in err.splitlines()[-1]  # as the option that was meant
 
 
 def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_path: Path) -> None:

@@ -128,6 +128,15 @@ def test_a_view_may_tell_the_side(tmp_path: Path) -> None:
     assert study.views[3].refused == ("label-conflict", "columns Side and View: name different sides")
 
 
+def test_decimal_commas_are_of_numbers_alone(tmp_path: Path) -> None:
+    text = """PatientNumber;ExamID;Path;Age;Text;Race
+    1,5;2,0;3,5;54,0;6,5;7,5"""
+    columns = {**COLUMNS, "age": "Age", "report": "Text", "race": "Race"}
+    (study,) = studies_of(tmp_path, text, columns)
+    assert (study.patient_id, study.study_id, study.age, study.race) == ("1,5", "2,0", 54, "7,5")
+    assert study.views == (SourceView(tmp_path / "3,5", report="6,5"),)
+
+
 def test_a_separator_a_byte_order_mark_and_rows_without_anything(tmp_path: Path) -> None:
     (tmp_path / "exams.csv").write_bytes(
         b"\xef\xbb\xbfPatientNumber ;ExamID;Path\r\n1;1;a.dcm\r\n;;\r\n;;\r\n;1;b.dcm\r\n"

@@ -21,6 +21,8 @@ from shards.sources.table_words import READERS, plain, read_cell, whole
 from shards.tables import groups, read_table, rows
 from shards.words import UNKNOWN, read_view
 
+AS_WRITTEN = (*IDENTIFIERS, "report", "race", "ethnicity")  # patient 1,5 is not patient 1.5
+
 # How spreadsheets and data frames write a number whose last digits they have dropped.
 ROUNDED = re.compile(r"\d(\.\d+)?[eE]\+\d+")
 
@@ -84,7 +86,9 @@ def table(
 
 def _cells(root: Path, file: str, names: Mapping[str, str], separator: str | None) -> pd.DataFrame:
     """The texts of the table by field, with the row's number and a place for its refusal; no wholly empty rows."""
-    texts = read_table(root / file, {name: name for name in names.values()}, separator=separator).dropna(how="all")
+    as_written = {name for field, name in names.items() if field in AS_WRITTEN}
+    texts = read_table(root / file, {name: name for name in names.values()}, (), separator, as_written)
+    texts = texts.dropna(how="all")
     # One column may serve two fields: "RCC" tells laterality and view.
     cells = pd.DataFrame({field: texts[name] for field, name in names.items()})
     cells["row"] = cells.index + 2  # as a spreadsheet counts: its first row is the header
