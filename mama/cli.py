@@ -30,8 +30,9 @@ class Verb(click.Command):
         except click.NoSuchOption as error:
             if not any(parameter.name == "overrides" for parameter in self.params):
                 raise
-            error.possibilities = [name for name in error.possibilities or () if name != "--help"]
-            raise click.UsageError(f"{error.format_message()} {setting_for(error.option_name)}", context) from error
+            near = [name for name in error.possibilities or () if name != "--help"]
+            told = click.NoSuchOption(error.option_name, possibilities=near).format_message()
+            raise click.UsageError(f"{told} {setting_for(error.option_name)}", context) from error
 
 
 @click.group(context_settings=HELP)

@@ -65,6 +65,8 @@ def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer
     Raises `ConfigError` where there is none, or a file is not the one that was written.
     """
     folder = standing(folder)
+    if not folder.parent.is_dir():
+        raise ConfigError(f"{folder.parent}: no such run folder; train first")
     if not (folder / WEIGHTS).exists():
         raise ConfigError(f"{folder}: no {WEIGHTS}; run `mama consolidate` first")
     check_digests(folder, "run `mama consolidate` again")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from shards.dicom_file import find_file
 from shards.errors import is_of_the_machine
+from shards.files import legible
 from shards.identity import keyed_hash
 from shards.manifest import BUILD, MANIFEST
 from shards.plan import Entry, Plan, PlannedShard, digest_of
@@ -50,12 +51,17 @@ class Archive:
 
 @dataclass
 class Changes:
-    """Shard -> number of its packed studies that are not as they were; `touched`: only their files' times differ."""
+    """Shard -> number of its packed studies that are not as they were; `touched`: only their files' times differ.
+
+    `untold`: studies of which nothing is stored, in records that do not tell refusals apart by study.
+    """
 
     changed: Counter[str] = field(default_factory=Counter)
     absent: Counter[str] = field(default_factory=Counter)
     gone: Counter[str] = field(default_factory=Counter)
     touched: int = 0
+    untold: Counter[str] = field(default_factory=Counter)
+    example: str = ""  # a file of one of them
 
     @property
     def by_shard(self) -> Counter[str]:
@@ -63,7 +69,8 @@ class Changes:
 
     def __str__(self) -> str:
         kinds = {"have other files or labels now": self.changed, "lack files now": self.absent, "are gone": self.gone}
-        return ", ".join(f"{shards.total()} packed studies {what}" for what, shards in kinds.items() if shards)
+        told = ", ".join(f"{shards.total()} packed studies {what}" for what, shards in kinds.items() if shards)
+        return f"{told}, such as that of {self.example}" if self.example else told
 
 
 def survey(studies: Mapping[str, SourceStudy], root: Path, key: bytes, label: str) -> Archive:
@@ -125,6 +132,7 @@ def _kept(shard: PlannedShard, record: Record, archive: Archive, changes: Change
                 yield entry
             continue
         yield entry
+        changes.untold[shard.name] += entry.key not in stored
         if found is None:
             changes.gone[shard.name] += 1
         elif (difference := differs(entry, found)) == "time":
@@ -132,6 +140,7 @@ def _kept(shard: PlannedShard, record: Record, archive: Archive, changes: Change
         elif difference:
             absent = difference == "size" and None in archive.sizes[entry.key]
             (changes.absent if absent else changes.changed)[shard.name] += 1
+            changes.example = changes.example or legible(str(archive.studies[entry.key].views[0].path))
 
 
 def differs(planned: Entry, found: Entry) -> str | None:
@@ -170,6 +179,13 @@ def report_changes(changes: Changes, records: Mapping[str, Record], out: Path, b
             "%d packed studies have files of the same size and another time (a copy, or an edit that keeps the size); "
             "their shards stay as they are",
             changes.touched,
+        )
+    if changes.untold.total():
+        log.warning(
+            "%d studies have no stored image, and an earlier release did not record why: they are not tried again; if "
+            "their files have come since, %s",
+            changes.untold.total(),
+            _again(+changes.untold, out),
         )
     if shards and (because or changes.gone or not (out / MANIFEST).exists()):
         told = f"{because}, and {changes}; set it back" if because else f"pack.root: {changes}; undo that"

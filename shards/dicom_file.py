@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
+import unicodedata
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,14 +33,28 @@ CUT = "the file ends before its pixels do; copy or download it again"
 def find_file(path: Path) -> Path:
     """`path`, or where nothing lies there, its neighbour that differs in the suffix only: a.dcm.gz, a.dicom or a.
 
-    An archive that was compressed or renamed after its tables were written is still found. In a folder that is not
-    there nothing is looked for: of an archive of which a part was downloaded that is most of it.
+    An archive that was compressed or renamed after its tables were written is still found, and one whose names are in
+    another form of Unicode (from macOS), or in Latin-1. In a folder that is not there nothing is looked for: of an
+    archive of which a part was downloaded that is most of it.
     """
-    if path.is_symlink() or path.exists() or not path.parent.is_dir():
+    if path.is_symlink() or path.exists():
+        return path
+    path = next((spelling for spelling in _spellings(path) if spelling.exists()), path)
+    if not path.parent.is_dir() or path.exists():
         return path
     spellings = ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
     names = (bare_name(path) + suffix + packed for suffix in spellings for packed in ("", ".gz"))
     return next((other for name in names if (other := path.with_name(name)).is_file()), path)
+
+
+def _spellings(path: Path) -> Iterator[Path]:
+    text = str(path)
+    if text.isascii():
+        return
+    for form in ("NFC", "NFD"):
+        yield Path(unicodedata.normalize(form, text))
+    with suppress(UnicodeEncodeError):
+        yield Path(os.fsdecode(text.encode("latin-1")))
 
 
 def bare_name(path: Path) -> str:

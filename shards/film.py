@@ -18,6 +18,7 @@ BORDERS = 3  # one inside of another: padding, the edge of the scanner's glass, 
 THIN = 2  # pixels: a single line is no padding, but may be a border inside of some
 EVEN = 2  # of 255 grey levels: padding differs by no more, even where a scan was stored as JPEG
 WHOLE = 0.8  # of the rows: so many begin on one line at a film's edge; a skin line is round
+REACHING, FAR = 3, 4  # rows and pixels: fewer are dust, or an edge that is not sharp
 TILT = 0.03  # pixels a row: by so much a film may lean
 LIT = 0.6  # of the breast's upper quartile: as bright is a bright edge
 PART = 0.25  # of a side: so long is a bright edge, and as much air must be there to tell it from tissue
@@ -58,18 +59,24 @@ def _without(widths: Iterable[int], field: Field) -> Field:
 def _padding(image: NDArray[np.uint8]) -> int:
     """Columns of even padding at the left, up to a film whose background is of another grey."""
     other = np.abs(image.astype(np.int16) - int(np.median(image[:, 0]))) > EVEN
-    return _straight_edge(other.argmax(axis=1)) if other.any(axis=1).mean() >= WHOLE else 0
+    starts = other.argmax(axis=1)
+    line = _straight_line(starts) if other.any(axis=1).mean() >= WHOLE else None
+    if line is None:
+        return 0
+    # What reaches over the line in one piece is tissue, a nipple beyond the edge of the paddle: that line is no film's.
+    beyond = np.flatnonzero((starts > 0) & (starts < line - FAR))
+    joined = [row for row in beyond if other[row, starts[row] : int(line[row]) + 2].all()]
+    return 0 if len(joined) >= REACHING else int(np.median(starts))
 
 
-def _straight_edge(starts: NDArray[np.int64]) -> int:
-    """Where most rows start, if that is on one nearly upright line, else 0."""
+def _straight_line(starts: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """For each row the nearly upright line on which most rows start, None where they do not."""
     half = len(starts) // 2
     if not half:
-        return 0
+        return None
     slope = (np.median(starts[half:]) - np.median(starts[:half])) / half
     line = np.median(starts) + slope * (np.arange(len(starts)) - len(starts) / 2)
-    edge = int(np.median(starts))
-    return edge if abs(slope) <= TILT and (np.abs(starts - line) <= 1.5).mean() >= WHOLE else 0
+    return line if abs(slope) <= TILT and (np.abs(starts - line) <= 1.5).mean() >= WHOLE else None
 
 
 def _bright_edge(white: NDArray[np.bool_], bright: NDArray[np.uint8], deepest: int) -> int:

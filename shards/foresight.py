@@ -43,7 +43,7 @@ def limit_ahead(
     what += f", such as {view.path} ({message})"
     field, fix = ("root", "name another root") if reason == "missing" else ("max_refused", "mend archive or options")
     raise ShardError(
-        f"pack.{field}: {what}; {config.max_refused:.1%} are allowed: see {file}, {fix}, or raise max_refused"
+        f"pack.{field}: {what}; {config.max_refused:.1%} are allowed: see {file}, {fix}, or raise pack.max_refused"
     )
 
 
@@ -71,7 +71,7 @@ def stop_if_none_is_usable(samples: Iterable[Sample], root: str) -> Iterator[Sam
             if len(bad) >= FIRST and len({line.reason for line in bad}) == 1:
                 raise ShardError(
                     f"pack.root: the first {len(bad)} images of {root} are all refused as {bad[0].reason}, such as "
-                    f"{bad[0].file} ({bad[0].message}); mend that, or set max_refused=1 to leave such images out"
+                    f"{bad[0].file} ({bad[0].message}); mend that, or set pack.max_refused=1 to leave such images out"
                 )
         yield sample
 

@@ -53,7 +53,7 @@ class Manifest:
     images: int
     images_refused: dict[str, int]  # reason code -> number; the files are named in refused.jsonl
     images_excluded: dict[str, int]  # the same for images that are something else than was asked for
-    conflicts: dict[str, int]  # fact -> images of which table and header say different things
+    conflicts: dict[str, int]  # word of schema.CONFLICTS -> images
     duplicates: int  # stored images whose SOP instance is stored in another study already
     studies_dropped: int  # studies of which no image was left
     labels: Histograms

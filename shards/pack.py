@@ -27,7 +27,7 @@ from shards.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan, sav
 from shards.progress import progress, waiting
 from shards.record import Record, Tally, load_record, manifest_of, records_of, remove_record, save_record
 from shards.sample import Refusal, Sample, SampleConfig
-from shards.schema import FALLBACKS, ShardError, SourceStudy
+from shards.schema import CONFLICTS, FALLBACKS, ShardError, SourceStudy
 from shards.settings import BEFORE, as_begun, compare_settings, folders, settings_of, source_options, validate
 from shards.sources import SOURCES
 from shards.workers import in_order
@@ -35,7 +35,7 @@ from shards.writer import full_disk_told, write_shard
 
 log = logging.getLogger(__name__)
 
-LISTED_VIEWS = 8  # of the other views that were met
+LISTED_WORDS = 8  # of views and labels that were not understood
 DECODERS = (
     "numpy",
     "opencv-python-headless",
@@ -198,13 +198,14 @@ def finish(build: Build) -> Manifest:
         return manifest
     write_aside(refused, lines)
     if not manifest.images:
+        (reason, message), number = Counter((line.reason, line.message) for line in refusals).most_common(1)[0]
         raise ShardError(
-            f"{build.config.root}: no usable image ({len(refusals)} refused, see {refused}); "
-            "mend the archive and run the same `mama pack` again"
+            f"pack.root: {build.config.root} holds no usable image: {len(refusals)} are left out, {number} of them as "
+            f"{reason} ({message}), see {refused}; mend archive or options and run the same `mama pack` again"
         )
     save_manifest(manifest, build.out)
     _log_manifest(build.out, manifest)
-    _name_other_views(refusals)
+    _name_words(refusals)
     _limit_refused(manifest, build)
     return manifest
 
@@ -224,21 +225,23 @@ def _log_manifest(out: Path, manifest: Manifest) -> None:
         unprocessed = "as they are; pack.raw=processed, in another `out`, renders them"
         how = "rendered" if manifest.settings.get("raw") == "processed" else unprocessed
         log.warning("%d images are raw (FOR PROCESSING), stored %s", manifest.raw, how)
-    for fact, number in manifest.conflicts.items():
-        log.warning("%d images: table and header disagree about the %s; the table counts", number, fact)
+    for word, number in manifest.conflicts.items():
+        log.warning("%d images: %s", number, CONFLICTS.get(word, word))
     for word, number in manifest.fallbacks.items():
         log.warning("%d images were rendered by %s", number, FALLBACKS.get(word, word))
     if manifest.duplicates:
         log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, out)
 
 
-def _name_other_views(refusals: Iterable[Refusal]) -> None:
-    """A misspelt view is left out like any other view: only its own word tells the two apart."""
-    views = Counter(refusal.message for refusal in refusals if refusal.reason == "other-view")
-    for message, number in views.most_common(LISTED_VIEWS):
-        log.info("other-view, %d images: %s", number, message)
-    if len(views) > LISTED_VIEWS:
-        log.info("other-view: %d more kinds, see %s", len(views) - LISTED_VIEWS, REFUSED)
+def _name_words(refusals: Iterable[Refusal]) -> None:
+    """What was not understood in tables and headers: a misspelt view is left out like any other, its word tells it."""
+    told = Counter(
+        (refusal.reason, refusal.message) for refusal in refusals if refusal.reason in ("other-view", "label")
+    )
+    for (reason, message), number in told.most_common(LISTED_WORDS):
+        log.info("%s, %d images: %s", reason, number, message)
+    if len(told) > LISTED_WORDS:
+        log.info("%d more of these, see %s", len(told) - LISTED_WORDS, REFUSED)
 
 
 def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
@@ -311,5 +314,5 @@ def _limit_refused(manifest: Manifest, build: Build) -> None:
     if manifest.refused_share > most:
         raise ShardError(
             f"pack.max_refused: {manifest.refused_share:.1%} of the images were refused, {most:.1%} are allowed; see "
-            f"{build.out / REFUSED}, mend the archive and run the same `mama pack` again, or raise max_refused"
+            f"{build.out / REFUSED}, mend the archive and run the same `mama pack` again, or raise pack.max_refused"
         )

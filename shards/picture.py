@@ -106,7 +106,7 @@ def _rendered(stored: Stored, config: PictureConfig, tone: Tone, laterality: str
     glance = small(image)
     if glance.min() == glance.max() and image.min() == image.max():
         raise Refused("blank", "all pixels have the same value")
-    mask = find_breast(tone.show(glance, 2 ** (8 * image.itemsize) - 1)) if config.crop or config.flip else None
+    mask = _find_breast(glance, stored, tone, processed) if config.crop or config.flip else None
     flipped = config.flip and mask is not None and chest_wall_is_right(mask, laterality)
     outline = Outline(mask if config.crop else None, image.shape)
     x0, y0, x1, y1 = outline.bounds
@@ -121,6 +121,17 @@ def _rendered(stored: Stored, config: PictureConfig, tone: Tone, laterality: str
     geometry = Geometry((x0, y0, x1, y1), flipped, size, stored.level)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels)
     return Picture(pixels, geometry, stored.size, stored.header, processed, tone.fallbacks)
+
+
+def _find_breast(glance: NDArray[Any], stored: Stored, tone: Tone, processed: bool) -> NDArray[np.uint8] | None:
+    """The breast's mask in a small image. In a raw one that is shown with bright air it is looked for with dark air."""
+    if stored.header is not None and not processed and find_intent(stored.header) == RAW:
+        raw = raw_tone(stored.header, stored.values.dtype)
+        exposed = unexposed_as_air(glance, raw)
+        darkest, brightest = np.sort(exposed, axis=None)[[0, -1]]
+        if (raw.unit[brightest] > raw.unit[darkest]) != (tone.unit[brightest] > tone.unit[darkest]):
+            glance, tone = exposed, raw
+    return find_breast(tone.show(glance, 2 ** (8 * glance.itemsize) - 1))
 
 
 def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

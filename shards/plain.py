@@ -28,17 +28,18 @@ PGM_TEXT = re.compile(rb"P[123]\s")
 PGM_BINARY = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*(\d{1,5})){3}\s")  # width, height, and the value that is white
 # (offsets, lengths) of a TIFF's strips or tiles
 TIFF_PARTS = ((273, 279), (324, 325))
-# A pixel has a colour where its channels lie further apart than an eighth of the image's brightest value, and than 8:
-# JPEG's rounding and the noise of a film scanner's three sensors part them by less. So small a share of a scan's
-# pixels may have one, at edges and dust; letters and circles that somebody drew are more.
+# A pixel has a colour where its channels, but for the image's tint, lie further apart than an eighth of the image's
+# brightest value, and than 8: JPEG's rounding and the noise of a film scanner's three sensors part them by less. So
+# small a share of a scan's pixels may have one, at edges and dust; letters and circles that somebody drew are more.
 EIGHTH, LEAST, SHARE = 8, 8, 1e-4
+FLATTEST = 0.5  # of a tint: how little one channel may rise where another rises by one
 
 
 def read_plain(data: bytes) -> NDArray[Any]:
     """The grey values [h, w], 8 or 16 bits, of a PNG, JPEG, TIFF, PGM, BMP, JPEG 2000 or WebP file.
 
-    Three channels that are alike are grey, and transparency is passed over. Raises `Refused`: unreadable, too-large,
-    colour.
+    Three channels that are alike, or of one tint, are grey, and transparency is passed over. Raises `Refused`:
+    unreadable, too-large, colour.
     """
     data, inverted = black_is_zero(data)
     kind, mode = _check_plain(data)
@@ -64,12 +65,22 @@ def grey_of(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def refuse_colour(image: NDArray[Any]) -> None:
-    """Raises `Refused` ("colour") where the channels of `image` [h, w, 3] are not alike."""
-    one, two, three = cv2.split(image)
-    most, least = cv2.max(cv2.max(one, two), three), cv2.min(cv2.min(one, two), three)
-    apart = np.count_nonzero(most - least > max(LEAST, int(most.max()) // EIGHTH))
-    if apart > SHARE * most.size:
-        raise Refused("colour", f"a colour image: {apart} of {most.size} pixels are not grey")
+    """Raises `Refused` ("colour") where the channels of `image` [h, w, 3] are neither alike nor grey in one tint."""
+    first, green, last = (channel.astype(np.float32) for channel in cv2.split(image))
+    most = max(LEAST, int(image.max()) // EIGHTH)
+    apart = np.count_nonzero(np.maximum(_beside(green, first), _beside(green, last)) > most)
+    if apart > SHARE * green.size:
+        raise Refused("colour", f"a colour image: {apart} of {green.size} pixels are not grey")
+
+
+def _beside(green: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far each pixel lies from the straight line between two channels: the tint of a film's base is none."""
+    middle, centre = float(green.mean()), float(other.mean())
+    spread = float(green.var())
+    slope = float(((green - middle) * (other - centre)).mean()) / spread if spread else 0.0
+    if not FLATTEST <= slope <= 1 / FLATTEST:  # no tint: a colour of which the other channel knows nothing
+        return np.abs(green - other)
+    return np.abs(other - (centre + slope * (green - middle)))
 
 
 @contextmanager
@@ -92,7 +103,8 @@ def _check_plain(data: bytes) -> tuple[str, str]:
     except Refused:
         raise
     except Exception:  # Pillow's readers raise whatever they trip over
-        raise Refused("unreadable", f"not an image, or damaged or cut near its beginning; {READ}") from None
+        what = "not an image, or damaged or cut near its beginning" if data else "an empty file"
+        raise Refused("unreadable", f"{what}; {READ}") from None
     return kind, mode
 
 

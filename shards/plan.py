@@ -18,7 +18,7 @@ from shards.files import read_json
 from shards.from_json import from_json
 from shards.identity import keyed_hash, split_of
 from shards.manifest import BUILD, write_aside
-from shards.sample import study_key
+from shards.sample import study_key, with_plain_texts
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, SourceStudy
 
 PLAN = "plan.json"
@@ -73,7 +73,7 @@ class Plan:
 def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str, SourceStudy]:
     """The studies by their key. Raises `ShardError` where a source yields one twice."""
     found: dict[str, SourceStudy] = {}
-    for study in studies:
+    for study in map(with_plain_texts, studies):
         name = study_key(key, source, study)
         if name in found:
             raise ShardError(f"{source}: yields a study twice (key {name}); its study_id must be unique")

@@ -22,7 +22,7 @@ from shards.quality_charts import Chart, label_charts, study_charts
 from shards.quality_sides import Sides
 from shards.quality_studies import Shown, sampled
 from shards.read import ShardReader
-from shards.schema import FALLBACKS, SPLITS, ShardError, Study
+from shards.schema import CONFLICTS, FALLBACKS, SPLITS, ShardError, Study
 
 STUDIES = 60  # of each set; of many sets fewer, so that the page stays below 10 MB
 ALL_STUDIES = 180
@@ -97,6 +97,7 @@ def quality_page(
         problems=sum(len(found.problems) for found in sets),
         all_splits=SPLITS,
         reasons=REASONS,
+        conflicts=CONFLICTS,
         fallbacks=FALLBACKS,
     )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,15 +18,20 @@ class Sides:
     """Counts images by their side and by where their chest wall was found before they were mirrored."""
 
     counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (laterality, chest wall on the right)
-    apart: list[str] = field(default_factory=list)  # the first studies in which the two disagree
+    apart: list[str] = field(default_factory=list)  # studies in which the two disagree
 
     def counted(self, studies: Iterable[Study]) -> Iterator[Study]:
         for study in studies:
             for view in study.views:
                 self.counts[view.laterality, view.flipped] += 1
                 if view.flipped != (view.laterality == "R") and study.key not in self.apart[-1:]:
-                    self.apart = [*self.apart, study.key][:NAMED]
+                    self.apart.append(study.key)
             yield study
+
+    @property
+    def named(self) -> str:
+        """The first of the studies in which the two disagree."""
+        return ", ".join(self.apart[:NAMED]) + (" and others" if len(self.apart) > NAMED else "")
 
     @property
     def images(self) -> int:

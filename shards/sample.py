@@ -22,7 +22,7 @@ from shards.header import find_intent, find_laterality, find_spacing, find_vendo
 from shards.identity import keyed_hash, split_of
 from shards.picture import Picture, PictureConfig, read_picture
 from shards.process import quiet
-from shards.schema import LATERALITIES, RAW, VIEWS, Finding, Refused, SourceStudy, SourceView, Study, View
+from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, Refused, SourceStudy, SourceView, Study, View
 
 FACTS = ("race", "ethnicity", "reason")
 LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
@@ -87,7 +87,6 @@ class _Image:
 
 def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     """Read, crop and encode every image of a study. A bad image is refused; it never stops a build."""
-    study = _with_plain_texts(study)
     images: list[_Image] = []
     refusals: list[Refusal] = []
     seen: set[str | None] = {None}
@@ -162,6 +161,8 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
     picture = read_picture(source.path, config.picture, source.laterality)
     header = picture.header if picture.header is not None else Dataset()
     laterality, position, conflicts = _side_and_view(source, header)
+    if any(finding.box and _is_outside(finding.box, picture.original_size) for finding in source.findings):
+        conflicts += ("box",)
     instance = header.get("SOPInstanceUID")
     view = View(
         member="jpg" if config.quality else "png",
@@ -225,6 +226,12 @@ def _encode(picture: Picture, quality: int | None) -> bytes:
     return data.tobytes()
 
 
+def _is_outside(box: Box, size: tuple[int, int]) -> bool:
+    """Whether no part of a box lies in the original image of (height, width) `size`."""
+    x0, y0, x1, y1 = box
+    return x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]
+
+
 def _to_stored(finding: Finding, geometry: Geometry) -> Finding:
     return replace(finding, box=geometry.box_to_stored(finding.box)) if finding.box else finding
 
@@ -235,7 +242,7 @@ def _check_path(path: Path, root: Path) -> None:
         raise Refused("outside", "the path leads out of the archive's root")
 
 
-def _with_plain_texts(study: SourceStudy) -> SourceStudy:
+def with_plain_texts(study: SourceStudy) -> SourceStudy:
     """The same texts, however the table spelled them: one character ends a line, and facts are of one line."""
     texts = {name: _plain(getattr(study, name)) for name in FACTS}
     facts: dict[str, Any] = {name: text and " ".join(re.split("[\n\t]+", text)) for name, text in texts.items()}
@@ -244,7 +251,8 @@ def _with_plain_texts(study: SourceStudy) -> SourceStudy:
 
 def _plain(text: str | None) -> str | None:
     """With "\\n" for any end of a line, blanks for no-break spaces, and without byte order marks."""
-    return text and LINE_END.sub("\n", text).replace("\xa0", " ").replace("\ufeff", "")
+    plain = text and LINE_END.sub("\n", text).replace("\xa0", " ").replace("\ufeff", "")
+    return text if plain == text else plain
 
 
 def _check_study(study: SourceStudy) -> None:

@@ -45,6 +45,13 @@ FALLBACKS = {
     "stretch": "a stretch to their own darkest and brightest: no VOI LUT and no window can be used",
 }
 
+# What the table says of an image against its header or its pixels.
+CONFLICTS = {
+    "laterality": "table and header disagree about the laterality; the table counts",
+    "view": "table and header disagree about the view; the table counts",
+    "box": "the box of a finding lies outside of the image; the finding is stored without it",
+}
+
 Box = tuple[float, float, float, float]
 
 
@@ -154,7 +161,7 @@ class View:
     vendor: str | None = None  # a name in shards.header.VENDORS; None where there is no DICOM header
     instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
     processed: bool = False  # a raw image that was rendered here, see shards.raw; only then in the JSON
-    conflicts: tuple[str, ...] = ()  # what table and header say differently, e.g. "laterality"; the table counts
+    conflicts: tuple[str, ...] = ()  # words of CONFLICTS
     fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; written only where there are some
 
 

@@ -71,3 +71,9 @@ def read_wavelet_header(stream: bytes) -> tuple[int, int, int, int]:
     if stream.rfind(END, at) < 0:
         raise Refused("unreadable", CUT)
     return y1 - y0, x1 - x0, 0 if depth & 0x80 or components != 1 else depth + 1, levels
+
+
+def is_reversible(stream: bytes) -> bool:
+    """Whether the wavelet of a JPEG 2000 stream is the reversible one, by its COD segment (ISO/IEC 15444-1 A.6.1)."""
+    cod = stream.find(b"\xff\x52", stream.find(b"\xff\x4f\xff\x51"))
+    return stream[cod + 13 : cod + 14] == b"\1"

@@ -162,7 +162,7 @@ def test_changed_labels_are_told_and_do_not_change_shards(
 
     monkeypatch.setitem(module.SOURCES, "tiny", relabelled)
     pack(config)
-    assert "1 packed studies have other files or labels now; their shards stay as they are" in caplog.text
+    assert "1 packed studies have other files or labels now, such as that of " in caplog.text
     assert contents(config.out) == first
 
 

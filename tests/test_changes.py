@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -89,7 +90,7 @@ def test_files_that_come_late_are_taken_up_and_counted_once(
     draw(root / "p6" / "MLO.png", 6)  # of a study that is stored already
     second = tars(config)
     assert pack(config) == manifest
-    assert "1 packed studies have other files or labels now; their shards stay as they are: " in caplog.text
+    assert "1 packed studies have other files or labels now, such as that of " in caplog.text
     assert tars(config) == second
     record = next(word for word in caplog.text.split() if word.startswith("build/"))
     (Path(config.out) / record).unlink()  # as the message says
@@ -174,7 +175,7 @@ def test_a_copied_archive_continues_wherever_it_lies(config: PackConfig, caplog:
     lacking = Path(copy) / "p0" / "CC.png"
     lacking.rename(lacking.with_name("elsewhere"))
     assert pack(replace(config, root=str(copy))) == manifest
-    assert caplog.messages[-1].startswith("1 packed studies lack files now; their shards stay as they are")
+    assert caplog.messages[-1].startswith("1 packed studies lack files now, such as that of ")
     draw(Path(config.root) / "p0" / "CC.png", 30)
     with pytest.raises(
         ShardError, match=r"^pack.root: .*out was packed with another one, and 1 packed studies have .*; set it back"
@@ -208,12 +209,30 @@ def test_a_build_of_an_earlier_release_continues(config: PackConfig, caplog: pyt
     half(config)
     build = Path(config.out) / "build"
     edit(build / "plan.json", lambda plan: [shard.pop("files") for shard in plan["shards"]])
-    edit(build / "train-000000.json", lambda record: record.pop("refused_studies"))
+    for path in build.glob("*-*.json"):
+        edit(path, lambda record: record.pop("refused_studies"))
     pack(config)
     assert tars(config) == before
     assert not caplog.messages or "other files" not in caplog.text
     draw(Path(config.root) / "p7" / "CC.png", 7)
     pack(config)
+    assert check(Path(config.out)) == []
+
+
+def test_what_an_earlier_release_left_out_is_not_taken_up_in_silence(
+    config: PackConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pack(config).images
+    build = Path(config.out) / "build"
+    edit(build / "plan.json", lambda plan: [shard.pop("files") for shard in plan["shards"]])
+    for path in build.glob("*-*.json"):
+        edit(path, lambda record: record.pop("refused_studies"))
+    draw(Path(config.root) / "p7" / "CC.png", 7)
+    assert pack(config).images == images
+    assert "1 studies have no stored image, and an earlier release did not record why" in caplog.text
+    (name,) = set(re.findall(r"remove build/(\S+) in", caplog.text))
+    (build / name).unlink()
+    assert pack(config).images == images + 1
     assert check(Path(config.out)) == []
 
 
@@ -228,3 +247,48 @@ def test_a_file_that_lies_there_in_gzip_is_no_missing_one(tmp_path: Path) -> Non
         max_refused=0.0, key_file=str(tmp_path / "key"),
     )  # fmt: skip
     assert pack(config).images == 1
+
+
+def test_a_table_that_is_saved_anew_with_other_line_ends_changes_nothing(config: PackConfig) -> None:
+    options = {**config.options, "columns": {**COLUMNS, "report": "report"}}
+    config = replace(config, options=options)
+    found: list[Any] = []
+    for end in ("\r\n", "\n"):
+        rows = [f'p{n},p{n}/CC.png,L,CC,1,40,"Mass.{end}BI-RADS 4."' for n in range(6)]
+        text = "\n".join(["pid,path,side,view,birads,age,report", *rows]) + "\n"
+        (Path(config.root) / "t.csv").write_bytes(text.encode())
+        found.append(pack(config))  # where a packed study had changed, a setting is another one, or a log line says so
+        found.append(tars(config))
+    assert found[:2] == found[2:]
+
+
+def test_a_packed_study_that_changed_is_named_by_a_file(config: PackConfig, caplog: pytest.LogCaptureFixture) -> None:
+    pack(config)
+    draw(Path(config.root) / "p3" / "MLO.png", 33)
+    pack(config)
+    assert f"1 packed studies have other files or labels now, such as that of {config.root}/p3/" in caplog.text
+
+
+def test_a_box_beside_the_image_is_counted_and_words_that_are_not_understood_are_named(
+    config: PackConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    boxes = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1", "kind": "kind"}
+    config = replace(config, options={**config.options, "columns": {**COLUMNS, **boxes}})
+    rows = [
+        "p0,p0/CC.png,L,CC,1,40,90,10,99,20,mass",  # the image is 80 wide
+        "p1,p1/CC.png,L,CC,1,41,10,10,20,20,mass",
+        "p2,p2/CC.png,L,CC,many,42,,,,,",
+        "p3,p3/CC.png,L,MOL,1,43,,,,,",
+    ]
+    text = "\n".join(["pid,path,side,view,birads,age,x0,y0,x1,y1,kind", *rows]) + "\n"
+    (Path(config.root) / "t.csv").write_text(text)
+    manifest = pack(config)
+    assert (manifest.images, manifest.conflicts) == (2, {"box": 1})
+    assert check(Path(config.out)) == []
+    for line in (
+        "1 images: the box of a finding lies outside of the image; the finding is stored without it",
+        "label, 1 images: column birads: 'many' is not understood; map it in pack.options.values.birads",
+        "other-view, 1 images: the view is 'mol', not one of CC, MLO",
+    ):
+        assert line in caplog.messages

@@ -185,7 +185,7 @@ def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_
         ),
         (["consolidate", "quickstart"], "runs/quickstart: no complete checkpoint; train first"),
         (["eval", "quickstart"], f"runs/shards/phantom: {NO_SHARDS}"),
-        (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart/model: no model.safetensors; run `mama con"),
+        (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart: no such run folder; train first"),
         (["eval", "quickstart", "eval.tasks=[cancre]"], "eval.tasks: 'cancre' is not one of cancer, malignancy, birad"),
         (["train", "train.steps=3", "quickstart"], "train.steps=3: a setting stands behind CONFIG"),
         (["report", "runs/nothing"], "runs/nothing: no such run folder or configuration file"),

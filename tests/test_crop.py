@@ -171,6 +171,16 @@ def test_a_digital_image_is_all_film() -> None:
             assert without_bright_edges(eight, np.where(eight > 40, 255, 0).astype(np.uint8), 8) == (0, 0, 160, 200)
 
 
+def test_a_nipple_beyond_the_edge_of_a_paddle_is_no_end_of_the_film() -> None:
+    """What lies beyond the paddle is even, and a little darker."""
+    image = np.maximum(film(12), 12)
+    image[:, 70:] = 8
+    image[92:108, :88] = 140
+    assert unpadded(image)[2] == 130
+    image[92:108, 70:] = 8
+    assert unpadded(image)[2] == 70
+
+
 @pytest.mark.filterwarnings("error")
 def test_no_shape_and_no_noise_is_an_error() -> None:
     rng = np.random.default_rng(0)

@@ -165,6 +165,19 @@ def test_bits_beside_the_stored_ones_are_no_values(syntax: UID | None, signed: b
         np.testing.assert_array_equal(found, values, err_msg=name)
 
 
+def test_a_lossy_stream_under_the_name_of_a_lossless_one_does_not_wrap(tmp_path: Path) -> None:
+    """It runs over the brightest value: without the upper bits, white would be black."""
+    checks = np.kron(np.indices((16, 16)).sum(0) % 2 * 4095, np.ones((8, 8))).astype(np.uint16)
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", checks, BitsStored=16, HighBit=15))
+    dataset.compress(JPEG2000, j2k_cr=[30], generate_instance_uid=False)
+    expected = pixel_array(dataset)
+    assert expected.max() > 4095
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    dataset.save_as(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(decode(opened(tmp_path / "a.dcm")).values, expected)
+
+
 def test_an_overlay_is_seen_neither_in_a_reduced_picture_nor_in_a_slab(tmp_path: Path) -> None:
     image = np.kron(breast("L"), np.ones((2, 2), np.uint16))
     overlaid = image.copy()

@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import resource
+import shutil
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -454,14 +456,16 @@ def test_colours_are_refused(tmp_path: Path) -> None:
     scanned = np.random.default_rng(0).normal(np.dstack([EIGHT] * 3), 3).clip(0, 255).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "16.png"), COLOURS.astype(np.uint16) * 16)
     assert refusal(tmp_path / "16.png").reason == "colour"
-    for image, refused in ((COLOURS, True), (circle, True), (scanned, False)):
+    smooth = cv2.GaussianBlur(EIGHT, (0, 0), 4)
+    tinted = (np.dstack([smooth] * 3) * (1.0, 1.18, 0.9)).clip(0, 255).astype(np.uint8)  # the base of a film is blue
+    for image, refused in ((COLOURS, True), (circle, True), (scanned, False), (tinted, False)):
         paths = [dicom_of_colour(tmp_path / "a.dcm", image)]
         paths += [saved(tmp_path / kind, image, kind) for kind in ("PNG", "TIFF", "JPEG", "BMP", "WEBP", "JPEG2000")]
         for path in paths:
             if refused:
                 assert refusal(path).reason == "colour", path.name
             else:
-                assert np.abs(read(path).astype(int) - EIGHT).mean() < 8, path.name
+                assert np.abs(read(path).astype(int) - EIGHT).mean() < 15, path.name
     assert refusal(palette(tmp_path / "b.dcm", (100, 60, 20))).reason == "colour"
     assert refusal(saved(tmp_path / "c.png", Image.fromarray(COLOURS).quantize(16), "PNG")).reason == "colour"
 
@@ -473,7 +477,7 @@ def test_what_is_not_read_is_told_in_our_words(tmp_path: Path) -> None:
     texts: dict[str, str] = {}
     for name, data, words in (
         ("text.dcm", b"patient,side\n1,L\n" * 40, "DICOM (with"),
-        ("empty", b"", "not an image"),
+        ("empty", b"", "an empty file"),
         ("old.dcm", b"\x08\x00\x05\x00\x0a\x00\x00\x00ISO_IR 100" * 9, "not an image"),
         ("a.gif", b"GIF89a" + bytes(300), "not an image"),
         ("head.dcm", bytes(128) + b"DICM", "DICOM"),
@@ -620,3 +624,17 @@ def test_sources_find_files_of_any_suffix(tmp_path: Path) -> None:
     assert [study.patient_id for study in studies] == [f"P_{number:05d}" for number in range(len(names))]
     for study in studies:
         np.testing.assert_array_equal(read(study.views[0].path), TWELVE)
+
+
+def test_names_in_another_form_of_unicode_or_in_latin_1_are_found(tmp_path: Path) -> None:
+    """macOS takes letters and their dots apart; old disks hold one byte a letter. The table has neither."""
+    path = write_dicom(tmp_path / "a.dcm", EIGHT, **EIGHT_BITS)
+    for folder, name in (
+        (unicodedata.normalize("NFD", "Schröder"), unicodedata.normalize("NFD", "Böhm.dcm")),
+        (os.fsdecode("Müller".encode("latin-1")), os.fsdecode("Köß.dcm".encode("latin-1"))),
+    ):
+        (tmp_path / folder).mkdir()
+        shutil.copy(path, tmp_path / folder / name)
+    np.testing.assert_array_equal(read(tmp_path / "Schröder" / "Böhm.dcm"), EIGHT)
+    np.testing.assert_array_equal(read(tmp_path / "Müller" / "Köß.dcm"), EIGHT)
+    assert refusal(tmp_path / "Müller" / "Möß.dcm").reason == "missing"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import sample_of, write_dicom
+from archives import breast, sample_of, write_dicom
 from numpy.typing import NDArray
 
 from shards.picture import Picture, PictureConfig, read_picture
@@ -107,3 +107,19 @@ def test_only_a_raw_image_is_rendered_and_its_facts_say_so(tmp_path: Path) -> No
         assert (b'"processed": true' in document, b'"processed"' in document) == (expected, expected)
         assert Study.from_json(document) == sample.study
         assert sample.study.views[0].processed == expected
+
+
+def test_the_breast_of_a_raw_image_that_is_stored_as_it_is_is_not_its_air(tmp_path: Path) -> None:
+    """Air is bright in it. An MLO view has most air on the side of the chest wall's foot: by that it was mirrored."""
+    for side in "LR":
+        exposure = np.where(breast(side) > 1000, 3000, 12000).astype(np.uint16)
+        exposure += np.random.default_rng(0).integers(0, 60, exposure.shape, dtype=np.uint16)
+        path = write_dicom(
+            tmp_path / f"{side}.dcm", exposure, PresentationIntentType="FOR PROCESSING", BitsStored=14, HighBit=13,
+            PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1,
+        )  # fmt: skip
+        stored = read_picture(path, PictureConfig())
+        rendered = read_picture(path, PictureConfig(process_raw=True))
+        assert stored.geometry == rendered.geometry
+        assert stored.geometry.flipped == (side == "R")
+        assert stored.geometry.size[1] < 0.8 * exposure.shape[1]

@@ -214,8 +214,8 @@ def test_numbers_of_the_table_stay_and_others_avoid_them(tmp_path: Path) -> None
         ("3,2,3,4,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
         ("1,4,3,2,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
         ("1,2,3,4,", "column Kind: does not say what finding row 3 describes"),
-        ("1,2,3,inf,mass", "column Y1: 'inf' is not understood; map it in options.values.y1"),
-        ("1,2,3,4,tumour", "column Kind: 'tumour' is not understood; map it in options.values.kind"),
+        ("1,2,3,inf,mass", "column Y1: 'inf' is not understood; map it in pack.options.values.y1"),
+        ("1,2,3,4,tumour", "column Kind: 'tumour' is not understood; map it in pack.options.values.kind"),
     ],
 )
 def test_a_finding_that_is_none_refuses_its_image_and_no_other(tmp_path: Path, cells: str, message: str) -> None:
@@ -327,8 +327,8 @@ def test_a_cell_that_is_not_understood_refuses_its_image_with_column_and_fix(tmp
     columns = {**COLUMNS, "birads": "BIRADS", "density": "ACR"}
     text = "PatientNumber,ExamID,Path,BIRADS,ACR\n1,1,a,IV,E\n1,1,b,4,E\n1,1,c,NA,\n"
     assert refused(tmp_path, text, columns) == {
-        "a": ("label", "column BIRADS: 'IV' is not understood; map it in options.values.birads"),
-        "b": ("label", "column ACR: 'E' is not understood; map it in options.values.density"),
+        "a": ("label", "column BIRADS: 'IV' is not understood; map it in pack.options.values.birads"),
+        "b": ("label", "column ACR: 'E' is not understood; map it in pack.options.values.density"),
         "c": None,
     }
 
@@ -382,7 +382,7 @@ def test_another_view_is_left_to_the_builder(tmp_path: Path) -> None:
     (study,) = studies_of(tmp_path, text, {**COLUMNS, "view": "View"})
     *others, number = study.views
     assert [(view.view, view.refused) for view in others] == [(name, None) for name in names]
-    assert number.refused == ("label", "column View: '2' is not understood; map it in options.values.view")
+    assert number.refused == ("label", "column View: '2' is not understood; map it in pack.options.values.view")
 
 
 # --- what is refused
@@ -556,14 +556,14 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
     assert complaint(tmp_path, **columns(birads="BIRADS")) == (
         f"{tmp_path / 'exams.csv'}: has no column 'BIRADS'; it has PatientNumber, ExamID, Path"
     )
-    assert complaint(tmp_path, file="none.csv", columns=COLUMNS) == f"{tmp_path / 'none.csv'}: no such table"
+    assert complaint(tmp_path, file="none.csv", columns=COLUMNS).startswith("pack.options.file: ")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"denstiy": {"1": "A"}}, "denstiy: options.columns has no such field; did you mean density?"),
-        ({"patient": {"1": "2"}}, "patient: options.columns has no such field; it is one of density"),
+        ({"denstiy": {"1": "A"}}, "denstiy: pack.options.columns has no such field; did you mean density?"),
+        ({"patient": {"1": "2"}}, "patient: pack.options.columns has no such field; it is one of density"),
         ({"density": {"1": "E"}}, "density.1: 'E' is not understood"),
         ({"density": "A"}, "density: 'A' is no mapping; write {key: value}"),
         *(

@@ -66,6 +66,8 @@ def table(
         raise ShardError(f"pack.root: {root} is no folder")
     if not file:
         raise ShardError("pack.options.file: is empty; name the table, relative to root")
+    if not (root / file).is_file():
+        raise ShardError(f"pack.options.file: {root / file} is not there; the file is looked for in pack.root")
     cells = _cells(root, file, names, separator)
     _identify(cells, names, root)
     named = cells[list(IDENTIFIERS)].notna().all(axis=1)
@@ -147,7 +149,7 @@ def _fact(field: str, name: str, spellings: Mapping[str, str], text: str) -> Any
     except ValueError:
         if field == "view" and re.search(r"[^\W\d_]", text):
             return plain(text)
-        message = f"column {name}: {text[:40]!r} is not understood; map it in options.values.{field}"
+        message = f"column {name}: {text[:40]!r} is not understood; map it in pack.options.values.{field}"
         raise Refused("label", message) from None
 
 
