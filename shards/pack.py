@@ -198,10 +198,11 @@ def finish(build: Build) -> Manifest:
         return manifest
     write_aside(refused, lines)
     if not manifest.images:
-        (reason, message), number = Counter((line.reason, line.message) for line in refusals).most_common(1)[0]
+        causes = Counter(f"{line.reason} ({line.message})" for line in refusals).most_common(1)
+        most = "".join(f", {number} of them as {cause}" for cause, number in causes)
         raise ShardError(
-            f"pack.root: {build.config.root} holds no usable image: {len(refusals)} are left out, {number} of them as "
-            f"{reason} ({message}), see {refused}; mend archive or options and run the same `mama pack` again"
+            f"pack.root: {build.config.root} holds no usable image: {len(refusals)} are left out{most}, see {refused}; "
+            "mend archive or options and run the same `mama pack` again"
         )
     save_manifest(manifest, build.out)
     _log_manifest(build.out, manifest)

@@ -15,6 +15,7 @@ The steps, in their order:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,11 +127,12 @@ def _rendered(stored: Stored, config: PictureConfig, tone: Tone, laterality: str
 def _find_breast(glance: NDArray[Any], stored: Stored, tone: Tone, processed: bool) -> NDArray[np.uint8] | None:
     """The breast's mask in a small image. In a raw one that is shown with bright air it is looked for with dark air."""
     if stored.header is not None and not processed and find_intent(stored.header) == RAW:
-        raw = raw_tone(stored.header, stored.values.dtype)
-        exposed = unexposed_as_air(glance, raw)
-        darkest, brightest = np.sort(exposed, axis=None)[[0, -1]]
-        if (raw.unit[brightest] > raw.unit[darkest]) != (tone.unit[brightest] > tone.unit[darkest]):
-            glance, tone = exposed, raw
+        with suppress(Refused):  # "blank": values that say of no pixel that it was exposed
+            raw = raw_tone(stored.header, stored.values.dtype)
+            exposed = unexposed_as_air(glance, raw)
+            darkest, brightest = exposed.min(), exposed.max()
+            if (raw.unit[brightest] > raw.unit[darkest]) != (tone.unit[brightest] > tone.unit[darkest]):
+                glance, tone = exposed, raw
     return find_breast(tone.show(glance, 2 ** (8 * glance.itemsize) - 1))
 
 

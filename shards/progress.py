@@ -17,6 +17,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 T = TypeVar("T")
 
+_loops: list[str] = []  # labels of those that show how far they are
+
 
 def progress(
     iterable: Iterable[T], total: int | None, label: str, unit: str, note: Callable[[], str] = str
@@ -28,6 +30,14 @@ def progress(
     readable. `total` may be None where the length is not known; `unit` is a plural, e.g. "images";
     `note` gives a few words about how it goes so far.
     """
+    _loops.append(label)
+    try:
+        yield from _shown(iterable, total, label, unit, note)
+    finally:
+        _loops.remove(label)
+
+
+def _shown(iterable: Iterable[T], total: int | None, label: str, unit: str, note: Callable[[], str]) -> Iterator[T]:
     if sys.stderr.isatty():
         with tqdm(iterable, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1) as bar:
             for item in bar:
@@ -48,13 +58,14 @@ def progress(
 
 @contextmanager
 def waiting(label: str) -> Iterator[None]:
-    """For work that cannot be counted: a line of `logging` now, at most every ten seconds, and no more afterwards."""
+    """For work that cannot be counted: a line of `logging` now and every ten seconds, but not beside a counted loop."""
     start = time.monotonic()
     over = threading.Event()
 
     def tell() -> None:
         while not over.wait(SECONDS_BETWEEN_LINES):
-            log.info("%s, %.0f s", label, time.monotonic() - start)
+            if not _loops:
+                log.info("%s, %.0f s", label, time.monotonic() - start)
 
     log.info(label)
     thread = threading.Thread(target=tell, daemon=True)

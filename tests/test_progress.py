@@ -48,6 +48,19 @@ def test_work_that_cannot_be_counted_is_named_and_said_to_go_on(
     assert caplog.messages == told
 
 
+def test_it_is_silent_beside_a_loop_that_is_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = progress(range(2), 2, "drawing", "phantoms")
+    next(loop)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.001)
+    with caplog.at_level(logging.INFO), waiting("reading tables"):
+        time.sleep(0.05)
+    assert caplog.messages == ["reading tables"]
+    loop.close()  # type: ignore[attr-defined]
+    assert module._loops == []
+
+
 def test_the_length_may_be_unknown(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         list(progress(iter("ab"), None, "reading", "files"))
