@@ -10,34 +10,16 @@ import json
 import os
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mama.errors import TrainingError
+from shards.progress import repeated
 
 FOLDER = "alive"
 BEAT = 10.0  # seconds between two signs of life
-
-
-@contextmanager
-def repeated(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` every so many seconds, in a thread of its own, until the block ends."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(seconds):
-            action()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 class Heartbeat:

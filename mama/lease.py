@@ -25,7 +25,8 @@ from mama import stop
 from mama.config import ConfigError
 from mama.errors import LaterError, StoppedError, TrainingError
 from mama.files import make_folder
-from mama.heartbeat import BEAT, FOLDER, repeated
+from mama.heartbeat import BEAT, FOLDER
+from shards.progress import repeated
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from shards.errors import is_of_the_machine
 from shards.schema import Refused
 
 GZIP = b"\x1f\x8b"
@@ -69,13 +70,18 @@ def is_named_dicom(path: Path) -> bool:
 
 
 def holds_dicom(path: Path) -> bool:
-    """By its content, of which no more than the beginning is read. A file that cannot be read holds none."""
+    """By its content, of which no more than the beginning is read. A file that cannot be read holds none.
+
+    Raises `OSError` where the machine is to blame, and not the file: it would be missing in a list without a word.
+    """
     try:
         with path.open("rb") as file:
             packed = file.read(len(GZIP)) == GZIP
             file.seek(0)
             return is_dicom(gzip.GzipFile(fileobj=file) if packed else file)
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error) as error:
+        if is_of_the_machine(error):
+            raise
         return False
 
 

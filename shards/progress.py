@@ -57,24 +57,35 @@ def _shown(iterable: Iterable[T], total: int | None, label: str, unit: str, note
 
 
 @contextmanager
-def waiting(label: str) -> Iterator[None]:
-    """For work that cannot be counted: a line of `logging` now and every ten seconds, but not beside a counted loop."""
-    start = time.monotonic()
+def repeated(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` every so many seconds, in a thread of its own, until the block ends."""
     over = threading.Event()
 
-    def tell() -> None:
-        while not over.wait(SECONDS_BETWEEN_LINES):
-            if not _loops:
-                log.info("%s, %.0f s", label, time.monotonic() - start)
+    def repeat() -> None:
+        while not over.wait(seconds):
+            action()
 
-    log.info(label)
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """For work that cannot be counted: a line of `logging` now and every ten seconds, but not beside a counted loop."""
+    start = time.monotonic()
+
+    def tell() -> None:
+        if not _loops:
+            log.info("%s, %.0f s", label, time.monotonic() - start)
+
+    log.info(label)
+    with repeated(SECONDS_BETWEEN_LINES, tell):
+        yield
 
 
 def _behind(words: str) -> str:

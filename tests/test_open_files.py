@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from archives import breast, write_dicom
 from test_data import config_of, write
 
 from mama.pairs import Pairs
@@ -20,6 +21,7 @@ from shards import open_files, read, sample
 from shards.open_files import OpenFiles
 from shards.read import ShardReader, stream
 from shards.schema import FetchError, ShardError, SourceStudy, SourceView
+from shards.sources.headers import dicom_files, read_header
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,23 @@ def test_a_build_ends_where_the_machine_fails_and_refuses_no_image_for_it(
     number = errno.EMFILE
     with pytest.raises(OSError, match="Too many open files"):
         sample.build_sample(config, study)
+
+
+def test_a_list_of_files_is_not_made_where_the_machine_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without a suffix would be missing in it, and a header without its patient, for good."""
+    for name in ("a.dcm", "b"):
+        write_dicom(tmp_path / name, breast("L"), PatientID="7")
+    assert [path.name for path in dicom_files(tmp_path)] == ["a.dcm", "b"]
+    assert read_header(tmp_path / "a.dcm", "PatientID") == {"PatientID": "7"}
+
+    def failing(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", failing)
+    number = errno.EIO
+    assert [path.name for path in dicom_files(tmp_path)] == ["a.dcm"]
+    assert read_header(tmp_path / "a.dcm", "PatientID") == {"PatientID": ""}
+    number = errno.EMFILE
+    for call in (lambda: dicom_files(tmp_path), lambda: read_header(tmp_path / "a.dcm", "PatientID")):
+        with pytest.raises(OSError, match="Too many open files"):
+            call()

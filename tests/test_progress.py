@@ -44,7 +44,7 @@ def test_work_that_cannot_be_counted_is_named_and_said_to_go_on(
                 time.sleep(0.001 * (len(caplog.messages) < 3))
         told = list(caplog.messages)
     assert set(told[1:]) == {"reading tables, 0 s"}
-    assert [thread.name for thread in threading.enumerate() if "tell" in thread.name] == []
+    assert [thread.name for thread in threading.enumerate() if "repeat" in thread.name] == []
     assert caplog.messages == told
 
 
