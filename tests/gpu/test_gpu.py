@@ -237,6 +237,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "resumed offload": {"zero_stage": 3, "offload": True},
 }
 UPDATES = 3
+# Each precision is trained once: all its tests go to one worker.
+PRECISIONS = [
+    pytest.param(precision, close, marks=pytest.mark.xdist_group(precision))
+    for precision, close in [("fp32", 1e-3), ("bf16", 3e-2)]
+]
 
 
 def three_updates(precision: Any, runs: Path) -> Config:
@@ -337,7 +342,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-3), ("bf16", 3e-2)])
+@pytest.mark.parametrize(("precision", "close"), PRECISIONS)
 def test_every_way_makes_the_same_updates(trained: Any, precision: str, close: float, way: str) -> None:
     """And a resumed run ends at the weights of an uninterrupted one, by kernels that are deterministic."""
     for needed in ("ZeRO-2", way):

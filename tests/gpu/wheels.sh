@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Collects in wheels/ what a GPU machine without a network lacks: Linux on x86-64 with Python 3.12, where torch,
-# transformers, peft, opencv, pandas, scikit-learn, tensorboard and pytest are installed, and the rest is not.
+# tokenizers, opencv, pandas, scikit-learn, tensorboard and pytest are installed, and the rest is not, or is another
+# version than the tested one (transformers, peft).
 #
 #   tests/gpu/wheels.sh [FOLDER]        PYTHON=.venv/bin/python   builds DeepSpeed: needs torch, setuptools and wheel
 #
@@ -11,10 +12,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-.venv/bin/python}
 folder=${1:-wheels}
 packages=(
-    xformers
-    hjson pydantic pydantic-core annotated-types # DeepSpeed's own
+    xformers transformers peft
+    hjson pydantic pydantic-core annotated-types typing-inspection # DeepSpeed's own
     submitit gguf webdataset braceexpand openpyxl et-xmlfile
-    pydicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle # imported with the readers
+    pydicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle python-gdcm # imported with the readers
 )
 
 pinned() { # the constraint of one package: constraints.txt may write its name with _ or -
