@@ -120,7 +120,17 @@ def xformers(
     return memory_efficient_attention(*heads, attn_bias=bias, p=dropout, scale=scaling), None
 
 
+def without_mask(name: str) -> str:
+    """Of a kernel's name, that for a model which never gets a mask: with it transformers does not look for one.
+
+    It would look whether texts are packed, and a GPU would be waited for.
+    """
+    return f"{name}{CAUSAL}" if name in KERNELS.values() else name
+
+
+CAUSAL = "_causal"
 for _name, _function in (("mama_xformers", xformers), ("mama_sdpa", sdpa)):
     AttentionInterface.register(_name, _function)
+    AttentionInterface.register(_name + CAUSAL, _function)
     # Without a mask function of its own name, transformers would hand a custom attention no mask at all.
     AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mama import attention, augment
+from mama.blocks import prepare_blocks
 from mama.config import Config, ConfigError, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
 from mama.data import Batch, Texts
 from mama.dryrun import rank_bytes, shape_of, stand_in, without_weights
@@ -193,6 +194,7 @@ def framework_step(config: Config, tokenizer: Tokenizer, device: torch.device) -
 
     with device:  # random numbers for billions of parameters take minutes on a CPU
         model = build(config, tokenizer, attention.choose(config.train.attention, device))
+    prepare_blocks(model, config.train, device)
     engine = start_engine(model, config)
     engine.train()
 

@@ -233,6 +233,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     activation_checkpointing: bool = True
+    compile: bool = True  # the towers' blocks, on CUDA and below ZeRO stage 3: some 20 seconds at the start
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2  # the newest; the best by validation is kept besides

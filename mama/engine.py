@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,17 +99,52 @@ def start_engine(model: MamaModel, config: Config) -> DeepSpeedEngine:
     settings = deepspeed_settings(config, world_size())
     log.info("DeepSpeed settings: %s", settings)
     groups = parameter_groups(model, config.optim.weight_decay, config.optim.decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
+    fused = torch.cuda.is_available()
+    optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     _start_adam(engine)
+    _look_once(engine)
     return engine
+
+
+def _look_once(engine: DeepSpeedEngine) -> None:
+    """Let ZeRO take the norm of all gradients at once, and tell from it alone whether they are finite.
+
+    It would look at every tensor for inf and nan, take each one's norm, and look at the norm again in each group, and
+    a GPU waited a third of its step for the host (BENCHMARKS.md). A norm that is not finite ends the step just so, on
+    all ranks.
+    """
+    if is_plain(engine):
+        return
+    engine.optimizer.check_overflow = lambda partition_gradients=True: None
+    if engine.zero_optimization_stage() < 3:
+        engine.optimizer.get_grad_norm_direct = _norm
+        engine.optimizer.unscale_and_clip_grads = partial(_clip, engine.optimizer.clip_grad)
+
+
+def _norm(gradients: Sequence[Tensor], parameters: Any, norm_type: int = 2) -> Tensor:
+    """The 2-norm of this rank's pieces `gradients` and those of the others; -1, as ZeRO has it, where not finite."""
+    norms = torch._foreach_norm(list(gradients), norm_type, torch.float64)
+    square = torch.stack(norms).square().sum().float()
+    if world_size() > 1:
+        dist.all_reduce(square)
+    return torch.where(square.isfinite(), square.sqrt(), -1.0)
+
+
+def _clip(largest: float, gradients: Sequence[Tensor], norm: Tensor) -> None:
+    """Shrink the pieces to the norm `largest`, if that of all is above it; 0 leaves them."""
+    if largest:
+        factor = 1 / ((norm + 1e-6) / largest).clamp(min=1)
+        torch._foreach_mul_(list(gradients), factor)
 
 
 def _start_adam(engine: DeepSpeedEngine) -> None:
     """Adam's state from the first moment on: a run may be saved, or resumed, before its first update."""
     state = adam(engine).state
     for _, tensor in adam_tensors(engine):
-        state[tensor] = {"step": torch.tensor(0.0)} | {name: torch.zeros_like(tensor) for name in MOMENTS}
+        state[tensor] = {"step": torch.tensor(0.0, device=tensor.device)} | {
+            name: torch.zeros_like(tensor) for name in MOMENTS
+        }
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 

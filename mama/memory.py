@@ -72,8 +72,6 @@ class Transformer:
             getattr(shape, gate, False) for gate in ("use_swiglu_ffn", "use_gated_mlp")
         ):
             kept = 4  # gated: two projections, the activated one, their product
-        elif "gelu_new" in (getattr(shape, "activation_function", None), getattr(shape, "hidden_act", None)):
-            kept = 5  # written out in Python, with three products on the way; gelu_pytorch_tanh is the same in one
         scaled = hasattr(shape, "layerscale_value")
         return Transformer(shape.num_hidden_layers, width, width * groups // heads, kept * hidden, scaled)
 

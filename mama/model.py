@@ -48,7 +48,7 @@ class MamaModel(nn.Module):
     def __init__(self, vision: VisionTower, text: TextTower, heads: HeadsConfig, loss: LossConfig) -> None:
         super().__init__()
         self.vision, self.text = vision, text
-        self.published_norms = heads.norm == "published"
+        self.published_norms, self.row_by_row = heads.norm == "published", heads.norm == "layer"
         self.uses_partner = bool(loss.view or loss.partner_text)
         self.uses_partner_text = bool(loss.partner_text)
         shape = heads.hidden_dim, heads.embed_dim, heads.norm
@@ -118,8 +118,11 @@ class MamaModel(nn.Module):
         return projected.unflatten(0, patches.shape[:2])
 
     def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
-        """[b, S, d] -> [b, S, D], 0 where there is no sentence: batch norms must see only what is there."""
+        """[b, S, d] and bool [b, S] -> [b, S, D], zeros where there is no sentence."""
         assert self.sentence_head is not None
+        if self.row_by_row:  # so what stands where no sentence is changes no other, and no GPU need count them
+            projected: Tensor = self.sentence_head(sentences.flatten(0, 1)).unflatten(0, mask.shape)
+            return projected.masked_fill(~mask[..., None], 0)
         if self.published_norms:
             projected = torch.cat([self.sentence_head(text[own]) for text, own in zip(sentences, mask, strict=True)])
         else:
@@ -154,9 +157,6 @@ def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         vision = build_vision(config.vision, attention)
         text = build_text(config.text, tokenizer, attention)
-        if config.train.activation_checkpointing:
-            for backbone in (vision.backbone, text.backbone):
-                backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _check_sizes(config, vision, text)
     # Pretrained weights come in evaluation mode, without dropout and without activation checkpointing.
     return MamaModel(vision, text, config.heads, config.loss).train()

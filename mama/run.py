@@ -34,7 +34,7 @@ MAY_CHANGE = (
     *("pack", "eval", "runs", "data.workers", "data.cache", "data.max_corrupt"),
     *("train.log_every", "train.save_every", "train.keep_checkpoints", "train.validate_every", "train.max_skips"),
     *("train.ranks", "train.micro_batch", "train.zero_stage", "train.offload"),
-    *("train.attention", "train.activation_checkpointing", "train.timeout", "train.oversubscribe"),
+    *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.oversubscribe"),
 )
 
 

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
 
+from mama.attention import without_mask
 from mama.config import ConfigError, TextConfig, VisionConfig
 from mama.data import Texts
 from mama.pretrained import build_backbone
@@ -62,6 +66,10 @@ class VisionTower(nn.Module):
             if name.endswith("mask_token"):  # only masked-image pre-training uses one
                 parameter.requires_grad_(False)
         _empty_to_buffers(backbone)
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                module.__class__ = PatchProjection
+        _fuse_gelu(backbone)
 
     @property
     def width(self) -> int:
@@ -72,6 +80,34 @@ class VisionTower(nn.Module):
         pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
         tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state
         return tokens.mean(1), self.norm(tokens[:, self.prefix :])
+
+
+class PatchProjection(nn.Conv2d):
+    """The convolution that makes patches into tokens, on a GPU as one matrix product.
+
+    cuDNN has no tensor-core kernel for so few channels, and took forty times as long (BENCHMARKS.md).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[b, c, H, W] -> [b, d, H / patch, W / patch]."""
+        if not images.is_cuda:
+            return super().forward(images)
+        height, width = self.kernel_size
+        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)
+        tokens = F.linear(patches.flatten(3), self.weight.flatten(1), self.bias)  # [b, h, w, d]
+        return tokens.permute(0, 3, 1, 2)
+
+
+class OwnTokens(TrainableTokensLayer):
+    """peft's table of tokens with a few trained rows; peft copies their numbers to the GPU at every step, and waits."""
+
+    own_indices: Tensor
+
+    def get_merged_weights(self, active_adapters: list[str]) -> Tensor:
+        """The table [V, d] with the trained rows in it."""
+        (name,) = active_adapters
+        table = cast(Tensor, self.base_layer.weight)
+        return table.index_copy(0, self.own_indices, self.trainable_tokens_delta[name].to(table))
 
 
 class TextTower(nn.Module):
@@ -124,7 +160,11 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> Text
         backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     # Padding has a token of its own here: the one that the model used for it is a word like any other.
     cast(nn.Embedding, backbone.get_input_embeddings()).padding_idx = None
+    _fuse_gelu(backbone)
     model = TEXT_MODELS[backbone.config.model_type]
+    if model.causal:  # it is given no mask on purpose: transformers need not look for padding, and make a GPU wait
+        backbone.config.pad_token_id = None
+        backbone.set_attn_implementation(without_mask(attention))
     if config.layers is not None:
         _keep_layers(backbone, model.blocks, config.layers)
     width = int(backbone.config.hidden_size)
@@ -137,18 +177,24 @@ def _tuned(
     """All of `backbone` trained; or only `own_tokens`, with LoRA adapters or without."""
     if config.tune == "full":
         return backbone
+    tuning: TrainableTokensConfig | LoraConfig
     if config.tune == "frozen":
-        tokens = TrainableTokensConfig(token_indices=own_tokens, target_modules=[model.embedding])
-        return cast(PeftModel, get_peft_model(backbone, tokens))
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(model.adapted),
-        fan_in_fan_out=model.transposed,
-        trainable_token_indices={model.embedding: own_tokens},
-    )
-    return cast(PeftModel, get_peft_model(backbone, lora))
+        tuning = TrainableTokensConfig(token_indices=own_tokens, target_modules=[model.embedding])
+    else:
+        tuning = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(model.adapted),
+            fan_in_fan_out=model.transposed,
+            trainable_token_indices={model.embedding: own_tokens},
+        )
+    tuned = cast(PeftModel, get_peft_model(backbone, tuning))
+    for module in tuned.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.__class__ = OwnTokens
+            module.register_buffer("own_indices", torch.tensor(own_tokens), persistent=False)
+    return tuned
 
 
 def _keep_layers(backbone: PreTrainedModel, path: str, count: int) -> None:
@@ -172,6 +218,14 @@ def _empty_to_buffers(backbone: PreTrainedModel) -> None:
             if not parameter.numel():
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach().bfloat16())
+
+
+def _fuse_gelu(backbone: PreTrainedModel) -> None:
+    """GPT-2's GELU, which transformers writes out in Python, by the equal kernel: a fifth of the memory and time."""
+    for module in backbone.modules():
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _drop_pooler(backbone: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mama import attention, augment, checkpoint, gradcache, logs, stop
 from mama.agreement import prepare_and_agree
+from mama.blocks import prepare_blocks
 from mama.capacity import require_capacity
 from mama.config import Config
 from mama.data import Batch, training_batches
@@ -81,6 +82,7 @@ def _train_rank(config: Config, device: torch.device, lease: Lease | None, heart
     resumed = prepare_and_agree(config)
     tokenizer = load_tokenizer(config.run_folder)
     model = build(config, tokenizer, attention.choose(config.train.attention, device))
+    prepare_blocks(model, config.train, device)
     frozen = digests(model)
     if resumed:
         checkpoint.load_weights(model, resumed, frozen)

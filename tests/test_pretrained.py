@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertForPre
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama import attention, tokens
+from mama.blocks import prepare_blocks
 from mama.config import ConfigError, TextConfig, VisionConfig
 from mama.data import tokenise
 from mama.losses import objective
@@ -287,6 +288,7 @@ def test_pretrained_towers_train_as_random_ones_do(tmp_path: Path) -> None:
         text=TextConfig(model=str(tmp_path / "text"), lora_rank=2),
     )
     model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
+    prepare_blocks(model, config.train, torch.device("cpu"))
     assert [name for name, module in model.named_modules() if not module.training] == []
     passes = {"vision": 0, "text": 0}
     for tower in passes:

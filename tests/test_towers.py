@@ -14,8 +14,10 @@ from peft import PeftModel
 from test_ranks import PAIRS, Result, assert_equal, batch_of, by_autograd, by_engine, tiny, tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama import augment
+from mama.blocks import prepare_blocks
 from mama.config import Config, ConfigError, TextConfig, VisionConfig
 from mama.data import Texts, tokenise
 from mama.launch import run_on_ranks
@@ -570,6 +572,16 @@ def test_random_weights_are_a_function_of_the_seed(config: Config, model: MamaMo
     assert not torch.equal(other[lora_a], again[lora_a])
 
 
+def count_calls(tower: nn.Module, calls: dict[str, int], name: str) -> None:
+    """Count how often the first part of the first block runs."""
+    block = next(module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer))
+
+    def count(*_: Any) -> None:
+        calls[name] += 1
+
+    next(block.children()).register_forward_hook(count)
+
+
 @pytest.mark.parametrize(
     ("image", "text", "tune"),
     [
@@ -591,13 +603,16 @@ def test_activation_checkpointing_changes_no_gradient(config: Config, image: str
     for checkpointing in (False, True):
         train = replace(config.train, activation_checkpointing=checkpointing)
         built = build(replace(towers, train=train), tokenizer(), KERNEL).train()
-        flags = [m.gradient_checkpointing for m in built.modules() if hasattr(m, "gradient_checkpointing")]
-        assert any(flags) is checkpointing
+        prepare_blocks(built, train, torch.device("cpu"))
+        calls = {"vision": 0, "text": 0}
+        for tower in calls:
+            count_calls(getattr(built, tower), calls, tower)
         e = built(batch)
         (
             e.anchor[:, 0].sum() + e.sentences[:, 0, 1].sum() + e.anchor_text[:, 2].sum() + e.patches[..., 3].sum()
         ).backward()
         found.append({name: p.grad for name, p in built.named_parameters() if p.grad is not None})
+        assert set(calls.values()) == {2 if checkpointing else 1}
     assert found[0].keys() == found[1].keys()
     for part in ("vision.backbone.", "text.backbone."):
         assert any(name.startswith(part) for name in found[0])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mama import attention, augment, bench_step, checkpoint, gradcache
 from mama.alignment import alignment_scores
 from mama.bench_step import Measured, measure, measure_plain, measure_to_the_largest, synthetic, tiny
+from mama.blocks import prepare_blocks
 from mama.config import Config, ConfigError, TextConfig
 from mama.data import Batch, Texts
 from mama.dryrun import stand_in
@@ -227,9 +228,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "ZeRO-2": {"zero_stage": 2},
     "xformers": {"attention": "xformers"},
     "activation checkpointing": {"activation_checkpointing": True},
+    "compiled": {"compile": True},
+    "compiled and checkpointed": {"compile": True, "activation_checkpointing": True},
+    "compiled with xformers": {"compile": True, "attention": "xformers"},
+    "compiled, gradient caching": {"compile": True, "grad_cache": True, "micro_batch": 4},
     "gradient caching": {"grad_cache": True, "micro_batch": 4},
     "resumed ZeRO-1": {"zero_stage": 1},
     "resumed ZeRO-2": {"zero_stage": 2},
+    "resumed compiled": {"compile": True},
     # Last: stage 3 replaces F.linear for the whole process, by one that rounds otherwise in bf16.
     "ZeRO-3": {"zero_stage": 3},
     "offload": {"zero_stage": 3, "offload": True},
@@ -248,7 +254,14 @@ def three_updates(precision: Any, runs: Path) -> Config:
     """Without dropout, so that kernels and micro-batches may draw as they like."""
     config = tiny()
     still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    train = replace(config.train, precision=precision, attention="sdpa", activation_checkpointing=False, steps=UPDATES)
+    train = replace(
+        config.train,
+        precision=precision,
+        attention="sdpa",
+        activation_checkpointing=False,
+        steps=UPDATES,
+        compile=False,
+    )
     return replace(
         config,
         runs=str(runs),
@@ -277,6 +290,7 @@ def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) ->
     from mama.frozen import digests
 
     model = build(config, stand_in(config.text), attention.choose(config.train.attention, batch.anchors.device))
+    prepare_blocks(model, config.train, batch.anchors.device)
     frozen = digests(model)
     if resumed:
         checkpoint.load_weights(model, resumed, frozen)

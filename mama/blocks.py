@@ -1,0 +1,69 @@
+"""The towers' transformer blocks while they train: compiled, and recomputed in the backward pass."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mama.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+def prepare_blocks(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Have the blocks of both towers trained as `config` says; in evaluation they run as they are.
+
+    Compiled, norms, residuals, dropout and activations become a few kernels (TorchInductor; Ansel et al. 2024,
+    "PyTorch 2"); one compilation serves all blocks of a tower. Checkpointed, only what goes into a block is kept
+    for the backward pass. What is recomputed is the compiled block: inside of it, PyTorch 2.11 could not be made
+    to draw the same dropout.
+    """
+    obstacle = _obstacle(config, device)
+    if config.compile:
+        log.info("transformer blocks: %s", f"not compiled ({obstacle})" if obstacle else "compiled")
+    kinds: dict[type[nn.Module], type[nn.Module]] = {}
+    for block in blocks_of(model):
+        kind = type(block)
+        if kind not in kinds:
+            kinds[kind] = _trained(kind, config.compile and not obstacle, config.activation_checkpointing)
+        block.__class__ = kinds[kind]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of all towers: what transformers itself would checkpoint."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if config.zero_stage == 3:
+        return "ZeRO stage 3 gathers weights inside of them"
+    if not shutil.which(os.environ.get("CC") or "cc") and not shutil.which("gcc"):
+        return "there is no C compiler"
+    return None
+
+
+def _trained(kind: type[nn.Module], compiled: bool, checkpointed: bool) -> type[nn.Module]:
+    """A class of blocks like `kind`, that run so in training."""
+    plain: Any = kind.forward
+    forward: Any = torch.compile(plain) if compiled else plain
+
+    class Block(kind):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.training:
+                return plain(self, *args, **kwargs)
+            if checkpointed:
+                return checkpoint(partial(forward, self), *args, use_reentrant=False, **kwargs)
+            return forward(self, *args, **kwargs)
+
+    Block.__name__ = kind.__name__
+    return Block
