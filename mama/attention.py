@@ -1,13 +1,16 @@
 """One attention for both towers, registered with transformers' AttentionInterface.
 
 This module is the only importer of xformers. `choose` picks the kernel once and says which; a
-kernel that cannot run is an error, never a silent change.
+kernel that cannot run is an error before the first step, never a silent change.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.metadata
 import importlib.util
 import logging
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
@@ -21,31 +24,103 @@ from mama.config import ConfigError
 log = logging.getLogger(__name__)
 
 KERNELS = {"xformers": "mama_xformers", "sdpa": "mama_sdpa"}
+HOPPER = (9, 0)  # compute capability from which PyTorch has cuDNN's attention, faster than flash-attention 2
+# xformers' wheel is linked with it, a torch for CUDA 13 does not bring it, a package on PyPI does.
+CUDA_12, CUDA_12_PACKAGE = "libcudart.so.12", "nvidia-cuda-runtime-cu12"
 
 
 def choose(requested: str, device: torch.device) -> str:
     """The name to give transformers as `attn_implementation`, for `auto | xformers | sdpa`.
 
-    `auto` takes xformers on CUDA and PyTorch's scaled_dot_product_attention elsewhere. Raises
-    `ConfigError` when xformers is asked for where it cannot run.
+    `auto` takes xformers on CUDA devices older than Hopper where its operators run, and PyTorch's
+    scaled_dot_product_attention elsewhere. Raises `ConfigError` when xformers is asked for where it cannot run.
     """
-    obstacle = _xformers_obstacle(device)
-    kernel = requested
+    kernel, reason = requested, None
     if requested == "auto":
-        kernel = "sdpa" if obstacle else "xformers"
-    elif requested == "xformers" and obstacle:
+        reason = _newer_than_xformers(device) or _xformers_obstacle(device)
+        kernel = "sdpa" if reason else "xformers"
+    elif requested == "xformers" and (obstacle := _xformers_obstacle(device)):
         raise ConfigError(f"train.attention: xformers cannot run here ({obstacle}); use auto or sdpa")
-    reason = f" ({obstacle})" if requested == "auto" and obstacle else ""
-    log.info("attention kernel: %s on %s%s", kernel, device.type, reason)
+    log.info("attention kernel: %s on %s%s", kernel, device.type, f" ({reason})" if reason else "")
     return KERNELS[kernel]
 
 
+def _newer_than_xformers(device: torch.device) -> str | None:
+    if device.type != "cuda" or (capability := torch.cuda.get_device_capability(device)) < HOPPER:
+        return None
+    return "compute capability {}.{}: from 9.0 on PyTorch's own kernels are the faster ones".format(*capability)
+
+
 def _xformers_obstacle(device: torch.device) -> str | None:
+    """Why xformers cannot run on this device, in one line; None where it can: it has been tried."""
     if device.type != "cuda":
         return f"xformers needs CUDA, the device is {device.type}"
-    if importlib.util.find_spec("xformers") is None:
-        return "xformers is not installed"
+    if unloaded := load_xformers():
+        return unloaded
+    try:
+        _try_xformers(device)
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        return _in_one_line(error)
     return None
+
+
+def load_xformers() -> str | None:
+    """Load xformers' extension, with the CUDA runtime that it is linked with, as must be before xformers is imported.
+
+    Returns why it does not load, in one line with what to do; None where it does.
+    """
+    package = importlib.util.find_spec("xformers")
+    if package is None:
+        return "xformers is not installed: pip install xformers"
+    extension = PathFinder.find_spec("_C", package.submodule_search_locations)
+    try:
+        if extension and extension.origin:
+            _load(extension.origin)
+    except OSError as error:
+        other = f"install the version of xformers that was built for PyTorch {torch.__version__}"
+        fix = f"pip install {CUDA_12_PACKAGE}" if CUDA_12 in str(error) else other
+        return f"xformers' extension does not load, {_in_one_line(error)}: {fix}"
+    return None
+
+
+def _load(extension: str) -> None:
+    try:
+        ctypes.CDLL(extension)
+    except OSError as error:
+        runtime = _cuda_12_runtime()
+        if CUDA_12 not in str(error) or runtime is None:
+            raise
+        ctypes.CDLL(runtime)
+        ctypes.CDLL(extension)
+
+
+def _cuda_12_runtime() -> str | None:
+    """The file of CUDA 12's runtime in the package that brings it."""
+    try:
+        files = importlib.metadata.files(CUDA_12_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in files if file.name == CUDA_12), None)
+
+
+@torch.inference_mode(False)  # with gradients, wherever it is called
+def _try_xformers(device: torch.device) -> None:
+    """Forward and backward in every precision and with every kind of mask of a run; raises what xformers raises."""
+    length, heads = 13, 2
+    padding = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    for dtype in (torch.float32, torch.bfloat16):
+        for causal, mask in ((False, None), (True, None), (False, padding)):
+            # Zeros: a random number drawn here would change those that the run draws.
+            tensor = torch.zeros(1, heads, length, 64, dtype=dtype, device=device, requires_grad=True)
+            out, _ = xformers(nn.Identity(), tensor, tensor, tensor, mask, is_causal=causal)
+            torch.autograd.grad(out.sum(), tensor)[0].cpu()  # waits until the kernels have run
+
+
+def _in_one_line(error: Exception) -> str:
+    """A message's first line; of xformers' list of its operators what the last, the most general one, lacks."""
+    _, found, reasons = str(error).rpartition("is not supported because:")
+    lines = [line.strip() for line in reasons.splitlines() if line.strip()]
+    return "; ".join(lines if found else lines[:1]) or type(error).__name__
 
 
 def _repeat_heads(module: nn.Module, heads: Tensor) -> Tensor:

@@ -113,8 +113,13 @@ def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
     if not cuda or train.attention != "auto":
         return [train]
     both = [replace(train, attention="xformers"), replace(train, attention="sdpa")]
-    chosen = attention.choose("auto", torch.device("cuda"))
+    chosen = run_on_ranks(_chosen, Config())
     return both if chosen == attention.KERNELS["xformers"] else both[1:]
+
+
+def _chosen(config: Config) -> str:
+    """In a process of its own: to try xformers takes memory of the GPU."""
+    return attention.choose("auto", torch.device("cuda"))
 
 
 def _both(function: Callable[[Config], list[Measured]], step: str, config: Config, rounds: int) -> Iterator[str]:

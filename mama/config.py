@@ -231,6 +231,7 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False  # optimizer state in CPU memory; needs stage 3
     precision: Literal["fp32", "bf16"] = "bf16"
+    # auto: xformers on CUDA before Hopper, where it runs; elsewhere sdpa, PyTorch's own.
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     activation_checkpointing: bool = True
     compile: bool = True  # the towers' blocks, on CUDA and below ZeRO stage 3: some 20 seconds at the start

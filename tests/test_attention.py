@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.metadata
+import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mama import attention
@@ -310,26 +316,177 @@ def test_the_log_says_once_which_kernel_was_chosen(requested: str, line: str, ca
     assert caplog.messages == [line]
 
 
-def test_xformers_where_it_cannot_run_is_an_error(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+class OnTheCpu(TorchFunctionMode):
+    """A tensor that is asked for on a GPU is made on the CPU."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(given.get("device"), "type", None) == "cuda":
+            given["device"] = CPU
+        return function(*args, **given)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """One of compute capability 8.0, on which xformers' extension loads and its operators run."""
+    ops = pytest.importorskip("xformers.ops", reason="xformers is not installed")
+    monkeypatch.setattr(ops, "memory_efficient_attention", memory_efficient_attention)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: None)
+    with OnTheCpu():
+        yield torch.device("cuda")
+
+
+def assert_refused(gpu: torch.device, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By `xformers` as an error, by `auto` in the log; in one line each."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="mama.attention"):
+        with pytest.raises(ConfigError) as error:
+            attention.choose("xformers", gpu)
+        assert str(error.value) == f"train.attention: xformers cannot run here ({reason}); use auto or sdpa"
+        assert attention.choose("auto", gpu) == "mama_sdpa"
+    assert caplog.messages == [f"attention kernel: sdpa on cuda ({reason})"]
+
+
+def test_xformers_needs_cuda_and_its_package(
+    gpu: torch.device, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"^train\.attention: xformers cannot run here .*CUDA.*; use auto or sdpa$"):
         attention.choose("xformers", CPU)
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"^train\.attention: .*xformers is not installed.*$"):
-        attention.choose("xformers", torch.device("cuda"))
-    assert caplog.messages == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_refused(gpu, "xformers is not installed: pip install xformers", caplog)
 
 
-def test_auto_takes_xformers_on_cuda_where_it_is_installed(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_xformers_is_tried_in_each_precision_with_each_mask_and_backwards(
+    gpu: torch.device, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from xformers import ops
+
+    tried = []
+
+    def recorded(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any, **options: Any) -> Tensor:
+        out = memory_efficient_attention(query, key, value, attn_bias, **options)
+        out.register_hook(lambda gradient: tried.append((query.dtype, type(attn_bias))))
+        return out
+
+    monkeypatch.setattr(ops, "memory_efficient_attention", recorded)
+    before = torch.get_rng_state()
+    with caplog.at_level(logging.INFO, logger="mama.attention"), torch.inference_mode():
+        assert attention.choose("auto", gpu) == "mama_xformers"
+    assert caplog.messages == ["attention kernel: xformers on cuda"]
+    masks = (type(None), ops.LowerTriangularMask, Tensor)
+    assert tried == [(dtype, mask) for dtype in (torch.float32, torch.bfloat16) for mask in masks]
+    assert torch.equal(before, torch.get_rng_state())  # it changes nothing of the run
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, out: Tensor) -> Tensor:
+        return out.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        raise NotImplementedError("no operator\nbackwards")
+
+
+@pytest.mark.parametrize("where", ["in bf16", "with a mask", "backwards"])
+def test_an_operator_that_fails_at_one_place_is_found_before_the_run(
+    gpu: torch.device, where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xformers import ops
+
+    def failing(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any, **options: Any) -> Tensor:
+        if where == "in bf16" and query.dtype == torch.bfloat16:
+            raise RuntimeError("no kernel image is available\nfor this device")
+        if where == "with a mask" and isinstance(attn_bias, Tensor):
+            raise ImportError("libx.so: missing")
+        out = memory_efficient_attention(query, key, value, attn_bias, **options)
+        return Broken.apply(out) if where == "backwards" else out
+
+    monkeypatch.setattr(ops, "memory_efficient_attention", failing)
+    reasons = {"in bf16": "no kernel image is available", "with a mask": "libx.so: missing", "backwards": "no operator"}
+    assert_refused(gpu, reasons[where], caplog)
+
+
+def test_what_xformers_says_of_its_operators_becomes_one_line(
+    gpu: torch.device, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own function, which has no operator for the CPU."""
+    from xformers import ops
+    from xformers.ops import fmha
+
+    monkeypatch.setattr(ops, "memory_efficient_attention", fmha.memory_efficient_attention)
+    with pytest.raises(
+        ConfigError, match=r"^train\.attention: .*device=cpu \(supported: \{'cuda'\}\).*; use auto"
+    ) as error:
+        attention.choose("xformers", gpu)
+    assert "\n" not in str(error.value)
+    assert attention.choose("auto", gpu) == "mama_sdpa"
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (12, 0)])
+def test_auto_takes_what_is_faster_on_newer_gpus(
+    gpu: torch.device, capability: tuple[int, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with caplog.at_level(logging.INFO, logger="mama.attention"):
-        monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: object())
-        assert attention.choose("auto", torch.device("cuda")) == "mama_xformers"
-        monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
-        assert attention.choose("auto", torch.device("cuda")) == "mama_sdpa"
-    assert caplog.messages == [
-        "attention kernel: xformers on cuda",
-        "attention kernel: sdpa on cuda (xformers is not installed)",
-    ]
+        assert attention.choose("auto", gpu) == "mama_sdpa"
+        assert attention.choose("xformers", gpu) == "mama_xformers"
+    known = "compute capability {}.{}: from 9.0 on PyTorch's own kernels are the faster ones".format(*capability)
+    assert caplog.messages == [f"attention kernel: sdpa on cuda ({known})", "attention kernel: xformers on cuda"]
+
+
+MISSING = "libcudart.so.12: cannot open shared object file: No such file or directory"
+
+
+@pytest.fixture
+def linked_with_cuda_12(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """xformers' extension as the loader of a torch for CUDA 13 sees it; what has been loaded."""
+    (tmp_path / "_C.so").touch()
+    package = ModuleSpec("xformers", None, is_package=True)
+    package.submodule_search_locations = [str(tmp_path)]
+    loaded: list[str] = []
+
+    def load(path: str) -> None:
+        if Path(path).name == "_C.so" and not any(Path(one).name == "libcudart.so.12" for one in loaded):
+            raise OSError(MISSING)
+        loaded.append(path)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    return loaded
+
+
+def test_the_runtime_of_cuda_12_is_taken_from_its_package(
+    linked_with_cuda_12: list[str], gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, library = tmp_path / "nvidia_cuda_runtime_cu12-12.8.90.dist-info", "nvidia/cuda_runtime/lib/libcudart.so.12"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-cuda-runtime-cu12\nVersion: 12.8.90\n")
+    (facts / "RECORD").write_text(f"nvidia/__init__.py,,0\n{library},,0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert attention.choose("auto", gpu) == "mama_xformers"
+    assert linked_with_cuda_12 == [str(tmp_path / library), str(tmp_path / "_C.so")]
+
+
+def test_a_missing_library_is_named_with_its_package(
+    linked_with_cuda_12: list[str],
+    gpu: torch.device,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_package(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", no_package)
+    assert_refused(gpu, f"xformers' extension does not load, {MISSING}: pip install nvidia-cuda-runtime-cu12", caplog)
+    assert linked_with_cuda_12 == []
+
+    def other(path: str) -> None:
+        raise OSError("_C.so: undefined symbol: _ZN3c10")
+
+    monkeypatch.setattr(ctypes, "CDLL", other)
+    fix = f"install the version of xformers that was built for PyTorch {torch.__version__}"
+    assert_refused(gpu, f"xformers' extension does not load, _C.so: undefined symbol: _ZN3c10: {fix}", caplog)

@@ -359,6 +359,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 @pytest.mark.parametrize(("precision", "close"), PRECISIONS)
 def test_every_way_makes_the_same_updates(trained: Any, precision: str, close: float, way: str) -> None:
     """And a resumed run ends at the weights of an uninterrupted one, by kernels that are deterministic."""
+    if way == "xformers":
+        choose(way)
     for needed in ("ZeRO-2", way):
         assert not isinstance(trained(precision)[needed], str), trained(precision)[needed]
     wanted, _ = trained(precision)["ZeRO-2"]

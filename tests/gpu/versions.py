@@ -1,4 +1,4 @@
-"""What a GPU machine has: packages, the GPU as PyTorch sees it, and which of xformers' operators are available."""
+"""What a GPU machine has: packages, the GPU as PyTorch sees it, and whether xformers' operators run on it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from mama import attention
+
 PACKAGES = (
-    "torch", "triton", "deepspeed", "xformers", "transformers", "peft", "numpy", "opencv-python-headless", "pandas",
-    "scikit-learn", "tensorboard", "tokenizers", "safetensors", "webdataset", "click", "pytest",
+    "torch", "triton", "deepspeed", "xformers", "nvidia-cuda-runtime-cu12", "transformers", "peft", "numpy",
+    "opencv-python-headless", "pandas", "scikit-learn", "tensorboard", "tokenizers", "safetensors", "webdataset",
+    "click", "pytest",
 )  # fmt: skip
 
 
@@ -29,6 +32,11 @@ def gpu() -> None:
         return
     print(torch.cuda.get_device_properties(0))
     print(f"bf16: {torch.cuda.is_bf16_supported()}, NCCL {torch.cuda.nccl.version()}")
+
+
+def extension() -> None:
+    """Loaded as in a run, before xformers is imported."""
+    print(f"xformers' extension: {attention.load_xformers() or 'loads'}")
 
 
 def operators() -> None:
@@ -53,8 +61,19 @@ def chosen() -> None:
             masked = torch.zeros(2, 4, 144, 144, device="cuda", dtype=dtype)
             for name, bias in (("full", None), ("causal", LowerTriangularMask()), ("masked", masked)):
                 inputs = Inputs(q, k, v, bias)
-                forward, backward = _dispatch_fw(inputs, True), _dispatch_bw(inputs)
-                print(f"{dtype}, heads of {width}, {name}: {forward.NAME} and {backward.NAME}")
+                try:
+                    operators = _dispatch_fw(inputs, True), _dispatch_bw(inputs, None)
+                    said = " and ".join(operator.NAME for operator in operators)
+                except NotImplementedError as error:
+                    said = f"none: {' '.join(str(error).rpartition('because:')[2].split())}"
+                print(f"{dtype}, heads of {width}, {name}: {said}")
+
+
+def runs() -> None:
+    """What a run takes by itself, and that it may take xformers: its operators are tried."""
+    if torch.cuda.is_available():
+        for requested in ("auto", "xformers"):
+            print(f"train.attention={requested}: {attention.choose(requested, torch.device('cuda'))}")
 
 
 def deepspeed() -> None:
@@ -66,7 +85,7 @@ def deepspeed() -> None:
 
 if __name__ == "__main__":
     failures = 0
-    for say in (packages, gpu, operators, chosen, deepspeed):
+    for say in (packages, gpu, extension, operators, chosen, runs, deepspeed):
         try:
             say()
         except Exception as error:

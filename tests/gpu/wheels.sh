@@ -13,6 +13,7 @@ python=${PYTHON:-.venv/bin/python}
 folder=${1:-wheels}
 packages=(
     xformers transformers peft
+    nvidia-cuda-runtime-cu12                                       # xformers' own, beside a torch for CUDA 13
     hjson pydantic pydantic-core annotated-types typing-inspection # DeepSpeed's own
     submitit gguf webdataset braceexpand openpyxl et-xmlfile
     pydicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle python-gdcm # imported with the readers
