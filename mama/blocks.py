@@ -14,32 +14,34 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.config import TrainConfig
+from mama.model import MamaModel
 
 log = logging.getLogger(__name__)
 
 
-def prepare_blocks(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) -> None:
     """Have the blocks of both towers trained as `config` says; in evaluation they run as they are.
 
-    Compiled, norms, residuals, dropout and activations become a few kernels (TorchInductor; Ansel et al. 2024,
-    "PyTorch 2"); one compilation serves all blocks of a tower. Checkpointed, only what goes into a block is kept
-    for the backward pass. What is recomputed is the compiled block: inside of it, PyTorch 2.11 could not be made
-    to draw the same dropout.
+    The image tower's are compiled: norms, LayerScale, residuals and activations become a few kernels (TorchInductor;
+    Ansel et al. 2024, "PyTorch 2"), and one compilation serves all blocks, as all images have one size. The language
+    model's are not: its texts differ in length, and its forward pass, compiled with its dropout, took longer
+    (BENCHMARKS.md). Checkpointed, only what goes into a block is kept for the backward pass.
     """
     obstacle = _obstacle(config, device)
     if config.compile:
-        log.info("transformer blocks: %s", f"not compiled ({obstacle})" if obstacle else "compiled")
-    kinds: dict[type[nn.Module], type[nn.Module]] = {}
-    for block in blocks_of(model):
-        kind = type(block)
-        if kind not in kinds:
-            kinds[kind] = _trained(kind, config.compile and not obstacle, config.activation_checkpointing)
-        block.__class__ = kinds[kind]
+        log.info("blocks of the image tower: %s", f"not compiled ({obstacle})" if obstacle else "compiled")
+    for tower, compiled in ((model.vision, config.compile and not obstacle), (model.text, False)):
+        kinds: dict[type[nn.Module], type[nn.Module]] = {}
+        for block in blocks_of(tower):
+            kind = type(block)
+            if kind not in kinds:
+                kinds[kind] = _trained(kind, compiled, config.activation_checkpointing)
+            block.__class__ = kinds[kind]
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of all towers: what transformers itself would checkpoint."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+def blocks_of(tower: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a tower: what transformers itself would checkpoint."""
+    return [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
@@ -47,13 +49,16 @@ def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
         return f"the device is {device.type}"
     if config.zero_stage == 3:
         return "ZeRO stage 3 gathers weights inside of them"
-    if not shutil.which(os.environ.get("CC") or "cc") and not shutil.which("gcc"):
+    if not shutil.which(os.environ.get("CC", "cc")) and not shutil.which("gcc"):
         return "there is no C compiler"
     return None
 
 
 def _trained(kind: type[nn.Module], compiled: bool, checkpointed: bool) -> type[nn.Module]:
-    """A class of blocks like `kind`, that run so in training."""
+    """A class of blocks like `kind`, that run so in training.
+
+    What is recomputed is a compiled block: a block compiled with the recomputation in it failed in PyTorch 2.11.
+    """
     plain: Any = kind.forward
     forward: Any = torch.compile(plain) if compiled else plain
 
