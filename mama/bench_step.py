@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
     """Measure `rounds` steps behind one to warm up, with activation checkpointing and without; lines in Markdown.
 
     Without `config`, the published shapes on CUDA and tiny ones on the CPU. On CUDA `train.attention=auto` is each
-    kernel in turn, the first also at the largest micro-batch that fits. `plain` adds the step of
+    kernel in turn, the first also at the largest micro-batch that fits. `plain` adds the two steps of
     `mama.bench_plain`. Every row has a process of its own, so that none sees the memory of another.
     """
     if "RANK" in os.environ:
@@ -95,6 +96,11 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
     size = " x ".join(map(str, config.data.image_size))
     how = f"random weights, {train.precision}, ZeRO stage {train.zero_stage}, 1 rank"
     yield f"{config.name}: {how}, images of {size}, texts of {tokens} tokens, {where}"
+    if plain:
+        yield (
+            "plain: the step in transformers, peft and PyTorch alone, without ZeRO; published: that with the habits of "
+            "the published code that `mama/bench_plain.py` lists"
+        )
     yield ""
     yield (
         "| step | attention | activation checkpointing | micro-batch | pairs/s | text tokens/s | peak memory, GiB "
@@ -102,15 +108,16 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
     )
     yield "|---|---|---|---|---|---|---|---|---|"
     if plain:
-        yield from _both(measure_plain, "plain", replace(config, train=replace(train, attention="sdpa")), rounds)
+        yield from _both(measure_plain, "plain | sdpa", config, rounds)
+        yield from _both(measure_published, "published | sdpa, text eager", config, rounds)
     for number, setting in enumerate(_each_kernel(train, cuda)):
         function = measure_to_the_largest if cuda and not number else measure
-        yield from _both(function, "mama", replace(config, train=setting), rounds)
+        yield from _both(function, f"mama | {setting.attention}", replace(config, train=setting), rounds)
 
 
 def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
     """The one configured; where `auto` would take xformers, xformers and then PyTorch's."""
-    if not cuda or train.attention != "auto":
+    if train.attention != "auto":
         return [train]
     both = [replace(train, attention="xformers"), replace(train, attention="sdpa")]
     chosen = run_on_ranks(_chosen, Config())
@@ -123,13 +130,13 @@ def _chosen(config: Config) -> str:
 
 
 def _both(function: Callable[[Config], list[Measured]], step: str, config: Config, rounds: int) -> Iterator[str]:
-    """Rows with activation checkpointing and without."""
+    """Rows with activation checkpointing and without; `step` fills the first two columns."""
     pairs, tokens = config.train.micro_batch, config.data.max_tokens
     for checkpointing in (True, False):
         train = replace(
             config.train, activation_checkpointing=checkpointing, global_batch=pairs, ranks=1, steps=rounds + 1
         )
-        label = f"| {step} | {train.attention} | {'on' if checkpointing else 'off'}"
+        label = f"| {step} | {'on' if checkpointing else 'off'}"
         measured = run_on_ranks(function, replace(config, train=train))
         if pairs not in [m.pairs for m in measured]:
             yield f"{label} | {pairs} | does not fit | | | | |"
@@ -149,12 +156,18 @@ def measure_to_the_largest(config: Config) -> list[Measured]:
     return [one for one in found if one.pairs == wanted or one is found[-1]]
 
 
-def measure_plain(config: Config) -> list[Measured]:
+def measure_plain(config: Config, as_published: bool = False) -> list[Measured]:
     """As `measure`, of the step without this framework."""
     from mama.bench_plain import plain_step
 
-    found = _measured(config, plain_step, lambda found, room: [config.train.micro_batch])
+    start = partial(plain_step, as_published=as_published)
+    found = _measured(config, start, lambda found, room: [config.train.micro_batch])
     return [replace(one, estimate_gb=None) for one in found]  # the estimate is of ours
+
+
+def measure_published(config: Config) -> list[Measured]:
+    """As `measure_plain`, with the habits of the published code."""
+    return measure_plain(config, as_published=True)
 
 
 def growing(wanted: int, found: list[Measured], room_gb: float) -> Iterator[int]:

@@ -189,7 +189,11 @@ def bench_loss(rounds: int, pairs: int) -> None:
 @click.argument("config", required=False, shell_complete=complete_config)
 @overrides_argument
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Steps; medians are printed.")
-@click.option("--plain", is_flag=True, help="Also the same step in plain transformers, peft and PyTorch.")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Also the step in transformers, peft and PyTorch alone: written with care, and as the published code is.",
+)
 def bench_step(config: str | None, overrides: tuple[str, ...], rounds: int, plain: bool) -> None:
     """Training steps of CONFIG on synthetic pairs: pairs a second and peak memory on one rank.
 

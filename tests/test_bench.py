@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,14 +16,19 @@ import torch
 from click.testing import CliRunner, Result
 from test_alignment import MASK, inputs, loop
 
+from mama.attention import KERNELS
+from mama.augment import IDENTITY
 from mama.bench_loss import looped_scores, measure
 from mama.bench_plain import PlainModel, plain_loss, plain_step
 from mama.bench_step import Measured, bench_step, growing, published, synthetic, tiny
+from mama.bench_step import measure as measure_step
 from mama.cli import cli
 from mama.config import Config, ConfigError, LossConfig
+from mama.data import Batch
 from mama.dryrun import shape_of, stand_in
+from mama.launch import run_on_ranks
 from mama.losses import objective
-from mama.model import Embeddings
+from mama.model import Embeddings, MamaModel, build
 
 
 def table(result: Result) -> dict[str, float]:
@@ -94,28 +104,57 @@ def test_growing_batches_end_at_the_largest_that_fits(wanted: int, most: int, be
         assert found[-1].pairs <= most <= found[-1].pairs * 1.07 + 1
 
 
+def table_of_steps(output: str) -> list[list[str]]:
+    """The rows measured, in cells; each with as many as the head has."""
+    _, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in output.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {9}
+    for row in rows:
+        if row[4] != "does not fit":
+            rate, tokens, memory = (float(cell.replace(",", "")) for cell in row[4:7])
+            assert tokens == pytest.approx(56 * rate, rel=0.01)
+            assert rate > 0
+            assert memory > 0.1
+            assert (row[7] == "") is (row[0] != "mama")
+            assert row[8] == "unknown"  # no peak of a CPU is known
+    return rows
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a CUDA device the shapes are tiny")
 def test_bench_step_says_what_it_ran_and_measures_both_settings() -> None:
-    result = CliRunner().invoke(cli, ["bench", "step", "--rounds", "1", "--plain"])
+    result = CliRunner().invoke(cli, ["bench", "step", "--rounds", "1"])
     assert result.exit_code == 0, result.output
-    head, _, *rows = result.output.splitlines()
-    assert head.startswith(
+    assert result.output.startswith(
         "tiny: random weights, fp32, ZeRO stage 2, 1 rank, images of 64 x 64, texts of 56 tokens, CPU"
     )
-    measured = [re.split(r" *\| *", row.strip("| ")) for row in rows[2:]]
-    assert [row[:4] for row in measured] == [
-        ["plain", "sdpa", "on", "8"],
-        ["plain", "sdpa", "off", "8"],
-        ["mama", "auto", "on", "8"],
-        ["mama", "auto", "off", "8"],
+    rows = table_of_steps(result.output)
+    assert [row[:4] for row in rows] == [["mama", "sdpa", "on", "8"], ["mama", "sdpa", "off", "8"]]
+    assert all(float(row[4]) > 0 for row in rows)
+
+
+def plain_rows(config: Config) -> str:
+    """What `--plain` prints, its rows measured on this one rank, as each process takes its time; ours fit nowhere."""
+
+    def here(function: Callable[[Config], list[Measured]], config: Config) -> list[Measured]:
+        with mock.patch.dict(os.environ, RANK="0"):
+            found: list[Measured] = pickle.loads(pickle.dumps(function))(config) if function != measure_step else []
+        return found
+
+    del os.environ["RANK"]
+    with mock.patch("mama.bench_step.run_on_ranks", here):
+        result = CliRunner().invoke(cli, ["bench", "step", "--rounds", "1", "--plain"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a CUDA device the shapes are tiny")
+def test_bench_step_measures_plain_and_published_beside_ours() -> None:
+    output = run_on_ranks(plain_rows, tiny())
+    assert output.splitlines()[1].startswith("plain: the step in transformers, peft and PyTorch alone")
+    assert [row[:4] for row in table_of_steps(output)] == [
+        [step, attention, checkpointing, "8"]
+        for step, attention in [("plain", "sdpa"), ("published", "sdpa, text eager"), ("mama", "sdpa")]
+        for checkpointing in ("on", "off")
     ]
-    for row in measured:
-        rate, tokens, memory = (float(cell.replace(",", "")) for cell in row[4:7])
-        assert tokens == pytest.approx(56 * rate, rel=0.01)
-        assert rate > 0
-        assert memory > 0.1
-    assert all((row[7] == "") is (row[0] == "plain") for row in measured)
-    assert {row[8] for row in measured} == {"unknown"}  # no peak of a CPU is known
 
 
 def test_the_plain_step_minimises_the_same_objective() -> None:
@@ -145,6 +184,78 @@ def test_the_plain_step_minimises_the_same_objective() -> None:
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
     assert sum(p.requires_grad for p in model.text.parameters()) == 4  # two adapters in each of two blocks
+
+
+def without_dropout() -> Config:
+    config = tiny()
+    dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    text = replace(config.text, config=config.text.config | dropout, lora_dropout=0.0)
+    return replace(config, text=text, train=replace(config.train, activation_checkpointing=True))
+
+
+def framework_of(plain: PlainModel, config: Config) -> MamaModel:
+    """The model of `mama train` with the same weights: both hold them in the same order."""
+    tokenizer = stand_in(config.text)
+    model = build(config, tokenizer, KERNELS["sdpa"])
+    theirs = [value for name, value in plain.state_dict().items() if name not in {"scale", "local_scale"}]
+    added = plain.text.get_input_embeddings().weight[[tokenizer.separator_id, tokenizer.pad_id]]
+    scales = {"scale.log": plain.scale[None], "local_scale.log": plain.local_scale[None]}
+    (rows,) = (name for name in model.state_dict() if "trainable_tokens" in name)
+    names = [name for name in model.state_dict() if name not in {rows, *scales}]
+    model.load_state_dict(dict(zip(names, theirs, strict=True)) | scales | {rows: added})
+    return model
+
+
+def test_plain_and_published_are_one_model_and_that_of_the_framework() -> None:
+    """Loss and gradients in fp32 without dropout, on unchanged images; and what `published` does more."""
+    config = without_dropout()
+    tokenizer = stand_in(config.text)
+    drawn = synthetic(config, tokenizer)
+    unchanged = torch.from_numpy(IDENTITY).expand_as(drawn.anchor_changes)
+    batch = replace(drawn, anchor_changes=unchanged, partner_changes=unchanged)
+    plain, published = (PlainModel(config, len(tokenizer), as_published).train() for as_published in (False, True))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)  # LoRA starts at 0
+    published.load_state_dict(plain.state_dict())
+    framework = framework_of(plain, config)
+    calls: list[str] = []
+    for name, part in [("image", published.vision), ("sentence", published.sentence_head), ("one", plain.vision)]:
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
+
+    losses = [plain(batch), published(batch), objective(framework(batch), config.loss, config.loss.local_start)[0]]
+    for loss in losses:
+        loss.backward()
+    wanted, *got = (loss.item() for loss in losses)
+    assert got == pytest.approx([wanted, wanted], rel=1e-5)
+    assert Counter(calls) == {"image": 2, "sentence": len(batch.anchors), "one": 1}
+    gradients = [{n: p.grad for n, p in model.named_parameters() if p.grad is not None} for model in (plain, published)]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-3)
+    head = "image_head.weight"
+    torch.testing.assert_close(framework.get_parameter(head).grad, gradients[0][head], atol=1e-6, rtol=1e-3)
+    asked = published.text(input_ids=batch.texts.tokens, output_attentions=True)
+    assert [weights.shape for weights in asked.attentions] == [(8, 2, 56, 56)] * 2
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_a_published_step_looks_for_nan_and_nothing_after_it_does(
+    as_published: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16, where its weights and AdamW's moments are bf16 too."""
+    config = replace(tiny(), train=replace(tiny().train, precision="bf16"))
+    tokenizer = stand_in(config.text)
+    seen = []
+    forward = PlainModel.forward
+
+    def spied(model: PlainModel, batch: Batch) -> torch.Tensor:
+        seen.append((torch.is_anomaly_enabled(), torch.is_autocast_enabled("cpu"), model.norm.weight.dtype))
+        return forward(model, batch)
+
+    monkeypatch.setattr(PlainModel, "forward", spied)
+    step = plain_step(config, tokenizer, torch.device("cpu"), as_published)
+    assert np.isfinite(float(step(synthetic(config, tokenizer))))
+    assert seen == [(True, False, torch.bfloat16) if as_published else (False, True, torch.float32)]
+    assert not torch.is_anomaly_enabled()
 
 
 def test_bench_step_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

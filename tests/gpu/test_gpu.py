@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mama import attention, augment, bench_step, checkpoint, gradcache
 from mama.alignment import alignment_scores
-from mama.bench_step import Measured, measure, measure_plain, measure_to_the_largest, synthetic, tiny
+from mama.bench_step import Measured, measure, measure_plain, measure_published, measure_to_the_largest, synthetic, tiny
 from mama.blocks import prepare_blocks
 from mama.config import Config, ConfigError, TextConfig
 from mama.data import Batch, Texts
@@ -399,8 +399,9 @@ def test_a_step_is_measured_up_to_the_largest_batch_that_fits() -> None:
     assert wanted.rate > 0
 
 
-def test_the_plain_step_is_measured() -> None:
-    (measured,) = run_on_ranks(measure_plain, to_measure(attention="sdpa"))
+@pytest.mark.parametrize("measure_one", [measure_plain, measure_published])
+def test_the_plain_step_is_measured(measure_one: Callable[[Config], list[Measured]]) -> None:
+    (measured,) = run_on_ranks(measure_one, to_measure(attention="sdpa"))
     assert measured.rate > 0
     assert 0 < measured.memory_gb < 2
 
