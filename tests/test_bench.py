@@ -223,7 +223,10 @@ def test_plain_and_published_are_one_model_and_that_of_the_framework() -> None:
     for name, part in [("image", published.vision), ("sentence", published.sentence_head), ("one", plain.vision)]:
         part.register_forward_hook(lambda *_, name=name: calls.append(name))
 
-    losses = [plain(batch), published(batch), objective(framework(batch), config.loss, config.loss.local_start)[0]]
+    with mock.patch("mama.bench_plain._look_up") as look_up:
+        losses = [plain(batch), published(batch)]
+    look_up.assert_called_once_with(batch.texts.tokens)
+    losses.append(objective(framework(batch), config.loss, config.loss.local_start)[0])
     for loss in losses:
         loss.backward()
     wanted, *got = (loss.item() for loss in losses)
