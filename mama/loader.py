@@ -230,7 +230,7 @@ def _end(batches: Any) -> None:
     An error's traceback would keep the loader alive until this process exits, which waits for its workers, and
     those ignore the signal that should end them. A loader without workers has nothing to shut down.
     """
-    if hasattr(batches, "_pin_memory_thread"):
+    if hasattr(batches, "_pin_memory_thread") and not batches._shutdown:  # as it is behind the last batch
         _end_pinning(batches)
     getattr(batches, "_shutdown_workers", lambda: None)()
     for worker in getattr(batches, "_workers", ()):
