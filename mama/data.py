@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from mama import order
 from mama.config import Config
-from mama.loader import load
+from mama.loader import CPU, load, to_device
 from mama.pairs import Pair, Pairs
 from mama.tokens import Tokenizer
+
+Tensors = TypeVar("Tensors", "Texts", "Batch")
 
 
 @dataclass
@@ -31,7 +33,11 @@ class Texts:
     sentence_mask: Tensor  # bool [u, S], true where a sentence is
 
     def to(self, device: torch.device) -> Texts:
-        return Texts(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return _each(self, lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Texts:
+        """A copy in pinned memory; the loader calls it where there is a GPU."""
+        return _each(self, Tensor.pin_memory)
 
 
 @dataclass
@@ -51,9 +57,22 @@ class Batch:
     skipped: int = 0  # samples that could not be read and were replaced by some of these
 
     def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: v.to(device) if isinstance(v, Tensor | Texts) else v for name, v in moved.items()}
-        return Batch(**moved)
+        return _each(self, lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Batch:
+        """A copy in pinned memory; the loader calls it where there is a GPU."""
+        return _each(self, Tensor.pin_memory)
+
+
+def _each(whole: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    """The same with each of its tensors changed."""
+    parts: dict[str, Any] = {field.name: getattr(whole, field.name) for field in fields(whole)}
+    for name, part in parts.items():
+        if isinstance(part, Tensor):
+            parts[name] = change(part)
+        elif isinstance(part, Texts):
+            parts[name] = _each(part, change)
+    return type(whole)(**parts)
 
 
 class Collate:
@@ -122,11 +141,11 @@ class _MicroBatches:
 
 
 def training_batches(
-    config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int
+    config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int, device: torch.device = CPU
 ) -> Generator[Batch, None, None]:
-    """This rank's micro-batches for `steps`, in order; `accumulation` of them make one step.
+    """This rank's micro-batches for `steps`, in order, for `device`; `accumulation` of them make one step.
 
     Raises as `mama.loader.load` does.
     """
     batches = _MicroBatches(config, steps, rank, world_size)
-    return load(Pairs(config), config, Collate(tokenizer, config.data.max_tokens), batch_sampler=batches)
+    return load(Pairs(config), config, Collate(tokenizer, config.data.max_tokens), device, batch_sampler=batches)

@@ -18,7 +18,7 @@ from mama.augment import normalise
 from mama.config import Config
 from mama.data import tokenise
 from mama.images import Images
-from mama.loader import load, require_shared_memory
+from mama.loader import load, require_shared_memory, to_device
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
 from shards.progress import progress
@@ -87,9 +87,9 @@ def embed_images(model: MamaModel, split: Split, config: Config, device: torch.d
     require_shared_memory(config, config.eval.batch)
     count, title = -(-len(split) // config.eval.batch), f"{label}: {split.name} images"
     embeddings, tower = [], []
-    with closing(load(split, config, batch_size=config.eval.batch)) as batches:
+    with closing(load(split, config, device=device, batch_size=config.eval.batch)) as batches:
         for pixels in progress(batches, count, title, "batches"):
-            unit, features = model.embed_images(normalise(pixels.to(device)))
+            unit, features = model.embed_images(normalise(to_device(pixels, device)))
             embeddings.append(unit.float().cpu().numpy())
             tower.append(features.float().cpu().numpy())
     return Features(np.concatenate(embeddings), np.concatenate(tower))

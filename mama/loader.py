@@ -1,4 +1,7 @@
-"""Loader processes: batches of a data set, and one line where a process dies, hangs, or finds no shared memory."""
+"""Loader processes: batches of a data set, and one line where a process dies, hangs, or finds no shared memory.
+
+For a GPU the batches lie in pinned memory, from which they are copied while the host goes on.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
@@ -27,26 +32,46 @@ log = logging.getLogger(__name__)
 
 SHARED = Path("/dev/shm")  # where a loader process puts its batches for the training process
 AHEAD = 2  # batches that each process prepares
+PATIENCE = 5.0  # seconds for a process or a thread to end
+CPU = torch.device("cpu")
 MIB = 2**20
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
 _STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for a disk", "Z": "dead"}
 
 
 def load(
-    dataset: Dataset[Any], config: Config, collate: Callable[[list[Any]], Any] = default_collate, **options: Any
+    dataset: Dataset[Any],
+    config: Config,
+    collate: Callable[[list[Any]], Any] = default_collate,
+    device: torch.device = CPU,
+    **options: Any,
 ) -> Generator[Any, None, None]:
     """Batches by `data.workers` processes, which start now and end with the generator, however it ends.
+
+    They come on the CPU, in pinned memory where `device`, for which they are meant, is a GPU: see `to_device`.
 
     Close it, also behind an error of the caller's own: a process cannot exit while its loader processes live.
 
     Raises `ShardError` as the data set does, whichever process it happened in, and `TrainingError` where a
-    process dies, has no shared memory left, or gives no batch for `train.timeout` seconds.
+    process dies, has no shared or pinned memory left, or gives no batch for `train.timeout` seconds.
     """
     workers = config.data.workers
     if workers:
         options |= {"prefetch_factor": AHEAD, "timeout": config.train.timeout, "worker_init_fn": start_worker}
-    loader = DataLoader(dataset, num_workers=workers, collate_fn=_Shared(collate), **options)
-    return _plain(iter(loader))
+    pin = device.type == "cuda"
+    batches = iter(DataLoader(dataset, num_workers=workers, collate_fn=_Shared(collate), pin_memory=pin, **options))
+    if hasattr(batches, "_pin_memory_thread"):
+        _hand_on_errors(batches)
+    return _plain(batches)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`; the host waits for the GPU only where `tensor` is not pinned.
+
+    Write nothing into a pinned tensor afterwards: the copy may not have begun. To forget it is safe, PyTorch keeps
+    its memory until the copy is done.
+    """
+    return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def require_shared_memory(config: Config, images: int, ranks_here: int = 1) -> None:
@@ -101,6 +126,23 @@ def _share(batch: Any) -> None:
             _share(part)
 
 
+def _hand_on_errors(batches: Any) -> None:
+    """Raise what ends the thread that pins batches where the next batch is asked for, as without that thread.
+
+    PyTorch would print its traceback, and wait for the thread until the time limit.
+    """
+    get, put = batches._data_queue.get, batches._data_queue.put
+
+    def get_or_raise(*args: Any, **kwargs: Any) -> Any:
+        found = get(*args, **kwargs)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    batches._data_queue.get = get_or_raise
+    batches._pin_memory_thread._invoke_excepthook = lambda thread: put(sys.exc_info()[1])
+
+
 def _plain(batches: Any) -> Generator[Any, None, None]:
     with plain_failures():
         try:
@@ -141,6 +183,12 @@ def plain_failures() -> Iterator[None]:
                 f"a loader process found no room for its batch in {SHARED}; start the container with a larger "
                 "--shm-size, or set data.workers=0"
             ) from None
+        if "pin memory thread" in str(error):
+            cause = next((line for line in str(error).splitlines()[::-1] if "Error: " in line), "of an unknown cause")
+            raise TrainingError(
+                f"a batch could not be copied to pinned memory ({cause}); if memory ran out, lower data.workers or "
+                "train.micro_batch; it is safe to run again"
+            ) from None
         if "ancdata" in str(error) or "Too many open files" in str(error):
             raise TrainingError(
                 "no more files can be opened for the batches of the loader processes; raise the limit (ulimit -n), or "
@@ -159,7 +207,7 @@ def _hanging(batches: Any) -> str:
     )
     with suppress(RuntimeError):  # PyTorch's handler says that a loader process has died
         worker.kill()
-        worker.join(5)
+        worker.join(PATIENCE)
     return words
 
 
@@ -182,10 +230,25 @@ def _end(batches: Any) -> None:
     An error's traceback would keep the loader alive until this process exits, which waits for its workers, and
     those ignore the signal that should end them. A loader without workers has nothing to shut down.
     """
+    if hasattr(batches, "_pin_memory_thread") and not batches._shutdown:  # as it is behind the last batch
+        _end_pinning(batches)
     getattr(batches, "_shutdown_workers", lambda: None)()
     for worker in getattr(batches, "_workers", ()):
         if worker.is_alive():
             worker.kill()
-            worker.join(5)
+            worker.join(PATIENCE)
         if worker.is_alive():  # not even a kill ends a read of a dead disk: this process must not wait for it
             multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
+
+
+def _end_pinning(batches: Any) -> None:
+    """End the thread that pins batches, unless it waits for a process that hangs: it will end with that process.
+
+    PyTorch ends the thread first, and would wait for it for ever.
+    """
+    batches._pin_memory_thread_done_event.set()
+    batches._worker_result_queue.put((None, None))  # wakes it
+    batches._worker_result_queue.cancel_join_thread()  # a killed process may have left the queue locked
+    batches._pin_memory_thread.join(PATIENCE)
+    if batches._pin_memory_thread.is_alive():
+        del batches._pin_memory_thread

@@ -132,7 +132,8 @@ class Training:
     def run(self) -> int:
         """Returns how many steps have been taken."""
         config = self.config
-        with closing(training_batches(config, self.tokenizer, self.steps, rank(), world_size())) as batches:
+        device = self.engine.device
+        with closing(training_batches(config, self.tokenizer, self.steps, rank(), world_size(), device)) as batches:
             return self._loop(batches)
 
     def _loop(self, batches: Iterator[Batch]) -> int:
@@ -225,11 +226,11 @@ class Training:
             return {}
         if self.monitor and step % (PICTURES * config.train.log_every) == 0:
             self._show(step, own[-1], embeddings)
-        values = {"loss/total": total, **{f"loss/{name}": term.detach() for name, term in terms.items()}}
+        losses = {"loss/total": total, **{f"loss/{name}": term.detach() for name, term in terms.items()}}
         return {
-            **{name: float(value) for name, value in values.items()},
+            **_numbers({**losses, **self._measured(embeddings)}),
             **{f"lr/{tower}": rate for tower, rate in rates.items()},
-            **self._measured(embeddings),
+            **self._of_update(),
             **self.meter.read(),
         }
 
@@ -271,16 +272,22 @@ class Training:
                 f"of the last one: {', '.join(key for keys in of_all for key in keys)}"
             )
 
-    def _measured(self, e: Embeddings) -> dict[str, float]:
-        """Of the last contrastive batch and of the update; every rank must call it."""
+    def _measured(self, e: Embeddings) -> dict[str, Tensor]:
+        """Of the last contrastive batch; every rank must call it."""
         targets = positives(e.text_ids, same_text=self.config.loss.positives == "text")
         to_text, to_image = retrieval_accuracy(e.anchor.detach(), e.anchor_text.detach(), targets)
-        total = float(self.engine.get_global_grad_norm() or 0.0)
         return {
-            "accuracy/image_to_text": float(to_text),
-            "accuracy/text_to_image": float(to_image),
-            "scale/global": float(e.scale.detach()),
-            "scale/local": float(e.local_scale.detach()),
+            "accuracy/image_to_text": to_text,
+            "accuracy/text_to_image": to_image,
+            "scale/global": e.scale.detach(),
+            "scale/local": e.local_scale.detach(),
+        }
+
+    def _of_update(self) -> dict[str, float]:
+        """Of the update that was taken; every rank must call it."""
+        norm = self.engine.get_global_grad_norm()
+        total = 0.0 if norm is None else float(norm)
+        return {
             "scale/largest": self.config.loss.max_scale,
             "grad_norm/total": total,
             **{f"grad_norm/{tower}": norm for tower, norm in self.norms.read(total).items()},
@@ -299,6 +306,12 @@ class Training:
             first = len(e.patches) - len(batch.keys)  # gradient caching has joined all micro-batches
             maps = e.sentences[first, : len(sentences)] @ e.patches[first].t()
             self.monitor.show_maps(step, anchor, sentences, maps)
+
+
+def _numbers(values: dict[str, Tensor]) -> dict[str, float]:
+    """0-d tensors as numbers, by one copy from the device."""
+    together = torch.stack([value.float() for value in values.values()])
+    return dict(zip(values, together.tolist(), strict=True))
 
 
 def _shown(steps: range) -> Iterable[int]:

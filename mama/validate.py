@@ -19,7 +19,7 @@ from mama.config import Config, ConfigError
 from mama.corrupt import Corrupt
 from mama.data import Texts, tokenise
 from mama.images import Images
-from mama.loader import load
+from mama.loader import load, to_device
 from mama.losses import info_nce
 from mama.model import MamaModel
 from mama.tokens import Tokenizer
@@ -137,6 +137,7 @@ def _embed(
         held_out,
         config,
         _Collate(tokenizer, config.data.max_tokens),
+        device,
         sampler=share,
         batch_size=2 * config.train.micro_batch,  # as many images as training holds, there with their gradients
         generator=torch.Generator(),  # a loader without one would draw from the generator of training
@@ -145,12 +146,12 @@ def _embed(
     images, texts, tokens, readable = [], [], [], []
     with closing(batches):
         for pixels, words, good in batches:
-            images.append(model.embed_images(normalise(pixels.to(device)).to(dtype))[0].float())
-            texts.append(model.embed_texts(words.to(device)).float())
+            words = words.to(device)
+            images.append(model.embed_images(normalise(to_device(pixels, device)).to(dtype))[0].float())
+            texts.append(model.embed_texts(words).float())
             missing = config.data.max_tokens - words.tokens.shape[1]
-            padded = torch.nn.functional.pad(words.tokens, (0, missing), value=tokenizer.pad_id)
-            tokens.append(padded.to(device))
-            readable.append(good[:, None].to(device))
+            tokens.append(torch.nn.functional.pad(words.tokens, (0, missing), value=tokenizer.pad_id))
+            readable.append(to_device(good, device)[:, None])
     count = len(held_out)
     kept = _in_order(readable, count)[:, 0]
     if not kept.any():

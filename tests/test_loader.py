@@ -8,20 +8,30 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mama import loader
+from mama.bench_step import synthetic, tiny
 from mama.config import Config, ConfigError, DataConfig, TrainConfig
+from mama.data import Batch
+from mama.dryrun import stand_in
 from mama.errors import TrainingError
+from shards.schema import ShardError
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = Config(data=DataConfig(image_size=(518, 518), workers=2), train=TrainConfig(timeout=2))
+
+ONE_WORKER = replace(CONFIG, data=replace(CONFIG.data, workers=1))
 
 
 class Struck(Dataset[torch.Tensor]):
@@ -43,6 +53,29 @@ def slowly(batch: torch.Tensor) -> None:
     time.sleep(0.01)
 
 
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """PyTorch believes in a GPU, and its thread pins by a plain copy. Returns what was pinned."""
+    copies: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        copies.append(tensor.clone())
+        return copies[-1]
+
+    answers = {"is_available": True, "current_accelerator": CUDA, "current_device_index": 0, "set_device_index": None}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    return copies
+
+
+def left_over() -> list[Any]:
+    """Processes of loaders and threads that pin."""
+    threads = [thread for thread in threading.enumerate() if "pin_memory" in thread.name]
+    return threads + [child for child in multiprocessing.active_children() if "DataLoader" in repr(child)]
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -57,8 +90,10 @@ def slowly(batch: torch.Tensor) -> None:
         ),
     ],
 )
-def test_a_process_that_stops_or_dies_is_named_and_none_is_left(number: int, message: str) -> None:
-    batches = loader.load(Struck(number), CONFIG, batch_size=1)
+def test_a_process_that_stops_or_dies_is_named_and_none_is_left(
+    pinned: list[Tensor], number: int, message: str, device: torch.device
+) -> None:
+    batches = loader.load(Struck(number), CONFIG, device=device, batch_size=1)
     # The death may be noticed anywhere: as the next batch is taken, or as here between two of them.
     with pytest.raises(TrainingError, match=message) as caught, loader.plain_failures():
         list(map(slowly, batches))
@@ -66,7 +101,127 @@ def test_a_process_that_stops_or_dies_is_named_and_none_is_left(number: int, mes
     pid = int(re.search(message, str(caught.value))[1])  # type: ignore[index]
     batches.close()
     assert not Path(f"/proc/{pid}").exists()
-    assert not [child for child in multiprocessing.active_children() if "DataLoader" in repr(child)]
+    assert not left_over()
+
+
+BATCH = synthetic(tiny(), stand_in(tiny().text))
+
+
+def batch_of(rows: list[int]) -> Batch:
+    return replace(BATCH, text_ids=torch.tensor(rows), skipped=len(rows))
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    return [x for x in (*vars(batch).values(), *vars(batch.texts).values()) if isinstance(x, Tensor)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_pinned_where_they_are_meant_for_a_gpu(pinned: list[Tensor], workers: int) -> None:
+    """All of a batch, also its texts; its numbers and their order are the same."""
+    config = replace(CONFIG, data=replace(CONFIG.data, workers=workers))
+    plain, for_gpu = (
+        list(loader.load(range(6), config, batch_of, device, batch_size=2))  # type: ignore[arg-type]
+        for device in (CPU, CUDA)
+    )
+    assert [batch.text_ids.tolist() for batch in plain] == [[0, 1], [2, 3], [4, 5]]
+    for one, other in zip(plain, for_gpu, strict=True):
+        assert (one.keys, one.skipped) == (other.keys, other.skipped)
+        assert all(map(torch.equal, tensors_of(one), tensors_of(other)))
+    found = [id(tensor) for batch in for_gpu for tensor in tensors_of(batch)]
+    assert found
+    assert set(found) == set(map(id, pinned)), "and nothing of those for the CPU"
+    assert len(tensors_of(BATCH)) == 12
+    assert not left_over()
+
+
+class Unreceived:
+    """The process that receives it finds no file for it."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise RuntimeError('received 0 items of ancdata')",)
+
+
+def unreadable(rows: list[int]) -> Any:
+    if rows != [0]:
+        raise ShardError("train-000000.tar: it is damaged")
+    return torch.tensor(rows)
+
+
+def unreceived(rows: list[int]) -> Any:
+    return Unreceived() if rows != [0] else torch.tensor(rows)
+
+
+def unpinned(rows: list[int]) -> Any:
+    return Unpinned() if rows != [0] else torch.tensor(rows)
+
+
+class Unpinned:
+    def pin_memory(self) -> Any:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported.")
+
+
+@pytest.mark.parametrize(
+    ("collate", "error"),
+    [
+        (unreadable, ShardError("train-000000.tar: it is damaged")),
+        (
+            unreceived,
+            TrainingError(
+                "no more files can be opened for the batches of the loader processes; raise the limit (ulimit -n), or "
+                "lower data.workers"
+            ),
+        ),
+        (
+            unpinned,
+            TrainingError(
+                "a batch could not be copied to pinned memory (RuntimeError: CUDA error: out of memory); if memory "
+                "ran out, lower data.workers or train.micro_batch; it is safe to run again"
+            ),
+        ),
+    ],
+)
+def test_what_fails_before_or_in_the_thread_that_pins_is_one_line(
+    pinned: list[Tensor], collate: Any, error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    batches = loader.load(range(8), ONE_WORKER, collate, CUDA, batch_size=1)  # type: ignore[arg-type]
+    assert next(batches).tolist() == [0]
+    with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+        list(batches)
+    assert not left_over()
+    assert capfd.readouterr().err == ""
+
+
+class Awaited:
+    """The thread that receives it waits until its process ends."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return wait_for, (self.pid,)
+
+
+def wait_for(pid: int) -> None:
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)
+
+
+def awaited(rows: list[int]) -> Any:
+    return Awaited() if rows != [0] else torch.tensor(rows)
+
+
+@pytest.mark.parametrize("collate", [awaited, torch.tensor])
+def test_an_early_end_leaves_no_thread_and_no_process(
+    pinned: list[Tensor], monkeypatch: pytest.MonkeyPatch, collate: Any
+) -> None:
+    """Also where the thread waits for a process that was stopped while it handed its batch over."""
+    monkeypatch.setattr(loader, "PATIENCE", 0.5)
+    batches = loader.load(range(8), ONE_WORKER, collate, CUDA, batch_size=1)  # type: ignore[arg-type]
+    assert next(batches).tolist() == [0]
+    batches.close()
+    for thread in left_over():
+        thread.join(5)
+    assert not left_over()
 
 
 def test_a_full_shared_memory_is_one_line_and_no_wait(tmp_path: Path) -> None:

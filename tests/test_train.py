@@ -36,7 +36,7 @@ from mama.marker import read_marker
 from mama.model import MamaModel, build
 from mama.run import load_tokenizer, prepare
 from mama.tokens import Tokenizer
-from mama.train import train, train_rank
+from mama.train import _numbers, train, train_rank
 from shards.manifest import load_manifest, save_manifest
 
 pytestmark = pytest.mark.ranks
@@ -299,6 +299,11 @@ def unread(config: Config) -> None:
     """A rank's loader alone."""
     with closing(training_batches(config, Tokenizer.load(config.run_folder / "tokenizer"), range(4), 0, 2)) as batches:
         list(batches)
+
+
+def test_logged_values_are_those_of_their_tensors() -> None:
+    values = {"a": torch.tensor(0.1), "b": torch.tensor(0.1, dtype=torch.bfloat16), "c": torch.tensor(float("inf"))}
+    assert _numbers(values) == {name: float(value) for name, value in values.items()}
 
 
 def test_a_run_that_blows_up_skips_and_then_stops_with_its_samples(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from mama.config import Config, ConfigError, TextConfig
 from mama.data import Batch, Texts
 from mama.dryrun import stand_in
 from mama.launch import run_on_ranks
+from mama.loader import load
 from mama.losses import objective
 from mama.model import build
+from mama.monitor import Meter
 from mama.towers import build_text, build_vision
 
 pytestmark = pytest.mark.gpu  # tests/conftest.py skips them where there is no CUDA device
@@ -218,6 +221,47 @@ def test_augmentation_is_that_of_the_cpu() -> None:
     moved = batch.to(DEVICE)
     got = augment.apply(moved.anchors, moved.anchor_changes).cpu()
     assert apart(got, wanted) < 1e-2  # a pixel at an edge of the crop may fall on its other side
+
+
+# Loading
+
+
+def numbered(rows: list[int]) -> Batch:
+    config = tiny()
+    return replace(synthetic(config, stand_in(config.text)), text_ids=torch.tensor(rows))
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    return [x for x in (*vars(batch).values(), *vars(batch.texts).values()) if isinstance(x, Tensor)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_pinned_and_fetched_while_the_gpu_is_busy(workers: int) -> None:
+    """The host does not wait for what the GPU does, and forgets a batch before it is copied."""
+    config = tiny()
+    config = replace(config, data=replace(config.data, workers=workers))
+    wanted = list(load(range(6), config, numbered, batch_size=2))  # type: ignore[arg-type]
+    with closing(load(range(6), config, numbered, DEVICE, batch_size=2)) as batches:  # type: ignore[arg-type]
+        pinned = list(batches)
+    meter = Meter(build(config, stand_in(config.text), "sdpa"), config.data.image_size, DEVICE)
+    assert not any(tensor.is_pinned() for batch in wanted for tensor in tensors_of(batch))
+    assert all(tensor.is_pinned() for batch in pinned for tensor in tensors_of(batch))
+    meter.fetch(iter(wanted))  # reserves memory on the device
+    zeros = torch.zeros_like(wanted[0].anchors)
+    zeros.pin_memory()  # and this in pinned memory: to reserve some may wait for the GPU
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2 * 10**9)  # cycles: about a second
+    awake = torch.cuda.Event()
+    awake.record()
+    moved = []
+    for _ in wanted:
+        moved.append(meter.fetch(iter([pinned.pop(0)])))
+        zeros.pin_memory()  # not where a batch lies that is still to be copied
+    assert not awake.query(), "the host has waited for the GPU"
+    for one, two in zip(wanted, moved, strict=True):
+        assert (one.keys, one.skipped) == (two.keys, two.skipped)
+        assert {tensor.device.type for tensor in tensors_of(two)} == {"cuda"}
+        assert all(map(torch.equal, tensors_of(one), (tensor.cpu() for tensor in tensors_of(two))))
 
 
 # Training: every way to make the same three updates, in one process for each precision
