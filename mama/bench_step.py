@@ -171,16 +171,17 @@ def measure_published(config: Config) -> list[Measured]:
 
 
 def growing(wanted: int, found: list[Measured], room_gb: float) -> Iterator[int]:
-    """Half of `wanted`, `wanted`, then half of the way to what `room_gb` holds by the last two, within 1/16 and 1.
+    """Half of `wanted`, `wanted`, then two thirds of the way to what `room_gb` holds by the last two.
 
-    `found` is what has been measured so far. It ends where a micro-batch does not fit, with the caller.
+    In steps of a sixteenth and 1 at least. `found` is what has been measured so far. It ends where a micro-batch
+    does not fit, with the caller.
     """
     yield from sorted({max(1, wanted // 2), wanted, max(2, wanted)})
     while True:
         before, last = found[-2:]
         growth = (last.memory_gb - before.memory_gb) / (last.pairs - before.pairs)
         left = (room_gb - last.memory_gb) / growth if growth > 0 else 0
-        yield last.pairs + max(1, last.pairs // 16, min(last.pairs, int(left / 2)))
+        yield last.pairs + max(1, last.pairs // 16, min(last.pairs, int(2 * left / 3)))
 
 
 def _measured(

@@ -143,7 +143,8 @@ def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
         yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
-    yield "Checkpointed: every layer's input, and one layer. Left out: augmentation, objective, the allocator's waste."
+    yield "Checkpointed: every layer's input, and one layer at a time. A frozen MLP keeps only what goes into its GELU."
+    yield "Left out: augmentation, objective, the allocator's waste."
 
 
 def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
@@ -156,11 +157,15 @@ def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
     length, tokens = patches + model.vision.prefix, config.data.max_tokens
     towers = {
         f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),
-        f"text tower, at most {texts} x {tokens} tokens": (Transformer.of(text), texts * tokens),
+        f"text tower, at most {texts} x {tokens} tokens": (
+            Transformer.of(text, frozen=config.text.tune != "full"),
+            texts * tokens,
+        ),
     }
-    found = {}
-    for name, (tower, count) in towers.items():
-        found[name] = tower.activations(count, size, False), tower.activations(count, size, True)
+    found = {
+        name: (tower.activations(count, size), tower.inputs(count, size)) for name, (tower, count) in towers.items()
+    }
+    found["the largest layer, computed again"] = 0, max(tower.layer_bytes(n, size) for tower, n in towers.values())
     if model.patch_head is not None:
         local = local_head_bytes(pairs * patches, model.vision.width, heads.hidden_dim, heads.embed_dim, size)
         found[f"patch head, {pairs} x {patches:,} patches"] = local, local

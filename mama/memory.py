@@ -59,10 +59,12 @@ class Transformer:
     keys: int  # width of the keys and of the values, less than `width` with grouped-query attention
     hidden: int  # all that a token keeps inside the MLP, in numbers
     scaled: bool  # LayerScale behind attention and MLP keeps their outputs
+    dropped: bool  # dropout behind attention and MLP keeps where
+    spared: int  # of the above not kept, as only the gradient of a frozen matrix would need it
 
     @staticmethod
-    def of(shape: Any) -> Transformer:
-        """From a configuration of transformers."""
+    def of(shape: Any, frozen: bool = False) -> Transformer:
+        """From a configuration of transformers; `frozen`: adapters alone are trained."""
         width, heads = shape.hidden_size, shape.num_attention_heads
         groups = getattr(shape, "num_key_value_heads", None) or heads
         hidden = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None)
@@ -72,25 +74,34 @@ class Transformer:
             getattr(shape, gate, False) for gate in ("use_swiglu_ffn", "use_gated_mlp")
         ):
             kept = 4  # gated: two projections, the activated one, their product
-        scaled = hasattr(shape, "layerscale_value")
-        return Transformer(shape.num_hidden_layers, width, width * groups // heads, kept * hidden, scaled)
+        return Transformer(
+            shape.num_hidden_layers,
+            width,
+            width * groups // heads,
+            kept * hidden,
+            scaled=hasattr(shape, "layerscale_value"),
+            dropped=any(getattr(shape, name, 0) for name in ("resid_pdrop", "hidden_dropout_prob")),
+            spared=width + hidden if frozen else 0,
+        )
 
     def layer_bytes(self, tokens: int, size: int) -> int:
         """Kept for the backward pass of one layer, `size` bytes a number.
 
         Per token: the inputs of two norms, of the QKV projection and of the MLP, queries, attention's output
         (6 width); keys and values; the inside of the MLP; and a byte for each number under two dropouts. With
-        a hidden width of 4 times the width and one GELU that is 34 width in bf16, as in the source. Frozen
-        projections keep less, norms written out in Python more: within a fifth of what autograd holds.
+        a hidden width of 4 times the width and one GELU that is 34 width in bf16, as in the source. Norms
+        written out in Python keep more, compiled blocks less: within a fifth of what autograd holds.
         """
-        numbers = (8 if self.scaled else 6) * self.width + 2 * self.keys + self.hidden
-        return tokens * (size * numbers + 2 * self.width)
+        numbers = (8 if self.scaled else 6) * self.width + 2 * self.keys + self.hidden - self.spared
+        return tokens * (size * numbers + (2 * self.width if self.dropped else 0))
 
-    def activations(self, tokens: int, size: int, checkpointing: bool) -> int:
-        """Bytes for `tokens` tokens: all layers', or with checkpointing every layer's input and one layer's."""
-        if checkpointing:
-            return self.layers * tokens * self.width * size + self.layer_bytes(tokens, size)
+    def activations(self, tokens: int, size: int) -> int:
+        """Bytes for `tokens` tokens, of all layers."""
         return self.layers * self.layer_bytes(tokens, size)
+
+    def inputs(self, tokens: int, size: int) -> int:
+        """Bytes of what goes into every layer, which activation checkpointing keeps."""
+        return self.layers * tokens * self.width * size
 
 
 def local_head_bytes(rows: int, width: int, hidden: int, out: int, size: int) -> int:
