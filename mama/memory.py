@@ -60,6 +60,7 @@ class Transformer:
     hidden: int  # all that a token keeps inside the MLP, in numbers
     scaled: bool  # LayerScale behind attention and MLP keeps their outputs
     dropped: bool  # dropout behind attention and MLP keeps where
+    upcast: bool  # norms written out in Python keep their inputs in fp32 too
     spared: int  # of the above not kept, as only the gradient of a frozen matrix would need it
 
     @staticmethod
@@ -81,6 +82,7 @@ class Transformer:
             kept * hidden,
             scaled=hasattr(shape, "layerscale_value"),
             dropped=any(getattr(shape, name, 0) for name in ("resid_pdrop", "hidden_dropout_prob")),
+            upcast=shape.model_type == "llama",
             spared=width + hidden if frozen else 0,
         )
 
@@ -89,11 +91,12 @@ class Transformer:
 
         Per token: the inputs of two norms, of the QKV projection and of the MLP, queries, attention's output
         (6 width); keys and values; the inside of the MLP; and a byte for each number under two dropouts. With
-        a hidden width of 4 times the width and one GELU that is 34 width in bf16, as in the source. Norms
-        written out in Python keep more, compiled blocks less: within a fifth of what autograd holds.
+        a hidden width of 4 times the width and one GELU that is 34 width in bf16, as in the source. Compiled
+        blocks keep less: within a fifth of what autograd holds.
         """
         numbers = (8 if self.scaled else 6) * self.width + 2 * self.keys + self.hidden - self.spared
-        return tokens * (size * numbers + (2 * self.width if self.dropped else 0))
+        copies = 2 * 4 * self.width if self.upcast and size < 4 else 0
+        return tokens * (size * numbers + copies + (2 * self.width if self.dropped else 0))
 
     def activations(self, tokens: int, size: int) -> int:
         """Bytes for `tokens` tokens, of all layers."""

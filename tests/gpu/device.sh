@@ -36,7 +36,7 @@ setup() {
 }
 
 tests() {
-    "$PYTHON" -m pytest tests/gpu --numprocesses 4 --dist loadgroup -p no:cacheprovider --tb=short --durations=10
+    "$PYTHON" -m pytest tests/gpu --numprocesses 8 --dist loadgroup -p no:cacheprovider --tb=short --durations=10
 }
 
 fp32() { recipe fp32 data.workers=0; }

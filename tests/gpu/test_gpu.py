@@ -272,29 +272,37 @@ WAYS: dict[str, dict[str, Any]] = {
     "ZeRO-2": {"zero_stage": 2},
     "xformers": {"attention": "xformers"},
     "activation checkpointing": {"activation_checkpointing": True},
-    "compiled": {"compile": True},
-    "compiled and checkpointed": {"compile": True, "activation_checkpointing": True},
-    "compiled with xformers": {"compile": True, "attention": "xformers"},
-    "compiled, gradient caching": {"compile": True, "grad_cache": True, "micro_batch": 4},
     "gradient caching": {"grad_cache": True, "micro_batch": 4},
     "resumed ZeRO-1": {"zero_stage": 1},
     "resumed ZeRO-2": {"zero_stage": 2},
-    "resumed compiled": {"compile": True},
     # Last: stage 3 replaces F.linear for the whole process, by one that rounds otherwise in bf16.
     "ZeRO-3": {"zero_stage": 3},
     "offload": {"zero_stage": 3, "offload": True},
     "resumed ZeRO-3": {"zero_stage": 3},
     "resumed offload": {"zero_stage": 3, "offload": True},
 }
+COMPILED: dict[str, dict[str, Any]] = {
+    "ZeRO-2": {"compile": False},
+    "compiled": {"compile": True},
+    "compiled with xformers": {"compile": True, "attention": "xformers"},
+    "compiled and checkpointed": {"compile": True, "activation_checkpointing": True},
+    "compiled, gradient caching": {"compile": True, "grad_cache": True, "micro_batch": 4},
+    "resumed compiled": {"compile": True},
+}
 UPDATES = 3
-# Each precision is trained once: all its tests go to one worker.
-PRECISIONS = [
-    pytest.param(precision, close, marks=pytest.mark.xdist_group(precision))
-    for precision, close in [("fp32", 1e-3), ("bf16", 3e-2)]
-]
 
 
-def three_updates(precision: Any, runs: Path) -> Config:
+def every_way() -> list[Any]:
+    """Precision, how close losses are, compiled, way; those of one process go to one worker."""
+    return [
+        pytest.param(precision, close, compiled, way, marks=pytest.mark.xdist_group(f"{precision}, {compiled}"))
+        for precision, close in (("fp32", 1e-3), ("bf16", 3e-2))
+        for compiled, ways in ((False, WAYS), (True, COMPILED))
+        for way in ways
+    ]
+
+
+def three_updates(precision: Any, compiled: bool, runs: Path) -> Config:
     """Without dropout, so that kernels and micro-batches may draw as they like."""
     config = tiny()
     still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -304,7 +312,7 @@ def three_updates(precision: Any, runs: Path) -> Config:
         attention="sdpa",
         activation_checkpointing=False,
         steps=UPDATES,
-        compile=False,
+        compile=compiled,
     )
     return replace(
         config,
@@ -363,7 +371,7 @@ def all_ways(config: Config) -> dict[str, tuple[list[float], float] | str]:
     device = join_ranks()
     batch = synthetic(config, stand_in(config.text)).to(device)
     found: dict[str, tuple[list[float], float] | str] = {}
-    for way, changes in WAYS.items():
+    for way, changes in (COMPILED if config.train.compile else WAYS).items():
         staged = replace(config, name=way.replace(" ", "-"), train=replace(config.train, **changes))
         try:
             found[way] = one_way(way, staged, batch)
@@ -386,29 +394,30 @@ def one_way(way: str, config: Config, batch: Batch) -> tuple[list[float], float]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], dict[str, Any]]:
+    found: dict[tuple[str, bool], dict[str, Any]] = {}
 
-    def of(precision: str) -> dict[str, Any]:
-        if precision not in found:
+    def of(precision: str, compiled: bool) -> dict[str, Any]:
+        if (precision, compiled) not in found:
+            config = three_updates(precision, compiled, tmp_path_factory.mktemp("runs"))
             with pytest.MonkeyPatch.context() as environment:
                 environment.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                found[precision] = run_on_ranks(all_ways, three_updates(precision, tmp_path_factory.mktemp("runs")))
-        return found[precision]
+                found[precision, compiled] = run_on_ranks(all_ways, config)
+        return found[precision, compiled]
 
     return of
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("precision", "close"), PRECISIONS)
-def test_every_way_makes_the_same_updates(trained: Any, precision: str, close: float, way: str) -> None:
+@pytest.mark.parametrize(("precision", "close", "compiled", "way"), every_way())
+def test_every_way_makes_the_same_updates(trained: Any, precision: str, close: float, compiled: bool, way: str) -> None:
     """And a resumed run ends at the weights of an uninterrupted one, by kernels that are deterministic."""
-    if way == "xformers":
-        choose(way)
+    if "xformers" in way:
+        choose("xformers")
+    ways = trained(precision, compiled)
     for needed in ("ZeRO-2", way):
-        assert not isinstance(trained(precision)[needed], str), trained(precision)[needed]
-    wanted, _ = trained(precision)["ZeRO-2"]
-    losses, gap = trained(precision)[way]
+        assert not isinstance(ways[needed], str), ways[needed]
+    wanted, _ = ways["ZeRO-2"]
+    losses, gap = ways[way]
     assert wanted[-1] < wanted[0]
     assert losses == pytest.approx(wanted[-len(losses) :], rel=close)
     assert gap < 1e-5
