@@ -85,7 +85,7 @@ class VisionTower(nn.Module):
 class PatchProjection(nn.Conv2d):
     """The convolution that makes patches into tokens, on a GPU as one matrix product.
 
-    cuDNN has no tensor-core kernel for so few channels, and took forty times as long (BENCHMARKS.md).
+    cuDNN has no tensor-core kernel for so few channels, and takes six times as long (BENCHMARKS.md).
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ def train_rank(config: Config) -> int:
     """What every rank does; returns the steps that have been taken."""
     logs.start()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # is no news to who trains
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)  # fp32 is meant
     stop.listen()
     with held(config.run_folder) if os.environ.get("RANK", "0") == "0" else nullcontext() as lease:
         device = join_ranks(config.train.timeout)
