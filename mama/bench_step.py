@@ -120,8 +120,8 @@ def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
     if train.attention != "auto":
         return [train]
     both = [replace(train, attention="xformers"), replace(train, attention="sdpa")]
-    chosen = run_on_ranks(_chosen, Config())
-    return both if chosen == attention.KERNELS["xformers"] else both[1:]
+    xformers = cuda and run_on_ranks(_chosen, Config()) == attention.KERNELS["xformers"]
+    return both if xformers else both[1:]
 
 
 def _chosen(config: Config) -> str:
