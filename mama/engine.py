@@ -232,9 +232,11 @@ def step_if_finite(engine: DeepSpeedEngine) -> bool:
         engine.step()
         return not engine.optimizer.overflow
     parameters = [p for p in engine.module.parameters() if p.grad is not None]
-    finite = bool(torch.isfinite(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    finite = bool(norm.isfinite())
     if not finite:
         for parameter in parameters:
             parameter.grad = None
     engine.step()
+    engine._global_grad_norm = norm  # ZeRO's optimizers tell the engine, PyTorch's does not
     return finite
