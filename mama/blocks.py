@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sysconfig
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +53,8 @@ def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
         return "ZeRO stage 3 gathers weights inside of them"
     if not shutil.which(os.environ.get("CC", "cc")) and not shutil.which("gcc"):
         return "there is no C compiler"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers are not installed"
     return None
 
 

@@ -234,7 +234,7 @@ class TrainConfig:
     # auto: xformers on CUDA before Hopper, where it runs; elsewhere sdpa, PyTorch's own.
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     activation_checkpointing: bool = True
-    compile: bool = True  # the blocks of the image tower, on CUDA below ZeRO stage 3; needs a C compiler there
+    compile: bool = True  # the blocks of the image tower, on CUDA below ZeRO stage 3, with a C compiler and Python.h
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2  # the newest; the best by validation is kept besides

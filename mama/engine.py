@@ -108,18 +108,17 @@ def start_engine(model: MamaModel, config: Config) -> DeepSpeedEngine:
 
 
 def _look_once(engine: DeepSpeedEngine) -> None:
-    """Let ZeRO take the norm of all gradients at once, and tell from it alone whether they are finite.
+    """Let ZeRO 1 and 2 take the norm of all gradients at once, and tell from it alone whether they are finite.
 
     It would look at every tensor for inf and nan, take each one's norm, and look at the norm again in each group, and
     a GPU waited a third of its step for the host (BENCHMARKS.md). A norm that is not finite ends the step just so, on
     all ranks.
     """
-    if is_plain(engine):
+    if is_plain(engine) or engine.zero_optimization_stage() == 3:  # stage 3 looks at its norm alone by itself
         return
     engine.optimizer.check_overflow = lambda partition_gradients=True: None
-    if engine.zero_optimization_stage() < 3:
-        engine.optimizer.get_grad_norm_direct = _norm
-        engine.optimizer.unscale_and_clip_grads = partial(_clip, engine.optimizer.clip_grad)
+    engine.optimizer.get_grad_norm_direct = _norm
+    engine.optimizer.unscale_and_clip_grads = partial(_clip, engine.optimizer.clip_grad)
 
 
 def _norm(gradients: Sequence[Tensor], parameters: Any, norm_type: int = 2) -> Tensor:
@@ -233,9 +232,11 @@ def step_if_finite(engine: DeepSpeedEngine) -> bool:
         engine.step()
         return not engine.optimizer.overflow
     parameters = [p for p in engine.module.parameters() if p.grad is not None]
-    finite = bool(torch.isfinite(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    finite = bool(norm.isfinite())
     if not finite:
         for parameter in parameters:
             parameter.grad = None
     engine.step()
+    engine._global_grad_norm = norm  # ZeRO's optimizers tell the engine, PyTorch's does not
     return finite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,23 +70,28 @@ def test_compiled_blocks_have_the_same_gradients(compiling: None, checkpointing:
 
 
 @pytest.mark.parametrize(
-    ("device", "stage", "compiler", "reason"),
+    ("device", "stage", "compiler", "header", "reason"),
     [
-        ("cpu", 2, "/usr/bin/cc", "the device is cpu"),
-        ("cuda", 3, "/usr/bin/cc", "ZeRO stage 3 gathers weights inside of them"),
-        ("cuda", 2, None, "there is no C compiler"),
-        ("cuda", 2, "/usr/bin/cc", None),
+        ("cpu", 2, "/usr/bin/cc", "Python.h", "the device is cpu"),
+        ("cuda", 3, "/usr/bin/cc", "Python.h", "ZeRO stage 3 gathers weights inside of them"),
+        ("cuda", 2, None, "Python.h", "there is no C compiler"),
+        ("cuda", 2, "/usr/bin/cc", "other.h", "Python's headers are not installed"),
+        ("cuda", 2, "/usr/bin/cc", "Python.h", None),
     ],
 )
 def test_what_stands_in_the_way_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
     device: str,
     stage: Any,
     compiler: str | None,
+    header: str,
     reason: str | None,
 ) -> None:
+    (tmp_path / header).touch()
     monkeypatch.setattr(blocks.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(blocks.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(blocks.torch, "compile", lambda function: function)
     config = tiny(1)
     model = build(config, tokenizer(), "mama_sdpa")

@@ -226,6 +226,47 @@ def test_two_ranks_equal_one_rank_on_the_concatenated_batch() -> None:
         assert_equal(found, expected[norm], 1e-6 if norm == "layer" else 5e-6, where)
 
 
+def clipped(config: Config) -> list[tuple[str, float, float, dict[str, torch.Tensor]]]:
+    """By stage and largest norm: the norm that is logged, and Adam's first moments after one update."""
+    from mama import zero_state
+    from mama.dist import rank
+    from mama.engine import join_ranks, start_engine, step_if_finite
+
+    join_ranks()
+    size, found = config.train.micro_batch, []
+    for stage in cast(Any, range(4)):
+        for largest in (0.5, 1e6):
+            optim, train = replace(config.optim, clip_norm=largest), replace(config.train, zero_stage=stage)
+            engine = start_engine(model_of(config), replace(config, optim=optim, train=train))
+            batch = batch_of(config, range(rank() * size, (rank() + 1) * size))
+            engine.backward(objective(engine(batch), config.loss, step=0)[0])
+            assert step_if_finite(engine)
+            moments = {
+                key.partition("/")[2]: value.clone()
+                for key, value in zero_state.tensors(engine)
+                if key.startswith("exp_avg/")
+            }
+            found.append((f"stage {stage}", largest, float(engine.get_global_grad_norm()), moments))
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def test_the_norm_is_that_of_all_gradients_and_clips_them_on_every_rank() -> None:
+    """Ranks hold pieces of them, most of two tensors: compared with the whole batch in one process."""
+    config = tiny(2)
+    _, _, grads = by_autograd(replace(config, train=replace(config.train, micro_batch=PAIRS)))
+    norm = float(torch.nn.utils.get_total_norm(list(grads.values())))
+    assert norm > 1
+    for stage, largest, logged, moments in run_on_ranks(clipped, config):
+        where = f"{stage}, clip_norm {largest}"
+        assert logged == pytest.approx(norm, rel=1e-5), where
+        assert moments.keys() == grads.keys(), where
+        factor = (1 - config.optim.betas[0]) * min(1.0, largest / norm)
+        for name, gradient in grads.items():
+            close = 1e-6 * factor * max(1.0, float(gradient.abs().max()))
+            assert torch.allclose(moments[name], factor * gradient, atol=close, rtol=1e-4), f"{where}: {name}"
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_cached_gradients_are_those_of_the_whole_batch(ranks: int) -> None:
     """Dropout is replayed: on one rank the micro-batches' masks are known, and the gradients are the same.

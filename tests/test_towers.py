@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from mama.config import Config, ConfigError, TextConfig, VisionConfig
 from mama.data import Texts, tokenise
 from mama.launch import run_on_ranks
 from mama.model import LogitScale, MamaModel, build
-from mama.towers import TextTower, VisionTower, build_text, build_vision
+from mama.towers import PatchProjection, TextTower, VisionTower, build_text, build_vision
 
 KERNEL = "mama_sdpa"
 REGISTERS = 3
@@ -570,6 +571,18 @@ def test_random_weights_are_a_function_of_the_seed(config: Config, model: MamaMo
         assert not torch.equal(other[name], again[name]), name
     (lora_a, *_) = [name for name in again if "lora_A" in name]
     assert not torch.equal(other[lora_a], again[lora_a])
+
+
+def test_patches_become_tokens_by_one_matrix_product_as_by_the_convolution() -> None:
+    """What a GPU runs, in the arithmetic of the CPU; patches and images that are no squares."""
+    convolution = nn.Conv2d(3, 8, (14, 7), stride=(14, 7))
+    images = torch.randn(2, 1, 28, 35).expand(-1, 3, -1, -1)
+    wanted = convolution(images)
+    convolution.__class__ = PatchProjection
+    with mock.patch.object(Tensor, "is_cuda", True):
+        got = convolution(images)
+    assert got.shape == (2, 8, 2, 5)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 def count_calls(tower: nn.Module, calls: dict[str, int], name: str) -> None:
