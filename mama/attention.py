@@ -48,7 +48,7 @@ def choose(requested: str, device: torch.device) -> str:
 def _newer_than_xformers(device: torch.device) -> str | None:
     if device.type != "cuda" or (capability := torch.cuda.get_device_capability(device)) < HOPPER:
         return None
-    return "compute capability {}.{}: from 9.0 on PyTorch's own kernels are the faster ones".format(*capability)
+    return "compute capability {}.{}: from 9.0 on PyTorch has cuDNN's kernels".format(*capability)
 
 
 def _xformers_obstacle(device: torch.device) -> str | None:
@@ -195,6 +195,9 @@ def xformers(
     return memory_efficient_attention(*heads, attn_bias=bias, p=dropout, scale=scaling), None
 
 
+CAUSAL = "_causal"
+
+
 def without_mask(name: str) -> str:
     """Of a kernel's name, that for a model which never gets a mask: with it transformers does not look for one.
 
@@ -203,7 +206,6 @@ def without_mask(name: str) -> str:
     return f"{name}{CAUSAL}" if name in KERNELS.values() else name
 
 
-CAUSAL = "_causal"
 for _name, _function in (("mama_xformers", xformers), ("mama_sdpa", sdpa)):
     AttentionInterface.register(_name, _function)
     AttentionInterface.register(_name + CAUSAL, _function)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mama.config import TrainConfig
+from mama.config import ConfigError, TrainConfig
 from mama.model import MamaModel
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,12 @@ def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:
     """The transformer blocks of a tower: what transformers itself would checkpoint."""
-    return [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+    found: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise ConfigError(
+            f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
+        )
+    return found
 
 
 def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
@@ -51,8 +56,9 @@ def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
         return f"the device is {device.type}"
     if config.zero_stage == 3:
         return "ZeRO stage 3 gathers weights inside of them"
-    if not shutil.which(os.environ.get("CC", "cc")) and not shutil.which("gcc"):
-        return "there is no C compiler"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]  # as Triton looks for one
+    if not any(map(shutil.which, compilers)):
+        return f"there is no C compiler: {' and '.join(compilers)} not found"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "Python's headers are not installed"
     return None

@@ -101,8 +101,13 @@ class Collate:
 
 
 def tokenise(tokenizer: Tokenizer, texts: list[list[str]], max_tokens: int) -> Texts:
-    """Sentence lists -> `Texts`, padded to the longest of this call only."""
+    """Sentence lists -> `Texts`, padded to the longest of this call only.
+
+    Raises `ValueError` where a text has no sentence.
+    """
     encoded = [tokenizer.encode(sentences, max_tokens) for sentences in texts]
+    if not all(e.separators for e in encoded):
+        raise ValueError("texts: one has no sentence")  # which a GPU would have to be waited for to find out
     length = max(len(e.tokens) for e in encoded)
     sentences = max(len(e.separators) for e in encoded)
     tokens = torch.full((len(encoded), length), tokenizer.pad_id)

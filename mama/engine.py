@@ -103,11 +103,11 @@ def start_engine(model: MamaModel, config: Config) -> DeepSpeedEngine:
     optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     _start_adam(engine)
-    _look_once(engine)
+    _use_one_norm(engine)
     return engine
 
 
-def _look_once(engine: DeepSpeedEngine) -> None:
+def _use_one_norm(engine: DeepSpeedEngine) -> None:
     """Let ZeRO 1 and 2 take the norm of all gradients at once, and tell from it alone whether they are finite.
 
     It would look at every tensor for inf and nan, take each one's norm, and look at the norm again in each group, and

@@ -67,7 +67,7 @@ class VisionTower(nn.Module):
                 parameter.requires_grad_(False)
         _empty_to_buffers(backbone)
         for module in backbone.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.stride == module.kernel_size and not any(module.padding):
                 module.__class__ = PatchProjection
         _fuse_gelu(backbone)
 
@@ -85,7 +85,7 @@ class VisionTower(nn.Module):
 class PatchProjection(nn.Conv2d):
     """The convolution that makes patches into tokens, on a GPU as one matrix product.
 
-    cuDNN has no tensor-core kernel for so few channels, and takes six times as long (BENCHMARKS.md).
+    With so few channels cuDNN takes six times as long (BENCHMARKS.md).
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -434,7 +434,7 @@ def test_auto_takes_what_is_faster_on_newer_gpus(
     with caplog.at_level(logging.INFO, logger="mama.attention"):
         assert attention.choose("auto", gpu) == "mama_sdpa"
         assert attention.choose("xformers", gpu) == "mama_xformers"
-    known = "compute capability {}.{}: from 9.0 on PyTorch's own kernels are the faster ones".format(*capability)
+    known = "compute capability {}.{}: from 9.0 on PyTorch has cuDNN's kernels".format(*capability)
     assert caplog.messages == [f"attention kernel: sdpa on cuda ({known})", "attention kernel: xformers on cuda"]
 
 

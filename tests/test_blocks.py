@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from mama import blocks
 from mama.blocks import prepare_blocks
-from mama.config import Config, TrainConfig, VisionConfig
+from mama.config import Config, ConfigError, TrainConfig, VisionConfig
 from mama.losses import objective
 from mama.model import MamaModel, build
 
@@ -74,12 +74,12 @@ def test_compiled_blocks_have_the_same_gradients(compiling: None, checkpointing:
     [
         ("cpu", 2, "/usr/bin/cc", "Python.h", "the device is cpu"),
         ("cuda", 3, "/usr/bin/cc", "Python.h", "ZeRO stage 3 gathers weights inside of them"),
-        ("cuda", 2, None, "Python.h", "there is no C compiler"),
+        ("cuda", 2, None, "Python.h", "there is no C compiler: gcc and clang not found"),
         ("cuda", 2, "/usr/bin/cc", "other.h", "Python's headers are not installed"),
         ("cuda", 2, "/usr/bin/cc", "Python.h", None),
     ],
 )
-def test_what_stands_in_the_way_is_told(
+def test_what_stands_in_the_way_is_logged(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -90,6 +90,7 @@ def test_what_stands_in_the_way_is_told(
     reason: str | None,
 ) -> None:
     (tmp_path / header).touch()
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(blocks.shutil, "which", lambda name: compiler)
     monkeypatch.setattr(blocks.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(blocks.torch, "compile", lambda function: function)
@@ -100,3 +101,8 @@ def test_what_stands_in_the_way_is_told(
     assert [record.getMessage() for record in caplog.records] == [
         f"blocks of the image tower: {f'not compiled ({reason})' if reason else 'compiled'}"
     ]
+
+
+def test_a_tower_without_blocks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^Linear: this version of transformers marks no blocks in it"):
+        blocks.blocks_of(torch.nn.Linear(1, 1))

@@ -345,6 +345,11 @@ def pair_of(anchor_text: list[str], partner_text: list[str] | None = None, grey:
     return Pair(f"study/{grey}", image, image + 1, change, change + 1, anchor_text, partner_text or anchor_text)
 
 
+def test_a_text_without_a_sentence_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^texts: one has no sentence$"):
+        tokenise(tokenizer(), [["alpha beta"], []], 6)
+
+
 def test_collate_tokenises_each_distinct_text_once_and_points_to_its_row() -> None:
     long, short, other = ["alpha beta", "gamma"], ["delta"], ["epsilon epsilon epsilon"]
     batch = Collate(tokenizer(), 144)(

@@ -341,6 +341,7 @@ def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) ->
     from mama.engine import start_engine
     from mama.frozen import digests
 
+    torch._dynamo.reset()  # its limit on compilations is of the process
     model = build(config, stand_in(config.text), attention.choose(config.train.attention, batch.anchors.device))
     prepare_blocks(model, config.train, batch.anchors.device)
     frozen = digests(model)
