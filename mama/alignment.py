@@ -6,7 +6,8 @@ Pre-training in Mammography", arXiv 2409.18119. With C[s, p] the cosine of sente
     V[i, j] = mean over s in text i of max over p in image j of C[s, p]      visual score
     T[i, j] = mean over p in image j of max over s in text i of C[s, p]      textual score
 
-Letters: T texts, S sentences of the longest, I images, P patches, D width, c images of a chunk.
+Letters: T texts, S sentences of the longest, M rows for the sentences of all texts, I images, P patches, D width,
+c images of a chunk.
 """
 
 from __future__ import annotations
@@ -24,19 +25,37 @@ def alignment_scores(sentences: Tensor, mask: Tensor, patches: Tensor, chunk: in
     sentences with `chunk` images are in memory at a time, and two bytes for each text and patch are
     kept for the backward pass. Computed and returned in fp32 at least, whatever autocast says: a
     logit scale of 100 would show the rounding of bf16. Raises `ValueError` where a text has no
-    sentence, on a CPU; a GPU would have to be waited for, and has NaN for its score.
+    sentence, on a CPU; a GPU would have to be waited for, and has NaN for its visual score.
     """
     if chunk < 1:
         raise ValueError(f"chunk: {chunk} is less than 1 image")
     counts = mask.sum(1, keepdim=True)
-    if mask.device.type == "cpu" and not counts.all():
-        raise ValueError(f"mask: text {int(counts.argmin())} has no sentence")
     dtype = torch.promote_types(torch.promote_types(sentences.dtype, patches.dtype), torch.float32)
-    # Where no sentence is stand zeros, and the maxima leave them out: to drop them, a GPU would have to tell how many.
-    rows = sentences.masked_fill(~mask[..., None], 0).flatten(0, 1).to(dtype)
+    rows, places = _rows(sentences.to(dtype), mask)
     with torch.autocast(mask.device.type, enabled=False):
-        best_patch, textual = _Alignment.apply(rows, patches.to(dtype), mask, chunk)
-    return (best_patch.unflatten(0, mask.shape) * mask[..., None]).sum(1) / counts, textual
+        best_patch, textual = _Alignment.apply(rows, patches.to(dtype), places, chunk)
+    return (best_patch[places] * mask[..., None]).sum(1) / counts, textual
+
+
+def countable(mask: Tensor) -> bool:
+    """Is it known how many places of `mask` are true? A GPU would have to be waited for."""
+    return mask.device.type == "cpu"
+
+
+def _rows(sentences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, D], and [T, S] places in it: those of a text, the first again where it has no more, so no maximum changes.
+
+    They are the sentences alone, or, where these cannot be counted, zeros besides, to which no place points.
+    """
+    if countable(mask):
+        if not mask.any(1).all():
+            raise ValueError(f"mask: text {int(mask.sum(1).argmin())} has no sentence")
+        rows, number = sentences[mask], mask.flatten().cumsum(0).view_as(mask) - 1
+    else:
+        rows = sentences.masked_fill(~mask[..., None], 0).flatten(0, 1)
+        number = torch.arange(len(rows), device=mask.device).view_as(mask)
+    first = number.gather(1, mask.int().argmax(1, keepdim=True))
+    return rows, torch.where(mask, number, first)
 
 
 class _Alignment(torch.autograd.Function):
@@ -47,33 +66,30 @@ class _Alignment(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, patches: Tensor, mask: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        """Each sentence's best cosine in each image [T S, I], and T [T, I], of `rows` [T S, D]."""
+    def forward(ctx: Any, rows: Tensor, patches: Tensor, places: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """Each sentence's best cosine in each image [M, I], and T [T, I], of `rows` [M, D]; `places` [T, S] in them."""
         ctx.chunk, (images, size, _) = chunk, patches.shape
-        nowhere, texts = ~mask[..., None, None], len(mask)
-        best_patch = rows.new_empty(len(rows), images)
-        patch = torch.empty_like(best_patch, dtype=torch.int64)
-        textual = rows.new_empty(texts, images)
-        sentence = torch.empty(texts, images, size, dtype=torch.int16, device=rows.device)
+        best_patch, patch = rows.new_empty(len(rows), images), places.new_empty(len(rows), images)
+        textual = rows.new_empty(len(places), images)
+        sentence = places.new_empty(len(places), images, size, dtype=torch.int16)
         for span in _spans(images, chunk):
-            cosines = (rows @ patches[span].flatten(0, 1).t()).unflatten(1, (-1, size))  # [T S, c, P]
+            cosines = (rows @ patches[span].flatten(0, 1).t()).unflatten(1, (-1, size))  # [M, c, P]
             best_patch[:, span], patch[:, span] = cosines.max(-1)
-            of_texts = cosines.unflatten(0, mask.shape).masked_fill_(nowhere, float("-inf"))
-            best_sentence, sentence[:, span] = of_texts.max(1)  # [T, c, P]
+            best_sentence, sentence[:, span] = cosines[places].max(1)  # [T, c, P]
             textual[:, span] = best_sentence.mean(-1)
-        ctx.save_for_backward(rows, patches, patch, sentence)
+        ctx.save_for_backward(rows, patches, places, patch, sentence)
         return best_patch, textual
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        rows, patches, patch, sentence = ctx.saved_tensors
-        of_best_patch, of_best_sentence = gradients[0], gradients[1] / patches.shape[1]  # [T S, I], [T, I]
+        rows, patches, places, patch, sentence = ctx.saved_tensors
+        of_best_patch, of_best_sentence = gradients[0], gradients[1] / patches.shape[1]  # [M, I], [T, I]
         of_rows, of_patches = torch.zeros_like(rows), torch.empty_like(patches)
         for span in _spans(len(patches), ctx.chunk):
-            images, best = patches[span].flatten(0, 1), sentence[:, None, span].long()  # [c P, D], [T, 1, c, P]
-            cosines = rows.new_zeros(len(sentence), len(rows) // len(sentence), *best.shape[2:])  # their gradient
-            cosines.scatter_(1, best, of_best_sentence[:, None, span, None].expand_as(best))
-            cosines = cosines.flatten(0, 1)  # [T S, c, P]
+            images = patches[span].flatten(0, 1)  # [c P, D]
+            best = places.gather(1, sentence[:, span].flatten(1).long()).view_as(sentence[:, span])  # [T, c, P]
+            cosines = rows.new_zeros(len(rows), *best.shape[1:])  # their gradient, [M, c, P]
+            cosines.scatter_(0, best, of_best_sentence[:, span, None].expand_as(best))
             cosines.scatter_add_(2, patch[:, span, None], of_best_patch[:, span, None])
             of_rows.addmm_(cosines.flatten(1), images)
             of_patches[span] = (cosines.flatten(1).t() @ rows).view_as(patches[span])

@@ -47,7 +47,7 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
 
     yield from _section("DeepSpeed", json.dumps(deepspeed_settings(config, ranks), indent=2).splitlines())
     yield from _section(f"Memory of one of {ranks} ranks, GiB", state_lines(config, model, ranks))
-    yield from _section(f"Activations of {config.train.micro_batch} pairs, GiB", activation_lines(config, model))
+    yield from _section(f"Activations of {config.train.micro_batch} pairs, GiB", activation_lines(config, model, ranks))
     # Last, as it may wait for a hub to bring the tokenizer.
     yield from _section("The first texts as the language model reads them", text_lines(config))
 
@@ -134,13 +134,16 @@ def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
     yield "* as configured. Source: arXiv 1910.02054, section 3; AdamW in fp32 with its own copy of the weights."
 
 
-def activation_lines(config: Config, model: MamaModel) -> Iterator[str]:
+def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[str]:
     """A table: what is kept for the backward pass of a micro-batch, with and without activation checkpointing."""
     chosen = config.train.activation_checkpointing
     labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
     yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
     for name, (kept, checkpointed) in activations(config, model).items():
         yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
+    both = [rank_bytes(replace(config, train=replace(config.train, activation_checkpointing=on)), model, ranks)[0]
+            for on in (False, True)]  # fmt: skip
+    yield f"{'together, with the states as configured':44} {_gib(both[0]):>10} {_gib(both[1]):>15}"
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
     yield "Checkpointed: every layer's input, and one layer at a time. A frozen MLP keeps only what goes into its GELU."

@@ -237,6 +237,8 @@ def step_if_finite(engine: DeepSpeedEngine) -> bool:
     if not finite:
         for parameter in parameters:
             parameter.grad = None
+        engine.gradient_clipping = lambda: 0.0  # DeepSpeed cannot clip where there are no gradients
     engine.step()
+    vars(engine).pop("gradient_clipping", None)
     engine._global_grad_norm = norm  # ZeRO's optimizers tell the engine, PyTorch's does not
     return finite

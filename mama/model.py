@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mama import augment
+from mama.alignment import countable
 from mama.config import Config, ConfigError, HeadsConfig, LossConfig
 from mama.data import Batch, Texts
 from mama.heads import LocalHead, LogitScale, ViewHead
@@ -120,7 +121,7 @@ class MamaModel(nn.Module):
     def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
         """[b, S, d] and bool [b, S] -> [b, S, D], zeros where there is no sentence."""
         assert self.sentence_head is not None
-        if self.row_by_row:  # so what stands where no sentence is changes no other, and no GPU need count them
+        if self.row_by_row and not countable(mask):  # what stands elsewhere changes no sentence's row
             projected: Tensor = self.sentence_head(sentences.flatten(0, 1)).unflatten(0, mask.shape)
             return projected.masked_fill(~mask[..., None], 0)
         if self.published_norms:

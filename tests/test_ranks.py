@@ -247,6 +247,9 @@ def clipped(config: Config) -> list[tuple[str, float, float, dict[str, torch.Ten
                 if key.startswith("exp_avg/")
             }
             found.append((f"stage {stage}", largest, float(engine.get_global_grad_norm()), moments))
+            spoilt = float("nan") if rank() == 1 else 1.0
+            engine.backward(objective(engine(batch), config.loss, step=0)[0] * spoilt)
+            assert not step_if_finite(engine), "one rank's bad gradient is everyone's"
     torch.distributed.destroy_process_group()
     return found
 

@@ -478,7 +478,11 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.square().sum(-1, keepdim=True).sqrt()
 
 
-def test_forward_projects_every_view_and_text_of_the_batch(config: Config, model: MamaModel) -> None:
+@pytest.mark.parametrize("countable", [True, False])  # False: as on a GPU, no sentences are counted
+def test_forward_projects_every_view_and_text_of_the_batch(
+    config: Config, model: MamaModel, monkeypatch: pytest.MonkeyPatch, countable: bool
+) -> None:
+    monkeypatch.setattr("mama.model.countable", lambda mask: countable)
     batch = batch_of(config, range(8))  # the partners of even rows have a text of their own
     assert (batch.anchor_text != batch.partner_text).any()
     assert len(batch.texts.tokens) < 8 + 4  # some texts are shared
@@ -511,6 +515,7 @@ def test_forward_projects_every_view_and_text_of_the_batch(config: Config, model
     assert e.anchor.shape == e.partner.shape == e.anchor_text.shape == e.anchor_view.shape == (8, 16)
     assert e.patches.shape == (8, 8, 16)  # 32 x 16 pixels in patches of 8
     assert e.sentences.shape == (*e.sentence_mask.shape, 16)
+    assert not e.sentences[~e.sentence_mask].any()
     for name in (*expected, "anchor_text", "partner_text", "sentences"):
         norms = getattr(e, name)[e.sentence_mask if name == "sentences" else ...].norm(dim=-1)
         torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-5, rtol=0)

@@ -55,7 +55,7 @@ recipe() {
     local training=$!
     set +m
     # shellcheck disable=SC2064
-    trap "kill -KILL -- -$training 2> /dev/null" EXIT
+    trap "kill -KILL -- -$training 2> /dev/null || true" EXIT # where it is gone, that is no failure of this part
     trap 'exit 143' TERM
     while ! compgen -G "$run/checkpoints/step-??????/complete.json" > /dev/null && kill -0 "$training" 2> /dev/null; do sleep 0.1; done
     if ! kill -KILL -- "-$training"; then
