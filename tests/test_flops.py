@@ -14,6 +14,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from mama import augment
+from mama.blocks import prepare_blocks
 from mama.config import Config, TextConfig
 from mama.data import Batch
 from mama.flops import pair_flops, peak_flops
@@ -22,7 +23,9 @@ from mama.model import MamaModel, build
 
 def model_of(config: Config, kind: str) -> MamaModel:
     text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0)
-    return build(replace(config, text=text), tokenizer(), "sdpa")
+    model = build(replace(config, text=text), tokenizer(), "sdpa")
+    prepare_blocks(model, config.train, torch.device("cpu"))
+    return model
 
 
 def counted(model: MamaModel, batch: Batch) -> int:

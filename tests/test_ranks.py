@@ -19,6 +19,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mama import attention, augment, gradcache
+from mama.blocks import prepare_blocks
 from mama.config import (
     Config,
     DataConfig,
@@ -100,6 +101,7 @@ Result = tuple[float, dict[str, float], dict[str, torch.Tensor]]
 
 def model_of(config: Config) -> MamaModel:
     model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
+    prepare_blocks(model, config.train, torch.device("cpu"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # starts at 0, which would leave lora_A without a gradient
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
