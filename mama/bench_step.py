@@ -174,7 +174,7 @@ def growing(wanted: int, found: list[Measured], room_gb: float) -> Iterator[int]
     """Half of `wanted`, `wanted`, then seven eighths of the way to what `room_gb` holds by the last two.
 
     In steps of a sixteenth and 1 at least. `found` is what has been measured so far. It ends where a micro-batch
-    does not fit, with the caller. Few are tried: a large one takes seconds, and is compiled anew.
+    does not fit, with the caller. Few are tried: a large one takes seconds.
     """
     yield from sorted({max(1, wanted // 2), wanted, max(2, wanted)})
     while True:

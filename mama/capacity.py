@@ -36,7 +36,7 @@ def require_capacity(config: Config) -> None:
             f"train.ranks: {ranks}, but this process may use {cores()} cores; start at most {PER_CORE} ranks a core, "
             "or force it with train.oversubscribe=true"
         )
-    device, host = rank_bytes(config, shape_of(config), ranks)
+    device, host = rank_bytes(config, shape_of(config), ranks, mask=1 if gpus else 4)
     need = ranks * (LIBRARIES + host + (0 if gpus else device))
     if need > (free := free_memory()):
         raise ConfigError(

@@ -28,6 +28,7 @@ from mama.published import SHAPES
 from mama.run import make_tokenizer
 from mama.sampling import allowed
 from mama.tokens import Tokenizer
+from mama.towers import TEXT_MODELS
 from shards.remote import Remote
 from shards.schema import ShardError
 
@@ -141,17 +142,26 @@ def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[s
     yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
     for name, (kept, checkpointed) in activations(config, model).items():
         yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
-    both = [rank_bytes(replace(config, train=replace(config.train, activation_checkpointing=on)), model, ranks)[0]
-            for on in (False, True)]  # fmt: skip
-    yield f"{'together, with the states as configured':44} {_gib(both[0]):>10} {_gib(both[1]):>15}"
+    settings = [replace(config.train, activation_checkpointing=on) for on in (False, True)]
+    kept, checkpointed = (rank_bytes(replace(config, train=train), model, ranks)[0] for train in settings)
+    yield f"{'together, with the states as configured':44} {_gib(kept):>10} {_gib(checkpointed):>15}"
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
     yield "Checkpointed: every layer's input, and one layer at a time. A frozen MLP keeps only what goes into its GELU."
     yield "Left out: augmentation, objective, the allocator's waste."
 
 
-def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
-    """By part, the bytes that a micro-batch keeps for its backward pass: all, and with activation checkpointing."""
+def text_transformer(shape: Any, text: TextConfig) -> Transformer:
+    """The sizes of the language model under its tuning."""
+    drops = text.tune == "lora" and text.lora_dropout > 0
+    return Transformer.of(shape, text.tune != "full", len(TEXT_MODELS[shape.model_type].adapted) if drops else 0)
+
+
+def activations(config: Config, model: MamaModel, mask: int = 1) -> dict[str, tuple[int, int]]:
+    """By part, the bytes that a micro-batch keeps for its backward pass: all, and with activation checkpointing.
+
+    `mask` is what dropout keeps for a number, in bytes: `mama.memory.Transformer.layer_bytes`.
+    """
     pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
     images = pairs * (2 if model.uses_partner else 1)
@@ -161,25 +171,27 @@ def activations(config: Config, model: MamaModel) -> dict[str, tuple[int, int]]:
     towers = {
         f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),
         f"text tower, at most {texts} x {tokens} tokens": (
-            Transformer.of(text, frozen=config.text.tune != "full"),
+            text_transformer(text, config.text),
             texts * tokens,
         ),
     }
     found = {
-        name: (tower.activations(count, size), tower.inputs(count, size)) for name, (tower, count) in towers.items()
+        name: (tower.activations(count, size, mask), tower.inputs(count, size))
+        for name, (tower, count) in towers.items()
     }
-    found["the largest layer, computed again"] = 0, max(tower.layer_bytes(n, size) for tower, n in towers.values())
+    largest = max(tower.layer_bytes(count, size, mask) for tower, count in towers.values())
+    found["the largest layer, computed again"] = 0, largest
     if model.patch_head is not None:
         local = local_head_bytes(pairs * patches, model.vision.width, heads.hidden_dim, heads.embed_dim, size)
         found[f"patch head, {pairs} x {patches:,} patches"] = local, local
     return found
 
 
-def rank_bytes(config: Config, model: MamaModel, ranks: int) -> tuple[int, int]:
+def rank_bytes(config: Config, model: MamaModel, ranks: int, mask: int = 1) -> tuple[int, int]:
     """Bytes of states and activations on one rank's device, and of states in CPU memory besides, as configured."""
     train = config.train
     of = states(_count(model), _count(model, trainable=True), ranks, train.zero_stage, train.precision, train.offload)
-    kept = sum(both[train.activation_checkpointing] for both in activations(config, model).values())
+    kept = sum(both[train.activation_checkpointing] for both in activations(config, model, mask).values())
     return of.device + kept, of.host
 
 

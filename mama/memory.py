@@ -61,11 +61,15 @@ class Transformer:
     scaled: bool  # LayerScale behind attention and MLP keeps their outputs
     dropped: bool  # dropout behind attention and MLP keeps where
     upcast: bool  # norms written out in Python keep their inputs in fp32 too
+    adapters: int  # under dropout: each keeps its own input, and where it was dropped
     spared: int  # of the above not kept, as only the gradient of a frozen matrix would need it
 
     @staticmethod
-    def of(shape: Any, frozen: bool = False) -> Transformer:
-        """From a configuration of transformers; `frozen`: adapters alone are trained."""
+    def of(shape: Any, frozen: bool = False, adapters: int = 0) -> Transformer:
+        """From a configuration of transformers.
+
+        `frozen`: its own matrices are not trained, and `adapters` of LoRA in each layer may be, with dropout.
+        """
         width, heads = shape.hidden_size, shape.num_attention_heads
         groups = getattr(shape, "num_key_value_heads", None) or heads
         hidden = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None)
@@ -83,11 +87,14 @@ class Transformer:
             scaled=hasattr(shape, "layerscale_value"),
             dropped=any(getattr(shape, name, 0) for name in ("resid_pdrop", "hidden_dropout_prob")),
             upcast=shape.model_type == "llama",
+            adapters=adapters,
             spared=width + hidden if frozen else 0,
         )
 
-    def layer_bytes(self, tokens: int, size: int) -> int:
-        """Kept for the backward pass of one layer, `size` bytes a number.
+    def layer_bytes(self, tokens: int, size: int, mask: int = 1) -> int:
+        """Kept for the backward pass of one layer, `size` bytes a number, `mask` for each that dropout may take.
+
+        A GPU keeps a byte of it, a CPU a number.
 
         Per token: the inputs of two norms, of the QKV projection and of the MLP, queries, attention's output
         (6 width); keys and values; the inside of the MLP; and a byte for each number under two dropouts. With
@@ -96,11 +103,12 @@ class Transformer:
         """
         numbers = (8 if self.scaled else 6) * self.width + 2 * self.keys + self.hidden - self.spared
         copies = 2 * 4 * self.width if self.upcast and size < 4 else 0
-        return tokens * (size * numbers + copies + (2 * self.width if self.dropped else 0))
+        copies += max(0, self.adapters - 1) * size * self.width + self.adapters * mask * self.width
+        return tokens * (size * numbers + copies + (2 * mask * self.width if self.dropped else 0))
 
-    def activations(self, tokens: int, size: int) -> int:
+    def activations(self, tokens: int, size: int, mask: int = 1) -> int:
         """Bytes for `tokens` tokens, of all layers."""
-        return self.layers * self.layer_bytes(tokens, size)
+        return self.layers * self.layer_bytes(tokens, size, mask)
 
     def inputs(self, tokens: int, size: int) -> int:
         """Bytes of what goes into every layer, which activation checkpointing keeps."""

@@ -221,7 +221,7 @@ def _empty_to_buffers(backbone: PreTrainedModel) -> None:
 
 
 def _fuse_gelu(backbone: PreTrainedModel) -> None:
-    """GPT-2's GELU, which transformers writes out in Python, by the equal kernel: a fifth of the memory and time."""
+    """GPT-2's GELU, which transformers writes out in Python, by the equal kernel, which keeps less (BENCHMARKS.md)."""
     for module in backbone.modules():
         for name, part in module.named_children():
             if isinstance(part, NewGELUActivation):
