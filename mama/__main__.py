@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mama import stop
+from mama.runtime import preemption
 
 
 def main() -> None:
     """The command line, which takes seconds to import: a signal meanwhile ends the process in one line."""
-    stop.end_early()
-    from mama.cli import main as run
+    preemption.end_early()
+    from mama.cli.main import main as run
 
     run()
 

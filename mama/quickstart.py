@@ -11,16 +11,16 @@ from typing import TypeVar
 
 import torch
 
-from mama.config import Config
-from mama.consolidate import consolidate
-from mama.evaluate import evaluate, results_table
-from mama.loading import load
-from mama.report import write_report
-from mama.train import train
-from shards.check import check
-from shards.pack import pack
+from mama.evaluate.evaluation import evaluate, results_table
+from mama.export.consolidate import consolidate
+from mama.report.page import write_report
+from mama.settings.load import load
+from mama.settings.schema import Config
+from mama.train.loop import train
+from shards.check.check import check
+from shards.check.contact_sheet import contact_sheet
+from shards.pack.pack import pack
 from shards.schema import ShardError
-from shards.sheet import contact_sheet
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,11 +1,11 @@
 """Mammography archives -> verified tar shards, and back to studies.
 
-Packing: `shards.pack.pack`, `shards.check.check`, `shards.sheet.contact_sheet`. What is imported here is
-what a reader of shards needs: the standard library, NumPy and OpenCV.
+Packing is in `shards.pack`, verifying in `shards.check`. What is imported here is what a reader of shards needs: the
+standard library, NumPy and OpenCV.
 """
 
-from shards.manifest import Manifest
-from shards.read import ShardReader, load_manifest
+from shards.read.manifest import Manifest
+from shards.read.reader import ShardReader, load_manifest
 from shards.schema import Finding, Labels, ShardError, Study, View
 
 __all__ = ["Finding", "Labels", "Manifest", "ShardError", "ShardReader", "Study", "View", "load_manifest"]

@@ -21,15 +21,16 @@ import pydicom
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
-from shards import picture, sample
-from shards.config import PackConfig
-from shards.pack import pack
-from shards.picture import PictureConfig, read_picture
-from shards.process import start_single
+from shards.image import picture
+from shards.image.picture import PictureConfig, read_picture
+from shards.pack import sample
+from shards.pack.pack import pack
+from shards.pack.settings import PackConfig
+from shards.pack.workers import start_worker
+from shards.processes import start_single
 from shards.schema import ShardError
-from shards.sources import resolve_root
-from shards.sources.table import table
-from shards.workers import start_worker
+from shards.sources.all_sources import resolve_root
+from shards.sources.table.studies import table
 
 LONG_SIDE, QUALITY = 1024, 95
 JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 4,915": (5355, 4915)}

@@ -158,9 +158,11 @@ class View:
     findings: tuple[Finding, ...] = ()
     report: str | None = None
     presentation_intent: str | None = None  # FOR PRESENTATION | FOR PROCESSING
-    vendor: str | None = None  # a name in shards.header.VENDORS; None where there is no DICOM header
+    vendor: str | None = None  # a name in shards.image.header.VENDORS; None where there is no DICOM header
     instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
-    processed: bool = False  # a raw image that was rendered here, see shards.raw; only then in the JSON
+    processed: bool = (
+        False  # a raw image that was rendered here, see shards.image.for_processing; only then in the JSON
+    )
     conflicts: tuple[str, ...] = ()  # words of CONFLICTS
     fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; written only where there are some
 

@@ -16,7 +16,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from slurm import held_back
+from slurm import blocked_signals
 from slurm.profile import CLUSTERS, Profile, SlurmError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Resumable:
         self.args = args
 
     def __call__(self) -> Any:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back.SIGNALS)  # submitit's handlers stand now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked_signals.SIGNALS)  # submitit's handlers stand now
         return self.function(*self.args)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -54,7 +54,7 @@ def submit(
     The function and its arguments are pickled and must be importable by the job's Python, which is
     the one that runs now. Logs and the result go to `folder`/jobs/<job id>; on a cluster `folder` must
     lie on a file system that the nodes share. With more than one task in the profile, every task
-    calls the function: see `slurm.env.export_distributed_environment`.
+    calls the function: see `slurm.rank_environment.export_distributed_environment`.
 
     Raises `SlurmError` when the job cannot be submitted.
     """
@@ -116,7 +116,7 @@ def wait(job: submitit.Job[Any]) -> Any:
 def _executor(profile: Profile, folder: str | Path, name: str) -> submitit.AutoExecutor:
     place = Path(folder).absolute() / "jobs" / "%j"
     # Without PYTHON* variables and site packages, so that hardly any time is left for a signal before it is held back.
-    python = shlex.join([sys.executable, "-I", "-S", held_back.__file__, sys.executable])
+    python = shlex.join([sys.executable, "-I", "-S", blocked_signals.__file__, sys.executable])
     settings: dict[str, Any] = {}
     for cluster in CLUSTERS:
         settings |= {f"{cluster}_max_num_timeout": MOST_TIMEOUTS, f"{cluster}_python": python}

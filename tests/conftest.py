@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from tests.support.checkout import CHECKOUT
 
 # Set before any test module imports torch or transformers; the processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,14 +22,14 @@ atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors
 
 import torch  # noqa: E402
 
-from mama import launch  # noqa: E402
+from mama.runtime import launch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
     # Ranks that tests start come from a process that has imported everything once: that takes ten seconds of a core.
     # The tests that call the command line start them as users do.
     launch.START_METHOD = "forkserver"
-    multiprocessing.set_forkserver_preload(["mama.train"])
+    multiprocessing.set_forkserver_preload(["mama.train.loop"])
 
 # Set where the data is known to be present: a test that needs it and skips is then a failure.
 REQUIRE_CDD_CESM = os.environ.get("MAMA_REQUIRE_CDD_CESM") == "1"

@@ -5,37 +5,67 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from tests.support.checkout import CHECKOUT
+
 ROOMS = ("shards", "slurm", "mama")
 FORBIDDEN = {
     "shards": {"mama", "slurm", "tests", "torch", "deepspeed", "transformers", "peft", "submitit"},
     "slurm": {"mama", "shards", "tests", "torch", "deepspeed", "transformers", "peft"},
     "mama": {"tests"},
 }
+# From the command line down: a room may know those that stand below it, and no other of its own line. Of `shards` the
+# rest (schema, files, ...) is below all rooms, and `bench` above; rooms of one line do not know each other.
+LINES = {
+    "mama": (
+        ("__main__",),
+        ("cli",),
+        ("quickstart", "bench"),
+        ("report",),
+        ("evaluate", "train"),
+        ("export",),
+        ("run",),
+        ("objective",),
+        ("model",),
+        ("data",),
+        ("runtime",),
+        ("settings",),
+    ),
+    "shards": (
+        ("bench", "check"),
+        ("pack",),
+        ("sources", "read"),
+        ("image",),
+        ("errors", "files", "from_json", "processes", "progress", "schema", "spellings"),
+    ),
+}
 ONLY_IN = {
-    "xformers": {"mama/attention.py"},
-    "yaml": {"mama/loading.py", "mama/typed.py", "mama/yaml_text.py"},
-    "submitit": {"slurm/submit.py", "slurm/env.py"},
+    "xformers": {"mama/model/attention.py"},
+    "yaml": {"mama/settings/load.py", "mama/settings/typed_values.py", "mama/settings/yaml_text.py"},
+    "submitit": {"slurm/submit.py", "slurm/rank_environment.py"},
 }
 
 
-def imports(source: str) -> set[str]:
-    """The top-level names that a file imports, wherever in it, also by `import_module("name")`."""
+def modules(source: str) -> set[str]:
+    """The modules that a file imports, wherever in it, also by `import_module("name")`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = getattr(node.func, "attr", getattr(node.func, "id", None))
             if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
                 found.add(node.args[0].value)
-    return {name.partition(".")[0] for name in found}
+    return found
+
+
+def imports(source: str) -> set[str]:
+    """The top-level names of them."""
+    return {name.partition(".")[0] for name in modules(source)}
 
 
 def files(room: str) -> dict[str, set[str]]:
@@ -66,6 +96,35 @@ def test_no_room_imports_what_it_must_not_know(room: str) -> None:
     assert wrong == {}
 
 
+@pytest.mark.parametrize("top", LINES)
+def test_rooms_know_only_those_below_them(top: str) -> None:
+    lines = LINES[top]
+    level = {room: height for height, rooms in enumerate(lines) for room in rooms}
+    present = {
+        path.stem for path in (CHECKOUT / top).glob("*") if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert present - {"__init__"} == set(level), "every room has its place"
+    wrong = []
+    for path in sorted((CHECKOUT / top).rglob("*.py")):
+        own = path.relative_to(CHECKOUT / top).parts[0].removesuffix(".py")
+        known = {name.split(".")[1] for name in modules(path.read_text(encoding="utf-8")) if name.startswith(f"{top}.")}
+        for other in known & level.keys() - {own}:
+            if level.get(own, -1) >= level[other] and len(lines) - 1 != level[other]:
+                wrong.append(f"{path.relative_to(CHECKOUT)} imports {top}.{other}")
+    assert wrong == []
+
+
+def test_packages_are_empty() -> None:
+    """So that importing one module imports no other. `shards` alone names what readers of shards import from it."""
+    filled = {
+        p.relative_to(CHECKOUT).as_posix()
+        for top in ROOMS
+        for p in (CHECKOUT / top).rglob("__init__.py")
+        if p.stat().st_size
+    }
+    assert filled == {"shards/__init__.py"}
+
+
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_a_package_has_one_importer(package: str) -> None:
     importers = {file for room in ROOMS for file, names in files(room).items() if package in names}
@@ -74,6 +133,6 @@ def test_a_package_has_one_importer(package: str) -> None:
 
 def test_the_command_line_is_there_before_the_heavy_libraries() -> None:
     """Its answers come at once; and every worker of `mama pack` imports it anew."""
-    program = "import sys, mama.cli; print(*{'pandas', 'torch', 'transformers', 'deepspeed'} & set(sys.modules))"
+    program = "import sys, mama.cli.main; print(*{'pandas', 'torch', 'transformers', 'deepspeed'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

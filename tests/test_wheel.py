@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from tests.support.checkout import CHECKOUT
+
 SHIPPED = sorted(path.relative_to(CHECKOUT / "configs").as_posix() for path in CHECKOUT.glob("configs/**/*.yaml"))
 
 
@@ -63,7 +64,7 @@ def test_the_installed_package_finds_its_configs(installed: Path, tmp_path: Path
     program = """
 import json
 import mama, shards, slurm
-from mama.loading import shipped_configs
+from mama.settings.load import shipped_configs
 folder = shipped_configs()
 configs = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 print(json.dumps([[mama.__file__, shards.__file__, slurm.__file__, str(folder)], configs]))

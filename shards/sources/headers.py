@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shards.dicom_file import holds_dicom, is_named_dicom, open_unfolded, read_dicom
 from shards.errors import is_of_the_machine
-from shards.process import quiet
+from shards.image.dicom_file import holds_dicom, is_named_dicom, open_unfolded, read_dicom
+from shards.processes import quiet
 
 INDEX = "DICOMDIR"  # of a DICOM disc (PS3.10 8.6): it names the images, and is none
 

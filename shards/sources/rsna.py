@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import DENSITIES, VIEWS, Labels, Refused, ShardError, SourceStudy, SourceView
-from shards.tables import blank_unknown, groups, read_table, rows
+from shards.sources.tables import blank_unknown, groups, read_table, rows
 
 COLUMNS = {
     "patient_id": "patient",

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
-from shards.tables import blank_unknown, groups, read_table, rows
+from shards.sources.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)
 

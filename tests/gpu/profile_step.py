@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mama.bench_step import framework_step, published, synthetic, tiny
-from mama.config import Config
-from mama.dryrun import stand_in
-from mama.launch import run_on_ranks
+from mama.bench.step import framework_step, published, synthetic, tiny
+from mama.runtime.launch import run_on_ranks
+from mama.settings.schema import Config
+from mama.train.dry_run import stand_in
 
 WARM, STEPS, ROWS = 2, 5, 40
 LARGEST = 15 * 2**20  # bytes of a trace that is kept
@@ -28,7 +28,7 @@ LARGEST = 15 * 2**20  # bytes of a trace that is kept
 
 def profiled(config: Config) -> str:
     """On one rank: five steps behind two, as a table; the trace goes to the folder that is the run's."""
-    from mama.engine import join_ranks
+    from mama.train.deepspeed_engine import join_ranks
 
     device = join_ranks()
     cuda = device.type == "cuda"

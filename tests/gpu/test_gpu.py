@@ -14,19 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mama import attention, augment, bench_step, checkpoint, gradcache
-from mama.alignment import alignment_scores
-from mama.bench_step import Measured, measure, measure_plain, measure_published, measure_to_the_largest, synthetic, tiny
-from mama.blocks import prepare_blocks
-from mama.config import Config, ConfigError, TextConfig
-from mama.data import Batch, Texts
-from mama.dryrun import stand_in
-from mama.launch import run_on_ranks
-from mama.loader import load
-from mama.losses import objective
-from mama.model import build
-from mama.monitor import Meter
-from mama.towers import build_text, build_vision
+from mama.bench import step as bench_step
+from mama.bench.step import Measured, measure, measure_plain, measure_published, measure_to_the_largest, synthetic, tiny
+from mama.data import augment
+from mama.data.batches import Batch, Texts
+from mama.data.loader import load
+from mama.model import attention
+from mama.model.blocks import prepare_blocks
+from mama.model.mama_model import build
+from mama.model.towers import build_text, build_vision
+from mama.objective.local_alignment import alignment_scores
+from mama.objective.losses import objective
+from mama.run import checkpoints
+from mama.runtime.launch import run_on_ranks
+from mama.settings.schema import Config, ConfigError, TextConfig
+from mama.train import checkpoint, grad_cache
+from mama.train.dry_run import stand_in
+from mama.train.monitor import Meter
 
 pytestmark = pytest.mark.gpu  # tests/conftest.py skips them where there is no CUDA device
 
@@ -338,15 +342,15 @@ def halves(batch: Batch) -> list[Batch]:
 
 def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) -> list[float]:
     """The loss before each update of a model that starts anew or from a checkpoint; saved after each of them."""
-    from mama.engine import start_engine
-    from mama.frozen import digests
+    from mama.run.model_state import digests
+    from mama.train.deepspeed_engine import start_engine
 
     torch._dynamo.reset()  # its limit on compilations is of the process
     model = build(config, stand_in(config.text), attention.choose(config.train.attention, batch.anchors.device))
     prepare_blocks(model, config.train, batch.anchors.device)
     frozen = digests(model)
     if resumed:
-        checkpoint.load_weights(model, resumed, frozen)
+        checkpoints.load_weights(model, resumed, frozen)
     engine = start_engine(model, config)
     if resumed:
         checkpoint.load_optimizer(engine, resumed)
@@ -354,7 +358,7 @@ def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) ->
     losses = []
     for step in steps:
         if config.train.grad_cache:
-            total, *_ = gradcache.backward(engine, halves(batch), lambda n: None, config.loss, config.loss.local_start)
+            total, *_ = grad_cache.backward(engine, halves(batch), lambda n: None, config.loss, config.loss.local_start)
         else:
             total, _ = objective(engine(batch), config.loss, step=config.loss.local_start)
             engine.backward(total)
@@ -366,7 +370,7 @@ def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) ->
 
 def all_ways(config: Config) -> dict[str, tuple[list[float], float] | str]:
     """On one rank: by way the three losses, and how far a resumed run's weights are from an uninterrupted one's."""
-    from mama.engine import join_ranks
+    from mama.train.deepspeed_engine import join_ranks
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = join_ranks()
@@ -388,7 +392,7 @@ def one_way(way: str, config: Config, batch: Batch) -> tuple[list[float], float]
     before = Path(config.runs) / way.removeprefix("resumed ") / "checkpoints"
     losses = updates(config, batch, range(1, UPDATES), before / "step-000001")
     first, whole, again = (
-        torch.cat([x.flatten() for _, x in sorted(checkpoint.weights(folder).items())])
+        torch.cat([x.flatten() for _, x in sorted(checkpoints.weights(folder).items())])
         for folder in (before / "step-000001", before / "step-000003", config.run_folder / "checkpoints/step-000003")
     )
     return losses, float((again - whole).norm() / (whole - first).norm())

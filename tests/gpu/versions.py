@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from mama import attention
+from mama.model import attention
 
 PACKAGES = (
     "torch", "triton", "deepspeed", "xformers", "nvidia-cuda-runtime-cu12", "transformers", "peft", "numpy",

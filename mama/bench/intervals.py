@@ -1,0 +1,70 @@
+"""`mama bench intervals`: how often 95 % intervals hold the true value, in simulated evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import NormalDist
+
+import numpy as np
+
+from mama.evaluate import metrics
+from mama.evaluate.metrics import Floats, Ints
+
+PATIENTS = (20, 40, 80, 200)
+SHARES = (0.5, 0.25)  # of the patients who have cancer, in one breast
+AREAS = (0.75, 0.9, 0.97)
+IMAGES = 4  # of a patient, two of each breast
+WITHIN = 0.5  # correlation of the scores of two images of a patient whose truth is the same
+SHOWN = ("auc", "balanced_accuracy", "sensitivity", "specificity")
+
+
+def bench_intervals(rounds: int, resamples: int) -> Iterator[str]:
+    """Simulate `rounds` evaluations of each setting and yield a report in Markdown: coverage and mean length."""
+    titles = [name.replace("_", " ").replace("auc", "AUC") for name in SHOWN]
+    yield f"| patients | with cancer | true AUC | {' | '.join(titles)} |"
+    yield "|---" * (3 + len(SHOWN)) + "|"
+    for share in SHARES:
+        for patients in PATIENTS:
+            for area in AREAS:
+                cells = coverage(patients, share, area, rounds, resamples)
+                shown = " | ".join(f"{100 * held:.1f} % ({length:.3f})" for held, length in cells.values())
+                yield f"| {patients} | {100 * share:g} % | {area} | {shown} |"
+
+
+def coverage(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, tuple[float, float]]:
+    """Share of `rounds` intervals that hold the true value, and their mean length, by metric; seeded."""
+    rng = np.random.default_rng([patients, round(100 * share), round(100 * area)])
+    names = [f"{n:04d}" for n in range(patients) for _ in range(IMAGES)]
+    truth = true_values(area)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in SHOWN}
+    for number in range(rounds):
+        estimates = metrics.measure(*simulate(rng, patients, share, area), names, True, resamples, number)
+        for name in SHOWN:
+            one = estimates[name]
+            if one.low is not None and one.high is not None:
+                found[name].append((one.low <= truth[name] <= one.high, one.high - one.low))
+    return {name: tuple(np.mean(pairs or [(np.nan, np.nan)], axis=0)) for name, pairs in found.items()}
+
+
+def true_values(area: float) -> dict[str, float]:
+    """In the population that `simulate` draws from, whose scores are normal with variance 1 in both classes."""
+    recall = NormalDist().cdf(_distance(area) / 2)
+    return {"auc": area, "balanced_accuracy": recall, "sensitivity": recall, "specificity": recall}
+
+
+def simulate(rng: np.random.Generator, patients: int, share: float, area: float) -> tuple[Ints, Floats]:
+    """Labels [n] and probabilities [n, 2] of `IMAGES` images of each patient; both classes occur."""
+    labels = np.zeros((patients, IMAGES), dtype=np.int64)
+    while not labels.any():
+        sick = rng.random(patients) < share
+        left = rng.random(patients) < 0.5
+        labels = (sick[:, None] & (left[:, None] == (np.arange(IMAGES) < IMAGES // 2))).astype(np.int64)
+    own, common = rng.normal(size=(patients, IMAGES)), rng.normal(size=(patients, 1))
+    scores = _distance(area) * (labels - 0.5) + np.sqrt(WITHIN) * common + np.sqrt(1 - WITHIN) * own
+    positive = 1 / (1 + np.exp(-scores.ravel()))
+    return labels.ravel(), np.stack([1 - positive, positive], axis=1)
+
+
+def _distance(area: float) -> float:
+    """Between the means of two normal distributions of variance 1 whose AUC is `area`."""
+    return float(np.sqrt(2) * NormalDist().inv_cdf(area))

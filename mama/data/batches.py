@@ -1,0 +1,156 @@
+"""Pairs -> `Batch`: what a rank trains on, in the order that every rank agrees on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mama.data import sample_order
+from mama.data.loader import CPU, load, to_device
+from mama.data.pairs import Pair, Pairs
+from mama.data.tokenizer import Tokenizer
+from mama.settings.schema import Config
+
+Tensors = TypeVar("Tensors", "Texts", "Batch")
+
+
+@dataclass
+class Texts:
+    """Tokenised texts, each once: u distinct texts, L tokens, S sentences at most.
+
+    `separators` are the positions of the tokens at which sentence embeddings are read.
+    """
+
+    tokens: Tensor  # int64 [u, L]
+    mask: Tensor  # bool [u, L], true where a token is
+    separators: Tensor  # int64 [u, S]
+    sentence_mask: Tensor  # bool [u, S], true where a sentence is
+
+    def to(self, device: torch.device) -> Texts:
+        return _each(self, lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Texts:
+        """A copy in pinned memory; the loader calls it where there is a GPU."""
+        return _each(self, Tensor.pin_memory)
+
+
+@dataclass
+class Batch:
+    """One micro-batch of b training pairs (anchor v, partner w) and their texts."""
+
+    keys: list[str]  # "<study key>/<member>" of the anchors
+    anchors: Tensor  # uint8 [b, 1, H, W]
+    partners: Tensor  # uint8 [b, 1, H, W]
+    anchor_changes: Tensor  # float32 [b, 10], see mama.data.augment
+    partner_changes: Tensor
+    texts: Texts
+    anchor_text: Tensor  # int64 [b], row of `texts` that speaks of the anchor
+    partner_text: Tensor  # int64 [b], of the partner: the same row unless it is the other breast
+    text_ids: Tensor  # int64 [b], hash of the anchor's text: equal texts, equal ids
+    partner_text_ids: Tensor  # int64 [b], of the partner's
+    skipped: int = 0  # samples that could not be read and were replaced by some of these
+
+    def to(self, device: torch.device) -> Batch:
+        return _each(self, lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Batch:
+        """A copy in pinned memory; the loader calls it where there is a GPU."""
+        return _each(self, Tensor.pin_memory)
+
+
+def _each(whole: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    """The same with each of its tensors changed."""
+    parts: dict[str, Any] = {field.name: getattr(whole, field.name) for field in fields(whole)}
+    for name, part in parts.items():
+        if isinstance(part, Tensor):
+            parts[name] = change(part)
+        elif isinstance(part, Texts):
+            parts[name] = _each(part, change)
+    return type(whole)(**parts)
+
+
+class Collate:
+    """Pairs -> `Batch`; a class so that loader workers can receive it."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+
+    def __call__(self, pairs: list[Pair]) -> Batch:
+        rows: dict[tuple[str, ...], int] = {}
+        anchor_text = [rows.setdefault(tuple(p.anchor_text), len(rows)) for p in pairs]
+        partner_text = [rows.setdefault(tuple(p.partner_text), len(rows)) for p in pairs]
+        return Batch(
+            keys=[p.key for p in pairs],
+            anchors=torch.from_numpy(np.stack([p.anchor for p in pairs])[:, None]),
+            partners=torch.from_numpy(np.stack([p.partner for p in pairs])[:, None]),
+            anchor_changes=torch.from_numpy(np.stack([p.anchor_change for p in pairs])),
+            partner_changes=torch.from_numpy(np.stack([p.partner_change for p in pairs])),
+            texts=tokenise(self.tokenizer, [list(text) for text in rows], self.max_tokens),
+            anchor_text=torch.tensor(anchor_text),
+            partner_text=torch.tensor(partner_text),
+            text_ids=torch.tensor([_text_id(p.anchor_text) for p in pairs]),
+            partner_text_ids=torch.tensor([_text_id(p.partner_text) for p in pairs]),
+            skipped=sum(p.skipped for p in pairs),
+        )
+
+
+def tokenise(tokenizer: Tokenizer, texts: list[list[str]], max_tokens: int) -> Texts:
+    """Sentence lists -> `Texts`, padded to the longest of this call only.
+
+    Raises `ValueError` where a text has no sentence.
+    """
+    encoded = [tokenizer.encode(sentences, max_tokens) for sentences in texts]
+    if not all(e.separators for e in encoded):
+        raise ValueError("texts: one has no sentence")  # which a GPU would have to be waited for to find out
+    length = max(len(e.tokens) for e in encoded)
+    sentences = max(len(e.separators) for e in encoded)
+    tokens = torch.full((len(encoded), length), tokenizer.pad_id)
+    mask = torch.zeros(len(encoded), length, dtype=torch.bool)
+    separators = torch.zeros(len(encoded), sentences, dtype=torch.long)
+    sentence_mask = torch.zeros(len(encoded), sentences, dtype=torch.bool)
+    for row, e in enumerate(encoded):
+        tokens[row, : len(e.tokens)] = torch.tensor(e.tokens)
+        mask[row, : len(e.tokens)] = True
+        separators[row, : len(e.separators)] = torch.tensor(e.separators)
+        sentence_mask[row, : len(e.separators)] = True
+    return Texts(tokens, mask, separators, sentence_mask)
+
+
+def _text_id(sentences: list[str]) -> int:
+    """A 63-bit hash, the same in every process and on every rank."""
+    digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class _MicroBatches:
+    """The loader's batch sampler; it makes the indices as they are asked for, not all of a run at once."""
+
+    config: Config
+    steps: range
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        sizes = self.config.train.global_batch, self.config.train.micro_batch
+        return sample_order.micro_batches(self.steps, *sizes, self.rank, self.world_size)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.config.train.accumulation(self.world_size)
+
+
+def training_batches(
+    config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int, device: torch.device = CPU
+) -> Generator[Batch, None, None]:
+    """This rank's micro-batches for `steps`, in order, for `device`; `accumulation` of them make one step.
+
+    Raises as `mama.data.loader.load` does.
+    """
+    batches = _MicroBatches(config, steps, rank, world_size)
+    return load(Pairs(config), config, Collate(tokenizer, config.data.max_tokens), device, batch_sampler=batches)

@@ -1,0 +1,254 @@
+"""Loader processes: batches of a data set, and one line where a process dies, hangs, or finds no shared memory.
+
+For a GPU the batches lie in pinned memory, from which they are copied while the host goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.process
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from mama.runtime import preemption
+from mama.runtime.errors import TrainingError
+from mama.settings.schema import Config, ConfigError
+from shards.pack.workers import start_worker as start_process
+from shards.schema import ShardError
+
+log = logging.getLogger(__name__)
+
+SHARED = Path("/dev/shm")  # where a loader process puts its batches for the training process
+AHEAD = 2  # batches that each process prepares
+PATIENCE = 5.0  # seconds for a process or a thread to end
+CPU = torch.device("cpu")
+MIB = 2**20
+_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
+_STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for a disk", "Z": "dead"}
+
+
+def load(
+    dataset: Dataset[Any],
+    config: Config,
+    collate: Callable[[list[Any]], Any] = default_collate,
+    device: torch.device = CPU,
+    **options: Any,
+) -> Generator[Any, None, None]:
+    """Batches by `data.workers` processes, which start now and end with the generator, however it ends.
+
+    They come on the CPU, in pinned memory where `device`, for which they are meant, is a GPU: see `to_device`.
+
+    Close it, also behind an error of the caller's own: a process cannot exit while its loader processes live.
+
+    Raises `ShardError` as the data set does, whichever process it happened in, and `TrainingError` where a
+    process dies, has no shared or pinned memory left, or gives no batch for `train.timeout` seconds.
+    """
+    workers = config.data.workers
+    if workers:
+        options |= {"prefetch_factor": AHEAD, "timeout": config.train.timeout, "worker_init_fn": start_worker}
+    pin = device.type == "cuda"
+    batches = iter(DataLoader(dataset, num_workers=workers, collate_fn=_Shared(collate), pin_memory=pin, **options))
+    if hasattr(batches, "_pin_memory_thread"):
+        _hand_on_errors(batches)
+    return _plain(batches)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`; the host waits for the GPU only where `tensor` is not pinned.
+
+    Write nothing into a pinned tensor afterwards: the copy may not have begun. To forget it is safe, PyTorch keeps
+    its memory until the copy is done.
+    """
+    return tensor.to(device, non_blocking=tensor.is_pinned())
+
+
+def require_shared_memory(config: Config, images: int, ranks_here: int = 1) -> None:
+    """Raises `ConfigError` where /dev/shm cannot hold the batches in flight, of so many `images`, of all ranks here.
+
+    Docker gives a container 64 MB unless it is told otherwise.
+    """
+    workers, (height, width) = config.data.workers, config.data.image_size
+    if not workers or not SHARED.is_dir():
+        return
+    need = images * height * width * AHEAD * workers * ranks_here  # uint8; all else in a batch is small beside them
+    free = shutil.disk_usage(SHARED).free
+    if need > free:
+        raise ConfigError(
+            f"data.workers: {workers} loader processes for each of {ranks_here} ranks keep {need / MIB:,.0f} MiB of "
+            f"batches in {SHARED}, where {free / MIB:,.0f} MiB are free; start the container with "
+            f"--shm-size={-(-need // MIB) + 64}m, or set data.workers=0"
+        )
+
+
+def start_worker(number: int) -> None:
+    """One thread, its memory kept; it dies with its rank, and a signal to stop is the rank's business."""
+    start_process()
+    preemption.ignore()
+
+
+class _Shared:
+    """Collates in a loader process straight into shared memory.
+
+    Otherwise the thread that sends the batch would move it there, and where that fails it drops the batch
+    without telling anybody: the training process would wait for ever.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self.collate(rows)
+        if get_worker_info():
+            _share(batch)
+        return batch
+
+
+def _share(batch: Any) -> None:
+    if isinstance(batch, Tensor):
+        batch.share_memory_()
+    elif is_dataclass(batch):
+        for field in fields(batch):
+            _share(getattr(batch, field.name))
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            _share(part)
+
+
+def _hand_on_errors(batches: Any) -> None:
+    """Raise what ends the thread that pins batches where the next batch is asked for, as without that thread.
+
+    PyTorch would print its traceback, and wait for the thread until the time limit.
+    """
+    get, put = batches._data_queue.get, batches._data_queue.put
+
+    def get_or_raise(*args: Any, **kwargs: Any) -> Any:
+        found = get(*args, **kwargs)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    batches._data_queue.get = get_or_raise
+    batches._pin_memory_thread._invoke_excepthook = lambda thread: put(sys.exc_info()[1])
+
+
+def _plain(batches: Any) -> Generator[Any, None, None]:
+    with plain_failures():
+        try:
+            yield from batches
+        except ShardError as error:  # from a worker it comes with that worker's traceback in its words
+            words = str(error).strip().splitlines()[-1]
+            raise type(error)(words.partition(f"{type(error).__name__}: ")[2] or words) from None
+        except RuntimeError as error:
+            if "DataLoader timed out" in str(error):
+                raise TrainingError(_hanging(batches)) from None
+            for worker in getattr(batches, "_workers", ()):
+                if "exited unexpectedly" in str(error) and (worker.exitcode or 0) < 0:
+                    how = signal.strsignal(-worker.exitcode)
+                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: {how}") from None
+            raise
+        finally:
+            _end(batches)
+
+
+@contextmanager
+def plain_failures() -> Iterator[None]:
+    """In one line what PyTorch says of a loader process that died, in a signal handler: anywhere in the step."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except RuntimeError as error:
+        if dead := _DEAD.search(str(error)):
+            how = dead[2].partition(". ")[0].rstrip(". ")
+            cure = (
+                f"{SHARED} is full: start the container with a larger --shm-size, or set data.workers=0"
+                if "Bus error" in how
+                else "if memory ran out, lower data.workers or train.micro_batch; it is safe to run again"
+            )
+            raise TrainingError(f"the loader process {dead[1]} ended ({how}); {cure}") from None
+        if "allocate shared memory" in str(error):
+            raise TrainingError(
+                f"a loader process found no room for its batch in {SHARED}; start the container with a larger "
+                "--shm-size, or set data.workers=0"
+            ) from None
+        if "pin memory thread" in str(error):
+            cause = next((line for line in str(error).splitlines()[::-1] if "Error: " in line), "of an unknown cause")
+            raise TrainingError(
+                f"a batch could not be copied to pinned memory ({cause}); if memory ran out, lower data.workers or "
+                "train.micro_batch; it is safe to run again"
+            ) from None
+        if "ancdata" in str(error) or "Too many open files" in str(error):
+            raise TrainingError(
+                "no more files can be opened for the batches of the loader processes; raise the limit (ulimit -n), or "
+                "lower data.workers"
+            ) from None
+        raise
+
+
+def _hanging(batches: Any) -> str:
+    """Who has not delivered, the process that the next batch is due from; one that is stopped would not end either."""
+    worker = batches._workers[batches._task_info[batches._rcvd_idx][0]]
+    words = (
+        f"train.timeout: no batch for {batches._timeout:.0f} s from the loader process {worker.pid}"
+        f"{_state(worker.pid)}; look at the disk or network of data.shards, raise train.timeout if it is that slow, "
+        "or set data.workers=0"
+    )
+    with suppress(RuntimeError):  # PyTorch's handler says that a loader process has died
+        worker.kill()
+        worker.join(PATIENCE)
+    return words
+
+
+def _state(pid: int) -> str:
+    """What the kernel says that the process does, and the file that it reads; empty where it does not say."""
+    process, found = Path(f"/proc/{pid}"), []
+    with suppress(OSError, IndexError):
+        letter = (process / "stat").read_text().rpartition(") ")[2][0]
+        found += [_STATES[letter]] if letter in _STATES else []
+    with suppress(OSError, IndexError, ValueError):
+        call = (process / "syscall").read_text().split()  # "17 0x5 ...": number and arguments in hexadecimal
+        descriptor = os.readlink(process / "fd" / str(int(call[1], 16)))
+        found += [f"reading {descriptor}"] if descriptor.endswith(".tar") else []
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _end(batches: Any) -> None:
+    """End the processes, also those that hang.
+
+    An error's traceback would keep the loader alive until this process exits, which waits for its workers, and
+    those ignore the signal that should end them. A loader without workers has nothing to shut down.
+    """
+    if hasattr(batches, "_pin_memory_thread") and not batches._shutdown:  # as it is behind the last batch
+        _end_pinning(batches)
+    getattr(batches, "_shutdown_workers", lambda: None)()
+    for worker in getattr(batches, "_workers", ()):
+        if worker.is_alive():
+            worker.kill()
+            worker.join(PATIENCE)
+        if worker.is_alive():  # not even a kill ends a read of a dead disk: this process must not wait for it
+            multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
+
+
+def _end_pinning(batches: Any) -> None:
+    """End the thread that pins batches, unless it waits for a process that hangs: it will end with that process.
+
+    PyTorch ends the thread first, and would wait for it for ever.
+    """
+    batches._pin_memory_thread_done_event.set()
+    batches._worker_result_queue.put((None, None))  # wakes it
+    batches._worker_result_queue.cancel_join_thread()  # a killed process may have left the queue locked
+    batches._pin_memory_thread.join(PATIENCE)
+    if batches._pin_memory_thread.is_alive():
+        del batches._pin_memory_thread

@@ -1,0 +1,221 @@
+"""The words: a text written from a view's facts, afresh each time a sample is drawn.
+
+Three styles: the structured report, one natural sentence, a short caption of the labels. The order
+of the parts is METHOD's (procedure, patient, image, composition, findings, impression, overall
+assessment); a radiologist's own words, where the archive has them, stand as they are in the place
+of the findings, in a report whatever the style. Each string is one sentence: the towers read a
+sentence's embedding at the separator token behind it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mama.settings.schema import Style
+from shards.schema import Finding, Study, View
+
+UNKNOWN = "unknown"
+META = ("age", "race", "ethnicity", "type", "side", "view")
+
+SIDES = {"L": "left", "R": "right"}
+COMPOSITION = {  # ACR BI-RADS Atlas, 5th edition, breast composition categories
+    "A": "almost entirely fatty",
+    "B": "scattered fibroglandular tissue",
+    "C": "heterogeneously dense",
+    "D": "extremely dense",
+}
+BIRADS = {  # ACR BI-RADS Atlas, 5th edition, assessment categories
+    0: "incomplete, more imaging is needed",
+    1: "negative",
+    2: "benign",
+    3: "probably benign",
+    4: "suspicious",
+    5: "highly suggestive of malignancy",
+    6: "biopsy-proven malignancy",
+}
+# What is said to be found where an assessment is all that is known; 1 finds nothing.
+ASSESSED = {
+    0: "area that needs more imaging",
+    2: "benign finding",
+    3: "probably benign finding",
+    4: "suspicious abnormality",
+    5: "abnormality highly suggestive of malignancy",
+    6: "biopsy-proven malignancy",
+}
+OVERALL = {0: "undecided", 1: "healthy", 2: "benign", 3: "likely benign", 4: "suspect", 5: "malignant", 6: "malignant"}
+
+
+def text(
+    study: Study, view: View, style: Style, hidden: frozenset[str] = frozenset(), tell_pathology: bool = False
+) -> list[str]:
+    """The sentences that describe one image.
+
+    The meta-information named in `hidden` reads "unknown". What the archive does not say of density, BI-RADS or
+    findings is left out, never guessed. With `tell_pathology` the text ends in the `outcome` of an image of which
+    nothing else of the kind is known.
+    """
+    write = report if own_words(view) else STYLES[style]
+    return write(study, view, hidden, outcome(view) if tell_pathology else None)
+
+
+def outcome(view: View) -> str | None:
+    """The pathology, where neither an assessment nor findings nor a radiologist's words say what the image shows."""
+    if view.labels.birads is not None or view.findings or own_words(view):
+        return None
+    known = {True: "malignant", False: "not malignant", None: None}[view.labels.cancer]
+    return view.labels.pathology or known
+
+
+def report(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
+    """The structured report, for arguments as those of `text`; `ending` is the outcome to be told."""
+    meta = _meta(study, view, hidden)
+    sentences = [
+        f"Procedure: {_procedure(study)}.",
+        f"Patient: age {meta['age']}, race {meta['race']}, ethnicity {meta['ethnicity']}.",
+        f"Image: type {meta['type']}, side {meta['side']}, view {meta['view']}.",
+    ]
+    sentences += composition(view) + findings(view) + impression(view)
+    return sentences + ([f"Pathology: {ending}."] if ending else [])
+
+
+def natural_sentence(
+    study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None
+) -> list[str]:
+    """The facts of the report as a person would write them, for arguments as those of `report`."""
+    meta, labels = _meta(study, view, hidden), view.labels
+    said = (
+        f"This is a {_procedure(study)} of type {meta['type']}, side {meta['side']} and view {meta['view']}, "
+        f"of a patient of age {meta['age']}, race {meta['race']} and ethnicity {meta['ethnicity']}"
+    )
+    shown = [f"breast density {labels.density}, {COMPOSITION[labels.density]}"] if labels.density else []
+    shown += [_noun_phrase(finding) for finding in view.findings]
+    if _looks_normal(view):
+        shown.append("no mass and no calcification")
+    if words := assessed(view):
+        shown.append(_with_article(words))
+    if shown:
+        said += f"; it shows {', and '.join(shown)}"
+    if labels.birads is not None:
+        said += f"; it is assessed as BI-RADS {labels.birads}, {BIRADS[labels.birads]}"
+    if ending:
+        said += f"; its pathology is {ending}"
+    return [f"{said}."]
+
+
+def caption(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
+    """Side, view and labels, and the kinds of the findings, for arguments as those of `report`."""
+    meta, labels = _meta(study, view, hidden), view.labels
+    said = ["Mammogram", f"side {meta['side']}", f"view {meta['view']}"]
+    if labels.density is not None:
+        said.append(f"density {labels.density}")
+    said += ["normal"] if _looks_normal(view) else dict.fromkeys(finding.kind for finding in view.findings)
+    if words := assessed(view):
+        said.append(words)
+    if labels.birads is not None:
+        said.append(f"BI-RADS {labels.birads}")
+    if ending:
+        said.append(f"pathology {ending}")
+    return [f"{', '.join(said)}."]
+
+
+STYLES = {"report": report, "sentence": natural_sentence, "caption": caption}
+
+
+def _meta(study: Study, view: View, hidden: frozenset[str]) -> dict[str, str]:
+    """Each piece of meta-information in words."""
+    known = {
+        "age": f"{study.age} years" if study.age is not None else UNKNOWN,
+        "race": study.race or UNKNOWN,
+        "ethnicity": study.ethnicity or UNKNOWN,
+        "type": "2D",
+        "side": SIDES[view.laterality],
+        "view": view.view,
+    }
+    return known | dict.fromkeys(hidden, UNKNOWN)
+
+
+def _procedure(study: Study) -> str:
+    return f"{study.reason} mammogram" if study.reason else "mammogram"
+
+
+def draw_hidden(rng: np.random.Generator, probability: float) -> frozenset[str]:
+    """Meta-information masking: each piece is hidden with `probability`, independently."""
+    return frozenset(name for name in META if rng.random() < probability)
+
+
+def composition(view: View) -> list[str]:
+    density = view.labels.density
+    if density is None:
+        return []
+    sentences = [f"Composition: density {density}, the breast is {COMPOSITION[density]}."]
+    if density in "CD":
+        sentences.append("Dense tissue may hide small lesions.")
+    return sentences
+
+
+def findings(view: View) -> list[str]:
+    """One sentence a finding, or the radiologist's own sentences, or what the assessment says of an undescribed one."""
+    if words := own_words(view):
+        return [f"Findings: {line}." for line in words]
+    if view.findings:
+        return [f"Findings: {describe(finding)}." for finding in view.findings]
+    if _looks_normal(view):
+        return ["Findings: no mass and no calcification."]
+    return [f"Findings: {told}."] if (told := assessed(view)) else []
+
+
+def assessed(view: View) -> str | None:
+    """What the assessment says to be there, where nothing describes it."""
+    if own_words(view) or view.findings or _looks_normal(view) or view.labels.birads is None:
+        return None
+    return ASSESSED[view.labels.birads]
+
+
+def finding_sentences(view: View, style: Style, sentences: list[str]) -> list[str]:
+    """For each finding, or for each of the radiologist's own sentences, the one of `sentences` that names it."""
+    return findings(view) if style == "report" or own_words(view) else sentences * len(view.findings)
+
+
+def own_words(view: View) -> list[str]:
+    """The radiologist's sentences, without their full stops."""
+    lines = [line.strip().rstrip(".") for line in (view.report or "").splitlines()]
+    return [line for line in lines if line]
+
+
+def _looks_normal(view: View) -> bool:
+    return not view.findings and (view.labels.birads == 1 or view.labels.pathology == "normal")
+
+
+def describe(finding: Finding) -> str:
+    """A finding in BI-RADS descriptors, for example "irregular mass, spiculated margin, high density"."""
+    if finding.kind == "calcification":
+        words = f"{finding.calcification_type or ''} calcifications".strip()
+        return f"{words}, {finding.distribution} distribution" if finding.distribution else words
+    words = f"{finding.shape or ''} {finding.kind}".strip()
+    if finding.margin:
+        words += f", {finding.margin} margin"
+    if finding.density:
+        words += f", {finding.density} density"
+    return words
+
+
+def _noun_phrase(finding: Finding) -> str:
+    """The words of `describe` with their prepositions: "an irregular mass with spiculated margin"."""
+    if finding.kind == "calcification":
+        words = f"{finding.calcification_type or ''} calcifications".strip()
+        return f"{words} in {finding.distribution} distribution" if finding.distribution else words
+    words = f"{finding.shape or ''} {finding.kind}".strip()
+    more = [f"{finding.margin} margin"] if finding.margin else []
+    more += [f"{finding.density} density"] if finding.density else []
+    return f"{_with_article(words)}{' with ' if more else ''}{' and '.join(more)}"
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def impression(view: View) -> list[str]:
+    birads = view.labels.birads
+    if birads is None:
+        return []
+    return [f"Impression: BI-RADS {birads}, {BIRADS[birads]}.", f"Overall assessment: {OVERALL[birads]}."]

@@ -1,0 +1,101 @@
+"""Tokenizers: the language model's own, or one learned from the training reports.
+
+Both get a separator and a padding token of their own, so that neither meaning is shared with a
+token that the language model already knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mama.settings.pretrained import in_one_line
+
+SEPARATOR = "<|sentence|>"
+PADDING = "<|padding|>"
+KNOWN_SENTENCES = 2**16  # whose tokens a process keeps
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text: its tokens, and where its sentences end."""
+
+    tokens: list[int]
+    separators: list[int]
+
+
+class Tokenizer:
+    """Sentences -> tokens with a separator behind each sentence."""
+
+    def __init__(self, base: PreTrainedTokenizerBase) -> None:
+        base.add_special_tokens({"additional_special_tokens": [SEPARATOR, PADDING]})
+        self.base = base
+        vocabulary = base.get_vocab()
+        self.separator_id, self.pad_id = vocabulary[SEPARATOR], vocabulary[PADDING]
+        self._known: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def encode(self, sentences: list[str], max_tokens: int) -> Encoded:
+        """At most `max_tokens` tokens; a text that is cut still ends in a separator."""
+        tokens: list[int] = []
+        separators: list[int] = []
+        for sentence in sentences:
+            room = max_tokens - len(tokens) - 1
+            if room < 1:
+                break
+            tokens += self._words(sentence)[:room]
+            separators.append(len(tokens))
+            tokens.append(self.separator_id)
+        return Encoded(tokens, separators)
+
+    def _words(self, sentence: str) -> list[int]:
+        """A sentence's tokens. Reports made from facts repeat their sentences: most are found among the known ones."""
+        if sentence not in self._known:
+            if len(self._known) >= KNOWN_SENTENCES:
+                self._known.clear()
+            # What looks like a special token in a report is words: it must not end a sentence.
+            encoded = self.base(sentence, add_special_tokens=False, split_special_tokens=True)
+            self._known[sentence] = encoded["input_ids"]
+        return self._known[sentence]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text that tokens stand for, separators included."""
+        return str(self.base.decode(tokens, clean_up_tokenization_spaces=False)).strip()
+
+    def save(self, folder: Path) -> None:
+        self.base.save_pretrained(folder)
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """Raises `ConfigError` where the files of `save` are gone or damaged."""
+        with in_one_line(f"{folder}: the tokenizer", "restore it from a copy"):
+            return Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens and our own two.
+
+    Deterministic: the same texts give the same tokens.
+    """
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    fast.train_from_iterator(texts, trainer)
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast))
+
+
+def pretrained(name: str, arguments: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that belongs to a language model; arguments as for `from_pretrained`."""
+    with in_one_line(f"text.model: the tokenizer of {name}"):
+        return Tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments))

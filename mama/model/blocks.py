@@ -1,0 +1,84 @@
+"""The towers' transformer blocks while they train: compiled, and recomputed in the backward pass."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sysconfig
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mama.model.mama_model import MamaModel
+from mama.settings.schema import ConfigError, TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) -> None:
+    """Have the blocks of both towers trained as `config` says; in evaluation they run as they are.
+
+    The image tower's are compiled: norms, LayerScale, residuals and activations become a few kernels (TorchInductor;
+    Ansel et al. 2024, "PyTorch 2"), and one compilation serves all blocks, as all images have one size. The language
+    model's are not: its texts differ in length, and its forward pass, compiled with its dropout, took longer
+    (BENCHMARKS.md). Checkpointed, only what goes into a block is kept for the backward pass.
+    """
+    obstacle = _obstacle(config, device)
+    if config.compile:
+        log.info("blocks of the image tower: %s", f"not compiled ({obstacle})" if obstacle else "compiled")
+    for tower, compiled in ((model.vision, config.compile and not obstacle), (model.text, False)):
+        kinds: dict[type[nn.Module], type[nn.Module]] = {}
+        for block in blocks_of(tower):
+            kind = type(block)
+            if kind not in kinds:
+                kinds[kind] = _trained(kind, compiled, config.activation_checkpointing)
+            block.__class__ = kinds[kind]
+
+
+def blocks_of(tower: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a tower: what transformers itself would checkpoint."""
+    found: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise ConfigError(
+            f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
+        )
+    return found
+
+
+def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if config.zero_stage == 3:
+        return "ZeRO stage 3 gathers weights inside of them"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]  # as Triton looks for one
+    if not any(map(shutil.which, compilers)):
+        return f"there is no C compiler: {' and '.join(compilers)} not found"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers are not installed"
+    return None
+
+
+def _trained(kind: type[nn.Module], compiled: bool, checkpointed: bool) -> type[nn.Module]:
+    """A class of blocks like `kind`, that run so in training.
+
+    What is recomputed is a compiled block: a block compiled with the recomputation in it failed in PyTorch 2.11.
+    """
+    plain: Any = kind.forward
+    forward: Any = torch.compile(plain) if compiled else plain
+
+    class Block(kind):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.training:
+                return plain(self, *args, **kwargs)
+            if checkpointed:
+                return checkpoint(partial(forward, self), *args, use_reentrant=False, **kwargs)
+            return forward(self, *args, **kwargs)
+
+    Block.__name__ = kind.__name__
+    return Block

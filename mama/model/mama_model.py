@@ -1,0 +1,180 @@
+"""The model: two towers, the heads that the objective's terms need, and learnable logit scales."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mama.data import augment
+from mama.data.batches import Batch, Texts
+from mama.data.tokenizer import Tokenizer
+from mama.model.heads import LocalHead, LogitScale, ViewHead, countable
+from mama.model.towers import TextTower, VisionTower, build_text, build_vision
+from mama.settings.schema import Config, ConfigError, HeadsConfig, LossConfig
+
+
+class Embeddings(NamedTuple):
+    """All that the objective sees of b pairs: unit vectors of width D. None belongs to a term of weight 0.
+
+    A tuple, so that ZeRO-3 finds the tensors in what the model returns.
+    """
+
+    text_ids: Tensor  # int64 [b], equal texts have equal ids
+    partner_text_ids: Tensor
+    anchor: Tensor  # [b, D] global image embedding of v
+    anchor_text: Tensor  # [b, D]
+    scale: Tensor  # logit scale of the global terms, after the clamp
+    local_scale: Tensor
+    partner: Tensor | None = None  # [b, D] global image embedding of w
+    partner_text: Tensor | None = None  # [b, D]
+    anchor_view: Tensor | None = None  # [b, D] view-head embedding of v
+    partner_view: Tensor | None = None  # [b, D] of w
+    patches: Tensor | None = None  # [b, P, D] of v
+    sentences: Tensor | None = None  # [b, S, D] of v's text
+    sentence_mask: Tensor | None = None  # bool [b, S]
+
+
+class MamaModel(nn.Module):
+    """Images and texts to one space, globally and locally.
+
+    `heads` and `loss` decide which heads there are: `view_head`, `patch_head` and `sentence_head` are None
+    where their term weighs nothing.
+    """
+
+    def __init__(self, vision: VisionTower, text: TextTower, heads: HeadsConfig, loss: LossConfig) -> None:
+        super().__init__()
+        self.vision, self.text = vision, text
+        self.published_norms, self.row_by_row = heads.norm == "published", heads.norm == "layer"
+        self.uses_partner = bool(loss.view or loss.partner_text)
+        self.uses_partner_text = bool(loss.partner_text)
+        shape = heads.hidden_dim, heads.embed_dim, heads.norm
+        self.image_head = nn.Linear(vision.width, heads.embed_dim)
+        self.text_head = nn.Linear(text.width, heads.embed_dim)
+        self.view_head = (
+            ViewHead(vision.width, heads.view_hidden_dim, heads.embed_dim, heads.norm) if loss.view else None
+        )
+        self.patch_head = LocalHead(vision.width, *shape) if loss.local else None
+        self.sentence_head = LocalHead(text.width, *shape) if loss.local else None
+        self.scale = LogitScale(loss.initial_scale, loss.max_scale)
+        self.local_scale = LogitScale(loss.initial_scale, loss.max_scale)
+        if not loss.local:  # the global feature is read in front of the last norm
+            vision.norm.requires_grad_(False)
+            self.local_scale.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Augment, encode and project one micro-batch."""
+        images, changes = batch.anchors, batch.anchor_changes
+        if self.uses_partner:
+            images, changes = torch.cat([images, batch.partners]), torch.cat([changes, batch.partner_changes])
+        pixels = augment.apply(images, changes, self.image_head.weight.dtype)
+        features, patches = self.vision(pixels)  # [b or 2b, d], [b or 2b, P, d]
+        text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
+        texts = _unit(self.text_head(text_features))
+        embedded = _unit(self.image_head(features))
+        pairs = len(batch.anchors)
+        found: dict[str, Tensor] = {}
+        if self.uses_partner_text:
+            found |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text]}
+        if self.view_head is not None:
+            views = _unit(self.view_rows(features)).chunk(2)
+            found |= {"anchor_view": views[0], "partner_view": views[1]}
+        if self.patch_head is not None:
+            mask = batch.texts.sentence_mask[batch.anchor_text]
+            sentences = self.sentence_rows(sentence_features[batch.anchor_text], mask)
+            found |= {
+                "patches": _unit(self.patch_rows(patches[:pairs])),
+                "sentences": _unit(sentences),
+                "sentence_mask": mask,
+            }
+        return Embeddings(
+            text_ids=batch.text_ids,
+            partner_text_ids=batch.partner_text_ids,
+            anchor=embedded[:pairs],
+            anchor_text=texts[batch.anchor_text],
+            scale=self.scale(),
+            local_scale=self.local_scale(),
+            **found,
+        )
+
+    def view_rows(self, features: Tensor) -> Tensor:
+        """[2b, d], anchors and then partners, -> [2b, D]."""
+        assert self.view_head is not None
+        projected: Tensor
+        if self.published_norms:
+            anchors, partners = features.chunk(2)
+            projected = torch.cat([self.view_head(anchors), self.view_head(partners)])
+        else:
+            projected = self.view_head(features)
+        return projected
+
+    def patch_rows(self, patches: Tensor) -> Tensor:
+        """[b, P, d] -> [b, P, D]."""
+        assert self.patch_head is not None
+        projected: Tensor = self.patch_head(patches.flatten(0, 1))
+        return projected.unflatten(0, patches.shape[:2])
+
+    def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
+        """[b, S, d] and bool [b, S] -> [b, S, D], zeros where there is no sentence."""
+        assert self.sentence_head is not None
+        if self.row_by_row and not countable(mask):  # what stands elsewhere changes no sentence's row
+            projected: Tensor = self.sentence_head(sentences.flatten(0, 1)).unflatten(0, mask.shape)
+            return projected.masked_fill(~mask[..., None], 0)
+        if self.published_norms:
+            projected = torch.cat([self.sentence_head(text[own]) for text, own in zip(sentences, mask, strict=True)])
+        else:
+            projected = self.sentence_head(sentences[mask])
+        rows = projected.new_zeros(*mask.shape, projected.shape[-1])
+        rows[mask] = projected
+        return rows
+
+    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, 1, H, W] in [-1, 1] -> unit embeddings [b, D], and tower features [b, d] for probes."""
+        features, _ = self.vision(images)
+        return _unit(self.image_head(features)), features
+
+    def embed_texts(self, texts: Texts) -> Tensor:
+        """Unit embeddings [u, D]."""
+        return _unit(self.text_head(self.text(texts)[0]))
+
+    def alignment(self, images: Tensor, texts: Texts) -> Tensor:
+        """Cosine of every sentence with every patch of its image: [b, S, P], row i of both together.
+
+        Only for a model that was trained with the local term.
+        """
+        patches = _unit(self.patch_rows(self.vision(images)[1]))
+        sentences = _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
+        return torch.einsum("bsd,bpd->bsp", sentences, patches)
+
+
+def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
+    """The untrained model of a configuration, in training mode; random weights are a function of `config.seed`."""
+    torch.manual_seed(config.seed)
+    with warnings.catch_warnings():  # activation checkpointing is changing its names, which peft uses too
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        vision = build_vision(config.vision, attention)
+        text = build_text(config.text, tokenizer, attention)
+    _check_sizes(config, vision, text)
+    # Pretrained weights come in evaluation mode, without dropout and without activation checkpointing.
+    return MamaModel(vision, text, config.heads, config.loss).train()
+
+
+def _check_sizes(config: Config, vision: VisionTower, text: TextTower) -> None:
+    """Images are cut into whole patches, and texts must have positions for all their tokens."""
+    patch = int(vision.backbone.config.patch_size)
+    if any(side % patch for side in config.data.image_size):
+        size = list(config.data.image_size)
+        raise ConfigError(f"data.image_size: {size} is not a multiple of the image tower's patches of {patch} pixels")
+    positions = int(text.backbone.config.max_position_embeddings)
+    if config.data.max_tokens > positions:
+        raise ConfigError(
+            f"data.max_tokens: {config.data.max_tokens}, but the language model has {positions} positions"
+        )
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Unit vectors in fp32, whatever the model computes in: a logit scale of 100 would show the rounding of bf16."""
+    return F.normalize(vectors.float(), dim=-1)

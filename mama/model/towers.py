@@ -1,0 +1,234 @@
+"""The two towers: transformers backbones that give one global feature and many local ones.
+
+Letters: b images, u texts, P patches, S sentences, L tokens, d width of the tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from mama.data.batches import Texts
+from mama.data.tokenizer import Tokenizer
+from mama.model.attention import without_mask
+from mama.model.backbones import build_backbone
+from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+
+# What each image architecture calls the norm behind its last block.
+VISION_MODELS = {"dinov2": "layernorm", "dinov2_with_registers": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """Where a language model of transformers keeps its parts."""
+
+    embedding: str  # the table of tokens
+    blocks: str  # the list of its transformer blocks
+    adapted: tuple[str, ...]  # the projections that LoRA adapts (METHOD: GPT-2 c_attn; Llama q_proj and v_proj)
+    causal: bool = True
+    transposed: bool = False  # GPT-2 stores its projections [in, out]
+
+
+TEXT_MODELS = {
+    "gpt2": TextModel("wte", "h", ("c_attn",), transposed=True),
+    "llama": TextModel("embed_tokens", "layers", ("q_proj", "v_proj")),
+    "bert": TextModel("word_embeddings", "encoder.layer", ("query", "value"), causal=False),
+}
+
+
+class VisionTower(nn.Module):
+    """A ViT of transformers, DINOv2 with registers by default, whose parameters all serve its two features."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        shape = backbone.config
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(shape, name), int):  # the table of positions is resized as a square
+                raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, and must be one number of pixels")
+        _drop_pooler(backbone)
+        self.backbone = backbone
+        # The global feature is read before the last norm, the patches after it: so it stands here.
+        norm = VISION_MODELS[shape.model_type]
+        self.norm = cast(nn.Module, getattr(backbone, norm))
+        setattr(backbone, norm, nn.Identity())
+        self.prefix = 1 + getattr(shape, "num_register_tokens", 0)
+        # Only `vit` has to be asked to; `dinov3_vit` has no table of positions.
+        self.arguments = {"interpolate_pos_encoding": True} if shape.model_type == "vit" else {}
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("mask_token"):  # only masked-image pre-training uses one
+                parameter.requires_grad_(False)
+        _empty_to_buffers(backbone)
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d) and module.stride == module.kernel_size and not any(module.padding):
+                module.__class__ = PatchProjection
+        _fuse_gelu(backbone)
+
+    @property
+    def width(self) -> int:
+        return int(self.backbone.config.hidden_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, 1, H, W] in [-1, 1] -> global feature [b, d] and normed patches [b, P, d]."""
+        pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
+        tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state
+        return tokens.mean(1), self.norm(tokens[:, self.prefix :])
+
+
+class PatchProjection(nn.Conv2d):
+    """The convolution that makes patches into tokens, on a GPU as one matrix product.
+
+    With so few channels cuDNN takes six times as long (BENCHMARKS.md).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[b, c, H, W] -> [b, d, H / patch, W / patch]."""
+        if not images.is_cuda:
+            return super().forward(images)
+        height, width = self.kernel_size
+        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)
+        tokens = F.linear(patches.flatten(3), self.weight.flatten(1), self.bias)  # [b, h, w, d]
+        return tokens.permute(0, 3, 1, 2)
+
+
+class OwnTokens(TrainableTokensLayer):
+    """peft's table of tokens with a few trained rows; peft copies their numbers to the GPU at every step, and waits."""
+
+    own_indices: Tensor
+
+    def get_merged_weights(self, active_adapters: list[str]) -> Tensor:
+        """The table [V, d] with the trained rows in it."""
+        (name,) = active_adapters
+        table = cast(Tensor, self.base_layer.weight)
+        return table.index_copy(0, self.own_indices, self.trainable_tokens_delta[name].to(table))
+
+
+class TextTower(nn.Module):
+    """A language model of transformers, causal or bidirectional, without its head."""
+
+    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int) -> None:
+        super().__init__()
+        base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
+        _drop_pooler(base)
+        self.backbone = backbone
+        self.width = width
+        self.causal = TEXT_MODELS[base.config.model_type].causal
+
+    def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d].
+
+        No mask goes to a causal model: padding is on the right, so that no token sees any, and the kernels
+        keep their fast causal path. In a bidirectional one the mask hides the padding.
+        """
+        mask = None if self.causal else texts.mask
+        states = self.backbone(
+            input_ids=texts.tokens, attention_mask=mask, use_cache=False
+        ).last_hidden_state  # [u, L, d]
+        weights = texts.mask.to(states.dtype)[..., None]
+        mean = (states * weights).sum(1) / weights.sum(1)
+        rows = torch.arange(len(states), device=states.device)[:, None]
+        return mean, states[rows, texts.separators]
+
+    def merge_adapters(self) -> None:
+        """Write LoRA updates and trained tokens into their base weights and drop what held them.
+
+        Exact to rounding in fp32; nothing to do where the whole model is trained.
+        """
+        if isinstance(self.backbone, PeftModel):
+            self.backbone = cast(PreTrainedModel, cast(Any, self.backbone).merge_and_unload())
+
+
+def build_vision(config: VisionConfig, attention: str) -> VisionTower:
+    """The image tower, from pretrained weights or at random; see `VisionConfig`."""
+    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention))
+    if config.freeze_norm:
+        tower.norm.requires_grad_(False)
+    return tower
+
+
+def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> TextTower:
+    """The text tower, trained as `config.tune` says, with a place for every token of `tokenizer`."""
+    backbone = build_backbone("text", config, TEXT_MODELS, attention, vocab_size=len(tokenizer))
+    if config.model is not None:
+        backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # Padding has a token of its own here: the one that the model used for it is a word like any other.
+    cast(nn.Embedding, backbone.get_input_embeddings()).padding_idx = None
+    _fuse_gelu(backbone)
+    model = TEXT_MODELS[backbone.config.model_type]
+    if model.causal:  # it is given no mask on purpose: transformers need not look for padding, and make a GPU wait
+        backbone.config.pad_token_id = None
+        backbone.set_attn_implementation(without_mask(attention))
+    if config.layers is not None:
+        _keep_layers(backbone, model.blocks, config.layers)
+    width = int(backbone.config.hidden_size)
+    return TextTower(_tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id]), width)
+
+
+def _tuned(
+    backbone: PreTrainedModel, model: TextModel, config: TextConfig, own_tokens: list[int]
+) -> PreTrainedModel | PeftModel:
+    """All of `backbone` trained; or only `own_tokens`, with LoRA adapters or without."""
+    if config.tune == "full":
+        return backbone
+    tuning: TrainableTokensConfig | LoraConfig
+    if config.tune == "frozen":
+        tuning = TrainableTokensConfig(token_indices=own_tokens, target_modules=[model.embedding])
+    else:
+        tuning = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(model.adapted),
+            fan_in_fan_out=model.transposed,
+            trainable_token_indices={model.embedding: own_tokens},
+        )
+    tuned = cast(PeftModel, get_peft_model(backbone, tuning))
+    for module in tuned.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.__class__ = OwnTokens
+            module.register_buffer("own_indices", torch.tensor(own_tokens), persistent=False)
+    return tuned
+
+
+def _keep_layers(backbone: PreTrainedModel, path: str, count: int) -> None:
+    """Keep the first `count` of the transformer blocks at `path`."""
+    parent, _, name = path.rpartition(".")
+    owner = backbone.get_submodule(parent)
+    blocks = getattr(owner, name)
+    if not 1 <= count <= len(blocks):
+        raise ConfigError(f"text.layers: {count}, but the model has {len(blocks)}; name 1 to {len(blocks)}")
+    setattr(owner, name, blocks[:count])
+    backbone.config.num_hidden_layers = count
+
+
+def _empty_to_buffers(backbone: PreTrainedModel) -> None:
+    """No registers are an empty parameter, with which ZeRO-3 cannot work: make it a buffer of the same name.
+
+    In bf16, as `torch.cat` gives what it joins the widest type among its parts, also of empty ones.
+    """
+    for module in backbone.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.numel():
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach().bfloat16())
+
+
+def _fuse_gelu(backbone: PreTrainedModel) -> None:
+    """GPT-2's GELU, which transformers writes out in Python, by the equal kernel, which keeps less (BENCHMARKS.md)."""
+    for module in backbone.modules():
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def _drop_pooler(backbone: PreTrainedModel) -> None:
+    """BERT and ViT have one for tasks of their own; its parameters would never have a gradient."""
+    if hasattr(backbone, "pooler"):
+        cast(Any, backbone).pooler = None

@@ -1,0 +1,131 @@
+"""The objective of MaMA: L = L_VV(v, w) + L_VT(v, t) + L_VT(w, t) + lambda(step) L_local.
+
+Source: Du, Onofrey, Dvornek, "Multi-View and Multi-Scale Alignment for Contrastive Language-Image
+Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025). Letters used for shapes:
+
+    b  pairs on this rank        B  pairs on all ranks      D  width of the shared space
+    S  sentences of a text       P  patches of an image
+
+Every function takes this rank's embeddings and `share`s them: with `gather` it returns the loss of
+the whole global batch, the same value on every rank, and averaging the gradients over ranks, as data
+parallelism does, then gives the gradient of one rank on the whole batch. With `alone` (the published
+code, but for its view term) B is b, and every rank has a loss of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mama.model.mama_model import Embeddings
+from mama.objective.local_alignment import alignment_scores
+from mama.runtime.collectives import alone, gather, max_over_ranks
+from mama.settings.schema import LossConfig
+
+Share = Callable[[Tensor], Tensor]
+
+
+def info_nce(scores: Tensor, targets: Tensor) -> Tensor:
+    """Symmetric InfoNCE: the mean of the cross-entropies of the rows and of the columns.
+
+    `scores` [B, B] are logits, `targets` [B, B] weigh the positives of each row and are normalised
+    here; the identity gives the CLIP loss (Radford et al. 2021, figure 3).
+    """
+    rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True))
+    columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True))
+    return (rows + columns) / 2
+
+
+def positives(text_ids: Tensor, same_text: bool, share: Share = gather) -> Tensor:
+    """Which pairs of the batch are positives: [B, B] of 0 and 1, from text hashes [b]."""
+    ids = share(text_ids)
+    if same_text:
+        return (ids[:, None] == ids[None, :]).float()
+    return torch.eye(len(ids), device=ids.device)
+
+
+def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, targets: Tensor, share: Share = gather) -> Tensor:
+    """L_VT: CLIP between unit embeddings `images` [b, D] and `texts` [b, D]; `targets` [B, B]."""
+    scores = scale * share(images) @ share(texts).t()  # [B, B]
+    return info_nce(scores, targets)
+
+
+def view_loss(anchors: Tensor, partners: Tensor, temperature: float, share: Share = gather) -> Tensor:
+    """L_VV: NT-Xent (Chen et al. 2020, equation 1) between unit embeddings [b, D] of two views.
+
+    Each of the 2 B views has its partner as the positive and the other 2 B - 2 views as negatives.
+    """
+    anchors, partners = share(anchors), share(partners)  # [B, D]
+    views = torch.cat([anchors, partners])
+    scores = views @ views.t() / temperature  # [2B, 2B]
+    scores = scores.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), float("-inf"))
+    count = len(anchors)
+    partner = torch.arange(2 * count, device=views.device).roll(count)
+    return F.cross_entropy(scores, partner)
+
+
+def local_loss(
+    sentences: Tensor,
+    mask: Tensor,
+    patches: Tensor,
+    scale: Tensor,
+    targets: Tensor,
+    config: LossConfig,
+    share: Share = gather,
+) -> Tensor:
+    """L_local = (CE(scale V) + CE(scale T)) / 2, for `sentences` [b, S, D] and `patches` [b, P, D].
+
+    One of the two alone with `config.local_scores`. Only the few sentence embeddings cross ranks: each
+    rank scores all texts against its own images, and the columns of V and T are gathered.
+    """
+    missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # ranks differ in their longest text
+    sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    visual, textual = alignment_scores(
+        share(sentences), share(mask), patches, config.local_chunk
+    )  # [B, b], rows are texts
+    sides = {"both": (visual, textual), "visual": (visual,), "textual": (textual,)}[config.local_scores]
+    losses = [info_nce(scale * share(side.t()).t(), targets) for side in sides]
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def retrieval_accuracy(images: Tensor, texts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the global batch whose nearest text (image) is a positive: image-to-text, text-to-image."""
+    scores = gather(images) @ gather(texts).t()
+    rows = torch.arange(len(scores), device=scores.device)
+    return targets[rows, scores.argmax(1)].mean(), targets[scores.argmax(0), rows].mean()
+
+
+def weights_at(config: LossConfig, step: int) -> dict[str, float]:
+    """What each term weighs at `step`; METHOD's lambda(step), for the terms that are delayed."""
+    starts = {"view": config.view_start, "partner_text": config.partner_text_start, "local": config.local_start}
+    names = ("view", "anchor_text", "partner_text", "local")
+    return {name: getattr(config, name) if step >= starts.get(name, 0) else 0.0 for name in names}
+
+
+def objective(e: Embeddings, config: LossConfig, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total to minimise, and each unweighted term by name.
+
+    A term that waits for its first step weighs nothing, but is computed all the same, so that its curve
+    can be seen and every parameter has a gradient.
+    """
+    share = gather if config.negatives == "global" else alone
+    same_text = config.positives == "text"
+    targets = positives(e.text_ids, same_text, share)
+    terms: dict[str, Tensor] = {}
+    if e.anchor_view is not None and e.partner_view is not None:
+        share_views = alone if config.negatives == "local" else gather
+        terms["view"] = view_loss(e.anchor_view, e.partner_view, config.view_temperature, share_views)
+    if config.anchor_text:
+        terms["anchor_text"] = clip_loss(e.anchor, e.anchor_text, e.scale, targets, share)
+    if e.partner is not None and e.partner_text is not None:
+        partner_targets = positives(e.partner_text_ids, same_text, share)
+        terms["partner_text"] = clip_loss(e.partner, e.partner_text, e.scale, partner_targets, share)
+    if e.patches is not None and e.sentences is not None and e.sentence_mask is not None:
+        terms["local"] = local_loss(e.sentences, e.sentence_mask, e.patches, e.local_scale, targets, config, share)
+    weights = weights_at(config, step)
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return total, terms

@@ -1,0 +1,90 @@
+"""The marker of a checkpoint: the last file in it, by which the others are known to be whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mama.run.digests import read_object, sha256_or_reason, write_json
+from mama.settings.schema import ConfigError
+from shards.from_json import from_json
+
+log = logging.getLogger(__name__)
+
+MARKER = "complete.json"
+FROZEN = "frozen.json"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a marker file says; earlier versions wrote no digests."""
+
+    step: int
+    ranks: int
+    score: float | None  # of validation
+    adam_steps: dict[str, float]  # by parameter group
+    facts: dict[str, int]
+    bytes: dict[str, int]  # by file
+    sha256: dict[str, str] | None = None  # by file
+
+    @property
+    def pieces(self) -> list[str]:
+        """The names of the files of tensors."""
+        return sorted(name for name in self.bytes if name.startswith("state-"))
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def damage(checkpoint: Path, contents: bool = False) -> str | None:
+    """What is wrong with a checkpoint's marker, the sizes of its files or, with `contents`, their digests; or None."""
+    try:
+        marker = read_marker(checkpoint)
+        for name, size in marker.bytes.items():
+            if (found := (checkpoint / name).stat().st_size) != size:
+                return f"{checkpoint / name}: has {found} bytes, its marker says {size}"
+    except ConfigError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    if contents and marker.sha256 is None:
+        log.info("%s: an earlier version wrote it, without digests; only sizes are compared", checkpoint)
+    for name, expected in (marker.sha256 or {}).items() if contents else ():
+        if sha256_or_reason(checkpoint / name) != expected:
+            return f"{checkpoint / name}: its content has changed since it was written"
+    return None
+
+
+def read_marker(checkpoint: Path) -> Marker:
+    """Raises `ConfigError` where the marker is gone or is not what was written."""
+    document = read_object(checkpoint / MARKER)
+    try:
+        digest = document.pop("digest", None)
+        if "sha256" in document or digest is not None:
+            _require(digest == _digest(document), "its own digest")
+        marker = from_json(Marker, document)
+        _require(checkpoint.name == folder_name(marker.step), "step")
+        _require(FROZEN in marker.bytes and bool(marker.pieces), "bytes")
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{checkpoint / MARKER}: was edited or damaged ({error}); restore it from a copy") from None
+    return marker
+
+
+def write_marker(folder: Path, marker: Marker) -> None:
+    document = asdict(marker)
+    write_json(folder / MARKER, {**document, "digest": _digest(document)})
+
+
+def _require(good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(what)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Of a marker's other entries, so that damage to the marker itself is noticed."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

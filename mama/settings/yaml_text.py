@@ -1,0 +1,106 @@
+"""YAML read with distrust: a tree in which every scalar keeps the text that was typed.
+
+Whoever knows the type of a field makes a value of it, in `mama.settings.typed_values`. Refused in one line, and at
+once: anchors and aliases (a few lines of them can stand for gigabytes), tags, merge keys, equal keys, deep nesting,
+pipes and devices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mama.settings.schema import ConfigError
+from shards.files import read_plain
+from shards.schema import ShardError
+
+LARGEST = 2**20  # bytes; a configuration has some 2**12
+NULL = ("null", "Null", "NULL", "~", "")
+DEEPEST = 32  # mappings and lists inside of each other
+
+
+def read(file: Path) -> yaml.Node | None:
+    """The tree in a file, None where it holds nothing. Raises `OSError`, and `ConfigError` that names the file."""
+    try:
+        return parse(read_plain(file, LARGEST).decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML: {reason(error)}") from error
+    except ShardError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def parse(text: str) -> yaml.Node | None:
+    """Raises `yaml.YAMLError`."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+def reason(error: yaml.YAMLError) -> str:
+    """What is wrong, and in which line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+
+
+def items(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
+    """Keys as they were typed, and their values."""
+    return [(key.value, value) for key, value in node.value]
+
+
+def shown(node: yaml.Node) -> str:
+    """The value as a message shows it."""
+    if isinstance(node, yaml.MappingNode):
+        text = "{" + ", ".join(f"{key}: {shown(value)}" for key, value in items(node)) + "}"
+    elif isinstance(node, yaml.SequenceNode):
+        text = "[" + ", ".join(shown(value) for value in node.value) + "]"
+    else:
+        text = "null" if is_null(node) else repr(node.value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Nothing: `null`, `~` or empty, without quotes (YAML 1.2.2, section 10.3.2)."""
+    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULL
+
+
+class _Loader(yaml.BaseLoader):
+    """PyYAML's parser, which by itself would let the last of two equal keys win, and follow every alias."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if event.anchor is not None:
+            raise _refused("anchors and aliases are not read; write the value out, or *x and &x in quotes", event)
+        if event.tag is not None:
+            raise _refused(f"the tag {event.tag} is not read; leave it out, or write the value in quotes", event)
+        if self.depth == DEEPEST:
+            raise _refused(f"nested deeper than {DEEPEST} levels", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused("a list or mapping is no key", key)
+            if key.value == "<<" and not key.style:
+                raise _refused("merge keys are not read; write the values out", key)
+            if key.value in seen:
+                raise _refused(f"the key {key.value} stands twice", key)
+            seen.add(key.value)
+        return node
+
+
+def _refused(why: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=why, problem_mark=where.start_mark)

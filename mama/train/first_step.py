@@ -1,0 +1,48 @@
+"""First-step checks: frozen weights are unchanged, every trainable parameter received a gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mama.run.model_state import digest_of, first_difference
+from mama.runtime.collectives import rank
+from mama.runtime.errors import TrainingError
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def digests_of_engine(engine: DeepSpeedEngine) -> dict[str, str]:
+    """`model_state.digests` under any ZeRO stage; every rank must call it."""
+    import deepspeed
+
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                if rank() == 0:
+                    found[name] = digest_of(parameter)
+    return found
+
+
+class FirstStep:
+    """Watches the first step of a process: every trainable tensor gets a gradient, no frozen one moves."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self.engine = engine
+        self.before = digests_of_engine(engine)
+        self.waiting = {name for name, p in engine.module.named_parameters() if p.requires_grad}
+        self.hooks = [
+            p.register_hook(lambda _, name=name: self.waiting.discard(name))
+            for name, p in engine.module.named_parameters()
+            if p.requires_grad
+        ]
+
+    def check(self) -> None:
+        """Call it after the step. Raises `TrainingError` with the names."""
+        for hook in self.hooks:
+            hook.remove()
+        if self.waiting:
+            raise TrainingError(f"no gradient reached {', '.join(sorted(self.waiting))}")
+        if name := first_difference(self.before, digests_of_engine(self.engine)):
+            raise TrainingError(f"the frozen tensor {name} moved in the first step")

@@ -1,0 +1,63 @@
+"""AdamW's parameter groups and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+
+from mama.settings.schema import LossConfig, OptimConfig
+
+# What only one term moves. The global feature is read in front of the image tower's last norm.
+TERMS = {
+    "view": ("view_head.",),
+    "local": ("vision.norm.", "patch_head.", "sentence_head.", "local_scale."),
+}
+TOWERS = {"vision.": "vision", "text.": "text"}
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices"
+) -> list[dict[str, Any]]:
+    """Trainable parameters by tower (`vision`, `text`, `heads`), by the term that alone moves them, and by decay.
+
+    Vectors and scalars (norms, biases, scales) are decayed only where `decay` says all. The heads of a term stand
+    apart because decay and Adam would move them, or would have nothing to say, while their term weighs nothing.
+    """
+    groups: dict[tuple[str, str | None, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            term = next((term for term, prefixes in TERMS.items() if name.startswith(prefixes)), None)
+            tower = next((tower for prefix, tower in TOWERS.items() if name.startswith(prefix)), "heads")
+            groups.setdefault((tower, term, decay == "all" or parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "tower": tower, "term": term}
+        for (tower, term, decayed), parameters in groups.items()
+    ]
+
+
+def rate_at(step: int, steps: int, config: OptimConfig) -> float:
+    """Linear warm-up, then a cosine from `lr` to `min_lr` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    last = steps - 1
+    progress = (step - config.warmup_steps) / (last - config.warmup_steps) if last > config.warmup_steps else 1.0
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def starts(loss: LossConfig) -> dict[str, int]:
+    """The first step of each term that moves heads of its own."""
+    return {"view": loss.view_start, "local": loss.local_start}
+
+
+def set_rates(
+    groups: Iterable[dict[str, Any]], step: int, steps: int, optim: OptimConfig, loss: LossConfig
+) -> dict[str, float]:
+    """Give every group its rate for `step`: 0 for heads whose term has not started. Returns the rate of each tower."""
+    rate = rate_at(step, steps, optim)
+    rates = {"vision": rate * optim.vision_rate, "text": rate * optim.text_rate, "heads": rate}
+    for group in groups:
+        group["lr"] = 0.0 if step < starts(loss).get(group["term"], 0) else rates[group["tower"]]
+    return rates

@@ -1,0 +1,220 @@
+"""quality.html: what folders of shards hold and what is wrong with them, on one page that asks nothing of the network.
+
+The page may travel: no path, no name of a file of the archive, and no text of an option stands on it. Its pictures
+and facts are the archive's, and go where the archive's licence lets them go.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from shards.check.quality_charts import Chart, label_charts, study_charts
+from shards.check.quality_sides import Sides
+from shards.check.quality_studies import Shown, sampled
+from shards.files import legible
+from shards.progress import progress
+from shards.read.manifest import Manifest, load_manifest, write_aside
+from shards.read.reader import ShardReader
+from shards.schema import CONFLICTS, FALLBACKS, SPLITS, ShardError, Study
+
+STUDIES = 60  # of each set; of many sets fewer, so that the page stays below 10 MB
+ALL_STUDIES = 180
+REASONS = {  # codes of refused and excluded images -> what they mean
+    "2d-synthetic": "2D image computed from tomosynthesis",
+    "blank": "all pixels alike",
+    "colour": "a colour image",
+    "crash": "the decoder crashed or memory ran out",
+    "duplicate": "the same image a second time",
+    "encode": "could not be written",
+    "hostile": "text too long or with control characters",
+    "identifier": "no identifier, or two that disagree",
+    "label": "a label that is not understood",
+    "label-conflict": "labels that contradict each other",
+    "laterality": "nothing tells left from right",
+    "laterality-conflict": "the header says both left and right",
+    "lesion-crop": "a cut-out lesion",
+    "missing": "in the table, not on the disk",
+    "modality": "another modality",
+    "not-a-breast": "another body part, or a test object",
+    "other-intent": "raw beside a presentation image, or the other way round",
+    "other-view": "neither CC nor MLO",
+    "outside": "a path out of the archive",
+    "path": "a path that does not start as documented",
+    "post-processed": "marked or subtracted",
+    "roi-mask": "a mask, not an image",
+    "specimen": "a specimen",
+    "spot": "spot compression or magnification",
+    "tomosynthesis": "a tomosynthesis volume",
+    "too-large": "too many pixels or bytes",
+    "unreadable": "damaged, or no image",
+    "view": "nothing tells the view",
+    "view-conflict": "the header says two views",
+}
+
+
+@dataclass
+class _Set:
+    name: str
+    problems: list[str]
+    manifest: Manifest | None = None
+    splits: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    labels: list[Chart] = field(default_factory=list)
+    pictures: list[Chart] = field(default_factory=list)
+    people: list[Chart] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+    sides: Sides = field(default_factory=Sides)
+    unread: bool = False  # a shard could not be read, so what only the studies say is not on the page
+
+
+def quality_page(
+    folders: Iterable[Path],
+    out: Path,
+    problems: Mapping[Path, Sequence[str]] | None = None,
+    sample: int | None = None,
+) -> Path:
+    """Write the page about `folders` to `out`.
+
+    `problems` are what `check_all(folders, sample)` found, None if nobody asked it.
+    """
+    paths = list(dict.fromkeys(map(Path, folders)))
+    names = _names(paths)
+    studies = min(STUDIES, ALL_STUDIES // max(1, len(paths)))
+    sets = [_set(path, names[path], _renamed((problems or {}).get(path, ()), names), studies) for path in paths]
+    page = _template().render(
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        checked=problems is not None,
+        sample=sample,
+        sets=sets,
+        problems=sum(len(found.problems) for found in sets),
+        all_splits=SPLITS,
+        reasons=REASONS,
+        conflicts=CONFLICTS,
+        fallbacks=FALLBACKS,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(out, legible(page).encode())
+    return out
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The last part of each path, numbered where two are the same."""
+    names: dict[Path, str] = {}
+    for path in paths:
+        name = path.resolve().name
+        same = sum(other.resolve().name == name for other in names)
+        names[path] = f"{name} ({same + 1})" if same else name
+    return names
+
+
+def _renamed(problems: Sequence[str], names: Mapping[Path, str]) -> list[str]:
+    """Problems that name another set do so by its path."""
+    texts = list(problems)
+    for path in sorted(names, key=lambda path: -len(str(path))):
+        if path.name and str(path) != ".":
+            texts = [text.replace(str(path), names[path]) for text in texts]
+    return texts
+
+
+def _set(folder: Path, name: str, problems: list[str], studies: int) -> _Set:
+    found = _Set(name, problems)
+    try:
+        manifest = load_manifest(folder)
+    except ShardError:
+        return found
+    found.manifest = manifest
+    found.splits = _splits(manifest)
+    found.left_out = _left_out(manifest)
+    found.settings = _settings(manifest)
+    found.labels = label_charts(manifest)
+    try:
+        reader = ShardReader(folder)
+        found.pictures, found.people = study_charts(found.sides.counted(_studies(reader)))
+        found.shown = sampled(reader, studies)
+    except (ShardError, IndexError, TypeError):
+        found.unread = True
+    return found
+
+
+def _studies(reader: ShardReader) -> Iterator[Study]:
+    return (reader.study(i) for i in progress(range(len(reader)), len(reader), "quality page", "studies"))
+
+
+def _splits(manifest: Manifest) -> list[dict[str, Any]]:
+    rows = []
+    for split in SPLITS:
+        shards = [shard for shard in manifest.shards if shard.split == split]
+        if shards:
+            rows.append(
+                {
+                    "name": split,
+                    "patients": len({patient for shard in shards for patient in shard.patients}),
+                    "studies": sum(shard.samples for shard in shards),
+                    "images": sum(sum(shard.view_counts) for shard in shards),
+                    "shards": len(shards),
+                    "bytes": sum(shard.bytes for shard in shards),
+                }
+            )
+    return rows
+
+
+def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
+    """Reasons of refused, then of excluded images, each kind by its number."""
+    kinds = {"refused": manifest.images_refused, "excluded": manifest.images_excluded}
+    most = max((n for reasons in kinds.values() for n in reasons.values()), default=1) or 1
+    return [
+        {"kind": kind, "reason": reason, "count": n, "width": 100 * n / most}
+        for kind, reasons in kinds.items()
+        for reason, n in sorted(reasons.items(), key=lambda item: -item[1])
+    ]
+
+
+def _settings(manifest: Manifest) -> dict[str, str]:
+    """Of the source's own options the texts may name columns and files of the archive: they are not shown."""
+    settings = {name: value for name, value in manifest.settings.items() if name not in ("options", "root", "key_file")}
+    shown = {name: _shown(value) for name, value in settings.items()}
+    options = manifest.settings.get("options")
+    for name, value in (options if isinstance(options, dict) else {}).items():
+        shown[f"options.{name}"] = _shown(value) if isinstance(value, bool | int | float | None) else "given"
+    return shown
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: f"{value:,}".replace(",", "\u202f")
+    environment.filters["bytes"] = _bytes
+    environment.filters["share"] = _share
+    return environment.get_template("quality.html.j2")
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def _share(share: float) -> str:
+    """A percentage that is 0 or 100 only where it is exactly that."""
+    if 0 < share < 0.01:
+        return "<1 %"
+    return ">99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")

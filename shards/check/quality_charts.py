@@ -1,0 +1,164 @@
+"""What the quality page counts: labels as the manifest has them, and what only the studies say, per split."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from shards.read.manifest import Manifest
+from shards.schema import SPLITS, Study
+
+UNKNOWN = "unknown"
+ROWS = 12  # of one chart; rarer values are added up
+BINS, EXACT = 8, 4  # of numbers: about so many bins, where there are more values than can be listed
+FACTS = {  # in the manifest's histograms -> heading
+    "view": "View",
+    "vendor": "Vendor",
+    "density": "Density",
+    "birads": "BI-RADS",
+    "cancer": "Cancer",
+    "pathology": "Pathology",
+}
+WORDS = {"cancer": {"true": "cancer", "false": "no cancer"}}
+
+Counts = dict[str, Counter[str]]  # split -> value -> number
+
+
+@dataclass(frozen=True)
+class Cell:
+    count: int
+    share: float  # of the split
+    width: float  # of the bar, in percent
+
+
+@dataclass(frozen=True)
+class Row:
+    value: str
+    known: bool
+    cells: tuple[Cell, ...]  # one a split
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    unit: str  # what is counted
+    splits: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def chart(title: str, unit: str, counts: Mapping[str, Mapping[str, int]], words: Mapping[str, str] = {}) -> Chart:
+    """Bars of each value's share in its split, so that splits of different sizes can be compared."""
+    splits = tuple(split for split in SPLITS if counts.get(split))
+    sums = {split: max(1, sum(counts[split].values())) for split in splits}
+    total = sum((Counter(counts[split]) for split in splits), Counter[str]())
+    shown = {value for value, _ in total.most_common(ROWS)}
+    rows = [(value, [counts[split].get(value, 0) for split in splits]) for value in sorted(shown, key=_order)]
+    if rest := total.keys() - shown:
+        rows.append((f"{len(rest)} more", [sum(counts[split].get(value, 0) for value in rest) for split in splits]))
+    most = max((n / sums[split] for _, row in rows for split, n in zip(splits, row, strict=True)), default=1) or 1
+    return Chart(
+        title,
+        unit,
+        splits,
+        tuple(
+            Row(
+                "not known" if value == UNKNOWN else words.get(value, value),
+                value != UNKNOWN,
+                tuple(
+                    Cell(n, n / sums[split], 100 * n / sums[split] / most) for split, n in zip(splits, row, strict=True)
+                ),
+            )
+            for value, row in rows
+        ),
+    )
+
+
+def label_charts(manifest: Manifest) -> list[Chart]:
+    """One for each fact of the manifest's histograms."""
+    names = [name for name in FACTS if any(name in facts for facts in manifest.labels.values())]
+    return [
+        chart(
+            FACTS[name],
+            "images",
+            {split: facts.get(name, {}) for split, facts in manifest.labels.items()},
+            WORDS.get(name, {}),
+        )
+        for name in names
+    ]
+
+
+def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:
+    """Charts of the pictures and of the people; a fact that no study has is left out."""
+    numbers: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    words: dict[str, Counts] = defaultdict(lambda: defaultdict(Counter))
+    seen = set()
+    for study in studies:
+        for view in study.views:
+            numbers["stored"][study.split].append(max(view.size))
+            numbers["original"][study.split].append(max(view.original_size))
+            spacing = view.pixel_spacing
+            words["spacing"][study.split][f"{spacing[0] * 1000:.0f} µm" if spacing else UNKNOWN] += 1
+            intent = (view.presentation_intent or UNKNOWN).lower()
+            words["intent"][study.split][f"{intent}, rendered" if view.processed else intent] += 1
+            for finding in view.findings:
+                words["finding"][study.split][finding.kind + (" with box" if finding.box else ", no box")] += 1
+        words["images"][study.split][str(len(study.views))] += 1
+        words["reason"][study.split][study.reason or UNKNOWN] += 1
+        if study.patient not in seen:
+            seen.add(study.patient)
+            words["age"][study.split][_decade(study.age)] += 1
+            words["race"][study.split][study.race or UNKNOWN] += 1
+            words["ethnicity"][study.split][study.ethnicity or UNKNOWN] += 1
+    pictures = [
+        chart("Long side, original", "images", _binned(numbers["original"])),
+        chart("Long side, stored", "images", _binned(numbers["stored"])),
+        *_said("Pixel spacing, original", "images", words["spacing"]),
+        *_said("Presentation intent", "images", words["intent"]),
+        chart("Images of a study", "studies", words["images"]),
+        *_said("Findings", "findings", words["finding"]),
+    ]
+    people = [
+        *_said("Age", "patients", words["age"]),
+        *_said("Race", "patients", words["race"]),
+        *_said("Ethnicity", "patients", words["ethnicity"]),
+        *_said("Reason of the exam", "studies", words["reason"]),
+    ]
+    return pictures, people
+
+
+def _said(title: str, unit: str, counts: Counts) -> list[Chart]:
+    known = any(value != UNKNOWN for values in counts.values() for value in values)
+    return [chart(title, unit, counts)] if known else []
+
+
+def _decade(age: int | None) -> str:
+    return UNKNOWN if age is None else f"{age // 10 * 10}–{age // 10 * 10 + 9}"
+
+
+def _binned(numbers: Mapping[str, Iterable[float | None]]) -> dict[str, Counter[str]]:
+    """Pixels by value where there are few values, else in bins of a round width."""
+    values = {int(value) for split in numbers.values() for value in split if value is not None}
+    if len(values) <= EXACT:
+        return {split: Counter(f"{value} px" for value in column) for split, column in numbers.items()}
+    width = _round_up((max(values) - min(values)) / BINS)
+
+    def bin_of(value: float | None) -> str:
+        start = int(value or 0) // width * width
+        return f"{start}–{start + width - 1} px"
+
+    return {split: Counter(map(bin_of, column)) for split, column in numbers.items()}
+
+
+def _round_up(width: float) -> int:
+    """The next of 10, 20, 50, 100, ..."""
+    power = 10 ** max(1, math.floor(math.log10(max(width, 1))))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= width)
+
+
+def _order(value: str) -> tuple[bool, float, str]:
+    """Unknown last, numbers by size, the rest by the alphabet."""
+    number = re.match(r"\d+", value)
+    return value == UNKNOWN, float(number[0]) if number else math.inf, value

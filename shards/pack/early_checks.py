@@ -1,0 +1,80 @@
+"""Builds that cannot end well are stopped early: before the first image is read, or after the first hundred."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from shards.pack.archive_changes import Archive
+from shards.pack.plan import PlannedShard
+from shards.pack.sample import Refusal, Sample, refusal
+from shards.pack.settings import PackConfig
+from shards.pack.shard_record import Record
+from shards.read.manifest import BUILD, REFUSED, write_aside
+from shards.schema import EXCLUDED, Refused, ShardError, SourceView
+
+FIRST = 100  # images
+MISSING = ("missing", "no such file")
+
+
+def limit_ahead(
+    config: PackConfig, root: Path, archive: Archive, pending: Sequence[PlannedShard], written: Sequence[Record]
+) -> None:
+    """Raises `ShardError` where images that are not there, or that the source refuses, exceed `max_refused` alone.
+
+    Such a build would end in that error after hours; the list of these images is in `build/refused.jsonl`.
+    """
+    views = [found for shard in pending for key, _ in shard.studies for found in _views(archive, key)]
+    lost = [(view, refused) for view, refused in views if refused]
+    counted = len(views) + sum(record.images + _bad(record.refusals) for record in written)
+    file = Path(os.path.expanduser(config.out)) / BUILD / REFUSED
+    if len(lost) <= config.max_refused * counted:
+        file.unlink(missing_ok=True)
+        return
+    refusals = [refusal(root, view, Refused(*refused)) for view, refused in lost]
+    write_aside(file, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in refusals).encode())
+    (reason, number), *_ = Counter(line.reason for line in refusals).most_common(1)
+    view, (_, message) = next((view, refused) for view, refused in lost if refused[0] == reason)
+    what = f"{len(lost)} of {counted} images would be refused, {number} of them as {reason}"
+    what += f", such as {view.path} ({message})"
+    field, fix = ("root", "name another root") if reason == "missing" else ("max_refused", "mend archive or options")
+    raise ShardError(
+        f"pack.{field}: {what}; {config.max_refused:.1%} are allowed: see {file}, {fix}, or raise pack.max_refused"
+    )
+
+
+def _views(archive: Archive, key: str) -> Iterator[tuple[SourceView, tuple[str, str] | None]]:
+    """The views of a study without excluded ones, each with the reason for which it will be refused for sure."""
+    sizes = iter(archive.sizes[key])
+    for view in archive.studies[key].views:
+        if view.refused is None:
+            yield view, MISSING if next(sizes) is None else None
+        elif view.refused[0] not in EXCLUDED:
+            yield view, view.refused
+
+
+def stop_if_none_is_usable(samples: Iterable[Sample], root: str) -> Iterator[Sample]:
+    """Pass samples on. Raises `ShardError` where the first images are all refused for the same reason.
+
+    One cause in so many files is a setting or a decoder, and would be in the others, too.
+    """
+    bad: list[Refusal] = []
+    usable = False
+    for sample in samples:
+        usable = usable or bool(sample.images)
+        if not usable:
+            bad += [line for line in sample.refusals if line.reason not in EXCLUDED]
+            if len(bad) >= FIRST and len({line.reason for line in bad}) == 1:
+                raise ShardError(
+                    f"pack.root: the first {len(bad)} images of {root} are all refused as {bad[0].reason}, such as "
+                    f"{bad[0].file} ({bad[0].message}); mend that, or set pack.max_refused=1 to leave such images out"
+                )
+        yield sample
+
+
+def _bad(refusals: Iterable[Refusal]) -> int:
+    return sum(line.reason not in EXCLUDED for line in refusals)

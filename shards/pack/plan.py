@@ -1,0 +1,130 @@
+"""Which study goes into which shard: decided before the first image is read, and kept beside the shards.
+
+A build is the work that the plan names and no record tells done. So a build that was killed continues, one
+that is cut over many machines is the same as one that is not, and studies that come later only add shards.
+What the archive has changed since is in shards/pack/archive_changes.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shards.files import read_json
+from shards.from_json import from_json
+from shards.pack.identity import keyed_hash, split_of
+from shards.pack.sample import study_key, with_plain_texts
+from shards.read.manifest import BUILD, write_aside
+from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, SourceStudy
+
+PLAN = "plan.json"
+# The advice of `pack` and of `check` where it cannot be used.
+RESTORE = f"restore it from a copy, or remove the folder {BUILD}: the shards can be read without it, but not added to"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A study in a plan. The digest is of what the source says about it.
+
+    `files` are a keyed hash of the sizes of its files and the newest of their modification times in seconds; None in
+    a plan of an earlier release, which did not look at them.
+    """
+
+    key: str
+    digest: str
+    files: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """`studies` are (key, digest) in the order of the tar; `files` has one entry for each study, or none."""
+
+    name: str
+    split: str
+    studies: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def entries(self) -> list[Entry]:
+        files = self.files or (None,) * len(self.studies)
+        return [Entry(*study, of_study) for study, of_study in zip(self.studies, files, strict=True)]
+
+    def with_entries(self, entries: Iterable[Entry]) -> PlannedShard:
+        entries = list(entries)
+        files = tuple(entry.files for entry in entries if entry.files)
+        return replace(self, studies=tuple((entry.key, entry.digest) for entry in entries), files=files)
+
+
+@dataclass(frozen=True)
+class Plan:
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def keys(self) -> set[str]:
+        return {key for shard in self.shards for key, _ in shard.studies}
+
+
+def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str, SourceStudy]:
+    """The studies by their key. Raises `ShardError` where a source yields one twice."""
+    found: dict[str, SourceStudy] = {}
+    for study in map(with_plain_texts, studies):
+        name = study_key(key, source, study)
+        if name in found:
+            raise ShardError(f"{source}: yields a study twice (key {name}); its study_id must be unique")
+        found[name] = study
+    return found
+
+
+def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
+    """A keyed hash of everything that the source tells of a study, wherever the archive lies."""
+    where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` writes a name that is not UTF-8
+    return keyed_hash(key, "digest", repr(study).replace(where, ""))
+
+
+def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str, Entry], per_shard: int) -> Plan:
+    """The plan with new shards for the studies that it does not know yet, in the order of the source."""
+    known = plan.keys
+    new: dict[str, list[Entry]] = defaultdict(list)
+    for name, study in studies.items():
+        if name not in known:
+            new[split_of(plan.settings["source"], study.patient_id)].append(entries[name])
+    shards = list(plan.shards)
+    for split in SPLITS:
+        first = sum(shard.split == split for shard in plan.shards)
+        for number, start in enumerate(range(0, len(new[split]), per_shard), first):
+            shard = PlannedShard(f"{split}-{number:06d}.tar", split, ())
+            shards.append(shard.with_entries(new[split][start : start + per_shard]))
+    return replace(plan, shards=tuple(shards))
+
+
+def save_plan(plan: Plan, folder: Path) -> None:
+    document = {"schema": SCHEMA_VERSION, **asdict(plan)}
+    write_aside(folder / PLAN, json.dumps(document, sort_keys=True).encode() + b"\n")
+
+
+def load_plan(folder: Path) -> Plan | None:
+    """The plan in `folder`, or None where there is none. Raises `ShardError` where it cannot be used."""
+    path = folder / PLAN
+    try:
+        document = read_json(path)
+        version = document.pop("schema", None) if isinstance(document, dict) else None
+        if version is None:
+            raise ValueError("says no schema")
+        if version != SCHEMA_VERSION:
+            raise ShardError(f"{path}: was made by another release; give another `out`")
+        plan = from_json(Plan, document)
+        if any(len(shard.files) not in (0, len(shard.studies)) for shard in plan.shards):
+            raise ValueError("files: is not one entry a study")
+        return plan
+    except FileNotFoundError:
+        return None
+    except ShardError:
+        raise
+    except ValueError as error:
+        raise ShardError(f"{path}: was edited or damaged ({error}); {RESTORE}") from None

@@ -1,0 +1,166 @@
+"""What was done: one record a shard, written when its tar is whole. The manifest is the sum of the records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from shards.files import read_json
+from shards.from_json import from_json
+from shards.pack.plan import Plan
+from shards.pack.sample import Refusal, Sample
+from shards.read.manifest import (
+    Histograms,
+    Manifest,
+    Shard,
+    add_histograms,
+    check_shard_entry,
+    label_histograms,
+    write_aside,
+)
+from shards.schema import EXCLUDED, RAW, ShardError, View
+
+METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
+    "113100": "Basic Application Confidentiality Profile",
+    "113108": "Retain Patient Characteristics Option",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """`listed`: images that the archive names for this shard; `instances`: keyed hashes of the stored SOP instances.
+
+    `refused_studies`: the key of each refusal's study; empty in records of earlier releases.
+    """
+
+    shard: Shard
+    listed: int
+    images: int
+    studies_dropped: int
+    labels: Histograms
+    conflicts: dict[str, int]
+    refusals: tuple[Refusal, ...]
+    instances: tuple[str, ...]
+    raw: int | None = None  # stored images that are FOR PROCESSING; None where it was written before they were counted
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    refused_studies: tuple[str, ...] = ()
+
+    @property
+    def tells_studies(self) -> bool:
+        """Whether its refusals can be told apart by study."""
+        return len(self.refused_studies) == len(self.refusals)
+
+
+@dataclass
+class Tally:
+    """Counts of the samples of one shard, taken while they pass by to be written."""
+
+    images: int = 0
+    dropped: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+    refused_studies: list[str] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+
+    def kept(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            self.refusals += sample.refusals
+            self.refused_studies += [sample.study.key] * len(sample.refusals)
+            self.views += sample.study.views
+            self.images += len(sample.images)
+            if sample.images:
+                yield sample
+            else:
+                self.dropped += 1
+
+    def record(self, shard: Shard) -> Record:
+        return Record(
+            shard=shard,
+            listed=self.images + len(self.refusals),
+            images=self.images,
+            studies_dropped=self.dropped,
+            labels=label_histograms((shard.split, view) for view in self.views),
+            conflicts=dict(Counter(fact for view in self.views for fact in view.conflicts)),
+            refusals=tuple(self.refusals),
+            instances=tuple(view.instance for view in self.views if view.instance),
+            raw=sum(view.presentation_intent == RAW for view in self.views),
+            fallbacks=dict(Counter(word for view in self.views for word in view.fallbacks)),
+            refused_studies=tuple(self.refused_studies),
+        )
+
+
+def save_record(record: Record, folder: Path) -> None:
+    write_aside(_path(folder, record.shard.name), json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+
+
+def remove_record(folder: Path, name: str) -> None:
+    """A shard without a record is to be written."""
+    _path(folder, name).unlink(missing_ok=True)
+
+
+def load_record(folder: Path, name: str) -> Record | None:
+    """The record of a shard, or None where the shard is not done. Raises `ShardError` where it cannot be used."""
+    path = _path(folder, name)
+    try:
+        record = from_json(Record, read_json(path))
+        check_shard_entry(record.shard)
+        return record
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ShardError(
+            f"{path}: was edited or damaged ({error}); remove it and run the same `mama pack` again"
+        ) from None
+
+
+def records_of(plan: Plan, folder: Path) -> dict[str, Record]:
+    """The records of the plan's shards that are written, by name, without the studies that the plan has moved since."""
+    records = {}
+    for shard in plan.shards:
+        if record := load_record(folder, shard.name):
+            records[shard.name] = _without_moved(record, {key for key, _ in shard.studies})
+    return records
+
+
+def _without_moved(record: Record, planned: set[str]) -> Record:
+    """Without the refusals of studies that the shard is no longer to hold; nothing of them was stored."""
+    if not record.tells_studies:
+        return record
+    refused = list(zip(record.refusals, record.refused_studies, strict=True))
+    kept = [(refusal, key) for refusal, key in refused if key in planned]
+    return replace(
+        record,
+        listed=record.images + len(kept),
+        studies_dropped=len(planned) - len(record.shard.keys),
+        refusals=tuple(refusal for refusal, _ in kept),
+        refused_studies=tuple(key for _, key in kept),
+    )
+
+
+def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
+    records = list(records)
+    reasons = Counter(refusal.reason for record in records for refusal in record.refusals)
+    instances = Counter(instance for record in records for instance in record.instances)
+    return Manifest(
+        source=plan.settings["source"],
+        settings=plan.settings,
+        versions=plan.versions,
+        deidentification=METHODS,
+        listed=sum(record.listed for record in records),
+        images=sum(record.images for record in records),
+        images_refused={reason: n for reason, n in sorted(reasons.items()) if reason not in EXCLUDED},
+        images_excluded={reason: n for reason, n in sorted(reasons.items()) if reason in EXCLUDED},
+        conflicts=dict(sorted(sum((Counter(record.conflicts) for record in records), Counter()).items())),
+        duplicates=sum(n - 1 for n in instances.values()),
+        studies_dropped=sum(record.studies_dropped for record in records),
+        labels=add_histograms(record.labels for record in records),
+        shards=tuple(record.shard for record in records),
+        raw=None if any(record.raw is None for record in records) else sum(record.raw or 0 for record in records),
+        fallbacks=dict(sorted(sum((Counter(record.fallbacks) for record in records), Counter()).items())),
+    )
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{Path(name).stem}.json"

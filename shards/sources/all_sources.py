@@ -1,0 +1,44 @@
+"""Archives that can be packed: a name and a function `(root, **options) -> Iterator[SourceStudy]` each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from shards.schema import ShardError, SourceStudy
+from shards.sources.all_sources.cdd_cesm import cdd_cesm
+from shards.sources.all_sources.cmmd import cmmd
+from shards.sources.all_sources.inbreast import inbreast
+from shards.sources.all_sources.rsna import rsna
+from shards.sources.all_sources.vindr import vindr
+from shards.sources.cbis_ddsm.studies import cbis_ddsm
+from shards.sources.embed.studies import embed
+from shards.sources.phantom.studies import phantom
+from shards.sources.table.studies import table
+
+SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
+    "cbis_ddsm": cbis_ddsm,
+    "cdd_cesm": cdd_cesm,
+    "cmmd": cmmd,
+    "embed": embed,
+    "inbreast": inbreast,
+    "phantom": phantom,
+    "rsna": rsna,
+    "table": table,
+    "vindr": vindr,
+}
+
+PACKAGE = "package:"
+
+
+def resolve_root(root: str) -> Path:
+    """The folder that a configured root means: a path, or `package:NAME` for the folder of an installed package."""
+    if not root.startswith(PACKAGE):
+        return Path(os.path.expanduser(root))
+    name = root.removeprefix(PACKAGE)
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ShardError(f"pack.root: the package {name!r} is not installed; run `pip install {name}`")
+    return Path(spec.submodule_search_locations[0])

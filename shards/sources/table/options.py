@@ -1,0 +1,94 @@
+"""The options of the source `table`: which column holds what, and which spellings are the user's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from shards.schema import ShardError
+from shards.sources.table.cell_words import READERS, plain, read_cell
+
+IDENTIFIERS = ("patient", "study", "image")
+IMAGE_FACTS = ("laterality", "view", "birads", "density", "cancer", "pathology", "report")
+STUDY_FACTS = ("age", "race", "ethnicity", "reason")
+CORNER, OPPOSITE, SIZE = (
+    ("x0", "y0"),
+    ("x1", "y1"),
+    ("box_width", "box_height"),
+)  # a box is CORNER and one of the others
+DESCRIPTORS = {  # column -> attribute of a Finding
+    "shape": "shape",
+    "margin": "margin",
+    "finding_density": "density",
+    "calcification_type": "calcification_type",
+    "distribution": "distribution",
+    "finding_pathology": "pathology",
+}
+FINDING_FACTS = ("kind", *CORNER, *OPPOSITE, *SIZE, *DESCRIPTORS)
+FIELDS = (*IDENTIFIERS, *IMAGE_FACTS, *STUDY_FACTS, *FINDING_FACTS, "number")
+
+
+def column_names(columns: Any) -> dict[str, str]:
+    """Field -> name of its column, for the fields that have one. Raises `ShardError` for a field that is none."""
+    given = _mapping("columns", columns)
+    for field in given:
+        if field not in FIELDS:
+            raise ShardError(f"pack.options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
+        if isinstance(given[field], bool | float):
+            raise ShardError(f"pack.options.columns.{field}: {given[field]} is no name of a column; write it in quotes")
+    names = {field: str(name).strip() for field, name in given.items() if name is not None}
+    box = box_fields(names)
+    kind = ("kind",) if names.keys() & {"number", *FINDING_FACTS} else ()
+    for field in ("patient", "image", *box, *kind):
+        if field not in names:
+            raise ShardError(f"pack.options.columns.{field}: is missing; name the column that holds it")
+    return names
+
+
+def box_fields(names: Collection[str]) -> tuple[str, ...]:
+    """The four fields that make a box where one of them has a column. Raises `ShardError` where more than four have."""
+    given, size = set(names), set(names) & set(SIZE)
+    if size and given & set(OPPOSITE):
+        raise ShardError("pack.options.columns: a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out")
+    return (*CORNER, *(SIZE if size else OPPOSITE)) if size or given & {*CORNER, *OPPOSITE} else ()
+
+
+def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Field -> plain text of a cell -> a spelling that is understood; null in YAML is "", which says nothing."""
+    given = _mapping("values", values)
+    known = [field for field in READERS if field in names]
+    for field in given:
+        if field not in known:
+            raise ShardError(
+                f"pack.options.values.{field}: pack.options.columns has no such field{_nearest(field, known)}"
+            )
+    return {field: _spellings(field, _mapping(f"values.{field}", words)) for field, words in given.items()}
+
+
+def _spellings(field: str, words: Mapping[str, Any]) -> dict[str, str]:
+    """Cells are compared in their plain form: two spellings of one cell must not mean different things."""
+    spellings: dict[str, str] = {}
+    for cell, meant in words.items():
+        spelling = "" if meant is None else str(meant)
+        try:
+            read_cell(field, spelling, {})
+        except ValueError:
+            raise ShardError(f"pack.options.values.{field}.{cell}: {meant!r} is not understood") from None
+        if spellings.setdefault(plain(cell), spelling) != spelling:
+            raise ShardError(
+                f"pack.options.values.{field}.{cell}: {meant!r}, but the same cell is {spellings[plain(cell)]!r} in "
+                "another line; take one out"
+            )
+    return spellings
+
+
+def _mapping(name: str, option: Any) -> Mapping[Any, Any]:
+    if option is not None and not isinstance(option, Mapping):
+        raise ShardError(f"pack.options.{name}: {option!r} is no mapping; write {{key: value}}")
+    return option or {}
+
+
+def _nearest(word: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; it is one of {', '.join(known)}"

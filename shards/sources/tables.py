@@ -1,0 +1,196 @@
+"""Label tables of any size: read as text, checked for their columns, joined column by column and never row by row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from shards.schema import ShardError
+from shards.sources.csv_dialect import Dialect, check_western, clean_name, find_dialect, open_packed
+from shards.spellings import UNKNOWN
+
+# The packages with which pandas reads a format.
+ENGINES = {".parquet": "pyarrow", ".xlsx": "openpyxl", ".xls": "xlrd"}
+LARGEST_EXACT = 2**53  # above it a float has lost digits of a whole number
+ROWS = 20_000  # of a CSV file that are held with all of their columns
+# The header is a row like any other: as names, pandas would call the second of two equal ones something else.
+AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False, "na_values": [""]}
+CARRIAGE_RETURN = "_x000D_"  # as Excel's file format spells it
+# Semicolons mean that commas are decimal; beside tabs and bars 1,234 may be one thousand.
+DECIMAL_COMMA, THOUSANDS = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)\Z", r"(?![-+]?[1-9]\d{0,2}(?:,\d{3})+\Z)"
+DECIMAL_COMMAS = {
+    ";": re.compile(rf"\A{DECIMAL_COMMA}"),
+    "\t": re.compile(rf"\A{THOUSANDS}{DECIMAL_COMMA}"),
+    "|": re.compile(rf"\A{THOUSANDS}{DECIMAL_COMMA}"),
+}
+
+
+def read_table(
+    path: Path,
+    columns: Mapping[str, str],
+    optional: Iterable[str] = (),
+    separator: str | None = None,
+    as_written: Collection[str] = (),
+) -> pd.DataFrame:
+    """The `columns` (name in the file -> name here) of a CSV, Parquet or Excel file, by its suffix.
+
+    Every value comes back as stripped text, or NaN where the cell is empty: "NA" and "None" are texts, leading zeros
+    stay, and a whole number is written without a point, also where Parquet holds it as a float because its column
+    has empty cells. Names in the file are compared without regard to surrounding blanks, and a byte order mark is no
+    part of the first one. A column in `optional` (by its name here) that the file does not have is filled with NaN.
+    Rows without any cell are left out; `index + 2` is the row's number as a spreadsheet counts.
+
+    A CSV file may be compressed, in UTF-8, UTF-16 or Windows-1252, and separated by commas, semicolons, tabs or bars:
+    see `csv_dialect`. Where it is not separated by commas, a number may have a decimal comma and comes back with a
+    point, but for columns in `as_written` (by their name here). `separator` says what separates, and None looks. Other
+    columns are not kept in memory.
+
+    Raises `ShardError` with the path and the first column that is missing, or there more than once.
+    """
+    names, raw, comma = _read(path, columns, separator)
+    table = pd.DataFrame(index=raw.index)
+    for name, here in columns.items():
+        places = [place for place, other in enumerate(names) if other == name]
+        if len(places) > 1:
+            raise ShardError(f"{path}: has {len(places)} columns {name!r}; take out or rename all but one")
+        if places:
+            text = _text(raw[places[0]])
+            table[here] = _with_points(text, comma) if comma and here not in as_written else text
+        elif here in optional:
+            table[here] = pd.Series(pd.NA, index=raw.index, dtype="object")
+        else:
+            raise ShardError(f"{path}: has no column {name!r}; it has {', '.join(names[:12])}")
+    return table
+
+
+def column_names(path: Path, wanted: Collection[str]) -> tuple[str, ...]:
+    """The header of a CSV file; `wanted` columns show what separates its names."""
+    with _one_line(path):
+        return find_dialect(path, wanted).header
+
+
+def blank_unknown(table: pd.DataFrame, codes: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    """The table with NaN for cells that say in words that nothing is known, and are no code of their column.
+
+    For published tables, whose codes are documented: in a user's own, "none" and "-" may be answers.
+    """
+    for column in table.columns:
+        words = {text for text in table[column].dropna().unique() if text.casefold() in UNKNOWN}
+        table[column] = table[column].mask(table[column].isin(words - set(codes.get(column, ()))))
+    return table
+
+
+def _read(
+    path: Path, columns: Collection[str], separator: str | None
+) -> tuple[list[str], pd.DataFrame, re.Pattern[str] | None]:
+    """The names of all columns, cells by the place of their column, and how numbers with a decimal comma look, if any.
+
+    The index is the number of the row in a spreadsheet less 2.
+    """
+    with _one_line(path):
+        if path.suffix.lower() == ".parquet":
+            raw = pd.read_parquet(path)
+            # An identifier that its writer had made the index is a column like any other.
+            raw = raw.reset_index(drop=raw.index.names == [None]).dropna(how="all")
+            names = [clean_name(str(name)) for name in raw.columns]
+            return names, raw.set_axis(range(len(names)), axis=1), None
+        if path.suffix.lower() in (".xlsx", ".xls"):
+            raw = pd.read_excel(path, **AS_TEXT).replace(CARRIAGE_RETURN, "\r", regex=True).dropna(how="all")
+            names, raw = _without_header(raw)
+            return names, raw.set_axis(raw.index - 1), None
+        dialect = find_dialect(path, columns, separator)
+        try:
+            names, raw = _read_csv(path, columns, dialect, dialect.encoding)
+        except UnicodeDecodeError:
+            if dialect.encoding != "utf-8":
+                raise
+            check_western(path)
+            names, raw = _read_csv(path, columns, dialect, "cp1252")
+        return names, raw.set_axis(raw.index + dialect.skipped - 1), DECIMAL_COMMAS.get(dialect.separator)
+
+
+def _read_csv(path: Path, columns: Collection[str], dialect: Dialect, encoding: str) -> tuple[list[str], pd.DataFrame]:
+    """In pieces: a table may have a hundred columns of which few are asked for."""
+    options = {"sep": dialect.separator, "skiprows": dialect.skipped, "skip_blank_lines": False}
+    names: list[str] = []
+    parts = []
+    with (
+        open_packed(path) as file,
+        pd.read_csv(file, encoding=encoding, chunksize=ROWS, **options, **AS_TEXT) as pieces,
+    ):
+        for piece in pieces:
+            cells = piece.dropna(how="all")
+            if not names:
+                names, cells = _without_header(cells)
+            parts.append(cells[[place for place, name in enumerate(names) if name in columns]])
+    return names, pd.concat(parts)
+
+
+def _without_header(raw: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
+    """The names in the first row, and the rows below it."""
+    names = [clean_name(name) for name in raw.iloc[0].fillna("")] if len(raw) else []
+    return names, raw.iloc[1:]
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What the readers raise, which has no common type, as a `ShardError` of one line."""
+    try:
+        yield
+    except ShardError:
+        raise
+    except FileNotFoundError:
+        raise ShardError(f"{path}: no such table") from None
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{path}: {error}; save the table as UTF-8") from None
+    except ImportError:
+        suffix = path.suffix.lower()
+        raise ShardError(f"{path}: to read {suffix} files run `pip install {ENGINES[suffix]}`") from None
+    except Exception as error:
+        why = " ".join(str(error).split())
+        if surplus := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", why):
+            expected, line, found = surplus.groups()
+            why = f"line {line} has {found} cells for {expected} columns; quote cells that hold the separator"
+        if unclosed := re.search(r"EOF inside string starting at row (\d+)", why):
+            why = f"the quote that opens in row {int(unclosed[1]) + 1} is not closed"
+        raise ShardError(f"{path}: cannot be read as a table ({why})") from None
+
+
+def _text(column: pd.Series[Any]) -> pd.Series[Any]:
+    if pd.api.types.is_float_dtype(column):
+        known = column.dropna()
+        if (known.abs().lt(LARGEST_EXACT) & known.mod(1).eq(0)).all():
+            column = column.astype("Int64")
+    text = column.astype(str).str.strip()
+    return text.where(column.notna() & text.ne(""))
+
+
+def _with_points(text: pd.Series[Any], comma: re.Pattern[str]) -> pd.Series[Any]:
+    """The texts, with a point in numbers that have a decimal `comma`."""
+    has_comma = text.str.contains(",", regex=False).fillna(False).astype(bool)
+    return text.mask(has_comma, text[has_comma].str.replace(comma, r"\1.\2", regex=True))
+
+
+def rows(table: pd.DataFrame) -> Iterator[NamedTuple]:
+    """The rows as named tuples with None for every empty cell."""
+    clean = table.astype(object).where(table.notna(), None)
+    yield from clean.itertuples(index=False, name="Row")
+
+
+def groups(table: pd.DataFrame, by: list[str]) -> Iterator[list[NamedTuple]]:
+    """Consecutive rows with equal `by`, after a stable sort by it: one pass over any number of rows."""
+    ordered = table.sort_values(by, kind="stable")
+    changed = (ordered[by].fillna("") != ordered[by].fillna("").shift()).any(axis=1).to_numpy()
+    group: list[NamedTuple] = []
+    for row, first in zip(rows(ordered), changed, strict=True):
+        if first and group:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from sklearn.metrics import roc_auc_score
+
+from mama.data import report_text
+from mama.data import tokenizer as tokens
+from mama.evaluate import evaluation as module
+from mama.evaluate import localisation, retrieval
+from mama.evaluate.embeddings import Split, embed_images
+from mama.evaluate.evaluation import evaluate, results_table
+from mama.evaluate.task_data import ask
+from mama.evaluate.tasks import TASKS, Wording
+from mama.report import evaluation_section, figures
+from mama.report.page import write_report
+from mama.run.run_folder import shards_digest
+from mama.settings.load import save
+from mama.settings.schema import Config, DataConfig, EvalConfig, Fit
+from shards.read.reader import load_manifest
+from tests.support.cohort import BOX, PATCH, SIZE, Oracle, write_shards
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    write_shards(tmp_path / "shards", {"train": 16, "test": 12})
+    data = DataConfig(shards=[str(tmp_path / "shards")], image_size=SIZE, max_tokens=200, workers=0)
+    measured = EvalConfig(
+        tasks=["cancer", "malignancy", "birads", "density"], batch=5, bootstrap=50, intensity_baseline=True
+    )
+    return Config(name="oracle", runs=str(tmp_path / "runs"), data=data, eval=measured)
+
+
+def consolidated(config: Config, step: int) -> None:
+    """A run folder that was trained on the shards of `config`, and weights of its own for each step."""
+    (config.run_folder / "model").mkdir(parents=True, exist_ok=True)
+    manifest = load_manifest(Path(config.data.shards[0]))
+    (config.run_folder / "data.json").write_text(json.dumps({"shards": shards_digest(manifest, {"train"})}))
+    weights = {"weight": np.full(1, step, np.float32)}
+    save_file(weights, config.run_folder / "model" / "model.safetensors", {"step": str(step)})
+
+
+@pytest.fixture
+def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    """A trained model that knows everything, an untrained one that knows nothing."""
+    items = Split(config, "train").items
+    styles = get_args(report_text.Style)
+    tokenizer = tokens.learn(
+        (s for i in items for style in styles for s in report_text.text(i.study, i.view, style)), 400
+    )
+    model = Oracle(tokenizer)
+    consolidated(config, step=240)
+    monkeypatch.setattr(module, "load_model", lambda folder, device: (model, tokenizer))
+    monkeypatch.setattr(module, "build", lambda config, tokenizer, kernel: Oracle(tokenizer, blind=True))
+    return model
+
+
+@pytest.mark.parametrize("style", get_args(report_text.Style))
+def test_a_model_that_knows_is_told_from_one_that_does_not(
+    config: Config, oracle: Oracle, style: report_text.Style
+) -> None:
+    """In every style the oracle finds density, BI-RADS and mass in the words of the prompts."""
+    config = replace(config, data=replace(config.data, style=style))
+    found = evaluate(config, config.run_folder)
+    prompted = {name: found["density"]["prompts"][name] for name in "AD"}
+    starts = {"report": "Procedure: ", "sentence": "This is a mammogram", "caption": "Mammogram, side unknown"}
+    assert all(text[0].startswith(starts[style]) for text in prompted.values())
+    for name in ("cancer", "malignancy", "density"):
+        rows = {(r["protocol"], r["model"]): r["metrics"] for r in found[name]["rows"]}
+        for protocol in ("zero-shot", "linear probe"):
+            assert rows[protocol, "trained"]["auc"]["value"] == 1.0, (name, protocol)
+            assert rows[protocol, "trained"]["balanced_accuracy"]["value"] == 1.0
+        assert rows["zero-shot", "untrained"]["auc"]["value"] == pytest.approx(0.5)
+        assert rows["linear probe", "31 intensity percentiles"]["auc"]["value"] > 0.9
+    assert found["cancer"]["images"] == 24
+    assert found["cancer"]["patients"] == 12
+    assert found["cancer"]["classes"] == [{"name": "no cancer", "images": 18}, {"name": "cancer", "images": 6}]
+    hits = {row["model"]: row["hit_rate"]["value"] for row in found["alignment"]["rows"]}
+    assert hits == {"trained": 1.0, "untrained": 0.0, "brightest patch": 1.0}
+    assert found["alignment"]["findings"] == 6
+    assert found["alignment"]["chance"] == pytest.approx(9 / 40)  # 3 x 3 of the 8 x 5 patches with tissue
+
+
+def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(config: Config, oracle: Oracle) -> None:
+    found = evaluate(config, config.run_folder)
+    folder = config.run_folder / "eval"
+    for name, document in found.items():
+        assert json.loads((folder / name / "metrics.json").read_text()) == json.loads(json.dumps(document))
+    with (folder / "cancer" / "predictions.csv").open(newline="") as file:
+        lines = [row for row in csv.DictReader(file) if row["model"] == "31 intensity percentiles"]
+    assert len({row["image"] for row in lines}) == 24
+    area = roc_auc_score([row["label"] == "cancer" for row in lines], [float(row["cancer"]) for row in lines])
+    baseline = next(r for r in found["cancer"]["rows"] if r["model"] == "31 intensity percentiles")
+    assert baseline["metrics"]["auc"]["value"] == pytest.approx(area)
+    with np.load(folder / "alignment" / "maps.npz") as file:
+        assert file["maps"].shape == (6, SIZE[0] // PATCH, SIZE[1] // PATCH)
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_bi_rads_is_asked_among_the_categories_of_the_data_set(config: Config, oracle: Oracle) -> None:
+    found = evaluate(config, config.run_folder)["birads"]
+    assert [c["name"] for c in found["classes"]] == ["BI-RADS 1", "BI-RADS 2", "BI-RADS 5"]
+    assert found["absent"] == ["BI-RADS 0", "BI-RADS 3", "BI-RADS 4", "BI-RADS 6"]
+    assert found["chance"] == pytest.approx(1 / 3)
+
+
+def test_a_task_without_labels_says_so_instead_of_failing(config: Config, oracle: Oracle) -> None:
+    items = Split(config, "test").items
+    bare = [replace(i, study=replace(i.study, views=tuple(
+        replace(v, labels=replace(v.labels, density=None)) for v in i.study.views))) for i in items]  # fmt: skip
+    question = ask(TASKS["density"], bare, bare, Wording())
+    assert (len(question.rows), question.classes, question.absent) == (0, [], ["A", "B", "C", "D"])
+
+
+def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path: Path, oracle: Oracle) -> None:
+    write_shards(tmp_path / "words", {"train": 8, "test": 4}, words="Heterogenously enhancing mass")
+    config = replace(config, data=replace(config.data, shards=[str(tmp_path / "words")]))
+    found = evaluate(config, config.run_folder)
+    assert found["alignment"]["rows"] == []
+    assert found["alignment"]["reason"] == "no finding of this split has a box"
+    assert [e["sentence"] for e in found["alignment"]["examples"]] == ["Findings: Heterogenously enhancing mass."] * 2
+    findings = [s for s in found["malignancy"]["prompts"]["malignant"] if s.startswith("Findings")]
+    assert "enhanc" in findings[0]
+
+
+def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
+    found = evaluate(config, config.run_folder)
+    found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
+    lines = results_table(found).splitlines()
+    assert len(lines) == 2 + sum(len(d["rows"]) for name, d in found.items() if name != "alignment")
+    assert "n/a" in lines[2]
+    assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
+    assert not re.search(r"None|\bnan\b", "\n".join(lines))
+    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0}}).splitlines()[2:]
+    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
+
+
+def test_a_class_of_which_no_training_text_speaks_is_marked(
+    config: Config, oracle: Oracle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In metrics, log, table and report; whether it is spoken of hangs on the training split and on the settings."""
+    assert all(d["untaught"] == [] for name, d in evaluate(config, config.run_folder).items() if name != "alignment")
+    folder = Path(config.data.shards[0]).parent / "pathology"
+    write_shards(folder, {"train": 8, "test": 8}, known=("pathology", "cancer"))
+    config = replace(config, data=replace(config.data, shards=[str(folder)]))
+    measured = replace(config.eval, tasks=["cancer"], intensity_baseline=False, bootstrap=0)
+    config = replace(config, eval=measured)
+    assert "no training text" not in caplog.text
+    found = evaluate(config, config.run_folder)
+    assert found["cancer"]["untaught"] == ["cancer"]
+    assert "cancer: no training text says what the prompts say of cancer" in caplog.text
+    table = results_table(found).splitlines()
+    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
+        "linear probe"
+    ] * 2
+    assert table[-1].startswith("* cancer: no training text says what the prompts say of cancer")
+    assert "no training text says what the prompts say of cancer" in write_report(config, config.run_folder).read_text()
+    told = replace(config, data=replace(config.data, tell_pathology=True))
+    found = evaluate(told, config.run_folder)
+    assert found["cancer"]["untaught"] == []
+    assert found["cancer"]["prompts"]["cancer"][-1] == "Pathology: malignant."
+    assert "*" not in results_table(found)
+    # Of another data set the words of the run's own training texts are what counts; gone, they are not known.
+    save(config, config.run_folder / "config.yaml")
+    other = replace(config, data=replace(config.data, shards=[str(folder.parent / "shards")]))
+    assert evaluate(other, config.run_folder)["cancer"]["untaught"] == ["cancer"]
+    shutil.rmtree(folder)
+    assert evaluate(other, config.run_folder)["cancer"]["untaught"] is None
+
+
+def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Oracle) -> None:
+    split = Split(config, "test")
+    whole = embed_images(oracle, split, config, torch.device("cpu"), "x")  # type: ignore[arg-type]
+    one_by_one = [oracle.embed_images(split[i][None].float() / 127.5 - 1)[0][0] for i in range(len(split))]
+    assert np.allclose(whole.embeddings, torch.stack(one_by_one).numpy())
+    assert len(split.items) == 24
+    assert split.items[3].key == "test001/1.jpg"
+
+
+def test_boxes_follow_the_image_into_its_canvas() -> None:
+    size = (128, 200)  # twice as high, wider than needed
+    assert localisation.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
+    low = (64, 24)  # half as high and wide: air above and below
+    assert localisation.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
+    assert localisation.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
+    hit = localisation.region((BOX,), SIZE, (8, 6))
+    assert np.argwhere(hit).min(0).tolist() == [2, 1]
+    assert np.argwhere(hit).max(0).tolist() == [4, 3]
+    corner = localisation.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
+    assert corner.sum() == 4
+
+
+@pytest.mark.parametrize(("how", "size"), [("stretch", (64, 96)), ("stretch", (128, 40)), ("letterbox", (128, 64))])
+def test_boxes_and_heat_maps_lie_on_the_lesion_however_it_was_fitted(
+    config: Config, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, how: Fit, size: tuple[int, int]
+) -> None:
+    """The lesion is the only white of the image: found in the pixels, and framed in the report's picture."""
+    config = replace(config, data=replace(config.data, fit=how, image_size=size))
+    monkeypatch.setattr(figures, "picture", lambda pixels: pixels)
+    pictures = evaluation_section.Pictures(config)
+    for target in localisation.targets(pictures.split, oracle.tokenizer, 200):
+        rows, columns = np.nonzero(pictures.split.pixels(target.item) > 222)
+        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        np.testing.assert_allclose(target.boxes[0], found, atol=1)
+    example = {"image": target.item.key, "boxes": target.boxes}
+    drawn = evaluation_section._heat_map(pictures, example, np.zeros((4, 4), np.float32))
+    assert drawn
+    shown = drawn["plain"]
+    larger = -(-evaluation_section.HEAT_MAP_HEIGHT // size[0])
+    stored = {"stretch": size, "letterbox": (85, 64)}[how]  # without the air above and below
+    assert shown.shape[:2] == (larger * stored[0], larger * stored[1])
+    framed = np.argwhere((shown == figures.BOX_COLOUR).all(2))
+    assert framed.min(0).tolist() == pytest.approx([24 / 64 * shown.shape[0], 16 / 48 * shown.shape[1]], abs=2 * larger)
+    assert framed.max(0).tolist() == pytest.approx([32 / 64 * shown.shape[0], 24 / 48 * shown.shape[1]], abs=2 * larger)
+
+
+def test_a_sentence_that_the_token_limit_cuts_off_is_no_target(config: Config, oracle: Oracle) -> None:
+    split = Split(config, "test")
+    whole = localisation.targets(split, oracle.tokenizer, 200)
+    assert len(whole) == 6
+    assert all(t.text[t.sentence] == "Findings: irregular mass, spiculated margin, high density." for t in whole)
+    assert localisation.targets(split, oracle.tokenizer, 20) == []
+
+
+def test_retrieval_lists_the_nearest_by_cosine(config: Config, oracle: Oracle) -> None:
+    split = Split(config, "test")
+    texts, own = retrieval.distinct_texts(split.items, "report")
+    rng = np.random.default_rng(0)
+    images, words = (rng.normal(size=(n, 8)).astype(np.float32) for n in (len(split.items), len(texts)))
+    found = retrieval.examples(split.items, texts, own, images, words)
+    assert len(found["texts"]) == 3  # BI-RADS 1, 2, 5
+    for query in found["texts"]:
+        column = images @ words[texts.index(query["sentences"])]
+        best = sorted(range(len(column)), key=lambda i: -column[i])[:5]
+        assert [r["image"] for r in query["results"]] == [split.items[i].key for i in best]
+        for result, i in zip(query["results"], best, strict=True):
+            assert result["same_text"] == (texts[own[i]] == query["sentences"])
+    for query in found["images"]:
+        row = images[[i.key for i in split.items].index(query["image"])] @ words.T
+        assert query["results"][0]["sentences"] == texts[int(row.argmax())]

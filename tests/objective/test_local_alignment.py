@@ -1,0 +1,139 @@
+"""Symmetric local alignment against a loop over every text and every image in float64, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mama.objective import local_alignment
+from mama.objective.local_alignment import alignment_scores
+
+# Sentences of each text: unsorted, with a gap in the middle of the third and one in front of the fourth.
+MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()
+IMAGES, PATCHES, WIDTH = 7, 11, 6
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Unit vectors; NaN stands where no sentence is, so that reading it would show."""
+    generator = torch.Generator().manual_seed(0)
+    sentences = F.normalize(torch.randn(*MASK.shape, WIDTH, generator=generator, dtype=torch.float64), dim=-1)
+    patches = F.normalize(torch.randn(IMAGES, PATCHES, WIDTH, generator=generator, dtype=torch.float64), dim=-1)
+    sentences[~MASK] = torch.nan
+    return sentences.to(dtype).requires_grad_(), patches.to(dtype).requires_grad_()
+
+
+def loop(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, word for word, one text and one image at a time."""
+    visual, textual = [], []
+    for text, own in zip(sentences, mask, strict=True):
+        for image in patches:
+            cosines = text[own] @ image.t()
+            visual.append(cosines.max(1).values.mean())
+            textual.append(cosines.max(0).values.mean())
+    shape = len(sentences), len(patches)
+    return torch.stack(visual).view(shape), torch.stack(textual).view(shape)
+
+
+def differentiated(visual: Tensor, textual: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a sum that weighs every score differently."""
+    weights = torch.randn(2, *visual.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.autograd.grad((weights[0] * visual).sum() + (weights[1] * textual).sum(), of)
+
+
+@pytest.fixture(params=["as on a CPU", "as on a GPU"], autouse=True)
+def _counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences alone, or where a GPU would have to be waited for to count them, zeros besides."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(local_alignment, "countable", lambda mask: False)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, IMAGES, 100])
+@pytest.mark.parametrize(
+    ("dtype", "close", "gradient_close"),
+    [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-6), (torch.bfloat16, 1e-6, 4e-3)],
+)
+def test_scores_and_gradients_are_those_of_the_loop(
+    dtype: torch.dtype, close: float, gradient_close: float, chunk: int
+) -> None:
+    sentences, patches = inputs(dtype)
+    exact = [x.detach().double().requires_grad_() for x in (sentences, patches)]
+    wanted = loop(exact[0], MASK, exact[1])
+    got = alignment_scores(sentences, MASK, patches, chunk)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert mine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(mine.double(), theirs, atol=close, rtol=0)
+    gradients = differentiated(*got, sentences, patches)
+    expected = differentiated(*wanted, *exact)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        assert mine.dtype == dtype
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(mine.double(), theirs, atol=gradient_close * max(scale, 1), rtol=0)
+    assert not gradients[0][~MASK].any()
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    sentences, patches = inputs(torch.float64)
+    whole = sentences.detach().nan_to_num().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, p: alignment_scores(s, MASK, p, 2), (whole, patches))
+
+
+def test_each_score_alone_has_its_own_gradient() -> None:
+    sentences, patches = inputs(torch.float64)
+    for score in (0, 1):
+        got = torch.autograd.grad(alignment_scores(sentences, MASK, patches, 2)[score].sum(), (sentences, patches))
+        wanted = torch.autograd.grad(loop(sentences, MASK, patches)[score].sum(), (sentences, patches))
+        for mine, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_one_side_may_need_no_gradient(frozen: int) -> None:
+    both, one = inputs(torch.float64), list(inputs(torch.float64))
+    one[frozen] = one[frozen].detach()
+    wanted = differentiated(*alignment_scores(both[0], MASK, both[1], 2), *both)[1 - frozen]
+    (got,) = differentiated(*alignment_scores(one[0], MASK, one[1], 2), one[1 - frozen])
+    assert torch.equal(got, wanted)
+
+
+def test_of_equal_patches_and_sentences_one_takes_the_whole_gradient() -> None:
+    sentences = F.normalize(torch.ones(1, 2, 3), dim=-1).requires_grad_()
+    patches = F.normalize(torch.ones(1, 4, 3), dim=-1).requires_grad_()
+    visual, textual = alignment_scores(sentences, torch.ones(1, 2, dtype=torch.bool), patches, 1)
+    of_sentences, of_patches = torch.autograd.grad((visual + textual).sum(), (sentences, patches))
+    for gradient in (of_sentences, of_patches):
+        torch.testing.assert_close(gradient.sum((0, 1)), torch.full((3,), 2 / 3**0.5))
+
+
+def test_autocast_does_not_round_the_cosines() -> None:
+    sentences, patches = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = alignment_scores(sentences, MASK, patches, 2)
+    for mine, theirs in zip(within, alignment_scores(sentences, MASK, patches, 2), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_is_not_finite_shows_in_the_scores() -> None:
+    """The loop refuses a loss that is not finite: no maximum may hide it."""
+    sentences, patches = inputs(torch.float32)
+    broken = patches.detach().clone()
+    broken[2, 5] = torch.nan
+    visual, textual = alignment_scores(sentences, MASK, broken, 2)
+    assert visual[:, 2].isnan().all()
+    assert textual[:, 2].isnan().all()
+    assert not visual[:, 3].isnan().any()
+
+
+def test_a_text_without_sentences_and_an_empty_chunk_are_refused() -> None:
+    sentences, patches = inputs(torch.float32)
+    missing = MASK & (torch.arange(5) != 1)
+    if local_alignment.countable(MASK):
+        with pytest.raises(ValueError, match=r"^mask: text 3 has no sentence$"):
+            alignment_scores(sentences, missing, patches, 2)
+    else:
+        visual, _ = alignment_scores(sentences, missing, patches, 2)
+        assert visual[3].isnan().all()
+        assert not visual[:3].isnan().any()
+    with pytest.raises(ValueError, match=r"^chunk: 0 is less than 1 image$"):
+        alignment_scores(sentences, MASK, patches, 0)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mama.evaluate.evaluation import evaluate
+from mama.report import figures
+from mama.report.page import write_report
+from mama.settings.schema import Config, ConfigError
+from tests.evaluate.test_evaluation import config, oracle  # noqa: F401
+from tests.support.browser import CHROMIUM, probe
+from tests.support.cohort import Oracle, write_shards
+
+
+@pytest.fixture
+def page(config: Config, oracle: Oracle) -> Path:  # noqa: F811
+    evaluate(config, config.run_folder)
+    log = [{"step": s, "loss/total": 9 / (s + 1), "loss/local": 2.0, "accuracy/image_to_text": s / 9, "lr/heads": 1e-3,
+            "scale/global": 14.0, "scale/largest": 100.0, "pairs_per_second": 20.0 + s} for s in range(5)]  # fmt: skip
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (config.run_folder / "log.jsonl").write_text(lines + '{"step": 5, "lo')  # is being written
+    versions = {"mama-clip": "0.1.0", "torch": "2.13.0"}
+    environment = {"python": "3.11", "platform": "<Linux>", "commit": "0123456789abcdef", "versions": versions}
+    (config.run_folder / "environment.json").write_text(json.dumps(environment))
+    return write_report(config, config.run_folder)
+
+
+def test_the_page_needs_nothing_but_itself(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"https?://|//[a-z]+\.", re.sub(r'"data:[^"]*"', '""', text))
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', text)
+    assert sources
+    assert all(source.startswith(("data:image/", "#")) for source in sources)
+    assert "<script" not in text
+    assert "<link" not in text
+    assert "&lt;Linux&gt;" in text  # facts are escaped
+
+
+def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:  # noqa: F811
+    text = page.read_text()
+    for name in ("cancer", "birads", "density", "malignancy"):
+        document = json.loads((config.run_folder / "eval" / name / "metrics.json").read_text())
+        assert document["title"] in text
+        for row in document["rows"]:
+            auc = row["metrics"]["auc"]
+            assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
+    assert "24 images of 12 patients" in text
+    assert "0123456789ab" in text
+    assert "5 of 40000 steps" in text
+    assert text.count('alt="mammogram"') == 6
+    assert len(re.findall("ROC curves, ", text)) == 2
+    assert "no image of BI-RADS 0, BI-RADS 3, BI-RADS 4, BI-RADS 6" in text
+    assert not re.search(r"\bNone\b|\bnan\b", re.sub(r'"data:[^"]*"', "", text))
+
+
+def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> None:  # noqa: F811
+    config.run_folder.mkdir(parents=True)
+    text = write_report(config, config.run_folder).read_text()
+    for part in ("no environment.json", "Nothing has been evaluated", "no log.jsonl", "no ROC curve",
+                 "no predictions", "no retrieval examples", "no local alignment maps"):  # fmt: skip
+        assert part in text, part
+    assert "<img" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("environment.json", {"versions": 5}),
+        ("eval/complete.json", {"shards": 5}),
+        ("eval/complete.json", {"settings": []}),
+    ],
+)
+def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, change: dict[str, object]) -> None:  # noqa: F811
+    path = config.run_folder / file
+    path.parent.mkdir(parents=True)
+    whole: dict[str, object] = {
+        "shards": {"folders": [], "split": "test"},
+        "model": None,
+        "settings": {},
+        "tasks": [],
+        "places": [],
+    }
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(
+        ConfigError, match=r"^[^\n]*: a JSON file in it was edited or damaged \([^\n]*run `mama eval` again$"
+    ):
+        write_report(config, config.run_folder)
+
+
+def test_pictures_without_boxes_are_announced(tmp_path: Path, config: Config, oracle: Oracle) -> None:  # noqa: F811
+    shutil.rmtree(config.data.shards[0])
+    write_shards(Path(config.data.shards[0]), {"train": 8, "test": 4}, words="Heterogenously enhancing mass")
+    evaluate(config, config.run_folder)
+    text = write_report(config, config.run_folder).read_text()
+    assert "Pointing game: n/a, no finding of this split has a box." in text
+    assert text.count("no box known") == 2
+
+
+def test_heat_is_brightest_where_the_map_is_and_leaves_the_lowest_alone() -> None:
+    pixels = np.full((80, 60), 100, np.uint8)
+    values = np.zeros((8, 6), np.float32)
+    values[2, 4] = 1.0
+    heated = figures.heat(pixels, values)
+    y, x = np.unravel_index(heated.sum(2).argmax(), (80, 60))
+    assert (y // 10, x // 10) == (2, 4)
+    assert heated[75, 5].tolist() == [100, 100, 100]
+    assert np.array_equal(figures.heat(pixels, np.zeros((8, 6), np.float32))[..., 0], pixels)
+    framed = figures.boxed(pixels, [(10.0, 20.0, 30.0, 40.0)])
+    assert framed[20, 20].tolist() == list(figures.BOX_COLOUR)
+    assert framed[30, 20].tolist() == [100, 100, 100]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_every_picture(page: Path, tmp_path: Path) -> None:
+    dom, attributes = probe(page, tmp_path, 1280)
+    assert "error" not in attributes
+    assert int(attributes["images"]) == page.read_text().count("<img")
+    assert int(attributes["images"]) > 20
+    assert attributes["broken"] == "0"
+    assert (attributes["wide"], attributes["cut"]) == ("false", "0")
+    assert attributes["requests"] == "0"
+    for heading in (
+        "Results",
+        "Training",
+        "ROC curves",
+        "Retrieval",
+        "Local alignment: where a sentence points",
+        "Data",
+    ):
+        assert re.search(rf"<h2[^>]*>{heading}</h2>", dom), heading
+    for width in (390, 714):  # a telephone, and about A4, where nothing can be scrolled
+        _, attributes = probe(page, tmp_path, width)
+        assert int(attributes["images"]) == page.read_text().count("<img")
+        assert (attributes["wide"], attributes["cut"], attributes["broken"]) == ("false", "0", "0")

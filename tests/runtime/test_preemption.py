@@ -1,0 +1,103 @@
+"""Who is told to stop by which signal, and who hears of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mama.runtime import preemption
+from slurm import rank_environment
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in preemption.MEANING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    preemption._told = 0
+
+
+def wait_until(ready: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def press_again() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    wait_until(lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, preemption.END), (signal.SIGINT, preemption.END), (signal.SIGUSR2, preemption.REQUEUE)],
+)
+def test_a_signal_is_noted(number: signal.Signals, code: int) -> None:
+    preemption.listen()
+    assert preemption.told() == 0
+    os.kill(os.getpid(), number)
+    assert preemption.told() == code
+    preemption.listen()
+    assert preemption.told() == 0, "another run in the same process"
+
+
+def test_what_one_rank_was_told_holds_for_all_and_a_requeue_counts_more() -> None:
+    preemption.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    preemption.agree(preemption.REQUEUE)
+    assert preemption.told() == preemption.REQUEUE
+    preemption.agree(0)
+    preemption.agree(preemption.END)
+    assert preemption.told() == preemption.REQUEUE
+
+
+def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: heard.append(number))
+    waited: list[float] = []
+    monkeypatch.setattr(preemption.time, "sleep", waited.append)
+    monkeypatch.setattr(rank_environment, "being_preempted", lambda: True)
+    preemption.listen()
+    assert not preemption.requeued()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not preemption.requeued(), "the cluster did not end it after all"
+    assert (heard, waited) == ([signal.SIGTERM], [preemption.PATIENCE])
+    preemption.agree(preemption.REQUEUE)  # by another rank: this one's own signal may be on its way
+    assert preemption.requeued()
+    assert heard == [signal.SIGTERM, signal.SIGUSR2]
+    assert waited == [preemption.PATIENCE]
+    # The user sent it, or the job runs on this machine: nobody will end it.
+    monkeypatch.setattr(rank_environment, "being_preempted", lambda: False)
+    preemption.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not preemption.requeued()
+    assert waited == [preemption.PATIENCE]
+
+
+def test_where_no_job_listened_nobody_is_called_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption.time, "sleep", lambda seconds: pytest.fail("waited"))
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    for code in (preemption.END, preemption.REQUEUE):
+        preemption.listen()
+        preemption.agree(code)
+        assert not preemption.requeued()
+
+
+def test_the_launcher_listens_only_while_it_waits_and_a_second_interrupt_is_one() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with preemption.passed_on():
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(preemption.told)
+        assert preemption.told() == preemption.END
+        with pytest.raises(KeyboardInterrupt):
+            press_again()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert preemption.is_ours(signal.SIGTERM)
+    assert not preemption.is_ours(signal.SIGKILL)

@@ -1,0 +1,346 @@
+"""Jobs run by submitit's real local executor; of Slurm only its commands and variables are faked."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import submitit
+from submitit.core.core import Job
+
+from mama.settings.load import load_profile
+from mama.settings.schema import ConfigError
+from slurm.profile import Profile, SlurmError
+from slurm.rank_environment import export_distributed_environment
+from slurm.submit import submit, submit_array, wait
+from tests.support.checkout import CHECKOUT
+
+CONFIGS = CHECKOUT / "configs" / "slurm"
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit waits 15 s for the result of a dead job, for slow shared file systems."""
+    monkeypatch.setattr(Job, "_results_timeout_s", 0)
+
+
+def test_the_result_comes_back_and_the_log_lies_in_the_folder(tmp_path: Path) -> None:
+    def product(a: int, b: int) -> tuple[int, int]:
+        print("multiplying")
+        return a * b, os.getpid()
+
+    job = submit(product, 6, 7, profile=Profile(), folder=tmp_path, name="product")
+    value, pid = wait(job)
+    assert value == 42
+    assert pid != os.getpid()
+    assert "multiplying" in (tmp_path / "jobs" / job.job_id / f"{job.job_id}_0_log.out").read_text()
+
+
+def test_a_failure_is_one_line_with_its_cause_and_its_log(tmp_path: Path) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("the cause of the cause")
+        except KeyError as error:
+            raise ValueError("density: 'E' is not one of A, B, C, D\nand a second line of it") from error
+
+    job = submit(fail, profile=Profile(), folder=tmp_path)
+    with pytest.raises(SlurmError) as caught:
+        wait(job)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "ValueError: density: 'E' is not one of A, B, C, D" in message
+    log = Path(message.rpartition(" ")[2])
+    assert log.is_relative_to(tmp_path)
+    assert "density" in log.read_text()
+
+
+def test_the_task_that_raised_is_named_and_not_the_one_that_died_with_it(tmp_path: Path) -> None:
+    def second_fails() -> None:
+        if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
+            raise ValueError("only the second")
+        os._exit(9)
+
+    with pytest.raises(SlurmError, match=r"ValueError: only the second.*_1_log\.err"):
+        wait(submit(second_fails, profile=Profile(tasks_per_node=2), folder=tmp_path))
+
+
+def test_a_job_that_died_continues_when_it_is_submitted_again(tmp_path: Path) -> None:
+    def count(path: str, last: int, die_at: int) -> list[int]:
+        """Append the numbers up to `last`, from where the file ends; the first run dies on the way."""
+        file = Path(path)
+        done = [int(line) for line in file.read_text().split()] if file.exists() else []
+        fresh = not done
+        for number in range(len(done), last):
+            with file.open("a") as stream:
+                stream.write(f"{number}\n")
+            if fresh and number == die_at:
+                print("struck", flush=True)
+                os._exit(1)
+        return [int(line) for line in file.read_text().split()]
+
+    arguments = (str(tmp_path / "numbers"), 6, 2)
+    with pytest.raises(SlurmError, match="without a result"):
+        wait(submit(count, *arguments, profile=Profile(), folder=tmp_path))
+    assert wait(submit(count, *arguments, profile=Profile(), folder=tmp_path)) == list(range(6))
+
+
+def test_a_preempted_job_is_requeued_and_continues_by_itself(tmp_path: Path) -> None:
+    def wait_for_second_start(path: str) -> int:
+        starts = Path(path)
+        with starts.open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        if len(starts.read_text().split()) == 1:
+            time.sleep(60)
+            return -1
+        return len(starts.read_text().split())
+
+    starts = tmp_path / "starts"
+    job = submit(wait_for_second_start, str(starts), profile=Profile(), folder=tmp_path)
+    deadline = time.monotonic() + 30
+    while not (starts.exists() and starts.read_text().endswith("\n")):
+        assert time.monotonic() < deadline, job.stderr()
+        time.sleep(0.05)
+    os.kill(int(starts.read_text()), signal.SIGUSR2)  # what Slurm sends before it takes the node away
+    assert wait(job) == 2
+
+
+def test_the_tasks_of_a_job_find_each_other(tmp_path: Path) -> None:
+    def sum_of_ranks() -> tuple[float, str]:
+        import torch
+        import torch.distributed as dist
+
+        from slurm.rank_environment import export_distributed_environment
+
+        assert export_distributed_environment()
+        dist.init_process_group("gloo")
+        value = torch.tensor(10.0 + dist.get_rank())
+        dist.all_reduce(value)
+        dist.destroy_process_group()
+        return value.item(), os.environ["LOCAL_RANK"]
+
+    job = submit(sum_of_ranks, profile=Profile(tasks_per_node=2), folder=tmp_path)
+    assert wait(job) == (21.0, "0")
+    assert job.results() == [(21.0, "0"), (21.0, "1")]
+
+
+SLURM_TASK = {
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NTASKS": "8",
+    "SLURM_NODEID": "1",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "2",
+    "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+    "RANK": "55",  # left over from the process that submitted the job
+}
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def slurm_task(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in RANK_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what the call exports is taken back afterwards
+        monkeypatch.delenv(name)
+    for name, value in SLURM_TASK.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_rank_variables_come_from_the_slurm_task(slurm_task: pytest.MonkeyPatch) -> None:
+    assert export_distributed_environment()
+    port = os.environ["MASTER_PORT"]
+    assert {name: os.environ[name] for name in RANK_VARIABLES} == {
+        "RANK": "6",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "2",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": port,
+    }
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    slurm_task.delenv("MASTER_PORT")
+    slurm_task.setenv("SLURM_PROCID", "0")
+    assert export_distributed_environment()
+    assert (os.environ["RANK"], os.environ["MASTER_PORT"]) == ("0", port)
+
+
+def test_one_task_or_no_job_exports_nothing(slurm_task: pytest.MonkeyPatch) -> None:
+    slurm_task.setenv("SLURM_NTASKS", "1")
+    assert not export_distributed_environment()
+    slurm_task.setenv("SLURM_NTASKS", "8")
+    slurm_task.delenv("SUBMITIT_EXECUTOR")
+    assert not export_distributed_environment()
+    assert os.environ["RANK"] == "55"
+    assert "WORLD_SIZE" not in os.environ
+
+
+def _fake_slurm(folder: Path, sbatch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, script in {"srun": "exit 1", "sbatch": sbatch}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_profile_reaches_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_slurm(tmp_path, f"cp $1 {tmp_path}/script; echo Submitted batch job 12", monkeypatch)
+    profile = Profile(
+        cluster="slurm", partition="gpu", account="breast", nodes=2, tasks_per_node=4, gpus_per_node=4,
+        cpus_per_task=6, mem_gb=120, timeout_min=90, additional={"qos": "long"},
+    )  # fmt: skip
+    job = submit(print, "hello", profile=profile, folder=tmp_path, name="train")
+    assert (job.job_id, job.num_tasks) == ("12", 8)
+    script = (tmp_path / "script").read_text()
+    flags = dict(
+        line[10:].split("=", 1) for line in script.splitlines() if line.startswith("#SBATCH --") and "=" in line
+    )
+    expected = {
+        "partition": "gpu", "account": "breast", "nodes": "2", "ntasks-per-node": "4", "gpus-per-node": "4",
+        "cpus-per-task": "6", "mem": "120GB", "time": "90", "qos": "long", "job-name": "train",
+    }  # fmt: skip
+    assert {key: flags.get(key) for key in expected} == expected
+    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", script, re.MULTILINE), (
+        "a dead rank must not leave others waiting"
+    )
+    # What is put back in the queue on preemption is the job itself, to be called again.
+    submission = job.submission()
+    again: Any = submission._checkpoint_function()
+    assert (again.function.function, again.function.args) == (print, ("hello",))
+    assert flags["signal"] == "USR2@600", "time for a step, a validation and a checkpoint"
+    assert submission._timeout_countdown >= 100, "a long run reaches its time limit many times"
+
+
+def test_without_gpus_none_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_slurm(tmp_path, f"cp $1 {tmp_path}/script; echo Submitted batch job 12", monkeypatch)
+    submit(print, profile=Profile(cluster="slurm"), folder=tmp_path)
+    assert "--gpus" not in (tmp_path / "script").read_text()
+
+
+def test_an_array_and_the_job_after_it_reach_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_slurm(tmp_path, f"cat $1 >> {tmp_path}/script; echo Submitted batch job 12", monkeypatch)
+    profile = Profile(cluster="slurm", partition="cpu", cpus_per_task=6)
+    jobs, last = submit_array(
+        print, [("a", 1), ("b", 2)], print, "end", "of it", profile=profile, folder=tmp_path, name="pack"
+    )
+    assert ([job.job_id for job in jobs], last.job_id) == (["12_0", "12_1"], "12")
+    array, after = (tmp_path / "script").read_text().split("#!/bin/bash")[1:]
+    for script in (array, after):
+        assert "--partition=cpu\n" in script
+        assert "--cpus-per-task=6\n" in script
+        assert "--gpus" not in script
+    assert "--array=0-1%2\n" in array
+    assert "--job-name=pack\n" in array
+    assert "--dependency" not in array
+    assert "--dependency=afterany:12\n" in after
+    assert "--job-name=pack-end\n" in after
+    assert "--array" not in after
+    # Each of them is put back in the queue on preemption, to be called again with its own arguments.
+    again: list[Any] = [job.submission()._checkpoint_function() for job in (*jobs, last)]
+    assert [(a.function.function, a.function.args) for a in again] == [
+        (print, ("a", 1)),
+        (print, ("b", 2)),
+        (print, ("end", "of it")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (Profile(), "cluster: 'local' has no arrays; give a profile with cluster: slurm, or leave --jobs out"),
+        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of an array is a single task"),
+        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of an array is a single task"),
+    ],
+)
+def test_a_profile_that_suits_no_array_is_one_line(tmp_path: Path, profile: Profile, message: str) -> None:
+    with pytest.raises(SlurmError, match=message) as caught:
+        submit_array(print, [(1,), (2,)], print, profile=profile, folder=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_by_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_slurm(tmp_path, "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1", monkeypatch)
+    with pytest.raises(SlurmError) as caught:
+        submit(print, profile=Profile(cluster="slurm", partition="gpus"), folder=tmp_path)
+    assert "invalid partition specified: gpus" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SlurmError, match="no srun command"):
+        submit(print, profile=Profile(cluster="slurm"), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitoin: gpu", "unknown key partitoin; did you mean partition"),
+        ("flavour: gpu", "unknown key flavour"),
+        ("nodes: two", "nodes: 'two' is not a whole number"),
+        ("nodes: yes", "nodes: 'yes' is not a whole number"),
+        ("mem_gb: 64GB", "mem_gb: '64GB' is not a number"),
+        ("nodes: null", "nodes: null is not a whole number"),
+        ("additional: [qos]", r"additional: \['qos'\] is not a mapping"),
+        ("mem_gb: .inf", "mem_gb: inf is not positive"),
+        ("cluster: pbs", "cluster: 'pbs' is not one of local, slurm"),
+        ("tasks_per_node: 0", "tasks_per_node: 0 is not positive"),
+        ("gpus_per_node: -1", "gpus_per_node: -1 is negative"),
+        ("nodes: 2", "cluster 'local' is one machine"),
+        ("- nodes", "holds a list"),
+        ("nodes: [1", "not YAML: "),
+    ],
+)
+def test_a_mistake_in_a_profile_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "profile.yaml"
+    file.write_text(text)
+    with pytest.raises((ConfigError, SlurmError), match=message) as caught:
+        load_profile(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_profile_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such profile, nor a shipped one \(cluster, cpu, local\)$"):
+        load_profile(tmp_path / "none.yaml")
+
+
+def test_an_empty_profile_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=r"empty\.yaml: holds no setting"):
+        load_profile(tmp_path / "empty.yaml")
+
+
+def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
+    """YAML 1.1 reads a limit of 12:30 as 750 minutes, and the partition 007 as 7."""
+    (tmp_path / "typed.yaml").write_text(
+        "partition: 007\naccount: yes\nadditional: {time: 12:30:00, begin: 010, exclusive: true, nice: 5}\n"
+    )
+    profile = load_profile(tmp_path / "typed.yaml")
+    assert (profile.partition, profile.account) == ("007", "yes")
+    assert profile.additional == {"time": "12:30:00", "begin": "010", "exclusive": True, "nice": 5}
+
+
+def test_the_shipped_profiles_load() -> None:
+    local = load_profile(CONFIGS / "local.yaml")
+    assert local == load_profile("local") == load_profile("slurm/local.yaml")
+    assert local.cluster == "local"
+    cluster = load_profile(CONFIGS / "cluster.yaml")
+    assert (cluster.cluster, cluster.tasks) == ("slurm", 4)
+    cpu = load_profile(CONFIGS / "cpu.yaml")
+    assert (cpu.cluster, cpu.tasks, cpu.gpus_per_node) == ("slurm", 1, 0)
+
+
+def test_submitit_still_calls_what_a_resumable_provides() -> None:
+    """submitit looks for `checkpoint` by name: without it, a job that reaches its limit is lost."""
+    from slurm.submit import Resumable
+
+    assert hasattr(Resumable(print), "checkpoint")
+    assert isinstance(Resumable(print).checkpoint(), submitit.helpers.DelayedSubmission)
