@@ -100,9 +100,7 @@ def test_no_room_imports_what_it_must_not_know(room: str) -> None:
 def test_rooms_know_only_those_below_them(top: str) -> None:
     lines = LINES[top]
     level = {room: height for height, rooms in enumerate(lines) for room in rooms}
-    present = {
-        path.stem for path in (CHECKOUT / top).glob("*") if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    present = {p.stem for p in (CHECKOUT / top).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert present - {"__init__"} == set(level), "every room has its place"
     wrong = []
     for path in sorted((CHECKOUT / top).rglob("*.py")):
@@ -116,13 +114,8 @@ def test_rooms_know_only_those_below_them(top: str) -> None:
 
 def test_packages_are_empty() -> None:
     """So that importing one module imports no other. `shards` alone names what readers of shards import from it."""
-    filled = {
-        p.relative_to(CHECKOUT).as_posix()
-        for top in ROOMS
-        for p in (CHECKOUT / top).rglob("__init__.py")
-        if p.stat().st_size
-    }
-    assert filled == {"shards/__init__.py"}
+    packages = [path for room in ROOMS for path in (CHECKOUT / room).rglob("__init__.py")]
+    assert {p.relative_to(CHECKOUT).as_posix() for p in packages if p.stat().st_size} == {"shards/__init__.py"}
 
 
 @pytest.mark.parametrize("package", ONLY_IN)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 class PackConfig:
     """One archive, and how its images are stored."""
 
-    source: str = ""  # a name in shards.sources.all_sources.SOURCES
+    source: str = ""  # a name in shards.sources.SOURCES
     root: str = ""  # the archive's folder, or package:NAME for one that an installed package brings
     out: str = ""  # a new folder, or that of an earlier build of the same archive
     options: dict[str, Any] = field(default_factory=dict)  # the source's own keywords

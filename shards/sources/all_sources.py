@@ -8,15 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from shards.schema import ShardError, SourceStudy
-from shards.sources.all_sources.cdd_cesm import cdd_cesm
-from shards.sources.all_sources.cmmd import cmmd
-from shards.sources.all_sources.inbreast import inbreast
-from shards.sources.all_sources.rsna import rsna
-from shards.sources.all_sources.vindr import vindr
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
+from shards.sources.cdd_cesm import cdd_cesm
+from shards.sources.cmmd import cmmd
 from shards.sources.embed.studies import embed
+from shards.sources.inbreast import inbreast
 from shards.sources.phantom.studies import phantom
+from shards.sources.rsna import rsna
 from shards.sources.table.studies import table
+from shards.sources.vindr import vindr
 
 SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
     "cbis_ddsm": cbis_ddsm,

@@ -15,7 +15,7 @@ from typing import Any
 
 from shards.progress import progress
 from shards.schema import LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
-from shards.sources.all_sources.headers import dicom_files, read_header
+from shards.sources.headers import dicom_files, read_header
 from shards.sources.tables import blank_unknown, groups, read_table
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from shards.image.dicom_file import bare_name
 from shards.schema import VIEWS, Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
-from shards.sources.all_sources.headers import dicom_files
+from shards.sources.headers import dicom_files
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from typing import cast, get_args
 
 import numpy as np
 import pytest
-from shards.sources.all_sources.cdd_cesm import cdd_cesm
 
 from mama.data import report_text
 from shards.schema import Finding, Labels, Study, View
+from shards.sources.cdd_cesm import cdd_cesm
 from shards.sources.phantom.studies import _birads, _lesions
 
 MASS = Finding(1, "mass", None, "irregular", "spiculated", "high", pathology="malignant")

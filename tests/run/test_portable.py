@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModel
 
 from mama.data import tokenizer as tokens
 from mama.export.consolidate import consolidate, load_model
+from mama.run import checkpoints
 from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load
 from mama.settings.schema import Config, DataConfig, HeadsConfig, TextConfig, VisionConfig
-from mama.train import checkpoint
 from shards.pack.settings import PackConfig
 from tests.support.cohort import write_shards
 
@@ -63,9 +63,9 @@ def test_a_consolidated_model_holds_no_path_of_its_machine(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens.pretrained(str(config.text.model), {}).save(config.run_folder / "tokenizer")
-    monkeypatch.setattr(checkpoint, "newest", lambda run: run / "checkpoints" / "step-000003")
-    monkeypatch.setattr(checkpoint, "step_of", lambda folder: 3)
-    monkeypatch.setattr(checkpoint, "load_weights", lambda *arguments: None)
+    monkeypatch.setattr(checkpoints, "newest", lambda run: run / "checkpoints" / "step-000003")
+    monkeypatch.setattr(checkpoints, "step_of", lambda folder: 3)
+    monkeypatch.setattr(checkpoints, "load_weights", lambda *arguments: None)
     folder = consolidate(config)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert len(files) == 8

@@ -16,8 +16,8 @@ from typing import Any
 
 from shards.progress import progress
 from shards.schema import ShardError, SourceStudy, SourceView
-from shards.sources.all_sources.headers import dicom_files, read_header
 from shards.sources.cbis_ddsm.cases import CSV, NAME, SIDES, Film, Place, read_films
+from shards.sources.headers import dicom_files, read_header
 from shards.sources.tables import blank_unknown, read_table, rows
 
 log = logging.getLogger(__name__)

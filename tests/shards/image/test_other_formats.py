@@ -35,7 +35,6 @@ from pydicom.uid import (
     RLELossless,
 )
 from scipy.fft import dctn
-from shards.sources.all_sources.headers import dicom_files
 
 from shards.image import dicom_file
 from shards.image.decode import decode, open_image
@@ -45,6 +44,7 @@ from shards.image.picture import PictureConfig, read_picture
 from shards.processes import quiet
 from shards.schema import Refused, SourceView
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
+from shards.sources.headers import dicom_files
 from tests.support.archives import (
     as_mammogram,
     breast,

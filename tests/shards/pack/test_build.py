@@ -24,7 +24,7 @@ from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
 from shards.read.manifest import load_manifest
 from shards.schema import ShardError, SourceStudy, SourceView
-from tests.shards.pack.pack.test_pack import contents
+from tests.shards.pack.test_pack import contents
 from tests.support.archives import breast, tiny_source, write_dicom
 from tests.support.checkout import CHECKOUT
 

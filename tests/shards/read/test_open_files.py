@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from shards.sources.all_sources.headers import dicom_files, read_header
 
 from mama.data.pairs import Pairs
 from shards.pack import sample
@@ -22,6 +21,7 @@ from shards.read import reader as read
 from shards.read.open_files import OpenFiles
 from shards.read.reader import ShardReader, stream
 from shards.schema import FetchError, ShardError, SourceStudy, SourceView
+from shards.sources.headers import dicom_files, read_header
 from tests.data.test_batches import config_of, write
 from tests.support.archives import breast, write_dicom
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shards.sources.all_sources.cmmd import TABLE, cmmd
 
 from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.sources.cmmd import TABLE, cmmd
 from tests.support.archives import coded, sample_of, write_dicom
 
 COLUMNS = ["ID1", "LeftRight", "Age", "number", "abnormality", "classification", "subtype"]

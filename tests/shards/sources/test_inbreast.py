@@ -5,9 +5,9 @@ import plistlib
 from pathlib import Path
 
 import pytest
-from shards.sources.all_sources.inbreast import IMAGES, OUTLINES, TABLE, inbreast
 
 from shards.schema import EXCLUDED, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.sources.inbreast import IMAGES, OUTLINES, TABLE, inbreast
 
 HEADER = "Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads"
 ANN, EVE = "5291e1aee2bbf5df", "6c613a14b80a8591"

@@ -4,9 +4,9 @@ import csv
 from pathlib import Path
 
 import pytest
-from shards.sources.all_sources.rsna import rsna
 
 from shards.schema import EXCLUDED, Labels, ShardError, SourceView
+from shards.sources.rsna import rsna
 
 TRAIN = """
     site_id patient_id image_id laterality view age cancer biopsy invasive BIRADS implant density machine_id

@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 
 import pytest
-from shards.sources.all_sources.vindr import BREASTS, FINDINGS, METADATA, vindr
 
 from shards.schema import Finding, Labels, ShardError, SourceStudy
+from shards.sources.vindr import BREASTS, FINDINGS, METADATA, vindr
 
 HEADER = "study_id,series_id,image_id,laterality,view_position,height,width,breast_birads,breast_density,split"
 IMAGE = HEADER.split(",")
