@@ -51,3 +51,18 @@ def set_default_mode(path: Path) -> None:
     mask = os.umask(0o077)  # there is no other way to read it
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file of this name whole or not at all, also when the power fails: write beside it, fsync, rename."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -38,7 +38,7 @@ LINES = {
         ("pack",),
         ("sources", "read"),
         ("image",),
-        ("errors", "files", "from_json", "processes", "progress", "schema", "spellings"),
+        ("errors", "files", "from_json", "pages", "processes", "progress", "schema", "spellings"),
     ),
 }
 ONLY_IN = {

@@ -17,7 +17,7 @@ from mama.evaluate.embeddings import Item
 from mama.evaluate.task_data import Answer, Question
 from mama.run.digests import write_json
 from mama.settings.schema import Config
-from shards.read.manifest import write_aside
+from shards.files import atomic_write
 
 Results = dict[str, dict[str, Any]]
 
@@ -95,12 +95,12 @@ def write(
         (folder / name).mkdir()
         write_json(folder / name / "metrics.json", measured)
     for question in questions:
-        write_aside(folder / question.task.name / "predictions.csv", _predictions(question, items).encode())
+        atomic_write(folder / question.task.name / "predictions.csv", _predictions(question, items).encode())
     (folder / "retrieval").mkdir()
     write_json(folder / "retrieval" / "examples.json", retrieved)
     packed = io.BytesIO()
     np.savez(packed, maps=maps)
-    write_aside(folder / "alignment" / "maps.npz", packed.getvalue())
+    atomic_write(folder / "alignment" / "maps.npz", packed.getvalue())
 
 
 def _row(question: Question, answer: Answer, patients: list[str], resamples: int, seed: int) -> dict[str, Any]:

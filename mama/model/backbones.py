@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from mama.settings.pretrained import in_one_line, locate
 from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+from shards.errors import did_you_mean, one_line
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,11 @@ def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
     try:
         architecture = AutoConfig.for_model(**shape)
     except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
-        raise ConfigError(f"{section}.config: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{section}.config: {one_line(error)}") from error
     known = {*type(architecture)().to_dict(), *architecture.attribute_map}  # transformers keeps any key it is given
     for key in shape:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(key, known)
             raise ConfigError(f"{section}.config: {architecture.model_type} has no setting {key}{hint}")
     return architecture
 

@@ -23,11 +23,13 @@ from mama.report import figures
 from mama.report.evaluation_section import evaluation
 from mama.run.portable import folder_name
 from mama.settings.schema import Config, ConfigError
-from shards.read.manifest import write_aside
+from shards.files import atomic_write
+from shards.pages import page_template
 from shards.read.reader import load_manifest
 from shards.read.remote import local_folder
 from shards.schema import ShardError
 
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 METRICS = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
@@ -49,7 +51,7 @@ def write_report(config: Config, run: Path) -> Path:
     except (AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
         reason = f"was edited or damaged ({type(error).__name__}: {error})"
         raise ConfigError(f"{run}: a JSON file in it {reason}; run `mama eval` again") from error
-    write_aside(path, page.encode())
+    atomic_write(path, page.encode())
     return path
 
 
@@ -57,7 +59,7 @@ def _page(config: Config, run: Path, data: list[Document]) -> str:
     model = provenance.model_of(run)
     evaluations = [evaluation(config, run, model, *found) for found in provenance.evaluations(run)]
     own = next((one for one in evaluations if one["own"]), None)
-    return _template().render(
+    return page_template(TEMPLATE, estimate=shown, untaught_note=untaught_note).render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
@@ -76,16 +78,6 @@ def _page(config: Config, run: Path, data: list[Document]) -> str:
 def _unmarked(run: Path) -> bool:
     """Are there results of a release that did not say what it had measured?"""
     return not (run / "eval" / provenance.MARKER).exists() and any((run / "eval").glob("*/metrics.json"))
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["estimate"] = shown
-    environment.filters["untaught_note"] = untaught_note
-    return environment.get_template("report.html.j2")
 
 
 def _data(config: Config) -> list[Document]:

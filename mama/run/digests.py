@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mama.settings.schema import ConfigError
-from shards.files import read_json
-from shards.read.manifest import write_aside
+from shards.errors import one_line
+from shards.files import atomic_write, read_json
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); restore it from a copy") from None
     except ValueError as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)[:100]
         raise ConfigError(f"{path}: is not JSON ({reason}); restore it from a copy") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds a {type(document).__name__}, not an object; restore it from a copy")
@@ -35,7 +35,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, document: Any) -> None:
     """Atomic write."""
-    write_aside(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+    atomic_write(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
 
 
 def sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ import yaml
 from mama.settings.schema import Config, ConfigError
 from mama.settings.typed_values import free_value, is_text, typed_node, value_of
 from mama.settings.yaml_text import items, read, shown
-from shards.read.manifest import write_aside
+from shards.files import atomic_write
 from slurm.profile import Profile, SlurmError
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def setting_for(option: str) -> str:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration, so that `load(path)` gives it back."""
-    write_aside(path, as_yaml(config).encode())
+    atomic_write(path, as_yaml(config).encode())
 
 
 def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.settings.schema import ConfigError
+from shards.errors import one_line
 
 
 def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
@@ -43,7 +44,7 @@ def in_one_line(what: str, fix: str = "") -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """The first sentence of an error, which may go on for many lines."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if "trust_remote_code" in text:
         return "it brings Python code of its own, which is never run; convert it to an architecture of transformers"
     told = isinstance(error, OSError | ValueError | RuntimeError) and not isinstance(error, RecursionError)

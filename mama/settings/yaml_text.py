@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from mama.settings.schema import ConfigError
+from shards.errors import one_line
 from shards.files import read_plain
 from shards.schema import ShardError
 
@@ -45,7 +46,7 @@ def parse(text: str) -> yaml.Node | None:
 def reason(error: yaml.YAMLError) -> str:
     """What is wrong, and in which line."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
+        return one_line(error)
     return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
 
 

@@ -23,7 +23,7 @@ from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel
 from mama.runtime.collectives import world_size
 from mama.settings.schema import Config
-from shards.read.manifest import write_aside
+from shards.files import atomic_write
 
 # The columns of TensorBoard's table of settings that are results.
 RESULTS = ("loss/total", "validation/clip_loss", "validation/recall_at_1_i2t", "validation/recall_at_1_t2i")
@@ -156,7 +156,7 @@ def _cut(path: Path, first_step: int) -> None:
     """Drop the lines of steps that will be taken again, and a line that a crash tore."""
     if path.exists():
         lines = path.read_text(errors="replace").splitlines()
-        write_aside(path, "".join(f"{line}\n" for line in lines if 0 <= _step_of(line) < first_step).encode())
+        atomic_write(path, "".join(f"{line}\n" for line in lines if 0 <= _step_of(line) < first_step).encode())
 
 
 def _step_of(line: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.read.manifest import write_aside
+from shards.files import atomic_write
 from shards.read.reader import ShardReader
 from shards.schema import Finding, Study, View
 
@@ -39,7 +39,7 @@ def contact_sheet(folder: Path, out_png: Path, studies: int = 8) -> Path:
     out_png.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     sheet.save(buffer, format="png")
-    write_aside(out_png, buffer.getvalue())
+    atomic_write(out_png, buffer.getvalue())
     return out_png
 
 

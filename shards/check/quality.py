@@ -13,17 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from shards.check.quality_charts import Chart, label_charts, study_charts
 from shards.check.quality_sides import Sides
 from shards.check.quality_studies import Shown, sampled
-from shards.files import legible
+from shards.files import atomic_write, legible
+from shards.pages import page_template
 from shards.progress import progress
-from shards.read.manifest import Manifest, load_manifest, write_aside
+from shards.read.manifest import Manifest, load_manifest
 from shards.read.reader import ShardReader
 from shards.schema import CONFLICTS, FALLBACKS, SPLITS, ShardError, Study
 
+TEMPLATE = Path(__file__).parent / "templates" / "quality.html.j2"
 STUDIES = 60  # of each set; of many sets fewer, so that the page stays below 10 MB
 ALL_STUDIES = 180
 REASONS = {  # codes of refused and excluded images -> what they mean
@@ -89,7 +89,7 @@ def quality_page(
     names = _names(paths)
     studies = min(STUDIES, ALL_STUDIES // max(1, len(paths)))
     sets = [_set(path, names[path], _renamed((problems or {}).get(path, ()), names), studies) for path in paths]
-    page = _template().render(
+    page = page_template(TEMPLATE, number=_number, bytes=_bytes, share=_share).render(
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         checked=problems is not None,
         sample=sample,
@@ -101,7 +101,7 @@ def quality_page(
         fallbacks=FALLBACKS,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(out, legible(page).encode())
+    atomic_write(out, legible(page).encode())
     return out
 
 
@@ -191,18 +191,9 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: f"{value:,}".replace(",", "\u202f")
-    environment.filters["bytes"] = _bytes
-    environment.filters["share"] = _share
-    return environment.get_template("quality.html.j2")
+def _number(value: int) -> str:
+    """Digits in groups of three, a thin space between them."""
+    return f"{value:,}".replace(",", "\u202f")
 
 
 def _bytes(number: float) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from shards.files import atomic_write
 from shards.pack.archive_changes import Archive
 from shards.pack.plan import PlannedShard
 from shards.pack.sample import Refusal, Sample, refusal
 from shards.pack.settings import PackConfig
 from shards.pack.shard_record import Record
-from shards.read.manifest import BUILD, REFUSED, write_aside
+from shards.read.manifest import BUILD, REFUSED
 from shards.schema import EXCLUDED, Refused, ShardError, SourceView
 
 FIRST = 100  # images
@@ -36,7 +37,7 @@ def limit_ahead(
         file.unlink(missing_ok=True)
         return
     refusals = [refusal(root, view, Refused(*refused)) for view, refused in lost]
-    write_aside(file, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in refusals).encode())
+    atomic_write(file, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in refusals).encode())
     (reason, number), *_ = Counter(line.reason for line in refusals).most_common(1)
     view, (_, message) = next((view, refused) for view, refused in lost if refused[0] == reason)
     what = f"{len(lost)} of {counted} images would be refused, {number} of them as {reason}"

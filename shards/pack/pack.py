@@ -16,6 +16,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+from shards.files import atomic_write
 from shards.image.picture import PictureConfig
 from shards.pack.archive_changes import differs, is_whole, renew, report_changes, survey
 from shards.pack.build_settings import (
@@ -37,7 +38,7 @@ from shards.pack.shard_record import Record, Tally, load_record, manifest_of, re
 from shards.pack.workers import in_order
 from shards.pack.writer import full_disk_told, write_shard
 from shards.progress import progress, waiting
-from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest, load_manifest, save_manifest, write_aside
+from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest, load_manifest, save_manifest
 from shards.schema import CONFLICTS, FALLBACKS, ShardError, SourceStudy
 from shards.sources.all_sources import SOURCES
 
@@ -204,7 +205,7 @@ def finish(build: Build) -> Manifest:
         log.info("%s is finished: %d studies, %d images", build.out, manifest.studies, manifest.images)
         _limit_refused(manifest, build)
         return manifest
-    write_aside(refused, lines)
+    atomic_write(refused, lines)
     if not manifest.images:
         causes = Counter(f"{line.reason} ({line.message})" for line in refusals).most_common(1)
         most = "".join(f", {number} of them as {cause}" for cause, number in causes)

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shards.files import read_json
+from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.pack.identity import keyed_hash, split_of
 from shards.pack.sample import study_key, with_plain_texts
-from shards.read.manifest import BUILD, write_aside
+from shards.read.manifest import BUILD
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, SourceStudy
 
 PLAN = "plan.json"
@@ -105,7 +105,7 @@ def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str,
 
 def save_plan(plan: Plan, folder: Path) -> None:
     document = {"schema": SCHEMA_VERSION, **asdict(plan)}
-    write_aside(folder / PLAN, json.dumps(document, sort_keys=True).encode() + b"\n")
+    atomic_write(folder / PLAN, json.dumps(document, sort_keys=True).encode() + b"\n")
 
 
 def load_plan(folder: Path) -> Plan | None:

@@ -8,19 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from shards.files import read_json
+from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.pack.plan import Plan
 from shards.pack.sample import Refusal, Sample
-from shards.read.manifest import (
-    Histograms,
-    Manifest,
-    Shard,
-    add_histograms,
-    check_shard_entry,
-    label_histograms,
-    write_aside,
-)
+from shards.read.manifest import Histograms, Manifest, Shard, add_histograms, check_shard_entry, label_histograms
 from shards.schema import EXCLUDED, RAW, ShardError, View
 
 METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
@@ -92,7 +84,7 @@ class Tally:
 
 
 def save_record(record: Record, folder: Path) -> None:
-    write_aside(_path(folder, record.shard.name), json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+    atomic_write(_path(folder, record.shard.name), json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
 
 
 def remove_record(folder: Path, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shards.files import read_json
+from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, View
 
@@ -82,7 +81,7 @@ class Pictures:
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:
     document = {"schema": SCHEMA_VERSION, **asdict(manifest)}
-    write_aside(folder / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+    atomic_write(folder / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -147,18 +146,3 @@ def _sorted(counts: dict[str, dict[str, Counter[str]]]) -> Histograms:
         for split in SPLITS
         if split in counts
     }
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write and rename, so that a file by this name is always a whole one, also after a power cut."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from shards.errors import did_you_mean
 from shards.schema import ShardError
 from shards.sources.table.cell_words import READERS, plain, read_cell
 
@@ -90,5 +90,4 @@ def _mapping(name: str, option: Any) -> Mapping[Any, Any]:
 
 
 def _nearest(word: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; it is one of {', '.join(known)}"
+    return did_you_mean(str(word), known) or f"; it is one of {', '.join(known)}"
