@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 
-def page_template(path: Path, **filters: Callable[[Any], str]) -> jinja2.Template:
+def page_template(path: Path, **filters: Callable[[Any], str | None]) -> jinja2.Template:
     """The template in a file: what is filled in is escaped, and a name that nobody filled in is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),
