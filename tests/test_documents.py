@@ -15,6 +15,7 @@ import pytest
 from mama.cli.main import cli
 from mama.settings.load import find, is_shipped, load, load_profile
 from mama.settings.schema import ConfigError
+from mama.train.dry_run import dry_run
 from tests.support.checkout import CHECKOUT
 
 DOCS = [f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -101,6 +102,7 @@ def profile_of(name: str) -> str:
 
 
 def test_commands_are_found() -> None:
+    """Of every verb, and in the head of every recipe."""
     verbs = {command[0] for _, command in COMMANDS}
     assert verbs >= {"quickstart", "pack", "check", "train", "consolidate", "eval", "report", "bench", "completion"}
     assert {page for page, _ in COMMANDS} >= {"README.md", "docs/tutorial.md", *RECIPES} - {"configs/slurm/local.yaml"}
@@ -124,6 +126,16 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
         profile.require_array()
     if command[0] == "train":
         config.train.accumulation(profile.tasks if given["as_job"] and profile.tasks > 1 else config.train.ranks)
+
+
+DRY_RUNS = {shlex.join(words) for _, words in COMMANDS if "--dry-run" in words and is_shipped(words[1])}
+
+
+@pytest.mark.parametrize("command", sorted(DRY_RUNS))
+def test_a_dry_run_of_a_shipped_recipe_runs(command: str) -> None:
+    given = parsed(shlex.split(command))
+    config = load(given["config"], given["overrides"])
+    assert list(dry_run(config, config.train.ranks))
 
 
 @pytest.mark.parametrize("page", PAGES)
