@@ -202,6 +202,12 @@ def test_every_page_is_in_the_index_and_on_the_site() -> None:
         assert name == "index.md" or f"({name})" in read("docs/index.md"), name
 
 
+def test_the_design_names_every_room() -> None:
+    rooms = {path.parent for top in ("mama", "shards") for path in (CHECKOUT / top).glob("*/__init__.py")}
+    names = {room.relative_to(CHECKOUT).as_posix() for room in rooms}
+    assert names - set(spans("docs/DESIGN.md")) == set()
+
+
 def test_settings_are_current() -> None:
     document = runpy.run_path(str(CHECKOUT / "docs" / "generate_settings.py"))["document"]
     assert read("docs/settings.md") == document(), "run `python docs/generate_settings.py`"
