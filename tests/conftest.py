@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import CHECKOUT
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.checkout import CHECKOUT  # noqa: E402
 
 # Set before any test module imports torch or transformers; the processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -118,6 +118,13 @@ def test_packages_are_empty() -> None:
     assert {p.relative_to(CHECKOUT).as_posix() for p in packages if p.stat().st_size} == {"shards/__init__.py"}
 
 
+def test_test_files_are_no_libraries() -> None:
+    """What several of them use stands in tests/support."""
+    tests = sorted((CHECKOUT / "tests").rglob("*.py"))
+    imported = {name for path in tests for name in modules(path.read_text(encoding="utf-8"))}
+    assert [name for name in sorted(imported) if name.startswith("tests.") and ".test_" in name] == []
+
+
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_a_package_has_one_importer(package: str) -> None:
     importers = {file for room in ROOMS for file, names in files(room).items() if package in names}

@@ -28,7 +28,7 @@ from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, ConfigError, LossConfig
 from mama.train.dry_run import shape_of, stand_in
-from tests.objective.test_local_alignment import MASK, inputs, loop
+from tests.support.alignment_loop import MASK, inputs, loop
 
 
 def table(result: Result) -> dict[str, float]:

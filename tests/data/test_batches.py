@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -28,70 +27,18 @@ from mama.data.batches import Batch, Collate, Pair, Pairs, tokenise, training_ba
 from mama.data.images import Images, fit, fit_geometry
 from mama.data.pairs import partner_of
 from mama.settings.schema import Config, ConfigError, DataConfig, TrainConfig
-from shards.pack.sample import Sample
 from shards.pack.workers import settle
-from shards.schema import Labels, ShardError, Study, View
+from shards.schema import ShardError
 from tests.support.checkout import CHECKOUT
-from tests.support.shard_folder import write_folder
-from tests.train.test_ranks import tokenizer
+from tests.support.letter_shards import GLOBAL_BATCH, STORED, STUDIES, config_of, content, fingerprint, study_of, write
+from tests.support.tiny_model import tokenizer
 
-STORED = (24, 16)  # (height, width) of every image
-# Views of the studies of each split: a capital is a CC, a small letter an MLO view.
-STUDIES = {"val": ["LR"], "train": ["LlRr", "L", "LR", "LlR", "R"], "test": ["Rr", "Ll"]}
 TRAIN_IMAGES = 11
-GLOBAL_BATCH = 12
-BIRADS = {"L": 2, "R": 4}
-
-
-def view_of(n: int, letter: str) -> View:
-    side = letter.upper()
-    return View(
-        member=f"{n}.jpg",
-        laterality=side,
-        view="CC" if letter == side else "MLO",
-        size=STORED,
-        original_size=STORED,
-        pixel_spacing=None,
-        crop=(0, 0, STORED[1], STORED[0]),
-        flipped=False,
-        to_original=(1, 0, 0, 0, 1, 0),
-        labels=Labels(BIRADS[side], "B"),
-    )
-
-
-def study_of(letters: str, key: str = "study", split: str = "train") -> Study:
-    views = tuple(view_of(n, letter) for n, letter in enumerate(letters))
-    return Study(key, f"patient-{key}", "invented", split, views, age=40 + len(views))
-
-
-def write(folder: Path, studies: dict[str, list[str]], first_grey: int = 30) -> Path:
-    """Shards in which every image has a grey of its own."""
-    grey = iter(range(first_grey, 256, 8))
-
-    def sample(letters: str, name: str, split: str) -> Sample:
-        images = [cv2.imencode(".jpg", np.full(STORED, next(grey), np.uint8))[1].tobytes() for _ in letters]
-        return Sample(study_of(letters, name, split), tuple(images), ())
-
-    samples = {
-        split: [sample(letters, f"{split}{number}", split) for number, letters in enumerate(all_letters)]
-        for split, all_letters in studies.items()
-    }
-    write_folder(folder, samples, per_shard=2)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "shards", STUDIES)
-
-
-def config_of(*folders: Path, micro: int = GLOBAL_BATCH, **data: Any) -> Config:
-    settings = {"image_size": (32, 16), "workers": 0, **data}
-    return Config(
-        seed=1,
-        data=DataConfig(shards=[str(f) for f in folders], **settings),
-        train=TrainConfig(global_batch=GLOBAL_BATCH, micro_batch=micro),
-    )
 
 
 # Fitting an image to the canvas
@@ -298,11 +245,6 @@ def test_only_images_of_the_train_split_are_seen_and_each_once_an_epoch(folder: 
             assert min(abs(int(pixels.max()) - grey) for grey in written) <= 2
 
 
-def content(pair: Pair) -> tuple[Any, ...]:
-    arrays = (pair.anchor, pair.partner, pair.anchor_change, pair.partner_change)
-    return pair.key, *(a.tobytes() for a in arrays), tuple(pair.anchor_text), tuple(pair.partner_text)
-
-
 def test_a_pair_does_not_depend_on_what_was_asked_before(folder: Path) -> None:
     forwards, backwards = Pairs(config_of(folder)), Pairs(config_of(folder))
     count = 3 * TRAIN_IMAGES
@@ -314,16 +256,8 @@ def test_a_pair_does_not_depend_on_what_was_asked_before(folder: Path) -> None:
     assert [content(other_seed[g]) for g in range(count)] != expected
 
 
-def fingerprint(folder: str) -> str:
-    """All of some pairs and of their text ids, as one hash; also called in a process of its own."""
-    pairs = Pairs(config_of(Path(folder), mask_probability=0.5))
-    some = [pairs[g] for g in range(20)]
-    ids = Collate(tokenizer(), 144)(some).text_ids.tolist()
-    return hashlib.sha256(repr(([content(pair) for pair in some], ids)).encode()).hexdigest()
-
-
 def test_pairs_and_text_ids_are_the_same_in_another_process(folder: Path) -> None:
-    script = f"from tests.data.test_batches import fingerprint; print(fingerprint({str(folder)!r}))"
+    script = f"from tests.support.letter_shards import fingerprint; print(fingerprint({str(folder)!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -19,7 +19,7 @@ from shards.pack.sample import Sample
 from shards.read.labels import labels_of
 from shards.read.reader import ShardReader
 from shards.schema import Labels, ShardError
-from tests.data.test_batches import STORED, config_of, study_of
+from tests.support.letter_shards import STORED, config_of, study_of
 from tests.support.shard_folder import write_folder
 
 PICTURE = cv2.imencode(".jpg", np.full(STORED, 90, np.uint8))[1].tobytes()

@@ -19,9 +19,9 @@ from mama.model.backbones import build_backbone
 from mama.model.towers import build_text, build_vision
 from mama.settings.schema import ConfigError, TextConfig, VisionConfig
 from mama.train import dry_run
-from tests.model.test_towers import KERNEL, TEXT, VISION
 from tests.support.checkout import CHECKOUT
-from tests.train.test_ranks import tokenizer
+from tests.support.tiny_backbones import KERNEL, TEXT, VISION
+from tests.support.tiny_model import tokenizer
 
 CODE = """
 from pathlib import Path

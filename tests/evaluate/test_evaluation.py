@@ -11,12 +11,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
-from mama.data import tokenizer as tokens
-from mama.evaluate import evaluation as module
 from mama.evaluate import localisation, retrieval
 from mama.evaluate.embeddings import Split, embed_images
 from mama.evaluate.evaluation import evaluate, results_table
@@ -24,45 +21,20 @@ from mama.evaluate.task_data import ask
 from mama.evaluate.tasks import TASKS, Wording
 from mama.report import evaluation_section, figures
 from mama.report.page import write_report
-from mama.run.run_folder import shards_digest
 from mama.settings.load import save
-from mama.settings.schema import Config, DataConfig, EvalConfig, Fit
-from shards.read.reader import load_manifest
+from mama.settings.schema import Config, Fit
 from tests.support.cohort import BOX, PATCH, SIZE, Oracle, write_shards
+from tests.support.oracle_run import cohort_config, install_oracle
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    write_shards(tmp_path / "shards", {"train": 16, "test": 12})
-    data = DataConfig(shards=[str(tmp_path / "shards")], image_size=SIZE, max_tokens=200, workers=0)
-    measured = EvalConfig(
-        tasks=["cancer", "malignancy", "birads", "density"], batch=5, bootstrap=50, intensity_baseline=True
-    )
-    return Config(name="oracle", runs=str(tmp_path / "runs"), data=data, eval=measured)
-
-
-def consolidated(config: Config, step: int) -> None:
-    """A run folder that was trained on the shards of `config`, and weights of its own for each step."""
-    (config.run_folder / "model").mkdir(parents=True, exist_ok=True)
-    manifest = load_manifest(Path(config.data.shards[0]))
-    (config.run_folder / "data.json").write_text(json.dumps({"shards": shards_digest(manifest, {"train"})}))
-    weights = {"weight": np.full(1, step, np.float32)}
-    save_file(weights, config.run_folder / "model" / "model.safetensors", {"step": str(step)})
+    return cohort_config(tmp_path)
 
 
 @pytest.fixture
 def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
-    """A trained model that knows everything, an untrained one that knows nothing."""
-    items = Split(config, "train").items
-    styles = get_args(report_text.Style)
-    tokenizer = tokens.learn(
-        (s for i in items for style in styles for s in report_text.text(i.study, i.view, style)), 400
-    )
-    model = Oracle(tokenizer)
-    consolidated(config, step=240)
-    monkeypatch.setattr(module, "load_model", lambda folder, device: (model, tokenizer))
-    monkeypatch.setattr(module, "build", lambda config, tokenizer, kernel: Oracle(tokenizer, blind=True))
-    return model
+    return install_oracle(config, monkeypatch)
 
 
 @pytest.mark.parametrize("style", get_args(report_text.Style))

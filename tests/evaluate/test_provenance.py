@@ -20,15 +20,19 @@ from mama.run.run_folder import shards_digest
 from mama.settings.load import save
 from mama.settings.schema import Config, ConfigError
 from shards.read.manifest import load_manifest
-from tests.evaluate.test_evaluation import config as whole_config
-from tests.evaluate.test_evaluation import consolidated, oracle  # noqa: F401
 from tests.support.cohort import Oracle, write_shards
+from tests.support.oracle_run import cohort_config, consolidated, install_oracle
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    whole: Config = whole_config.__wrapped__(tmp_path)  # type: ignore[attr-defined]
+    whole = cohort_config(tmp_path)
     return replace(whole, eval=replace(whole.eval, tasks=["cancer"], bootstrap=10, intensity_baseline=False))
+
+
+@pytest.fixture
+def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    return install_oracle(config, monkeypatch)
 
 
 def on(config: Config, *folders: Path, split: Literal["train", "val", "test"] = "test") -> Config:
@@ -62,7 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_measured_on_other_shards_has_a_folder_and_a_heading_of_its_own(
     config: Config,
-    oracle: Oracle,  # noqa: F811
+    oracle: Oracle,
     tmp_path: Path,
 ) -> None:
     run = config.run_folder
@@ -115,7 +119,7 @@ def test_what_is_measured_on_other_shards_has_a_folder_and_a_heading_of_its_own(
 
 def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     config: Config,
-    oracle: Oracle,  # noqa: F811
+    oracle: Oracle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,7 +153,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
 
 def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     config: Config,
-    oracle: Oracle,  # noqa: F811
+    oracle: Oracle,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -196,7 +200,7 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
 
 def test_settings_that_change_figures_are_compared_and_pictures_are_fitted_as_they_were(
     config: Config,
-    oracle: Oracle,  # noqa: F811
+    oracle: Oracle,
 ) -> None:
     changes: list[dict[str, Any]] = [{}, {"fit": "stretch"}, {"tell_pathology": True}, {"style": "caption"}]
     others = [replace(config, data=replace(config.data, **change)) for change in changes]
@@ -211,7 +215,7 @@ def test_settings_that_change_figures_are_compared_and_pictures_are_fitted_as_th
 
 def test_what_is_gone_is_said_and_results_that_do_not_say_what_they_are_of_are_not_shown(
     config: Config,
-    oracle: Oracle,  # noqa: F811
+    oracle: Oracle,
 ) -> None:
     evaluate(config, config.run_folder)
     path = config.run_folder / "eval" / "cancer" / "predictions.csv"

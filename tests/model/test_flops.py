@@ -17,8 +17,8 @@ from mama.model.blocks import prepare_blocks
 from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
 from mama.settings.schema import Config, TextConfig
-from tests.model.test_towers import TEXT
-from tests.train.test_ranks import PAIRS, batch_of, tiny, tokenizer
+from tests.support.tiny_backbones import TEXT
+from tests.support.tiny_model import PAIRS, batch_of, tiny, tokenizer
 
 
 def model_of(config: Config, kind: str) -> MamaModel:

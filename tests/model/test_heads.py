@@ -11,7 +11,7 @@ import torch
 from mama.model.heads import BatchNorm
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
-from tests.train.test_ranks import model_of, tiny
+from tests.support.tiny_model import model_of, tiny
 
 WIDTH = 7
 SHARES = (((0, 5), (5, 17)), ((0, 16), (16, 17)), ((0, 17), (17, 17)))  # of 17 rows, on each of two ranks

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from tests.model.test_towers import TEXT, VISION
-from tests.train.test_ranks import tokenizer
+from tests.support.tiny_backbones import TEXT, VISION
+from tests.support.tiny_model import tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """

@@ -9,31 +9,7 @@ from torch import Tensor
 
 from mama.objective import local_alignment
 from mama.objective.local_alignment import alignment_scores
-
-# Sentences of each text: unsorted, with a gap in the middle of the third and one in front of the fourth.
-MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()
-IMAGES, PATCHES, WIDTH = 7, 11, 6
-
-
-def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Unit vectors; NaN stands where no sentence is, so that reading it would show."""
-    generator = torch.Generator().manual_seed(0)
-    sentences = F.normalize(torch.randn(*MASK.shape, WIDTH, generator=generator, dtype=torch.float64), dim=-1)
-    patches = F.normalize(torch.randn(IMAGES, PATCHES, WIDTH, generator=generator, dtype=torch.float64), dim=-1)
-    sentences[~MASK] = torch.nan
-    return sentences.to(dtype).requires_grad_(), patches.to(dtype).requires_grad_()
-
-
-def loop(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, word for word, one text and one image at a time."""
-    visual, textual = [], []
-    for text, own in zip(sentences, mask, strict=True):
-        for image in patches:
-            cosines = text[own] @ image.t()
-            visual.append(cosines.max(1).values.mean())
-            textual.append(cosines.max(0).values.mean())
-    shape = len(sentences), len(patches)
-    return torch.stack(visual).view(shape), torch.stack(textual).view(shape)
+from tests.support.alignment_loop import IMAGES, MASK, inputs, loop
 
 
 def differentiated(visual: Tensor, textual: Tensor, *of: Tensor) -> tuple[Tensor, ...]:

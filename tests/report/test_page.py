@@ -12,13 +12,23 @@ from mama.evaluate.evaluation import evaluate
 from mama.report import figures
 from mama.report.page import write_report
 from mama.settings.schema import Config, ConfigError
-from tests.evaluate.test_evaluation import config, oracle  # noqa: F401
 from tests.support.browser import CHROMIUM, probe
 from tests.support.cohort import Oracle, write_shards
+from tests.support.oracle_run import cohort_config, install_oracle
 
 
 @pytest.fixture
-def page(config: Config, oracle: Oracle) -> Path:  # noqa: F811
+def config(tmp_path: Path) -> Config:
+    return cohort_config(tmp_path)
+
+
+@pytest.fixture
+def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    return install_oracle(config, monkeypatch)
+
+
+@pytest.fixture
+def page(config: Config, oracle: Oracle) -> Path:
     evaluate(config, config.run_folder)
     log = [{"step": s, "loss/total": 9 / (s + 1), "loss/local": 2.0, "accuracy/image_to_text": s / 9, "lr/heads": 1e-3,
             "scale/global": 14.0, "scale/largest": 100.0, "pairs_per_second": 20.0 + s} for s in range(5)]  # fmt: skip
@@ -41,7 +51,7 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert "&lt;Linux&gt;" in text  # facts are escaped
 
 
-def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:  # noqa: F811
+def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:
     text = page.read_text()
     for name in ("cancer", "birads", "density", "malignancy"):
         document = json.loads((config.run_folder / "eval" / name / "metrics.json").read_text())
@@ -58,7 +68,7 @@ def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:  #
     assert not re.search(r"\bNone\b|\bnan\b", re.sub(r'"data:[^"]*"', "", text))
 
 
-def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> None:  # noqa: F811
+def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> None:
     config.run_folder.mkdir(parents=True)
     text = write_report(config, config.run_folder).read_text()
     for part in ("no environment.json", "Nothing has been evaluated", "no log.jsonl", "no ROC curve",
@@ -75,7 +85,7 @@ def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> Non
         ("eval/complete.json", {"settings": []}),
     ],
 )
-def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, change: dict[str, object]) -> None:  # noqa: F811
+def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, change: dict[str, object]) -> None:
     path = config.run_folder / file
     path.parent.mkdir(parents=True)
     whole: dict[str, object] = {
@@ -92,7 +102,7 @@ def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, chan
         write_report(config, config.run_folder)
 
 
-def test_pictures_without_boxes_are_announced(tmp_path: Path, config: Config, oracle: Oracle) -> None:  # noqa: F811
+def test_pictures_without_boxes_are_announced(tmp_path: Path, config: Config, oracle: Oracle) -> None:
     shutil.rmtree(config.data.shards[0])
     write_shards(Path(config.data.shards[0]), {"train": 8, "test": 4}, words="Heterogenously enhancing mass")
     evaluate(config, config.run_folder)

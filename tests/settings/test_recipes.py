@@ -11,7 +11,7 @@ from mama.objective.losses import objective
 from mama.settings.load import load, shipped_configs
 from mama.settings.schema import Config
 from mama.train.optimizer import parameter_groups
-from tests.train.test_ranks import batch_of, model_of, tiny
+from tests.support.tiny_model import batch_of, model_of, tiny
 
 ALL = {"view", "anchor_text", "partner_text", "local"}
 TERMS = {

@@ -31,7 +31,7 @@ from slurm.profile import Profile, SlurmError
 from slurm.submit import submit, submit_array, wait
 from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
-from tests.train.test_loop import config_of
+from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
     from tests.support.slurm_cluster import Cluster

@@ -98,6 +98,12 @@ def tiny_source(root: Path, patients: int = 12) -> Iterator[SourceStudy]:
         yield SourceStudy(f"{NUMBER}-{number}", f"{ACCESSION}-{number}", tuple(views), age=40 + number, race="Other")
 
 
+def contents(folder: str) -> dict[str, bytes]:
+    """Every file of a build, by its path in the folder."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def write_png(path: Path, image: NDArray[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image)

@@ -20,9 +20,9 @@ from mama.runtime.collectives import barrier, rank
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, ConfigError, DataConfig
 from mama.train import agreement
-from tests.run.test_checkpoint_marker import saved
+from tests.support.checkpoint_folder import saved
 from tests.support.cohort import SIZE, write_shards
-from tests.train.test_ranks import tiny
+from tests.support.tiny_model import tiny
 
 pytestmark = pytest.mark.ranks
 RUN = Path("runs/run")

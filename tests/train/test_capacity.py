@@ -12,7 +12,7 @@ import torch
 from mama.settings.schema import Config, ConfigError
 from mama.train import capacity
 from mama.train.loop import train
-from tests.train.test_ranks import tiny
+from tests.support.tiny_model import tiny
 
 
 def of(ranks: int, **settings: object) -> Config:

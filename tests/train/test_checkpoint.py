@@ -22,7 +22,7 @@ from mama.settings.schema import Config, ConfigError, LossConfig
 from mama.train import checkpoint
 from mama.train.first_step import FirstStep
 from mama.train.optimizer import parameter_groups, set_rates
-from tests.train.test_ranks import PAIRS, batch_of, model_of, tiny
+from tests.support.tiny_model import PAIRS, batch_of, model_of, tiny
 
 pytestmark = pytest.mark.ranks
 

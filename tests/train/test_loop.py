@@ -33,34 +33,15 @@ from mama.run.run_folder import load_tokenizer, prepare
 from mama.runtime.errors import RankError, TrainingError
 from mama.runtime.launch import run_on_ranks
 from mama.settings.load import save
-from mama.settings.schema import Config, ConfigError, DataConfig, LossConfig, OptimConfig
+from mama.settings.schema import Config, ConfigError, OptimConfig
 from mama.train import checkpoint
 from mama.train.loop import _numbers, train, train_rank
 from shards.read.manifest import load_manifest, save_manifest
 from tests.support.cohort import SIZE, write_shards
-from tests.train.test_ranks import tiny
+from tests.support.tiny_run import STEPS, config_of
 
 pytestmark = pytest.mark.ranks
-STEPS = 8
-LOCAL_START = 3
 CPU = torch.device("cpu")
-
-
-def config_of(folder: Path, name: str, steps: int = STEPS) -> Config:
-    """Two ranks, with dropout and every random change of the images: a resume must draw the same again."""
-    base = tiny(
-        2, steps=steps, global_batch=8, micro_batch=2, save_every=2, log_every=1, keep_checkpoints=20, validate_every=3,
-        zero_stage=3,
-    )  # fmt: skip
-    return replace(
-        base,
-        name=name,
-        runs=str(folder / "runs"),
-        data=DataConfig(shards=[str(folder / "shards")], image_size=SIZE, max_tokens=64, workers=1),
-        text=replace(base.text, config=base.text.config | {"vocab_size": 300, "resid_pdrop": 0.1}, lora_dropout=0.1),
-        loss=LossConfig(local_start=LOCAL_START, positives="text"),
-        optim=OptimConfig(lr=1e-2, min_lr=1e-3, warmup_steps=2),
-    )
 
 
 @pytest.fixture(scope="module")

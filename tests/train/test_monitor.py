@@ -27,7 +27,7 @@ from mama.settings.schema import Config, TrainConfig
 from mama.train import monitor as module
 from mama.train.monitor import Meter, Monitor, sentences_of
 from tests.support.browser import tensorboard
-from tests.train.test_ranks import PAIRS, WORDS, batch_of, tiny, tokenizer
+from tests.support.tiny_model import PAIRS, WORDS, batch_of, tiny, tokenizer
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

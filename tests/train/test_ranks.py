@@ -4,162 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import signal
 import time
 from dataclasses import replace
 from typing import Any, cast
-from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from mama.data import augment
-from mama.data.batches import Batch, Collate, Pair
-from mama.data.tokenizer import Tokenizer
-from mama.model import attention
-from mama.model.blocks import prepare_blocks
 from mama.model.heads import LogitScale
-from mama.model.mama_model import MamaModel, build
 from mama.objective.losses import objective
 from mama.runtime.errors import RankError
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import (
-    Config,
-    DataConfig,
-    HeadsConfig,
-    LossConfig,
-    Norm,
-    OptimConfig,
-    TextConfig,
-    TrainConfig,
-    VisionConfig,
-)
+from mama.settings.schema import Config, LossConfig, Norm
 from mama.train import grad_cache
+from tests.support.gradients import Result, assert_equal, by_autograd, by_engine
+from tests.support.tiny_model import PAIRS, batch_of, model_of, tiny
 
 pytestmark = pytest.mark.ranks
-
-WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]
-PAIRS = 8
-
-
-def tiny(ranks: int, **train: Any) -> Config:
-    vision = {
-        "model_type": "dinov2_with_registers", "num_channels": 1, "image_size": 32, "patch_size": 8,
-        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2,
-    }  # fmt: skip
-    text = {
-        "model_type": "gpt2", "vocab_size": 64, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 2,
-        "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
-    return Config(
-        seed=1,
-        data=DataConfig(image_size=(32, 16), max_tokens=64, workers=0),
-        vision=VisionConfig(model=None, config=vision),
-        text=TextConfig(model=None, config=text, lora_rank=2, lora_dropout=0.0),
-        heads=HeadsConfig(embed_dim=16, hidden_dim=16, view_hidden_dim=16),
-        loss=LossConfig(local_start=0, positives="text"),
-        optim=OptimConfig(clip_norm=0.0, warmup_steps=1),
-        train=replace(
-            TrainConfig(
-                steps=4, global_batch=PAIRS, micro_batch=PAIRS // ranks, ranks=ranks, precision="fp32",
-                activation_checkpointing=True,
-            ),
-            **train,
-        ),
-    )  # fmt: skip
-
-
-def tokenizer() -> Tokenizer:
-    fast = FastTokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]"))
-
-
-def batch_of(config: Config, rows: range) -> Batch:
-    """Pairs whose texts have 1 to 4 sentences, so that ranks differ in their longest text."""
-    pairs = []
-    for row in rows:
-        rng = np.random.default_rng(row)
-        size = config.data.image_size
-        # Rows 0 and 5 share their text, on different ranks.
-        text_rng = np.random.default_rng(0 if row == 5 else row)
-        count = 4 if row == 7 else int(text_rng.integers(1, 3))
-        text = [" ".join(text_rng.choice(WORDS[1:], 3)) for _ in range(count)]
-        v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
-        change_v, change_w = (augment.draw(config.data.augment, pixels, rng) for pixels in (v, w))
-        pairs.append(Pair(str(row), v, w, change_v, change_w, text, text if row % 2 else ["beta"]))
-    return Collate(tokenizer(), config.data.max_tokens)(pairs)
-
-
-IN_FRONT_OF_NORMS = r"(patch|sentence)_head\.[03]\.bias|view_head\.0\.bias"
-
-Result = tuple[float, dict[str, float], dict[str, torch.Tensor]]
-
-
-def model_of(config: Config) -> MamaModel:
-    model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
-    prepare_blocks(model, config.train, torch.device("cpu"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # starts at 0, which would leave lora_A without a gradient
-            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
-    return model
-
-
-def seed(n: int) -> None:
-    torch.manual_seed(n)
-
-
-def by_autograd(config: Config) -> Result:
-    """The whole batch in this process, without DeepSpeed: micro-batches with their graphs, joined, one loss."""
-    count = config.train.accumulation(1)
-    model = model_of(config).train()
-    parts = []
-    for n in range(count):
-        seed(n)
-        parts.append(model(batch_of(config, range(n * PAIRS // count, (n + 1) * PAIRS // count))))
-    total, terms = objective(grad_cache._join(parts) if count > 1 else parts[0], config.loss, step=0)
-    total.backward()
-    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
-    return total.item(), {name: term.item() for name, term in terms.items()}, grads
-
-
-def by_engine(config: Config, stage: Any) -> Result:
-    """On each rank: its share of the batch through the real engine; whole gradients."""
-    from deepspeed.utils import safe_get_full_grad
-
-    import mama.train.deepspeed_engine as engine_module
-    from mama.runtime.collectives import rank, world_size
-    from mama.train.deepspeed_engine import is_plain, start_engine
-
-    count = config.train.accumulation(world_size())
-    size = config.train.micro_batch
-    starts = [(n * world_size() + rank()) * size for n in range(count)]
-    batches = [batch_of(config, range(start, start + size)) for start in starts]
-    staged = replace(config, train=replace(config.train, zero_stage=stage, offload=stage == 3 and count > 1))
-    settings = engine_module.deepspeed_settings(staged, world_size())
-    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 10  # else so small a model is left whole
-    with patch.object(engine_module, "deepspeed_settings", lambda *_: settings):
-        engine = start_engine(model_of(config), staged)
-    if count > 1:
-        total, terms, _ = grad_cache.backward(engine, batches, seed, config.loss, step=0)
-    else:
-        seed(0)
-        total, terms = objective(engine(batches[0]), config.loss, step=0)
-        engine.backward(total)
-    grads = {
-        n: (p.grad if is_plain(engine) else safe_get_full_grad(p))
-        .detach()
-        .clone()
-        .view(getattr(p, "ds_shape", p.shape))
-        for n, p in engine.module.named_parameters()
-        if p.requires_grad
-    }
-    return total.item(), {name: term.item() for name, term in terms.items()}, grads
 
 
 def by_stage(config: Config) -> list[tuple[str, Result]]:
@@ -169,20 +31,6 @@ def by_stage(config: Config) -> list[tuple[str, Result]]:
     results = [(f"stage {stage}", by_engine(config, stage)) for stage in (0, 1, 2, 3)]
     torch.distributed.destroy_process_group()
     return results
-
-
-def assert_equal(found: Result, expected: Result, tolerance: float, where: str) -> None:
-    assert found[0] == pytest.approx(expected[0], abs=tolerance), where
-    assert found[1] == pytest.approx(expected[1], abs=tolerance), where
-    assert found[2].keys() == expected[2].keys(), where
-    for name, gradient in expected[2].items():
-        if "k_proj.bias" not in name:  # softmax does not see it
-            assert gradient.abs().max() > 0, name
-        scale = max(1.0, float(gradient.abs().max()))
-        # A batch norm takes away what a bias before it adds: the gradient is what rounding leaves of 0.
-        rounding = re.search("batch|published", where) and re.search(IN_FRONT_OF_NORMS, name)
-        close = 1e-4 if rounding else tolerance
-        assert torch.allclose(found[2][name] / scale, gradient / scale, atol=close), f"{where}: {name}"
 
 
 NORMS: tuple[Norm, ...] = ("layer", "batch", "published")

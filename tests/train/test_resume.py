@@ -24,7 +24,7 @@ from mama.train import checkpoint, zero_state
 from mama.train import deepspeed_engine as engine_module
 from mama.train.first_step import digests_of_engine
 from mama.train.optimizer import parameter_groups, set_rates
-from tests.train.test_ranks import batch_of, model_of, tiny
+from tests.support.tiny_model import batch_of, model_of, tiny
 
 pytestmark = pytest.mark.ranks
 

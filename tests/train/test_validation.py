@@ -30,7 +30,7 @@ from shards.pack.sample import Sample
 from shards.schema import ShardError
 from tests.support.cohort import SIZE, study, write_shards
 from tests.support.shard_folder import write_folder
-from tests.train.test_ranks import tiny
+from tests.support.tiny_model import tiny
 
 CPU = torch.device("cpu")
 STUDIES = 11  # of two images: an odd number on each of two ranks, so that both have a short last batch
@@ -173,7 +173,7 @@ def on_ranks(config: Config) -> dict[str, float]:
     """On two ranks, plain and then as ZeRO-3 has it between two training steps."""
     from mama.runtime.collectives import gather, rank, world_size
     from mama.train import deepspeed_engine as engine_module
-    from tests.train.test_ranks import PAIRS, batch_of
+    from tests.support.tiny_model import PAIRS, batch_of
 
     engine_module.join_ranks()
     tokenizer = tokenizer_of(config)

@@ -24,8 +24,7 @@ from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
 from shards.read.manifest import load_manifest
 from shards.schema import ShardError, SourceStudy, SourceView
-from tests.shards.pack.test_pack import contents
-from tests.support.archives import breast, tiny_source, write_dicom
+from tests.support.archives import breast, contents, tiny_source, write_dicom
 from tests.support.checkout import CHECKOUT
 
 # Runs one build in a process of its own. `limit` is the largest file that it may write, in bytes; at the first file

@@ -25,8 +25,7 @@ from shards.pack.sample import Sample, SampleConfig, build_sample
 from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
 from shards.schema import EXCLUDED, ShardError, SourceStudy, SourceView
-from tests.shards.pack.test_pack import contents
-from tests.support.archives import breast, mg_header, write_dicom, write_png
+from tests.support.archives import breast, contents, mg_header, write_dicom, write_png
 
 RAW: dict[str, Any] = {"PresentationIntentType": "FOR PROCESSING"}
 SHOWN: dict[str, Any] = {"PresentationIntentType": "FOR PRESENTATION"}

@@ -24,7 +24,7 @@ from shards.pack.settings import PackConfig
 from shards.read.manifest import Manifest
 from shards.read.reader import ShardReader
 from shards.schema import FALLBACKS, SPLITS, ShardError, SourceStudy, SourceView
-from tests.support.archives import ACCESSION, NAME, NUMBER, breast, tiny_source, write_dicom
+from tests.support.archives import ACCESSION, NAME, NUMBER, breast, contents, tiny_source, write_dicom
 
 
 @pytest.fixture
@@ -39,12 +39,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackConfig:
         workers=1,
         key_file=str(tmp_path / "keys" / "hash.key"),
     )
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    """Every file of a build, by its path in the folder."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_the_bytes_do_not_depend_on_the_workers(config: PackConfig) -> None:

@@ -22,8 +22,8 @@ from shards.read.open_files import OpenFiles
 from shards.read.reader import ShardReader, stream
 from shards.schema import FetchError, ShardError, SourceStudy, SourceView
 from shards.sources.headers import dicom_files, read_header
-from tests.data.test_batches import config_of, write
 from tests.support.archives import breast, write_dicom
+from tests.support.letter_shards import config_of, write
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from shards.read import remote
 from shards.read.reader import ShardReader
 from shards.read.remote import local_folder
 from shards.schema import FetchError, ShardError
-from tests.data.test_batches import STUDIES, config_of, content, write
+from tests.support.letter_shards import STUDIES, config_of, content, write
 
 
 @dataclass

@@ -1,0 +1,93 @@
+"""A model small enough to train in a moment: its settings, its tokeniser, and batches for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mama.data import augment
+from mama.data.batches import Batch, Collate, Pair
+from mama.data.tokenizer import Tokenizer
+from mama.model import attention
+from mama.model.blocks import prepare_blocks
+from mama.model.mama_model import MamaModel, build
+from mama.settings.schema import (
+    Config,
+    DataConfig,
+    HeadsConfig,
+    LossConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
+
+WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]
+PAIRS = 8
+
+
+def tiny(ranks: int, **train: Any) -> Config:
+    """The settings of the model and of four steps of `PAIRS` pairs on `ranks` ranks; `train` overrides their own."""
+    vision = {
+        "model_type": "dinov2_with_registers", "num_channels": 1, "image_size": 32, "patch_size": 8,
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2,
+    }  # fmt: skip
+    text = {
+        "model_type": "gpt2", "vocab_size": 64, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 2,
+        "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    return Config(
+        seed=1,
+        data=DataConfig(image_size=(32, 16), max_tokens=64, workers=0),
+        vision=VisionConfig(model=None, config=vision),
+        text=TextConfig(model=None, config=text, lora_rank=2, lora_dropout=0.0),
+        heads=HeadsConfig(embed_dim=16, hidden_dim=16, view_hidden_dim=16),
+        loss=LossConfig(local_start=0, positives="text"),
+        optim=OptimConfig(clip_norm=0.0, warmup_steps=1),
+        train=replace(
+            TrainConfig(
+                steps=4, global_batch=PAIRS, micro_batch=PAIRS // ranks, ranks=ranks, precision="fp32",
+                activation_checkpointing=True,
+            ),
+            **train,
+        ),
+    )  # fmt: skip
+
+
+def tokenizer() -> Tokenizer:
+    """One token a word of `WORDS`."""
+    fast = FastTokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]"))
+
+
+def batch_of(config: Config, rows: range) -> Batch:
+    """Pairs whose texts have 1 to 4 sentences, so that ranks differ in their longest text."""
+    pairs = []
+    for row in rows:
+        rng = np.random.default_rng(row)
+        size = config.data.image_size
+        # Rows 0 and 5 share their text, on different ranks.
+        text_rng = np.random.default_rng(0 if row == 5 else row)
+        count = 4 if row == 7 else int(text_rng.integers(1, 3))
+        text = [" ".join(text_rng.choice(WORDS[1:], 3)) for _ in range(count)]
+        v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
+        change_v, change_w = (augment.draw(config.data.augment, pixels, rng) for pixels in (v, w))
+        pairs.append(Pair(str(row), v, w, change_v, change_w, text, text if row % 2 else ["beta"]))
+    return Collate(tokenizer(), config.data.max_tokens)(pairs)
+
+
+def model_of(config: Config) -> MamaModel:
+    """The model of `config`, with every LoRA matrix away from 0."""
+    model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
+    prepare_blocks(model, config.train, torch.device("cpu"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # starts at 0, which would leave lora_A without a gradient
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    return model
