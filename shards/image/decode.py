@@ -19,7 +19,7 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless
 from shards.errors import is_of_the_machine
 from shards.image.dicom_file import find_file, is_dicom, open_unfolded, read_dicom
 from shards.image.frames import decodable_syntax, decode_frames
-from shards.image.header import TOMOSYNTHESIS, lay_frame_over, refuse_other_objects
+from shards.image.header import TOMOSYNTHESIS, merge_functional_groups, refuse_other_objects
 from shards.image.jpeg_streams import limit, read_wavelet_header
 from shards.image.other_formats import grey_of, no_pixel_limit, read_plain
 from shards.image.stored_bits import value_bits
@@ -78,7 +78,7 @@ def decode(dataset: Dataset, long_side: int | None = None, slab: bool = False) -
     unreadable, colour.
     """
     frames = int(dataset.get("NumberOfFrames") or 1)
-    lay_frame_over(dataset, (frames - 1) // 2)
+    merge_functional_groups(dataset, (frames - 1) // 2)
     refuse_other_objects(dataset)
     if not slab and (frames > 1 or dataset.get("SOPClassUID") == TOMOSYNTHESIS):
         raise Refused("tomosynthesis", f"{frames} frames; pack.tomosynthesis=slab would take the middle ones")

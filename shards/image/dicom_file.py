@@ -64,8 +64,8 @@ def bare_name(path: Path) -> str:
 
 def is_named_dicom(path: Path) -> bool:
     """Whether the suffix is .dcm, .dicom or .ima, in any case, possibly followed by .gz."""
-    found = SUFFIX.search(path.name)
-    return bool(found and found[1])
+    match = SUFFIX.search(path.name)
+    return bool(match and match[1])
 
 
 def holds_dicom(path: Path) -> bool:

@@ -33,15 +33,15 @@ def turned(image: NDArray[Any], side: int) -> NDArray[Any]:
 
 def unpadded(grey: NDArray[np.uint8]) -> Field:
     """The part of `grey` [h, w] inside of the padding."""
-    found = whole = (0, 0, grey.shape[1], grey.shape[0])
+    inner = whole = (0, 0, grey.shape[1], grey.shape[0])
     for _ in range(BORDERS):
-        x0, y0, x1, y1 = field = found
+        x0, y0, x1, y1 = field = inner
         widths = [_padding(turned(grey[y0:y1, x0:x1], side)) for side in SIDES]
         known = [now != before for now, before in zip(field, whole, strict=True)]
-        found = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
-        if found == field:
+        inner = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
+        if inner == field:
             break
-    return found
+    return inner
 
 
 def without_bright_edges(grey: NDArray[np.uint8], bright: NDArray[np.uint8], deepest: int) -> Field:

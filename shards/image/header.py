@@ -58,7 +58,7 @@ NOT_A_BREAST = re.compile(r"\b(phantom|flat[ -]?field|calibration|quality contro
 SYNTHETIC = re.compile(r"\b(c-?view|intelligent 2d|insight 2d|v-?preview|s-?view)\b|generated_2d", re.IGNORECASE)
 
 
-def lay_frame_over(dataset: Dataset, number: int) -> None:
+def merge_functional_groups(dataset: Dataset, number: int) -> None:
     """Copy the functional groups of frame `number` (from 0) to the data set, where a single-frame image has them.
 
     Enhanced multi-frame objects keep window, VOI LUT, rescale, spacing and side in functional groups (PS3.3 C.7.6.16).
@@ -71,10 +71,10 @@ def lay_frame_over(dataset: Dataset, number: int) -> None:
             continue
         for macro in groups[place]:
             if isinstance(macro.value, Sequence) and macro.value:
-                _lay_over(dataset, macro.value[0])
+                _replace_attributes(dataset, macro.value[0])
 
 
-def _lay_over(dataset: Dataset, item: Dataset) -> None:
+def _replace_attributes(dataset: Dataset, item: Dataset) -> None:
     for names in OF_FRAMES:
         given = [element for element in item if element.keyword in names]
         if any(not element.is_empty for element in given):

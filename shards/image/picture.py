@@ -85,10 +85,11 @@ def _picture(stored: Stored, config: PictureConfig, laterality: str | None) -> P
     """The picture by the first lookup table that shows something, else by the first that is not one grey level."""
     raw = stored.header if config.process_raw and stored.header and find_intent(stored.header) == RAW else None
     dtype = stored.values.dtype
+    luts = [attenuation_lut(raw, dtype)] if raw else display_luts(stored.header, dtype)
     if not laterality and stored.header is not None:
         laterality = find_laterality(stored.header)
     first = None
-    for lut in [attenuation_lut(raw, dtype)] if raw else display_luts(stored.header, dtype):
+    for lut in luts:
         picture = _rendered(stored, config, lut, laterality, processed=bool(raw))
         darkest, brightest = picture.pixels.min(), picture.pixels.max()
         between = np.count_nonzero((picture.pixels > darkest) & (picture.pixels < brightest))

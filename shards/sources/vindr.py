@@ -124,7 +124,7 @@ def _study(root: Path, images: Sequence[Any], of_image: Mapping[str, Any], ages:
     return SourceStudy(images[0].study, images[0].study, views, age=age)
 
 
-def _view(root: Path, row: Any, found: Sequence[Any], numbers: Iterator[int]) -> SourceView:
+def _view(root: Path, row: Any, lines: Sequence[Any], numbers: Iterator[int]) -> SourceView:
     path = root / "images" / row.study / f"{row.image}.dicom"
     try:
         if row.again:
@@ -132,7 +132,7 @@ def _view(root: Path, row: Any, found: Sequence[Any], numbers: Iterator[int]) ->
         if not row.listed:
             raise Refused("label", f"{FINDINGS} has rows for this image, {BREASTS} has none")
         cells = {column: read_code(row, column, CODES, BREASTS) for column in CODES}
-        findings = [finding for line in found for finding in _findings(line, numbers)]
+        findings = [finding for line in lines for finding in _findings(line, numbers)]
     except Refused as error:
         return SourceView(path, refused=(error.reason, str(error)))
     labels = Labels(cells["birads"], cells["density"])

@@ -36,14 +36,14 @@ def regions_of(row: Any, orientation: Orientation) -> list[Box] | None:
     text, flips = row.dicom_regions, False
     if text is None:
         text, flips = row.regions, orientation == "png"
-    found = _parse(text or "")
-    if not found:
-        return found
-    if row.regions_counted not in (None, str(len(found))):
+    boxes = _parse(text or "")
+    if not boxes:
+        return boxes
+    if row.regions_counted not in (None, str(len(boxes))):
         return None
     if flips:
-        found = _unmirrored(found, row)
-    return found if found and all(_fits(box, row) for box in found) else None
+        boxes = _unmirrored(boxes, row)
+    return boxes if boxes and all(_fits(box, row) for box in boxes) else None
 
 
 def _parse(text: str) -> list[Box] | None:

@@ -93,10 +93,10 @@ def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def _match(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.fullmatch(plain(text))
-    if not found:
+    match = pattern.fullmatch(plain(text))
+    if not match:
         raise ValueError(text)
-    return next(group for group in found.groups() if group)
+    return next(group for group in match.groups() if group)
 
 
 def _density(text: str) -> str:

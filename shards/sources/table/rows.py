@@ -98,17 +98,17 @@ def _labels(facts: Mapping[str, Any], names: Mapping[str, str]) -> Labels:
 
 
 def _findings(rows: Sequence[Any], names: Mapping[str, str], numbers: Iterator[int]) -> tuple[Finding, ...]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
     boxed: set[Finding] = set()  # joins repeat rows; but two findings without boxes may be equal
     for row in rows:
         if not row.described:
             continue
         finding = _finding(row, names)
         if finding not in boxed:
-            found.append(finding)
+            findings.append(finding)
         if finding.box:
             boxed.add(finding)
-    return tuple(f if f.number != UNNUMBERED else replace(f, number=next(numbers)) for f in found)
+    return tuple(f if f.number != UNNUMBERED else replace(f, number=next(numbers)) for f in findings)
 
 
 def _finding(row: Any, names: Mapping[str, str]) -> Finding:

@@ -281,7 +281,7 @@ BAD_LUTS = [
         ({"WindowCenter": "inf", "WindowWidth": 1000}, STRETCHED, ("stretch",)),
         ({"WindowCenter": [1e6, 2000], "WindowWidth": [10, 1000]}, SHOWN, ("next",)),
         ({"WindowCenter": [-5000, -6000], "WindowWidth": [10, 10]}, STRETCHED, ("stretch",)),
-        ({"WindowCenter": 15, "WindowWidth": 3}, STRETCHED, ("stretch",)),  # a silhouette: black air and white tissue
+        ({"WindowCenter": 15, "WindowWidth": 3}, STRETCHED, ("stretch",)),  # a silhouette: black and white
         ({**GOOD, "WindowCenter": 10**6, "PhotometricInterpretation": "MONOCHROME1"}, 1 - STRETCHED, ("stretch",)),
         ({**GOOD, "VOILUTFunction": ""}, SHOWN, ("function",)),
         ({**GOOD, "VOILUTFunction": "LOG"}, SHOWN, ("function",)),
