@@ -1,26 +1,26 @@
-"""Spellings of "not known", of a breast's side and of a view: one vocabulary for tables and DICOM headers.
+"""Spellings of "unknown", of laterality and of views: one vocabulary for tables and DICOM headers.
 
-Case, digits and signs do not count. A text may name the side, one view and what changes it, in any order: "LCC",
-"l mlo", "MLO-ID", "Routine CC, right". Views have the short names of DICOM PS3.16 CID 4014, or are spelled out as
-there ("medio-lateral oblique"); what changes a view has those of CID 4015.
+Case, digits and punctuation are ignored. A text may name the side, one view and its modifiers, in any order: "LCC",
+"l mlo", "MLO-ID", "Routine CC, right". Views have the short names of DICOM PS3.16 CID 4014, or its full names
+("medio-lateral oblique"); view modifiers those of CID 4015.
 """
 
 from __future__ import annotations
 
 import re
 
-# How people and programs write that nothing is known: pandas, R, Excel, and by hand.
+# Spellings of "unknown" in pandas, R, Excel, and by hand.
 UNKNOWN = frozenset({"-", "--", "n.a.", "n/a", "#n/a", "na", "<na>", "nan", "none", "null", "unknown"})
-NOT_STATED = UNKNOWN - {"none", "-", "--"} | {""}  # of a user's own table, where those may be answers
+NOT_STATED = UNKNOWN - {"none", "-", "--"} | {""}  # for a user's own table, in which the three may be answers
 SIDES = {**dict.fromkeys(("l", "lt", "left"), "L"), **dict.fromkeys(("r", "rt", "right"), "R")}
 PROJECTIONS = ("fb", "iso", "lm", "lmo", "ml", "sio")
-CHANGES = ("at", "cv", "ri", "rl", "rm", "rs", "spot", "tan", "xcc", "xccl", "xccm")  # make another view of CC or MLO
-OTHER_VIEWS = tuple(sorted((*PROJECTIONS, *CHANGES)))
-# Letter M or S beside a view: magnification, spot compression.
+MODIFIERS = ("at", "cv", "ri", "rl", "rm", "rs", "spot", "tan", "xcc", "xccl", "xccm")  # of CC or MLO
+OTHER_VIEWS = tuple(sorted((*PROJECTIONS, *MODIFIERS)))
+# The letters M and S beside a view mean magnification and spot compression.
 NAMES = {"cc": "CC", "mlo": "MLO", **{name: name for name in OTHER_VIEWS}, "m": "spot", "mag": "spot", "s": "spot"}
-# Say nothing of side or view. ID: the implant is pushed back, the view is the same.
-IDLE = {"breast", "diagnostic", "digital", "id", "image", "mammo", "mammogram", "mammography", "projection", "routine"}
-IDLE |= {"screening", "standard", "view"}
+# Words without side or view. ID (implant displaced) does not change the view.
+IGNORED = {"breast", "diagnostic", "digital", "id", "image", "mammo", "mammogram", "mammography", "projection"}
+IGNORED |= {"routine", "screening", "standard", "view"}
 SPELLED_OUT = {
     r"exaggerated( lateral(ly)?| medial(ly)?)?": "xcc",
     r"rolled lateral(ly)?": "rl",
@@ -42,17 +42,17 @@ SPELLED_OUT = {
     r"implants? displaced|nipple in profile": "id",
 }
 _VIEW = "|".join(sorted({"cc", "mlo", *OTHER_VIEWS} - {"at"}, key=len, reverse=True))  # LAT is a lateral view
-# In one word: LCC, RMLOID, LMCC (a magnified one), CCRL.
+# In one word: LCC, RMLOID, LMCC (magnified), CCRL.
 IN_ONE_WORD = re.compile(
     rf"(?P<side>left|right|lt|rt|l|r)?(?P<before>m|s)?(?P<view>{_VIEW})"
-    rf"(id|(?P<after>mag|m|s|{'|'.join(CHANGES)}))*(?P<behind>left|right)?"
+    rf"(id|(?P<after>mag|m|s|{'|'.join(MODIFIERS)}))*(?P<behind>left|right)?"
 )
 
 
 def read_view(text: str) -> tuple[str | None, str | None]:
-    """Side (L, R) and view (CC, MLO or one of `OTHER_VIEWS`) that a text names, None for what it does not name.
+    """The side (L, R) and the view (CC, MLO or one of `OTHER_VIEWS`) that a text names; None for each that it does not.
 
-    Raises `ValueError` for a text of which a word is not understood, and for one that names two sides or two views.
+    Raises `ValueError` for an unknown word, and for two sides or two views.
     """
     if " ".join(text.casefold().split()) in NOT_STATED:
         return None, None
@@ -65,17 +65,17 @@ def read_view(text: str) -> tuple[str | None, str | None]:
         side, view = _read_word(word, text)
         sides |= side
         views |= view
-    changes = sorted(views & set(CHANGES))
-    if len(sides) > 1 or len(views - set(CHANGES)) > 1 or not plain:
+    modifiers = sorted(views & set(MODIFIERS))
+    if len(sides) > 1 or len(views - set(MODIFIERS)) > 1 or not plain:
         raise ValueError(text)
-    return next(iter(sides), None), next(iter(changes or views), None)
+    return next(iter(sides), None), next(iter(modifiers or views), None)
 
 
 def _read_word(word: str, text: str) -> tuple[set[str], set[str]]:
-    """The sides and views in one word. A whole name goes first: LM is latero-medial, and RL a rolled view."""
+    """The sides and views in one word. A whole name wins: LM is latero-medial, RL a rolled view."""
     if word in NAMES:
         return set(), {NAMES[word]}
-    if word in SIDES or word in IDLE:
+    if word in SIDES or word in IGNORED:
         return {SIDES[word]} if word in SIDES else set(), set()
     found = IN_ONE_WORD.fullmatch(word)
     if not found:

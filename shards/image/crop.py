@@ -1,6 +1,6 @@
-"""Find the breast, and the affine map from the stored picture back to the original image.
+"""Find the breast, and map the stored picture back to the original image.
 
-Coordinates are continuous: pixel i covers [i, i + 1], so a box (0, 0, width, height) is the whole image.
+Coordinates are continuous: pixel i covers [i, i + 1], so the box (0, 0, width, height) is the whole image.
 """
 
 from __future__ import annotations
@@ -16,26 +16,29 @@ from shards.image.film import LEFT, RIGHT, Field, cut_off, turned, unpadded, wit
 from shards.schema import Box
 
 SEARCH_SIDE = 256  # long side, in pixels, of the small image in which the breast is searched
-CUTS = 3  # see find_breast
+THRESHOLDS = 3  # see _bright
 MARGIN = 0.02  # of the long side, kept around the breast: the faint skin line lies outside of an Otsu mask
 STRIP = 0.04  # of the long side: thinner structures are film borders and letters, not a breast
-CORE = 0.08  # of the long side: what lies deeper below the skin is no letter
+CORE = 0.08  # of the long side: no letter lies deeper below the skin
 NIPPLE = 0.03  # of the long side
-LETTERS = (0.01, 0.08)  # of the breast's area
-SHARP, WHITE = 0.6, 153  # how letters look in the small image: mean Laplacian to mean grey, and their bright pixels
-FULL = 0.1  # difference of the outer quarters of a breast that fills the picture; in others it is larger
-SMALLEST_BREAST = 0.03  # of the image area: less is no breast, and the whole image is kept
+LETTERS = (0.01, 0.08)  # smallest and largest share of the breast's area
+SHARP, WHITE = (
+    0.6,
+    153,
+)  # least sharpness of letters (mean Laplacian to mean grey), and grey level of their bright pixels
+FULL = 0.1  # least relative difference of a breast's outer quarters, unless it fills the picture
+SMALLEST_BREAST = 0.03  # of the image area: below, there is no breast, and the whole image is kept
 
 Mask = NDArray[np.uint8]  # 0 or 255
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """From the original image to the stored one: decode at a level, crop, mirror, resize. Sizes are (height, width).
+    """The map from the original image to the stored one: decode at a level, crop, mirror, resize to (height, width).
 
     `crop` is (x0, y0, x1, y1) in pixels of the decoded image, which has 1 / 2**`level` of the original's
-    resolution. Its pixel i is the low-pass sample at the original's pixel i * 2**level: centres, not edges,
-    lie on one another (ISO/IEC 15444-1 F.3), whence the shift in `to_original`.
+    resolution. Its pixel i is the low-pass sample at the original's pixel i * 2**level (ISO/IEC 15444-1 F.3): centres,
+    not edges, coincide, hence the shift in `to_original`.
     """
 
     crop: tuple[int, int, int, int]
@@ -55,12 +58,12 @@ class Geometry:
         return (scale_x, 0.0, float(step * x0 - shift), 0.0, scale_y, float(step * y0 - shift))
 
     def original_crop(self, original: tuple[int, int]) -> tuple[int, int, int, int]:
-        """The crop in whole pixels of the original, whose (height, width) is given."""
+        """The crop (x0, y0, x1, y1) in whole pixels of the original of (height, width)."""
         x0, y0, x1, y1 = (2**self.level * side for side in self.crop)
         return x0, y0, min(x1, original[1]), min(y1, original[0])
 
     def box_to_stored(self, box: Box) -> Box | None:
-        """A box of the original in stored pixels, cut at the image's edge; None where nothing of it is left."""
+        """A box of the original in stored pixels, clipped to the image; None if it lies outside."""
         a, _, tx, _, d, ty = self.to_original
         xs = sorted(((box[0] - tx) / a, (box[2] - tx) / a))
         ys = sorted(((box[1] - ty) / d, (box[3] - ty) / d))
@@ -70,14 +73,14 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Outline:
-    """A small mask, as it lies on the whole image of the given (height, width) shape; None takes in all of it."""
+    """A small mask scaled to the whole image of `shape` (height, width); without a mask, all of the image."""
 
     mask: Mask | None
     shape: tuple[int, ...]
 
     @property
     def bounds(self) -> tuple[int, int, int, int]:
-        """(x0, y0, x1, y1) around the mask in pixels of the whole image."""
+        """The bounding box (x0, y0, x1, y1) of the mask in pixels of the whole image."""
         height, width = self.shape
         if self.mask is None:
             return 0, 0, width, height
@@ -86,7 +89,7 @@ class Outline:
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
     def inside(self, bounds: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """[h, w]: which pixels of the part within `bounds`, shrunk to `size`, belong to the breast."""
+        """Which pixels belong to the breast, bool [h, w], in the part within `bounds` shrunk to `size` (h, w)."""
         if self.mask is None:
             return np.ones(size, dtype=bool)
         height, width = self.shape
@@ -97,16 +100,15 @@ class Outline:
 
 
 def _nearest(few: int, many: int) -> NDArray[np.int64]:
-    """For each of `many` pixels the one of `few` that covers its start."""
+    """For each of `many` pixels, the one of `few` that covers its start."""
     return np.arange(many) * few // many
 
 
 def find_breast(image: NDArray[Any]) -> Mask | None:
-    """Outline of the breast with its margin, filled, in a small display image [h, w]; None if none can be told.
+    """The filled outline of the breast with its margin, in a small display image [h, w]; None if none is found.
 
-    Searched where the film lies (`shards.image.film`). The largest component of what is bright and no thin strip is
-    taken, without letters, as its convex hull, because dark tissue is tissue. Where the film cuts the breast
-    off there is no skin line, and so no margin.
+    The largest bright component on the film (`shards.image.film`) that is no thin strip, without letters. Its convex
+    hull, because dark tissue is tissue too. There is no margin where the film's edge cuts the breast off.
     """
     x0, y0, x1, y1 = _film(image)
     grey = _stretch(image[y0:y1, x0:x1])
@@ -137,7 +139,7 @@ def _film(image: NDArray[Any]) -> Field:
 
 
 def _without_letters(breast: Mask, grey: NDArray[np.uint8], long_side: int) -> Mask:
-    """`breast` without tails, longer than a nipple, in which white lies beside black: letters that touch the skin."""
+    """`breast` without letters that touch the skin: sharp black-and-white tails, longer than a nipple."""
     core = cv2.distanceTransform(breast, cv2.DIST_L2, 5) > CORE * long_side
     away = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, 5) > (CORE + NIPPLE) * long_side
     _, labels, stats, _ = cv2.connectedComponentsWithStats((away & (breast > 0)).astype(np.uint8))
@@ -154,22 +156,20 @@ def _without_letters(breast: Mask, grey: NDArray[np.uint8], long_side: int) -> M
 
 
 def _bright(grey: NDArray[np.uint8]) -> Mask:
-    """What is not air.
+    """The mask of all that is not background, by Otsu's threshold (IEEE Trans. SMC 9, 1979) applied three times.
 
-    Otsu's threshold (IEEE Trans. SMC 9, 1979), three times: where bright tissue and not the breast
-    stands out (contrast-enhanced images, dense tissue), the first threshold lies inside the breast;
-    cutting the grey values there and asking again moves it outwards to the skin, and stays put once
-    it is there.
+    In contrast-enhanced images and dense breasts, the first threshold separates bright tissue, inside the breast.
+    Clipping grey levels there and thresholding again moves it outwards to the skin, where it stays.
     """
     grey = cv2.GaussianBlur(grey, (7, 7), 0).astype(np.uint8)
-    for _ in range(CUTS):
+    for _ in range(THRESHOLDS):
         threshold, bright = cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)
         grey = _stretch(np.minimum(grey, np.uint8(threshold)))
     return bright.astype(np.uint8)
 
 
 def small(image: NDArray[Any]) -> NDArray[Any]:
-    """`image` [H, W] with `SEARCH_SIDE` pixels on its long side; of a large one, every n-th pixel takes part."""
+    """`image` [H, W] shrunk to `SEARCH_SIDE` pixels on its long side; of a large one, every n-th pixel is used."""
     step = max(1, max(image.shape) // (4 * SEARCH_SIDE))
     image = image[::step, ::step]
     scale = min(1.0, SEARCH_SIDE / max(image.shape))
@@ -177,10 +177,10 @@ def small(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def chest_wall_is_right(mask: Mask, laterality: str | None = None) -> bool:
-    """A breast is tall at the chest wall and runs out at the nipple: compare the outer quarters of its width.
+    """Whether the chest wall is on the right: a breast is tall there and ends at the nipple.
 
-    Where it fills the picture both are full, and the side decides: mammograms are made with the chest wall of a left
-    breast on the left.
+    Compares the outer quarters of its width. If the breast fills the picture, `laterality` (L, R) decides: by
+    convention, the chest wall of a left breast is on the left.
     """
     x, y, width, height = cv2.boundingRect(mask)
     breast = mask[y : y + height, x : x + width]

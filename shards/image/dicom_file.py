@@ -1,4 +1,4 @@
-"""Opening an image file: where it lies, unfolding gzip, and reading a DICOM data set, all within bounded memory."""
+"""Open an image file within bounded memory: find it, decompress gzip, read a DICOM data set."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from shards.errors import is_of_the_machine
+from shards.image.jpeg_streams import CUT
 from shards.schema import Refused
 
 GZIP = b"\x1f\x8b"
-PREFIX = 128  # where DICM stands (PS3.10 7.1)
-# Bytes that a gzip file or a deflated data set may have when unfolded: both are unfolded in memory, and a few
-# kilobytes of them can claim any size. An image of `LARGEST` pixels has a quarter of it.
+PREFIX = 128  # bytes before DICM (PS3.10 7.1)
+# Bytes of a decompressed gzip file or deflated data set: both are decompressed in memory, and a few kilobytes can
+# expand to any size. An image of `jpeg_streams.LARGEST` pixels has a quarter of it.
 LARGEST_UNFOLDED = 2**30
 SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})?(\.gz)?$", re.IGNORECASE)
-CUT = "the file ends before its pixels do; copy or download it again"
 
 
 def find_file(path: Path) -> Path:
-    """`path`, or where nothing lies there, its neighbour that differs in the suffix only: a.dcm.gz, a.dicom or a.
+    """`path`; if there is none, the file that differs in the suffix only (a.dcm.gz, a.dicom, a); else `path`.
 
-    An archive that was compressed or renamed after its tables were written is still found, and one whose names are in
-    another form of Unicode (from macOS), or in Latin-1. In a folder that is not there nothing is looked for: of an
-    archive of which a part was downloaded that is most of it.
+    Archives are compressed or renamed after their tables were written, and file names come in another Unicode form
+    (macOS) or in Latin-1. A missing folder is not searched: most folders are, if an archive was downloaded in part.
     """
     if path.is_symlink() or path.exists():
         return path
@@ -59,20 +58,20 @@ def _spellings(path: Path) -> Iterator[Path]:
 
 
 def bare_name(path: Path) -> str:
-    """The file's name without .dcm, .dicom or .ima, and without .gz behind it."""
+    """The file name without .dcm, .dicom or .ima, and without .gz after it."""
     return SUFFIX.sub("", path.name, count=1)
 
 
 def is_named_dicom(path: Path) -> bool:
-    """By its suffix: .dcm, .dicom or .ima in any spelling, also with .gz behind it."""
-    found = SUFFIX.search(path.name)
-    return bool(found and found[1])
+    """Whether the suffix is .dcm, .dicom or .ima, in any case, possibly followed by .gz."""
+    match = SUFFIX.search(path.name)
+    return bool(match and match[1])
 
 
 def holds_dicom(path: Path) -> bool:
-    """By its content, of which no more than the beginning is read. A file that cannot be read holds none.
+    """Whether the file begins like DICOM, gzip or not; False if it cannot be read.
 
-    Raises `OSError` where the machine is to blame, and not the file: it would be missing in a list without a word.
+    Raises `OSError` when the machine is to blame and not the file, which would silently be missing from a list.
     """
     try:
         with path.open("rb") as file:
@@ -86,14 +85,14 @@ def holds_dicom(path: Path) -> bool:
 
 
 def is_dicom(file: BinaryIO | gzip.GzipFile) -> bool:
-    """By its content; `file` stands at its beginning, and does so afterwards."""
+    """Whether the content is DICOM; `file` is at its beginning, before and after."""
     head = file.read(PREFIX + 4)
     file.seek(0)
     return head[PREFIX:] == b"DICM"
 
 
 def open_unfolded(path: Path) -> BinaryIO:
-    """The file, or where it is a gzip file, which its content tells, what is in it. Raises `Refused` and `OSError`."""
+    """The file, decompressed if its content is gzip. Raises `OSError`; `Refused`: unreadable, too-large."""
     file = path.open("rb")
     packed = file.read(len(GZIP)) == GZIP
     file.seek(0)
@@ -119,11 +118,11 @@ def read_dicom(file: BinaryIO, **options: Any) -> Dataset:
             dataset = pydicom.dcmread(file, **options)
     except (Refused, MemoryError):
         raise
-    except Exception as error:  # on a damaged file the parser raises whatever it trips over
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's; the parser's own have no number
+    except Exception as error:  # pydicom's errors on damaged files have no common type
+        if isinstance(error, OSError) and error.errno is not None:  # from the disk; the parser's own have no errno
             raise
         raise Refused("unreadable", "a damaged DICOM file: its header cannot be read") from None
-    if not len(dataset):  # pydicom gives up all elements where one of undefined length does not end
+    if not len(dataset):  # pydicom drops all elements if one of undefined length has no end
         raise Refused("unreadable", CUT)
     return dataset
 
@@ -142,7 +141,7 @@ def _unfold(file: BinaryIO) -> BinaryIO:
 
 
 def _inflate(data: bytes) -> bytes:
-    """The deflated part of a data set (PS3.5 A.5): raw deflate, as RFC 1951 has it."""
+    """Decompress the data set of a deflated transfer syntax (PS3.5 A.5; raw deflate, RFC 1951)."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         unfolded = inflater.decompress(data, LARGEST_UNFOLDED + 1)
@@ -156,4 +155,4 @@ def _inflate(data: bytes) -> bytes:
 
 def _limit(size: int) -> None:
     if size > LARGEST_UNFOLDED:
-        raise Refused("too-large", f"unfolds to more than {LARGEST_UNFOLDED} bytes")
+        raise Refused("too-large", f"decompresses to more than {LARGEST_UNFOLDED} bytes")

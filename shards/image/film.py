@@ -1,6 +1,7 @@
-"""Where the exposed film lies in a scan: inside of the padding around it and of the bright lines at its edges.
+"""The exposed film in a digitised mammogram: without the padding around it and the bright lines at its edges.
 
-A digital image has neither, and is all field. Images [h, w] are small and grey; each side is looked at as the left one.
+A digital image has neither, and is film as a whole. Images [h, w] are small and grey. Each side is rotated to the left
+and examined there.
 """
 
 from __future__ import annotations
@@ -14,37 +15,37 @@ from numpy.typing import NDArray
 Field = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 SIDES = LEFT, TOP, RIGHT, BOTTOM = range(4)  # as quarter turns that bring each to the left
-BORDERS = 3  # one inside of another: padding, the edge of the scanner's glass, that of the film
-THIN = 2  # pixels: a single line is no padding, but may be a border inside of some
-EVEN = 2  # of 255 grey levels: padding differs by no more, even where a scan was stored as JPEG
-WHOLE = 0.8  # of the rows: so many begin on one line at a film's edge; a skin line is round
-REACHING, FAR = 3, 4  # rows and pixels: fewer are dust, or an edge that is not sharp
-TILT = 0.03  # pixels a row: by so much a film may lean
-LIT = 0.6  # of the breast's upper quartile: as bright is a bright edge
-PART = 0.25  # of a side: so long is a bright edge, and as much air must be there to tell it from tissue
-STRAIGHT = 0.5  # of the breast's rows begin together where a film cuts it off
+BORDERS = 3  # nested at most: padding, the edge of the scanner's glass, the edge of the film
+THIN = 2  # pixels: a single line is no padding, unless it lies inside of other padding
+EVEN = 2  # of 255 grey levels: the most that padding varies, also in a scan stored as JPEG
+WHOLE = 0.8  # share of the rows that must begin on one line at a film's edge; a skin line is round
+REACHING, FAR = 3, 4  # rows and pixels: fewer are dust or a blurred edge
+TILT = 0.03  # pixels a row that a film may lean at most
+LIT = 0.6  # of the breast's upper quartile: brightness of a bright edge
+PART = 0.25  # of a side: shortest bright edge, and least background beside it that tells it from tissue
+STRAIGHT = 0.5  # share of the breast's rows that begin together if the film's edge cuts the breast off
 
 
 def turned(image: NDArray[Any], side: int) -> NDArray[Any]:
-    """A view of `image` with its left, top, right or bottom `side` at the left."""
+    """A NumPy view of `image`, rotated so that its left, top, right or bottom `side` is on the left."""
     return np.rot90(image, side)
 
 
 def unpadded(grey: NDArray[np.uint8]) -> Field:
-    """Where `grey` is film and not padding around it."""
-    found = whole = (0, 0, grey.shape[1], grey.shape[0])
+    """The part of `grey` [h, w] inside of the padding."""
+    inner = whole = (0, 0, grey.shape[1], grey.shape[0])
     for _ in range(BORDERS):
-        x0, y0, x1, y1 = field = found
+        x0, y0, x1, y1 = field = inner
         widths = [_padding(turned(grey[y0:y1, x0:x1], side)) for side in SIDES]
         known = [now != before for now, before in zip(field, whole, strict=True)]
-        found = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
-        if found == field:
+        inner = _without((width * (width >= THIN or more) for width, more in zip(widths, known, strict=True)), field)
+        if inner == field:
             break
-    return found
+    return inner
 
 
 def without_bright_edges(grey: NDArray[np.uint8], bright: NDArray[np.uint8], deepest: int) -> Field:
-    """`grey` without bright edges of less than `deepest` pixels; `bright` is 0 where there is air."""
+    """The part of `grey` [h, w] without bright edges, each narrower than `deepest` pixels; `bright` is a mask."""
     white = grey > (LIT * np.percentile(grey[bright > 0], 75) if bright.any() else 255)
     edges = (_bright_edge(turned(white, side), turned(bright, side), deepest) for side in SIDES)
     return _without(edges, (0, 0, grey.shape[1], grey.shape[0]))
@@ -57,20 +58,20 @@ def _without(widths: Iterable[int], field: Field) -> Field:
 
 
 def _padding(image: NDArray[np.uint8]) -> int:
-    """Columns of even padding at the left, up to a film whose background is of another grey."""
+    """Columns of even padding on the left, up to a film whose background has another grey level."""
     other = np.abs(image.astype(np.int16) - int(np.median(image[:, 0]))) > EVEN
     starts = other.argmax(axis=1)
     line = _straight_line(starts) if other.any(axis=1).mean() >= WHOLE else None
     if line is None:
         return 0
-    # What reaches over the line in one piece is tissue, a nipple beyond the edge of the paddle: that line is no film's.
+    # A connected part beyond the line is tissue (a nipple beyond the paddle's edge): the line is not the film's.
     beyond = np.flatnonzero((starts > 0) & (starts < line - FAR))
     joined = [row for row in beyond if other[row, starts[row] : int(line[row]) + 2].all()]
     return 0 if len(joined) >= REACHING else int(np.median(starts))
 
 
 def _straight_line(starts: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """For each row the nearly upright line on which most rows start, None where they do not."""
+    """The nearly vertical line [h] on which most rows start; None if they do not."""
     half = len(starts) // 2
     if not half:
         return None
@@ -80,11 +81,11 @@ def _straight_line(starts: NDArray[np.int64]) -> NDArray[np.float64] | None:
 
 
 def _bright_edge(white: NDArray[np.bool_], bright: NDArray[np.uint8], deepest: int) -> int:
-    """Columns at the left that are white where further inwards there is only air: the film's edge, or leaked light."""
-    air = ~bright[:, deepest : 2 * deepest].any(axis=1)
-    if bright.shape[1] < 2 * deepest or air.mean() < PART:
+    """White columns on the left with only background behind them: the film's edge, or leaked light."""
+    background = ~bright[:, deepest : 2 * deepest].any(axis=1)
+    if bright.shape[1] < 2 * deepest or background.mean() < PART:
         return 0
-    share = white[air, :deepest].mean(axis=0) >= PART
+    share = white[background, :deepest].mean(axis=0) >= PART
     first = int(np.argmax(share))
     dark = ~share[first:]
     if not share[first] or first > 2 or not dark.any():
@@ -93,7 +94,7 @@ def _bright_edge(white: NDArray[np.bool_], bright: NDArray[np.uint8], deepest: i
 
 
 def cut_off(grey: NDArray[np.uint8], breast: NDArray[np.uint8]) -> int:
-    """Columns of air at the left, where the film cuts `breast` off in a straight line; 0 where there is a skin line."""
+    """Columns of background on the left if the film's edge cuts `breast` off in a straight line; 0 at a skin line."""
     rows = np.flatnonzero(breast.any(axis=1))
     start = breast[rows].argmax(axis=1)
     straight = rows[start <= start.min() + 2]

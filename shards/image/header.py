@@ -1,4 +1,4 @@
-"""What a DICOM header says of an image: side, view, vendor, and whether it is a plain mammogram at all."""
+"""Facts from a DICOM header: side, view, vendor, spacing, intent, and whether it is a plain mammogram at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pydicom.uid import (
 from shards.schema import LATERALITIES, RAW, VIEWS, Refused
 from shards.spellings import SIDES, UNKNOWN, read_view
 
-# MG, and what film scans and old archives call a mammogram; RSNA files carry no Modality at all.
+# MG, and the modalities of film scans and old archives; RSNA files have no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
-# Grey, and the colours in which a scanner may have stored grey: whether it has is seen in the pixels.
+# Grey, and the colour spaces in which a scanner may have stored grey; the pixels tell whether it has.
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
 RAW_CLASSES = (
@@ -27,11 +27,11 @@ RAW_CLASSES = (
     DigitalXRayImageStorageForProcessing,
     BreastProjectionXRayImageStorageForProcessing,
 )
-# CID 4014 "View for Mammography", as SNOMED RT (SRT) and as SNOMED CT codes; any other code is another view.
+# PS3.16 CID 4014 "View for Mammography", SNOMED RT (SRT) and SNOMED CT codes; any other code is another view.
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
-# CID 4015 "View Modifier for Mammography": magnification and spot compression.
+# PS3.16 CID 4015 "View Modifier for Mammography": magnification and spot compression.
 SPOT_CODES = ("R-102D6", "399163009", "R-102D7", "399055006")
-# Closed vocabulary: the header's own text is free, and free text does not enter a shard.
+# Closed vocabulary: Manufacturer is free text, and free text does not enter a shard.
 VENDORS = {
     "hologic": ("HOLOGIC", "LORAD"),
     "ge": ("GE MEDICAL", "GE HEALTHCARE", "GEMS"),
@@ -45,7 +45,7 @@ VENDORS = {
     "konica minolta": ("KONICA",),
 }
 OTHER_VENDOR = "other"
-# What is asked of a header here and may stand in functional groups, in whichever macro; sets of what belongs together.
+# Attributes used here that functional groups may hold, in any macro; each set is replaced as a whole.
 OF_FRAMES = (
     {"WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"},
     {"RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"},
@@ -58,12 +58,12 @@ NOT_A_BREAST = re.compile(r"\b(phantom|flat[ -]?field|calibration|quality contro
 SYNTHETIC = re.compile(r"\b(c-?view|intelligent 2d|insight 2d|v-?preview|s-?view)\b|generated_2d", re.IGNORECASE)
 
 
-def lay_frame_over(dataset: Dataset, number: int) -> None:
-    """Put what the functional groups say of frame `number`, counted from 0, where the header of a single image has it.
+def merge_functional_groups(dataset: Dataset, number: int) -> None:
+    """Copy the functional groups of frame `number` (from 0) to the data set, where a single-frame image has them.
 
-    In an enhanced multi-frame object window, VOI LUT, rescale, spacing and side stand in groups that all frames share,
-    or in each frame's own, which count more (PS3.3 C.7.6.16); a value of the data set itself counts least, because
-    these objects have none there (PS3.3 A.55.3.1).
+    Enhanced multi-frame objects keep window, VOI LUT, rescale, spacing and side in functional groups (PS3.3 C.7.6.16).
+    The frame's own group wins over the shared one, and that over the data set, which should not have these attributes
+    (PS3.3 A.55.3.1).
     """
     for name, place in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", number)):
         groups = dataset.get(name)
@@ -71,10 +71,10 @@ def lay_frame_over(dataset: Dataset, number: int) -> None:
             continue
         for macro in groups[place]:
             if isinstance(macro.value, Sequence) and macro.value:
-                _lay_over(dataset, macro.value[0])
+                _replace_attributes(dataset, macro.value[0])
 
 
-def _lay_over(dataset: Dataset, item: Dataset) -> None:
+def _replace_attributes(dataset: Dataset, item: Dataset) -> None:
     for names in OF_FRAMES:
         given = [element for element in item if element.keyword in names]
         if any(not element.is_empty for element in given):
@@ -85,7 +85,7 @@ def _lay_over(dataset: Dataset, item: Dataset) -> None:
 
 
 def refuse_other_objects(dataset: Dataset) -> None:
-    """Raises `Refused` for what is no plain mammogram: by modality, body part, specimen, spot, synthesis."""
+    """Raises `Refused` for all but plain mammograms: modality, not-a-breast, specimen, 2d-synthetic, spot, colour."""
     modality = str(dataset.get("Modality") or "")
     if modality not in MODALITIES:
         raise Refused("modality", f"Modality is {modality[:40]!r}, not a mammogram")
@@ -96,7 +96,7 @@ def refuse_other_objects(dataset: Dataset) -> None:
     if dataset.get("SpecimenDescriptionSequence") or re.search(r"\bspecimen\b", words, re.IGNORECASE):
         raise Refused("specimen", "an image of a specimen")
     if named := NOT_A_BREAST.search(words):
-        raise Refused("not-a-breast", f"the header calls it {named[0]!r}")
+        raise Refused("not-a-breast", f"its description contains {named[0]!r}")
     if SYNTHETIC.search(words):
         raise Refused("2d-synthetic", "a 2D image computed from tomosynthesis")
     if any(_code(item) in SPOT_CODES or _meaning(item) == "spot" for item in _modifiers(dataset)):
@@ -107,12 +107,12 @@ def refuse_other_objects(dataset: Dataset) -> None:
 
 
 def find_laterality(dataset: Dataset) -> str | None:
-    """L or R, from every place where vendors put it; None where no place tells.
+    """L or R, from every attribute in which vendors store it; None if none states it.
 
     1. ImageLaterality, Laterality, FrameLaterality of the functional groups, and the side in a ViewPosition such as
-       LCC; raises `Refused` ("laterality-conflict") where two of them disagree.
-    2. The column direction of PatientOrientation (PS3.3 C.7.6.1.1.1): down the image of a left breast
-       one moves to the patient's right. It holds for an image that stands upright.
+       LCC. Raises `Refused` ("laterality-conflict") if two of them disagree.
+    2. The column direction of PatientOrientation (PS3.3 C.7.6.1.1.1): in a left breast it points to the patient's
+       right. This assumes an upright image.
     """
     places: tuple[Callable[[], Any], ...] = (
         lambda: dataset.ImageLaterality,
@@ -120,30 +120,30 @@ def find_laterality(dataset: Dataset) -> str | None:
         lambda: dataset.FrameLaterality,
         lambda: dataset.SharedFunctionalGroupsSequence[0].FrameAnatomySequence[0].FrameLaterality,
     )
-    told = {SIDES.get((text or "").lower()) for text in map(_or_none, places)} | {_position(dataset)[0]}
-    told.discard(None)
-    if len(told) > 1:
+    stated = {SIDES.get((text or "").lower()) for text in map(_or_none, places)} | {_position(dataset)[0]}
+    stated.discard(None)
+    if len(stated) > 1:
         raise Refused(
             "laterality-conflict", "ImageLaterality, Laterality, FrameLaterality and the side in ViewPosition disagree"
         )
-    if told:
-        return told.pop()
+    if stated:
+        return stated.pop()
     down = _or_none(lambda: dataset.PatientOrientation[1] if len(dataset.PatientOrientation) == 2 else None) or ""
     sides = {"L" if letter == "R" else "R" for letter in down if letter in LATERALITIES}
     return sides.pop() if len(sides) == 1 else None
 
 
 def find_view(dataset: Dataset) -> str | None:
-    """CC or MLO, or another view's own name in lower case; None where no place tells.
+    """CC or MLO, or the name of another view in lower case; None if no attribute states it.
 
-    ViewPosition, ViewCodeSequence (its code, else its meaning), then PatientOrientation (CBIS-DDSM keeps it there) and
-    AcquisitionDeviceProcessingDescription (FUJIFILM). `shards.spellings` has the spellings that are understood. Raises
-    `Refused` ("view-conflict") where ViewPosition and ViewCodeSequence disagree.
+    From ViewPosition, ViewCodeSequence (its code, else its meaning), then PatientOrientation (CBIS-DDSM) and
+    AcquisitionDeviceProcessingDescription (FUJIFILM), in the spellings of `shards.spellings`. Raises `Refused`
+    ("view-conflict") if ViewPosition and ViewCodeSequence disagree.
     """
     _, position = _position(dataset)
     coded = _coded_view(dataset)
     if position in VIEWS and coded in VIEWS and position != coded:
-        raise Refused("view-conflict", f"ViewPosition says {position}, ViewCodeSequence says {coded}")
+        raise Refused("view-conflict", f"ViewPosition is {position}, ViewCodeSequence is {coded}")
     if position or coded:
         return position or coded
     places = (lambda: dataset.PatientOrientation, lambda: dataset.AcquisitionDeviceProcessingDescription)
@@ -155,13 +155,13 @@ def find_view(dataset: Dataset) -> str | None:
 
 
 def find_vendor(dataset: Dataset) -> str:
-    """A name in `VENDORS`, or "other"."""
+    """The vendor by Manufacturer: a name in `VENDORS`, or "other"."""
     maker = str(dataset.get("Manufacturer") or "").upper()
     return next((name for name, words in VENDORS.items() if any(maker.startswith(w) for w in words)), OTHER_VENDOR)
 
 
 def find_spacing(dataset: Dataset) -> tuple[float, float] | None:
-    """(row, column) spacing in mm; at the detector where only that is known; None where it is no spacing."""
+    """(row, column) spacing in mm, at the detector if no other is known; None if missing or implausible."""
     spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
     try:
         row, column = (float(value) for value in spacing or ())
@@ -171,9 +171,9 @@ def find_spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def find_intent(dataset: Dataset) -> str | None:
-    """FOR PRESENTATION or FOR PROCESSING, by PresentationIntentType; where that says neither, raw by the SOP class.
+    """FOR PRESENTATION or FOR PROCESSING by PresentationIntentType, else FOR PROCESSING by SOP class, else None.
 
-    ImageType is not asked: a raw image and the one made of it may both be ORIGINAL.
+    ImageType does not help: a raw image and the one derived from it may both be ORIGINAL.
     """
     intent = _or_none(lambda: dataset.PresentationIntentType)
     if intent in ("FOR PRESENTATION", RAW):
@@ -183,12 +183,12 @@ def find_intent(dataset: Dataset) -> str | None:
 
 
 def is_volume(dataset: Dataset) -> bool:
-    """Whether it is tomosynthesis: several frames, or a single one of its class."""
+    """Whether it is tomosynthesis: several frames, or the SOP class."""
     return int(dataset.get("NumberOfFrames") or 1) > 1 or dataset.get("SOPClassUID") == TOMOSYNTHESIS
 
 
 def _position(dataset: Dataset) -> tuple[str | None, str | None]:
-    """Side and view in ViewPosition; a text that is not understood is the name of another view."""
+    """Side and view in ViewPosition; an unknown text counts as the name of another view."""
     text = _or_none(lambda: dataset.ViewPosition) or ""
     try:
         return read_view("" if text.lower() in UNKNOWN else text)
@@ -207,7 +207,7 @@ def _code(item: Dataset) -> str:
 
 
 def _meaning(item: Dataset) -> str | None:
-    """The view that an item of a code sequence names in words."""
+    """The view that the CodeMeaning of a code sequence's item names."""
     try:
         return read_view(str(item.get("CodeMeaning") or ""))[1]
     except ValueError:
@@ -220,7 +220,7 @@ def _modifiers(dataset: Dataset) -> list[Dataset]:
 
 
 def _or_none(place: Callable[[], Any]) -> str | None:
-    """The text at a place of the header; None where an attribute or sequence item on the way is missing."""
+    """The text that `place` reads from the header; None if an attribute or sequence item on the way is missing."""
     try:
         value = place()
     except (AttributeError, IndexError, TypeError):

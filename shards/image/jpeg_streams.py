@@ -1,16 +1,16 @@
-"""JPEG and JPEG 2000 streams as their own headers describe them: size, depth, and whether they are whole.
+"""The headers of JPEG and JPEG 2000 streams: size, bit depth, and whether the stream is whole.
 
-Decoders are not asked: some end the process on a stream that claims to be huge, some fill up what is cut off.
+Checked before decoding: some decoders end the process on a stream that claims to be huge, some fill in what was cut.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from shards.image.dicom_file import CUT
 from shards.schema import Refused
 
 LARGEST = 120_000_000  # pixels of one image; the largest detectors and film scans have some 30 million
+CUT = "the file ends before its pixels do; copy or download it again"
 LOSSLESS = 0xC3
 # Frame headers: baseline, extended, progressive, lossless, two of arithmetic coding, JPEG-LS.
 FRAMES = (0xC0, 0xC1, 0xC2, LOSSLESS, 0xC9, 0xCA, 0xF7)
@@ -20,27 +20,30 @@ MOST_COMPONENTS = 4
 
 
 class Jpeg(NamedTuple):
+    """Size in pixels and bits per sample."""
+
     height: int
     width: int
     bits: int
 
 
 def limit(height: int, width: int) -> None:
+    """Raises `Refused` ("too-large") unless an image has 1 to `LARGEST` pixels."""
     if not 0 < height * width <= LARGEST or height < 0:
         raise Refused("too-large", f"{width} x {height} pixels; 1 to {LARGEST} are read")
 
 
 def read_jpeg_header(stream: bytes) -> Jpeg:
-    """A whole JPEG or JPEG-LS stream by its frame header (ITU-T T.81 B.2.2, T.87 C.2.2).
+    """Read the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2).
 
-    Raises `Refused` ("unreadable") where its end marker is missing. Not so for a lossless one, of which some writers
-    leave it out: its decoder sees by itself whether a pixel is missing.
+    Raises `Refused` ("unreadable") for a missing frame header or end marker. Some writers omit the end marker of
+    lossless streams; it is not required there, because their decoder notices missing pixels.
     """
     at, kind, header = stream.find(b"\xff\xd8") + 2, 0, b""
     while at + 4 <= len(stream) and (marker := stream[at + 1]) != SCAN:
         if marker in FRAMES:
             kind, header = marker, stream[at + 4 : at + 9]
-        # A marker may be preceded by any number of fill bytes 0xff.
+        # Any number of fill bytes 0xff may precede a marker.
         at += 1 if marker == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
     if kind != LOSSLESS and stream.rfind(END, at) < 0:
         raise Refused("unreadable", CUT)
@@ -52,10 +55,10 @@ def read_jpeg_header(stream: bytes) -> Jpeg:
 def read_wavelet_header(stream: bytes) -> tuple[int, int, int, int]:
     """(height, width, bits, levels) of a JPEG 2000 stream, from its SIZ and COD segments (ISO/IEC 15444-1 A.5, A.6).
 
-    `bits` is 0 for a signed stream, and for one of several components. Raises `Refused` where the stream would
-    decode to more than `LARGEST` pixels, whatever the header of the file says, and where it is cut.
+    `bits` is 0 for signed streams and for several components. Raises `Refused` if the stream is cut, or would decode to
+    more than `LARGEST` pixels, whatever the file's header says.
     """
-    siz = stream.find(b"\xff\x4f\xff\x51") + 2  # some streams come in a JP2 file's boxes
+    siz = stream.find(b"\xff\x4f\xff\x51") + 2  # the codestream may be wrapped in the boxes of a JP2 file
     if siz < 2 or len(stream) < siz + 41:
         raise Refused("unreadable", "its JPEG 2000 stream has no header")
     x1, y1, x0, y0 = (int.from_bytes(stream[siz + at : siz + at + 4], "big") for at in (6, 10, 14, 18))
@@ -74,6 +77,6 @@ def read_wavelet_header(stream: bytes) -> tuple[int, int, int, int]:
 
 
 def is_reversible(stream: bytes) -> bool:
-    """Whether the wavelet of a JPEG 2000 stream is the reversible one, by its COD segment (ISO/IEC 15444-1 A.6.1)."""
+    """Whether a JPEG 2000 stream uses the reversible wavelet, by its COD segment (ISO/IEC 15444-1 A.6.1)."""
     cod = stream.find(b"\xff\x52", stream.find(b"\xff\x4f\xff\x51"))
     return stream[cod + 13 : cod + 14] == b"\1"

@@ -1,4 +1,4 @@
-"""Images that are not DICOM: the kinds that are read, whether a file is whole, and what is grey in spite of colours."""
+"""Images that are not DICOM: supported formats, cut files, and grey images stored in colour."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from shards.image.dicom_file import CUT
-from shards.image.jpeg_streams import LARGEST, limit, read_jpeg_header, read_wavelet_header
+from shards.image.jpeg_streams import CUT, LARGEST, limit, read_jpeg_header, read_wavelet_header
 from shards.image.tiff import black_is_zero
 from shards.schema import Refused
 
@@ -28,23 +27,23 @@ PGM_TEXT = re.compile(rb"P[123]\s")
 PGM_BINARY = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*(\d{1,5})){3}\s")  # width, height, and the value that is white
 # (offsets, lengths) of a TIFF's strips or tiles
 TIFF_PARTS = ((273, 279), (324, 325))
-# A pixel has a colour where its channels, but for the image's tint, lie further apart than an eighth of the image's
-# brightest value, and than 8: JPEG's rounding and the noise of a film scanner's three sensors part them by less. So
-# small a share of a scan's pixels may have one, at edges and dust; letters and circles that somebody drew are more.
+# A pixel is coloured if its channels, apart from the image's tint, differ by more than an eighth of the brightest value
+# and by more than 8: JPEG's rounding and the noise of a scanner's three sensors stay below. SHARE of a scan's pixels
+# may be coloured, at edges and dust; drawn letters and circles are more.
 EIGHTH, LEAST, SHARE = 8, 8, 1e-4
-FLATTEST = 0.5  # of a tint: how little one channel may rise where another rises by one
+FLATTEST = 0.5  # of a tint: least slope of one channel over another
 
 
 def read_plain(data: bytes) -> NDArray[Any]:
-    """The grey values [h, w], 8 or 16 bits, of a PNG, JPEG, TIFF, PGM, BMP, JPEG 2000 or WebP file.
+    """The grey values, uint8 or uint16 [h, w], of a PNG, JPEG, TIFF, PGM, BMP, JPEG 2000 or WebP file.
 
-    Three channels that are alike, or of one tint, are grey, and transparency is passed over. Raises `Refused`:
-    unreadable, too-large, colour.
+    Three equal channels, or channels of one tint, are grey. Transparency is ignored. Raises `Refused`: unreadable,
+    too-large, colour.
     """
     data, inverted = black_is_zero(data)
     kind, mode = _check_plain(data)
     if PGM_TEXT.match(data):
-        data += b"\n"  # OpenCV wants one more byte behind the last number
+        data += b"\n"  # OpenCV needs one more byte after the last number
     array = np.frombuffer(data, np.uint8)
     grey = cv2.imdecode(array, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     colours = None if mode in ONE_CHANNEL else cv2.imdecode(array, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
@@ -53,19 +52,21 @@ def read_plain(data: bytes) -> NDArray[Any]:
     if colours is not None:
         refuse_colour(colours)
     binary = PGM_BINARY.match(data)
-    if binary and grey.dtype == np.uint8:  # OpenCV does so for numbers in text only; 16 bits have no range of their own
+    if (
+        binary and grey.dtype == np.uint8
+    ):  # OpenCV scales to the PGM's maximum in text files only; 16 bits are stretched later
         grey = cv2.convertScaleAbs(grey, alpha=255 / max(1, int(binary[1])))
     return cv2.bitwise_not(grey) if inverted else grey
 
 
 def grey_of(image: NDArray[Any]) -> NDArray[Any]:
-    """An image [h, w, 3] in red, green and blue, 8 or 16 bits, as [h, w]. Raises `Refused` ("colour")."""
+    """An RGB image [h, w, 3], uint8 or uint16, as grey [h, w]. Raises `Refused` ("colour")."""
     refuse_colour(image)
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def refuse_colour(image: NDArray[Any]) -> None:
-    """Raises `Refused` ("colour") where the channels of `image` [h, w, 3] are neither alike nor grey in one tint."""
+    """Raises `Refused` ("colour") unless the channels of `image` [h, w, 3] are equal, or grey in one tint."""
     first, green, last = (channel.astype(np.float32) for channel in cv2.split(image))
     most = max(LEAST, int(image.max()) // EIGHTH)
     apart = np.count_nonzero(np.maximum(_beside(green, first), _beside(green, last)) > most)
@@ -74,25 +75,25 @@ def refuse_colour(image: NDArray[Any]) -> None:
 
 
 def _beside(green: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far each pixel lies from the straight line between two channels: the tint of a film's base is none."""
+    """The distance [h, w] of each pixel from the linear fit between two channels: a film's tint is no colour."""
     middle, centre = float(green.mean()), float(other.mean())
     spread = float(green.var())
     slope = float(((green - middle) * (other - centre)).mean()) / spread if spread else 0.0
-    if not FLATTEST <= slope <= 1 / FLATTEST:  # no tint: a colour of which the other channel knows nothing
+    if not FLATTEST <= slope <= 1 / FLATTEST:  # no tint, but a colour that the other channel lacks
         return np.abs(green - other)
     return np.abs(other - (centre + slope * (green - middle)))
 
 
 @contextmanager
 def no_pixel_limit() -> Iterator[None]:
-    """Pillow's own bomb guard speaks by warnings; `limit` is the one that counts."""
+    """Silence Pillow's warning about large images; `limit` is what counts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
 def _check_plain(data: bytes) -> tuple[str, str]:
-    """(format, mode) as Pillow calls them, by the file's header only. Refuses sizes beyond the limit, and cut files."""
+    """Pillow's (format, mode), from the file's header alone. Raises `Refused` for huge and for cut files."""
     try:
         with no_pixel_limit(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             limit(image.height, image.width)
@@ -102,17 +103,16 @@ def _check_plain(data: bytes) -> tuple[str, str]:
         raise Refused("too-large", f"its header claims too many pixels; 1 to {LARGEST} are read") from None
     except Refused:
         raise
-    except Exception:  # Pillow's readers raise whatever they trip over
+    except Exception:  # the errors of Pillow's readers have no common type
         what = "not an image, or damaged or cut near its beginning" if data else "an empty file"
         raise Refused("unreadable", f"{what}; {READ}") from None
     return kind, mode
 
 
 def _refuse_cut(data: bytes, image: Image.Image) -> None:
-    """Raises `Refused` for a file that ends too early, by its end mark or the places it names.
+    """Raises `Refused` for a file that ends too early, by its end marker or the offsets in it.
 
-    OpenCV fills up some of them, depending on its release; of the other kinds it reads no part. A JPEG 2000 stream
-    may also be larger than the file that it comes in says.
+    OpenCV fills in some cut files, depending on its release. A JPEG 2000 stream may be larger than its file claims.
     """
     whole = True
     if image.format in ("JPEG", "MPO"):

@@ -1,4 +1,4 @@
-"""Which bits of a decoded DICOM pixel are its value."""
+"""The bits of a decoded DICOM pixel that hold its value (BitsStored and HighBit, PS3.5 8.1.1)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2
 
 
 def all_bits(dataset: Dataset) -> dict[str, Any]:
-    """Options of pydicom's decoders for pixels with all of their bits, in every transfer syntax."""
+    """Options for pydicom's decoders that keep all bits of a pixel, in every transfer syntax."""
     gdcm_cuts = dataset.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1)
     return {"correct_unused_bits": False, **({"bits_stored": dataset.BitsAllocated} if gdcm_cuts else {})}
 
 
 def _is_lossy(dataset: Dataset) -> bool:
-    """A JPEG 2000 stream says it by its wavelet, whatever its transfer syntax says."""
+    """Whether a "lossless" JPEG 2000 stream is lossy: its wavelet counts, not its transfer syntax."""
     if dataset.file_meta.TransferSyntaxUID not in WAVELETS:
         return False
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -41,10 +41,10 @@ def _is_lossy(dataset: Dataset) -> bool:
 
 
 def value_bits(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
-    """`values` [h, w] of the BitsStored bits from HighBit down (PS3.5 8.1.1): old files keep an overlay in the others.
+    """`values` [h, w] without the bits outside of BitsStored and HighBit, in which old files keep an overlay.
 
-    Values that fit into BitsStored bits stay as they are, whatever HighBit says. So do those of a lossy stream, which
-    has no bits to tell apart, and may run over the brightest value by a little.
+    Values that fit into BitsStored bits are kept, whatever HighBit is. So are those of lossy streams: they may slightly
+    exceed the largest value, and hold no overlay.
     """
     bits, stored = 8 * values.dtype.itemsize, int(dataset.BitsStored)
     if stored >= bits or values.ndim != 2 or dataset.file_meta.TransferSyntaxUID in LOSSY:
@@ -55,6 +55,6 @@ def value_bits(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
         return values
     if _is_lossy(dataset):
         return values
-    fits = low >= -(2 ** (stored - 1)) and high < 2**stored  # negative ones without the bits of their sign
+    fits = low >= -(2 ** (stored - 1)) and high < 2**stored  # negative values whose sign bits were not extended
     above = spare if fits else min(bits - 1 - int(dataset.get("HighBit") or 0), spare)
     return (values << values.dtype.type(above)) >> values.dtype.type(spare)

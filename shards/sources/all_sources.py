@@ -1,4 +1,4 @@
-"""Archives that can be packed: a name and a function `(root, **options) -> Iterator[SourceStudy]` each."""
+"""The supported archives, by name: functions `(root, **options) -> Iterator[SourceStudy]`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """CDD-CESM: contrast-enhanced mammograms with radiologists' findings (Khaled et al., Scientific Data 9:122, 2022).
 
-The Cancer Imaging Archive, DOI 10.7937/29kw-ae92, CC BY 4.0: cite it where results are shown.
+The Cancer Imaging Archive, DOI 10.7937/29kw-ae92, CC BY 4.0: cite it with results.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import DENSITIES, Labels, ShardError, SourceStudy, SourceView
+from shards.sources.tables import blank_unknown, read_table
 
 log = logging.getLogger(__name__)
 
 TABLE = "Radiology-manual-annotations.xlsx"
 IMAGES = "subtracted"
-# Columns of the sheet `all`, and what they are called here.
+# Columns of the first sheet (`all`) -> their names here.
 COLUMNS = {
     "Image_name": "image",
     "Patient_ID": "patient",
@@ -35,17 +36,22 @@ PATHOLOGIES = ("normal", "benign", "malignant")
 
 
 def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
-    """Yields one study per patient: the subtracted images in `<root>/subtracted` with their rows of the table.
+    """Yield one study per patient, sorted by number.
 
-    `report` holds the radiologist's findings about the image, one sentence a line. Of several
-    BI-RADS categories of an image (`3$2`) the highest counts. Density is noted with the low-energy
-    images only: see `_fill_density`. Images without a row are left out, and the log says how many.
-    Raises `ShardError` where the folder or the table is not what the data set documents.
+    Files. `<root>` holds Radiology-manual-annotations.xlsx, and the subtracted images in subtracted/.
+
+    Labels.
+    - The highest of several BI-RADS categories of an image (`3$2`) counts.
+    - Density is given for low-energy images only: see `_fill_density`.
+    - `report` is the radiologist's findings about the image, one sentence a line.
+
+    Left out: images without a row; the log counts them. Raises `ShardError` if the table, one of its columns, or all
+    images are missing.
     """
     images = {path.stem: path for path in sorted((root / IMAGES).glob("[!.]*")) if path.is_file()}
     if not (root / TABLE).is_file() or not images:
         raise ShardError(f"pack.root: {root} must hold {TABLE} and the images of CDD-CESM in {IMAGES}")
-    table = read_table(root / TABLE)
+    table = _annotations(root / TABLE)
     without = sorted(images.keys() - set(table["image"]))
     if without:
         log.warning("CDD-CESM: %d images without a row in the table are left out, e.g. %s", len(without), without[0])
@@ -58,18 +64,9 @@ def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
         yield SourceStudy(str(patient), str(patient), views, age=int(ages.iloc[0]) if len(ages) else None)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The sheet `all` as one clean row per image: text columns as strings or None, birads and age as numbers or NaN."""
-    try:
-        raw = pd.read_excel(path, sheet_name="all", dtype=str)
-    except Exception as error:  # zip, XML and sheet errors of the Excel reader have no common type
-        raise ShardError(f"{path}: cannot be read as an Excel file with a sheet 'all' ({error})") from None
-    raw.columns = raw.columns.str.strip()
-    missing = [name for name in COLUMNS if name not in raw.columns]
-    if missing:
-        raise ShardError(f"{path}: the sheet 'all' has no column {missing[0]!r}")
-    table = raw[list(COLUMNS)].rename(columns=COLUMNS)
-    table = table.apply(lambda column: column.str.strip())  # some image names end in a space
+def _annotations(path: Path) -> pd.DataFrame:
+    """One row per image: text columns as strings or NaN, birads and age as numbers or NaN."""
+    table = blank_unknown(read_table(path, COLUMNS), {})
     table = table.dropna(subset=["image", "patient"]).drop_duplicates("image").reset_index(drop=True)
     table["density"] = _fill_density(table)
     categories = pd.to_numeric(table["birads"].str.split("$").explode(), errors="coerce")
@@ -82,11 +79,10 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _fill_density(table: pd.DataFrame) -> pd.Series[Any]:
-    """Density of the breast, for every row, from the first of these that is filled:
+    """The density of every row, from the first of these that is given:
 
-    1. the low-energy image (DM) of the same view, 2. the row itself, 3. another view of the same
-    breast, 4. the other breast: density describes a person, and both breasts agree wherever both
-    are given in this data set.
+    1. the low-energy image (DM) of the same view; 2. the row itself; 3. another view of the same breast; 4. the other
+    breast: both breasts agree wherever both are given.
     """
     known = table["density"].str.upper().where(lambda density: density.isin(DENSITIES))
     of_dm = known.where(table["type"] == "DM")

@@ -1,6 +1,6 @@
 """CMMD, the Chinese Mammography Database (Cai et al., Scientific Data 10:123, 2023).
 
-The Cancer Imaging Archive, DOI 10.7937/tcia.eqde-4b16, CC BY 4.0: its page documents the files and the clinical table.
+The Cancer Imaging Archive, DOI 10.7937/tcia.eqde-4b16, CC BY 4.0; its page documents files and table.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from shards.progress import progress
 from shards.schema import LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.sources.common import agreed, agreed_age
 from shards.sources.headers import dicom_files, read_header
 from shards.sources.tables import blank_unknown, groups, read_table
 
@@ -35,6 +36,8 @@ KINDS = {"mass": ("mass",), "calcification": ("calcification",), "both": ("mass"
 
 @dataclass(frozen=True)
 class Breast:
+    """Labels and findings of all images of a breast, or the reason to refuse them."""
+
     labels: Labels
     findings: tuple[Finding, ...] = ()
     refused: tuple[str, str] | None = None
@@ -42,31 +45,31 @@ class Breast:
 
 @dataclass(frozen=True)
 class Patient:
-    """What the table says: `breasts` by side, and the age where its rows agree about it."""
+    """The facts of the table: `breasts` by side, and the age in years if the rows agree."""
 
     breasts: Mapping[str, Breast]
     age: int | None = None
 
 
 def cmmd(root: Path) -> Iterator[SourceStudy]:
-    """Yields one study a patient, sorted by patient, from the DICOM files at any depth below `root`.
+    """Yield one study per patient, sorted by patient.
 
-    `root` itself holds CMMD_clinicaldata_revision.xlsx. It names breasts, not files: the patient of a file is its
-    PatientID, else the folder D1-0001 in its path, and its breast is its ImageLaterality. The view is left to the
-    builder, which finds it in the ViewCodeSequence. A file of no such patient becomes a study by itself, for the
-    builder to judge.
+    Files. `<root>` holds CMMD_clinicaldata_revision.xlsx, and the DICOM files at any depth. The table lists breasts,
+    not files. A file's patient is its PatientID, else the folder D1-0001 in its path; its side is ImageLaterality; the
+    view is read from ViewCodeSequence when packing. A file without such a patient becomes a study of its own.
 
-    - Pathology is `classification`, proven by biopsy, and it is of the breast: 30 patients have a benign and a
-      malignant one. The other breast of most patients in D2 has images and no row: they are kept, without labels,
-      and not taken for normal. BI-RADS and density are not in the data set.
-    - `abnormality` makes a finding without a box on every view of the breast, or two where it is "both". Its
-      pathology is that of the breast, but not known for "both" in a malignant breast.
-    - Molecular subtypes are not used, nor the list of mistaken sides that was published later (TOMPEI-CMMD).
+    Labels.
+    - Pathology is `classification`, proven by biopsy, per breast: 30 patients have one benign and one malignant breast.
+      The other breast of most D2 patients has images but no row: it is kept without labels, and is not taken for
+      normal. There is no BI-RADS and no density.
+    - `abnormality` is a finding without box on every view of the breast, or two for "both". It has the pathology of the
+      breast, but for "both" in a malignant breast, where its pathology is unknown.
+    - Molecular subtypes, and the list of wrong sides published later (TOMPEI-CMMD), are not used.
 
-    The images of a breast are refused for the first of these that holds:
-    1. label: a row of the patient names no breast, or a cell is not documented;
-    2. label-conflict: its rows call it benign and malignant. The table means to have one row a breast, so nobody
-    knows which of them is a mistake.
+    Refused, all images of a breast, by the first that applies:
+    1. label: a row of the patient names no breast, or a cell is undocumented; 2. label-conflict: its rows are benign
+    and malignant. The table should have one row per breast, so either may be the mistake.
+    Raises `ShardError` if the table, one of its columns, or all DICOM files are missing.
     """
     if not (root / TABLE).is_file():
         raise ShardError(f"pack.root: {root} must hold {TABLE} and the images of CMMD")
@@ -85,12 +88,14 @@ def cmmd(root: Path) -> Iterator[SourceStudy]:
         yield SourceStudy(name, name, tuple(views), age=table[name].age if name in table else None)
 
 
-def _patient(path: Path, told: str) -> str:
-    return next(filter(PATIENT.fullmatch, (told, *path.parts)), str(path))
+def _patient(path: Path, patient_id: str) -> str:
+    return next(filter(PATIENT.fullmatch, (patient_id, *path.parts)), str(path))
 
 
 def _view(path: Path, side: str, patient: Patient | None) -> SourceView:
-    if side not in LATERALITIES:  # the builder looks in other places of the header, and refuses where there is none
+    if (
+        side not in LATERALITIES
+    ):  # packing reads other attributes of the header, and refuses the image if none states the side
         return SourceView(path)
     breast = patient.breasts.get(side) if patient else None
     if breast is None:
@@ -111,14 +116,13 @@ def _clinical(path: Path) -> dict[str, Patient]:
     patients = {}
     of_patient: Any
     for of_patient in groups(table[~nameless], ["patient"]):
-        ages = {_age(row.age) for row in of_patient} - {None}
         breasts = {side: _breast(breast) for side in LATERALITIES if (breast := _rows_of(of_patient, side))}
-        patients[of_patient[0].patient] = Patient(breasts, ages.pop() if len(ages) == 1 else None)
+        patients[of_patient[0].patient] = Patient(breasts, agreed_age(row.age for row in of_patient))
     return patients
 
 
 def _rows_of(of_patient: Sequence[Any], side: str) -> list[Any]:
-    """The rows of a breast; one that does not say of which it is may be of either."""
+    """The rows of a breast; a row without a side may belong to either."""
     return [row for row in of_patient if row.side == side or row.side not in LATERALITIES]
 
 
@@ -127,23 +131,19 @@ def _breast(breast: Sequence[Any]) -> Breast:
         for column, known in (("side", LATERALITIES), ("classification", PATHOLOGIES), ("abnormality", KINDS)):
             text = getattr(row, column)
             if text not in known and (text or column == "side"):
-                return Breast(Labels(), refused=("label", f"{TABLE}: {column} {text!r} in row {row.row} is not known"))
-    told = {row.classification for row in breast} - {None}
-    if len(told) > 1:
+                message = f"{TABLE}, row {row.row}: {column} {text!r} is not documented"
+                return Breast(Labels(), refused=("label", message))
+    pathologies = {row.classification for row in breast} - {None}
+    if len(pathologies) > 1:
         return Breast(Labels(), refused=("label-conflict", f"{TABLE}: calls this breast benign and malignant"))
-    pathology = told.pop() if told else None
+    pathology = agreed(pathologies)
     labels = Labels(cancer=None if pathology is None else pathology == "malignant", pathology=pathology)
     return Breast(labels, _findings(breast, pathology))
 
 
 def _findings(breast: Sequence[Any], pathology: str | None) -> tuple[Finding, ...]:
-    named = {kind for row in breast for kind in KINDS.get(row.abnormality, ())}
-    if len(named) > 1 and pathology == "malignant":
+    kinds = {kind for row in breast for kind in KINDS.get(row.abnormality, ())}
+    if len(kinds) > 1 and pathology == "malignant":
         pathology = None
-    return tuple(
-        Finding(number, kind, pathology=pathology) for number, kind in enumerate(sorted(named, reverse=True), 1)
-    )
-
-
-def _age(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"[1-9]\d?|1[0-2]\d", text) else None
+    numbered = enumerate(sorted(kinds, reverse=True), 1)
+    return tuple(Finding(number, kind, pathology=pathology) for number, kind in numbered)

@@ -1,6 +1,6 @@
-"""How a CSV file is written: compressed or not, its encoding, its separator, its header.
+"""Detect how a CSV file is written: compression, encoding, separator, header.
 
-Found by looking at the file. What cannot be told for certain is an error that says how to save the file instead.
+If that is ambiguous, the error says how to save the file instead.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 SEPARATORS = (",", ";", "\t", "|")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 HEAD = 2**20  # bytes in which the header must end
-# Blank lines, and the line in which Excel is told the separator.
+# Blank lines, and the line that declares the separator to Excel.
 PREAMBLE = re.compile(r"(?:(?:[ ,;\t|]*|\"?sep=.\"?)(?:\r\n|\r|\n))*")
 
-# Text in another 8-bit encoding, once it is read as Windows-1252: characters that Western languages do not write, or
-# not in this place (Central European letters), and longer runs of accented letters (Cyrillic, Greek, Hebrew, Chinese).
+# Text of another 8-bit encoding, read as Windows-1252: characters that Western languages do not use, or not in this
+# position (Central European letters), and runs of accented letters (Cyrillic, Greek, Hebrew, Chinese).
 LETTERS = "À-ÖØ-öø-ÿŠšŽžŒœŸ"
 SIGNS = "€‚„…‘’“”•–—™‰«»‹›°±²³µ·§¼½¾®©×¡¿ªº\xa0"
 FOREIGN = re.compile(rf"[^\x00-\x7f{LETTERS}{SIGNS}]|[{LETTERS}]{{4}}|\w[¡¿]|[²³]\w")
@@ -38,7 +38,7 @@ FOREIGN = re.compile(rf"[^\x00-\x7f{LETTERS}{SIGNS}]|[{LETTERS}]{{4}}|\w[¡¿]|[
 
 @dataclass(frozen=True)
 class Dialect:
-    """`skipped` is the number of lines before the header."""
+    """How to read a CSV file; `skipped` is the number of lines before the header."""
 
     encoding: str
     separator: str
@@ -47,10 +47,10 @@ class Dialect:
 
 
 def find_dialect(path: Path, wanted: Collection[str], separator: str | None = None) -> Dialect:
-    """The dialect of the CSV file at `path`; `separator` is looked for where it is None.
+    """Detect the dialect of the CSV file at `path`; the separator only if `separator` is None.
 
-    The separator is the one with which most of the `wanted` columns are in the header. The encoding is that of the
-    byte order mark, and otherwise UTF-8: see `check_western` for a file that turns out not to be.
+    The separator is the one that finds most of the `wanted` columns in the header. The encoding is that of the byte
+    order mark, else UTF-8; `check_western` handles files that are not. Raises `ShardError` for NUL bytes.
     """
     with open_packed(path) as file:
         head = file.read(HEAD)
@@ -67,12 +67,12 @@ def find_dialect(path: Path, wanted: Collection[str], separator: str | None = No
 
 
 def clean_name(name: str) -> str:
-    """The name of a column without blanks and byte order marks around it."""
+    """A column name without surrounding spaces and byte order marks."""
     return name.replace("\ufeff", "").strip()
 
 
 def open_packed(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed where it is gzip, bzip2, xz or zip, whatever its name says."""
+    """Open a file, decompressing gzip, bzip2, xz and zip by content, whatever the suffix."""
     with path.open("rb") as file:
         start = file.read(6)
     opener = next((opener for magic, opener in PACKED.items() if start.startswith(magic)), None)
@@ -95,9 +95,9 @@ PACKED: dict[bytes, Callable[[Any], Any]] = {
 
 
 def check_western(path: Path) -> None:
-    """Raises `ShardError` unless the file at `path`, which is not UTF-8, is for all we can see Windows-1252.
+    """Raises `ShardError` unless the file at `path`, which is not UTF-8, plausibly is Windows-1252.
 
-    The log shows a word: other encodings share most of the letters.
+    Logs a word as an example, because other encodings share most letters.
     """
     example, utf8_line = "", 0
     with open_packed(path) as file:
@@ -121,7 +121,7 @@ def check_western(path: Path) -> None:
 
 
 def _accented(text: str) -> str:
-    """The first word with a character beyond ASCII."""
+    """The first word with a non-ASCII character."""
     return next(word for word in re.findall(r"[^\s,;|\"]+", text) if not word.isascii())[:40]
 
 
@@ -137,6 +137,6 @@ def _decode(head: bytes, encoding: str) -> str:
 def _header(text: str, separator: str) -> tuple[str, ...]:
     try:
         names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), ())
-    except (csv.Error, TypeError):  # a cell without end; a separator that is a pattern, which pandas understands
+    except (csv.Error, TypeError):  # an unclosed cell; a separator that is a pattern, which only pandas supports
         return ()
     return tuple(clean_name(name) for name in names)

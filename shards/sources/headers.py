@@ -1,4 +1,4 @@
-"""What a source needs of DICOM headers, where no table of the data set names the files."""
+"""DICOM files and headers, for sources whose tables do not list files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from shards.errors import is_of_the_machine
 from shards.image.dicom_file import holds_dicom, is_named_dicom, open_unfolded, read_dicom
 from shards.processes import quiet
 
-INDEX = "DICOMDIR"  # of a DICOM disc (PS3.10 8.6): it names the images, and is none
+INDEX = "DICOMDIR"  # index of a DICOM disc (PS3.10 8.6): in DICOM format, but no image
 
 
 def dicom_files(root: Path) -> list[Path]:
-    """The DICOM files at any depth below `root`, sorted: by their suffix, else by their content."""
+    """The DICOM files at any depth below `root`, sorted: by suffix, else by content."""
     return sorted(path for path in root.rglob("*") if is_named_dicom(path) or _is_unnamed_dicom(path))
 
 
@@ -21,11 +21,10 @@ def _is_unnamed_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path, *attributes: str) -> dict[str, str]:
-    """The text of these attributes; "" for one that is missing, and for all of a file that cannot be read.
+    """The text of each of the `attributes`, stripped; "" if it is missing, or if the file cannot be read.
 
-    Raises `OSError` where the machine is to blame, and not the file.
-
-    Whether such a file is damaged or no DICOM file at all is told by the builder, to which it is left.
+    Packing finds out whether an unreadable file is damaged or no DICOM file. Raises `OSError` if the machine is to
+    blame, not the file.
     """
     try:
         with quiet(), open_unfolded(path) as file:
@@ -33,5 +32,5 @@ def read_header(path: Path, *attributes: str) -> dict[str, str]:
         return {name: str(header.get(name) or "").strip() for name in attributes}
     except Exception as error:  # untrusted input: pydicom's errors about damaged files have no common type
         if isinstance(error, OSError) and is_of_the_machine(error):
-            raise  # or a file of which nothing is wrong would be planned as one without a name
+            raise  # otherwise an intact file would be planned as one without identifiers
         return dict.fromkeys(attributes, "")

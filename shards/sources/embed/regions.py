@@ -1,12 +1,12 @@
-"""EMBED's regions of interest as boxes in the DICOM image, or none where their place is not certain.
+"""EMBED's regions of interest as boxes in the DICOM image, or none if their place is uncertain.
 
-The radiologists' marks were found in PNGs, which the authors had made from the DICOM files and mirrored left to
-right where the row direction in PatientOrientation is P (their DCM_to_PNG notebook): so that depends on the file,
-not on the side of the breast. Tables of a later release hold the regions of the DICOM image, too; their coordinates
-differ by that mirroring. The open release has `ROI_coords` alone. Its README does not say in which image these
-are, and users found them on the wrong side of some DICOM images (issues 5 and 9 of the repository). "png" is the
-default because nearly all coordinates that the authors' notebook prints lie in the left half of an image, where the
-PNGs have the breast, and because it places nothing by a guess.
+The radiologists' marks were detected in PNGs. The authors had made these from the DICOM files, mirrored left to right
+if the row direction in PatientOrientation is P (their DCM_to_PNG notebook): this depends on the file, not on the side.
+Tables of a later release also hold the regions in the DICOM image, which differ by that mirroring. The open release has
+`ROI_coords` alone. Its README does not document the image they refer to, and users found them on the wrong side of some
+DICOM images (issues 5 and 9 of the repository). "png" is the default because nearly all coordinates printed in the
+authors' notebook lie in the left half of an image, where the PNGs have the breast, and because it places no box by a
+guess.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ Orientation = Literal["png", "dicom"]
 
 NUMBER = r"\s*(\d{1,5}(?:\.\d{1,9})?)\s*"
 REGION = re.compile(rf"[(\[]{NUMBER},{NUMBER},{NUMBER},{NUMBER},?\s*[)\]]")
-MIRRORED = {"A": False, "P": True}  # by the direction in which the columns of the DICOM image go
+MIRRORED = {"A": False, "P": True}  # first letter of PatientOrientation -> whether the PNG is mirrored
 
 
 def regions_of(row: Any, orientation: Orientation) -> list[Box] | None:
-    """The boxes of an image; empty where it has none, None where it has some and their place is not certain.
+    """The boxes of an image in pixels: empty if it has none, None if it has some in an uncertain place.
 
-    1. `DCM_ROI_coords`, where the table has them, are in pixels of the DICOM image.
-    2. `orientation` "png": `ROI_coords` are in pixels of the PNG. They are mirrored back with the width in
-       `Columns` where `PatientOrientation` begins with P, kept where it begins with A, and not placed where one
-       of them is missing, as in the reduced table.
-    3. "dicom": `ROI_coords` are in pixels of the DICOM image, for who has looked at them and knows.
-    A text that is no list of regions, a number of them other than `num_roi`, and a box outside of the image are
-    not placed either.
+    1. `DCM_ROI_coords`, if present, refer to the DICOM image.
+    2. `orientation` "png": `ROI_coords` refer to the PNG. They are mirrored by the width in `Columns` if
+       `PatientOrientation` begins with P, kept if it begins with A, and uncertain if either is missing, as in the
+       reduced table.
+    3. `orientation` "dicom": `ROI_coords` refer to the DICOM image, for users who have verified that.
+    Also uncertain: a text that is no list of regions, a count other than `num_roi`, and a box outside of the image.
     """
     text, flips = row.dicom_regions, False
     if text is None:
         text, flips = row.regions, orientation == "png"
-    found = _parse(text or "")
-    if not found:
-        return found
-    if row.regions_counted not in (None, str(len(found))):
+    boxes = _parse(text or "")
+    if not boxes:
+        return boxes
+    if row.regions_counted not in (None, str(len(boxes))):
         return None
     if flips:
-        found = _unmirrored(found, row)
-    return found if found and all(_fits(box, row) for box in found) else None
+        boxes = _unmirrored(boxes, row)
+    return boxes if boxes and all(_fits(box, row) for box in boxes) else None
 
 
 def _parse(text: str) -> list[Box] | None:
-    """`((ymin, xmin, ymax, xmax),)`, of any depth and with either kind of bracket."""
+    """The boxes in a text `((ymin, xmin, ymax, xmax),)`, nested at will, with round or square brackets."""
     if re.sub(r"[\[\]()\s,]", "", REGION.sub("", text)):
         return None
     corners = [tuple(map(float, match)) for match in REGION.findall(text)]

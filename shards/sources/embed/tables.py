@@ -1,4 +1,4 @@
-"""The two tables of EMBED as text: the wanted columns, numbers in one spelling, and paths below the images."""
+"""The two tables of EMBED as text: the wanted columns, whole numbers without point, paths below the image folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shards.sources.tables import blank_unknown, read_table
 
 log = logging.getLogger(__name__)
 
-# The leading parts of `anon_dicom_path` in the releases of the tables, for which the folder of the images stands.
+# Prefixes of `anon_dicom_path` in the releases of the tables; the image folder replaces them.
 PREFIXES = ("/mnt/NAS2/mammo/anon_dicom", "/mnt/NAS3/mammo/anon_dicom", "./images", "images")
 IDENTIFIERS = ["patient", "study"]
 CLINICAL = {
@@ -48,13 +48,14 @@ FILES = {
 }
 OPTIONAL = ("bside", "calcnumber", "age", "race", "origin", "ethnicity")
 OPTIONAL_OF_FILES = ("regions_counted", "regions", "dicom_regions", "orientation", "height", "width")
-# A whole number ends in .0 where the column has empty cells, too.
+# Columns of whole numbers: pandas writes 1.0 if the column has empty cells.
 WHOLE = {*IDENTIFIERS, "tissueden", "path_severity", "numfind", "calcnumber"}
 WHOLE_OF_FILES = {*IDENTIFIERS, "spot", "regions_counted", "height", "width"}
-ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+")  # how a spreadsheet writes a number whose last digits it has dropped
+ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+")  # a spreadsheet has dropped the last digits of this number
 
 
 def clinical_rows(root: Path) -> pd.DataFrame:
+    """The clinical table, one row per finding, without rows that lack patient or exam. Logs undocumented codes."""
     table = _read(root, "clinical", CLINICAL, OPTIONAL, WHOLE)
     for column, codes in CODES.items():
         unknown = table.loc[table[column].notna() & ~table[column].isin(list(codes)), column]
@@ -70,6 +71,7 @@ def clinical_rows(root: Path) -> pd.DataFrame:
 
 
 def image_rows(root: Path, prefixes: Sequence[str]) -> pd.DataFrame:
+    """The metadata table, one row per file: `inside` is its path below the image folder, `again` marks repetitions."""
     table = _read(root, "metadata", FILES, OPTIONAL_OF_FILES, WHOLE_OF_FILES)
     table["row"] = (table.index + 2).astype(str)
     table["inside"] = _each(table["file"], lambda text: _inside(text, prefixes))
@@ -98,7 +100,7 @@ def _each(column: pd.Series[Any], change: Callable[[str], str | None]) -> pd.Ser
 
 
 def _inside(text: str, prefixes: Sequence[str]) -> str | None:
-    """The path below the folder of the images; None where it starts with no known prefix."""
+    """The path below the image folder; None if it has no known prefix."""
     for prefix in prefixes:
         start = prefix.rstrip("/") + "/"
         if text.startswith(start) and len(text) > len(start):
@@ -107,6 +109,7 @@ def _inside(text: str, prefixes: Sequence[str]) -> str | None:
 
 
 def log_unmatched(clinical: pd.DataFrame, files: pd.DataFrame) -> None:
+    """Log how many rows of each table have no exam in the other."""
     keys = [pd.MultiIndex.from_frame(table[IDENTIFIERS].dropna().astype(str)) for table in (clinical, files)]
     for number, what in (
         ((~keys[1].isin(keys[0])).sum(), "images belong to exams without clinical rows: they have no labels"),
@@ -117,6 +120,7 @@ def log_unmatched(clinical: pd.DataFrame, files: pd.DataFrame) -> None:
 
 
 def log_regions(files: pd.DataFrame, boxed: int) -> None:
+    """Log how many images have regions, and on how many of them (`boxed`) a finding got a box."""
     regions = files["dicom_regions"].where(files["dicom_regions"].notna(), files["regions"])
     marked = int((regions.notna() & _each(regions, lambda text: text.strip("[](), ")).astype(bool)).sum())
     if marked:

@@ -1,4 +1,4 @@
-"""Writes one synthetic mammogram as a DICOM file (PS3.3 A.26, Digital Mammography X-Ray Image)."""
+"""Write a synthetic mammogram as a DICOM file (PS3.3 A.26, Digital Mammography X-Ray Image IOD)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless)
 BITS = 12
 WHITE = 2**BITS - 1
 
-# CID 4014, View for Mammography
+# PS3.16 CID 4014, View for Mammography
 VIEW_CODES = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
-# Columns run to the nipple in a left breast and to the chest wall in a right one; rows run down the
-# picture as it hangs: to the medial side in CC, to the foot in MLO (PS3.3 C.7.6.1.1.1).
+# PatientOrientation (PS3.3 C.7.6.1.1.1): rows run to the nipple in a left breast and to the chest wall in a right one;
+# columns run down the hanging image: to the medial side in CC, to the foot in MLO.
 ORIENTATIONS = {
     ("L", "CC"): ["A", "R"],
     ("R", "CC"): ["P", "L"],
@@ -37,7 +37,7 @@ INSTANCES = list(ORIENTATIONS)
 
 @dataclass(frozen=True)
 class Exam:
-    """What the four files of a study share; `age` in years, `inverted` = stored as MONOCHROME1."""
+    """The facts that the four files of a study share; `age` in years, `inverted` for MONOCHROME1."""
 
     patient: str
     study: str
@@ -49,7 +49,7 @@ class Exam:
 def write_mammogram(
     path: Path, pixels: NDArray[np.uint16], spacing: float, laterality: str, view: str, exam: Exam
 ) -> None:
-    """Writes `pixels` ([H, W], 12 bits, tissue bright; `spacing` in mm) to `path`; equal arguments give equal bytes."""
+    """Write `pixels` ([H, W], 12 bits, tissue bright; `spacing` in mm) to `path`; equal arguments give equal bytes."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
@@ -61,13 +61,13 @@ def write_mammogram(
     _describe_projection(dataset, laterality, view)
     _describe_pixels(dataset, WHITE - pixels if exam.inverted else pixels, spacing, exam.inverted)
     if exam.transfer_syntax.is_compressed:
-        # The plug-in is named because pydicom would choose its own RLE encoder, which is written in Python.
+        # Named explicitly: pydicom would choose its own RLE encoder, which is slow.
         dataset.compress(exam.transfer_syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
     dataset.save_as(path, enforce_file_format=True)
 
 
 def _describe_study(dataset: Dataset, exam: Exam) -> None:
-    """Patient, study, series and equipment: all invented."""
+    """Patient, Study, Series and Equipment modules (PS3.3 C.7), all invented."""
     dataset.PatientName = f"{exam.patient}^Synthetic"
     dataset.PatientID = exam.patient
     dataset.PatientBirthDate = ""
@@ -120,7 +120,7 @@ def _describe_pixels(dataset: Dataset, stored: NDArray[np.uint16], spacing: floa
 
 
 def _uid(*names: str) -> str:
-    """A UID that depends on `names` only: 2.25 and a UUID as a decimal number (PS3.5 B.2)."""
+    """A UID derived from `names`: 2.25 and a UUID as a decimal number (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, '/'.join(('phantom', *names))).int}"
 
 

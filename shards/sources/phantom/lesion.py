@@ -1,4 +1,4 @@
-"""Draws masses and calcifications into a synthetic mammogram, as their BI-RADS descriptors say."""
+"""Draw masses and calcifications into a synthetic mammogram, by their BI-RADS descriptors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import cv2
 import numpy as np
 
 from shards.schema import Box, Finding
-
-Image = np.ndarray  # float32 [H, W]; OpenCV's stubs know no more than this
-Rng = np.random.Generator
+from shards.sources.phantom.anatomy import Image, Rng
 
 BRIGHTEST = 0.97  # of the stored range
 SUBPIXEL = 4  # bits after the point in OpenCV's coordinates
@@ -19,17 +17,17 @@ BOX_EDGE = 0.15  # share of the full contrast at which a lesion ends
 
 @dataclass(frozen=True)
 class Lesion:
-    """A finding still without its box, and its diameter in mm (of a mass without its spicules)."""
+    """A finding without its box yet, and its diameter in mm (of a mass without its spicules)."""
 
     finding: Finding
     size: float
 
 
 def add_lesion(image: Image, lesion: Lesion, centre: tuple[float, float], spacing: float, rng: Rng) -> Box:
-    """Brightens `image` [H, W] (0..1, chest wall left) around `centre` (x, y in mm); returns the box in pixels.
+    """Brighten `image` [H, W] (0..1, chest wall left) around `centre` (x, y in mm); return the box in pixels.
 
-    `spacing` is in mm per pixel. A malignant mass and every calcification approach a fixed brightness, because
-    they must be seen in dense tissue too; a benign mass only adds a little to what lies over it.
+    `spacing` is in mm per pixel. Malignant masses and all calcifications approach a fixed brightness, so that they show
+    in dense tissue; a benign mass adds a little to the tissue around it.
     """
     finding, diameter = lesion.finding, lesion.size / spacing
     cover = _mass(finding, diameter, rng) if finding.kind == "mass" else _calcifications(finding, diameter, rng)
@@ -55,7 +53,7 @@ def add_lesion(image: Image, lesion: Lesion, centre: tuple[float, float], spacin
 
 
 def _mass(finding: Finding, diameter: float, rng: Rng) -> Image:
-    """Cover 0..1 on a square patch with the mass in its middle."""
+    """Cover 0..1 on a square patch [h, h] with the mass in its centre; `diameter` in pixels."""
     half = round(diameter * 1.3) + 4
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     tilt, long = rng.uniform(0, np.pi), {"round": 1.0, "oval": rng.uniform(1.25, 1.6)}.get(finding.shape or "", 1.15)
@@ -74,7 +72,7 @@ def _mass(finding: Finding, diameter: float, rng: Rng) -> Image:
 
 
 def _spicules(half: int, radius: float, rng: Rng) -> Image:
-    """Straight strands that leave the core in all directions and thin out; 0..0.75."""
+    """Straight strands 0..0.75 that leave the core in all directions and fade out; sizes in pixels."""
     canvas = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
     number = int(rng.integers(10, 20))
     for ray in range(number):
@@ -82,26 +80,17 @@ def _spicules(half: int, radius: float, rng: Rng) -> Image:
         turn, length = rng.normal(0, 0.2), radius * min(1.2 + rng.gamma(2.0, 0.25), 2.5)
         reach = np.linspace(0.6 * radius, length, 7)
         way = angle + turn * reach / length
-        points = np.rint((half + np.stack([np.cos(way), np.sin(way)], 1) * reach[:, None]) * 2**SUBPIXEL).astype(
-            np.int32
-        )
+        points = half + np.stack([np.cos(way), np.sin(way)], 1) * reach[:, None]
+        points = np.rint(points * 2**SUBPIXEL).astype(np.int32)
         bright = rng.uniform(90, 200)
         for step in range(6):
-            line, fade = points[step : step + 2], 1 - step / 7
-            cv2.line(
-                canvas,
-                line[0].tolist(),
-                line[1].tolist(),
-                int(bright * fade),
-                3 if step < 2 else 2,
-                cv2.LINE_AA,
-                SUBPIXEL,
-            )
+            (start, end), width = points[step : step + 2].tolist(), 3 if step < 2 else 2
+            cv2.line(canvas, start, end, int(bright * (1 - step / 7)), width, cv2.LINE_AA, SUBPIXEL)
     return cv2.GaussianBlur(canvas, (0, 0), 0.7).astype(np.float32) / 255
 
 
 def _calcifications(finding: Finding, diameter: float, rng: Rng) -> Image:
-    """Cover 0..1 on a square patch: fine angular specks if malignant, a few large smooth ones if not."""
+    """Cover 0..1 on a square patch [h, h]: fine angular specks if malignant, else a few large smooth ones."""
     half = round(diameter / 2) + 8
     canvas = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
     malignant = finding.pathology == "malignant"
@@ -110,13 +99,11 @@ def _calcifications(finding: Finding, diameter: float, rng: Rng) -> Image:
     for _ in range(int(rng.integers(14, 26) if malignant else rng.integers(3, 6))):
         distance, angle = diameter / 2 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
         along, across = distance * np.cos(angle), distance * np.sin(angle) * narrow
-        middle = half + np.array(
-            [along * np.cos(tilt) - across * np.sin(tilt), along * np.sin(tilt) + across * np.cos(tilt)]
-        )
+        centre = [along * np.cos(tilt) - across * np.sin(tilt), along * np.sin(tilt) + across * np.cos(tilt)]
         corners = int(rng.integers(3, 6)) if malignant else 16
         turn = 2 * np.pi * (np.arange(corners) + rng.random()) / corners
         reach = rng.uniform(0.8, 2.2, corners) if malignant else np.full(corners, rng.uniform(2.0, 4.0))
-        outline = middle + np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None]
+        outline = half + np.array(centre) + np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None]
         points = np.rint(outline * 2**SUBPIXEL).astype(np.int32)
         cv2.fillPoly(canvas, [points], int(rng.integers(190, 256)), cv2.LINE_AA, SUBPIXEL)
     return cv2.GaussianBlur(canvas, (0, 0), 0.5).astype(np.float32) / 255

@@ -1,15 +1,12 @@
-"""A synthetic screening cohort: DICOM mammograms of patients that never were, with every fact known.
+"""A synthetic screening cohort: DICOM mammograms of invented patients, with every fact known.
 
-Patient `i` of a seed is the same whatever the number of patients or of processes: all random choices
-come from generators keyed by (seed, i, ...). The archive is `<root>/<PatientID>/<side>_<view>.dcm` and
-`<root>/cohort.json`, which holds the facts and, being written last, also says that the archive is complete.
+Written by this source, no download. Free of any licence but the project's.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,18 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from shards.files import atomic_write
 from shards.processes import start_single
 from shards.progress import progress
 from shards.schema import DENSITIES, LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.sources.phantom.anatomy import SPACING
 from shards.sources.phantom.dicom import TRANSFER_SYNTAXES, Exam, write_mammogram
-from shards.sources.phantom.image import GLANDULAR_SHARE, SPACING, Breast, draw_breast
+from shards.sources.phantom.image import Breast, draw_breast
 from shards.sources.phantom.lesion import Lesion
 
-VERSION = 2  # of the pictures and facts: another number, another cohort
+VERSION = 2  # of the cohort; increase it when images or facts change
 FACTS_FILE = "cohort.json"
 
+# Share of the breast that fibroglandular tissue covers, per BI-RADS density. The ACR gives no figures since its 5th
+# edition; these lie about in the middle of the quartiles of the 4th.
+GLANDULAR_SHARE = {"A": (0.02, 0.08), "B": (0.18, 0.30), "C": (0.42, 0.56), "D": (0.72, 0.86)}
 DENSITY_SHARES = (0.2, 0.3, 0.3, 0.2)
-# Of the patients, independently. Far more cancers than in screening: a few hundred patients must show enough of them.
+# Shares of the patients, independent. Far more cancers than in screening, so that a few hundred patients suffice.
 MALIGNANT_SHARE, BENIGN_SHARE = 0.80, 0.20
 MONOCHROME1_SHARE = 0.25
 REASONS = {"screening": 0.8, "diagnostic": 0.2}
@@ -40,10 +42,15 @@ Rng = np.random.Generator
 
 
 def phantom(root: Path, patients: int = 400, seed: int = 0) -> Iterator[SourceStudy]:
-    """Yields the studies of the cohort under `root`, after writing it there if it is not there yet.
+    """Yield the studies of the cohort in `root`; draw and write it first if it is not there.
 
-    Laterality and view are left to the DICOM headers. Raises `ShardError` if `root` holds a cohort made
-    with another number of patients, another seed or another version of this source.
+    Files. `<root>/<PatientID>/<side>_<view>.dcm`, and cohort.json with all facts. That is written last, and so marks
+    the archive as complete. Patient `i` of a seed is the same for any number of patients and processes, because every
+    random generator is keyed by (seed, i, ...).
+
+    Labels. All labels and findings are known and match the images. Laterality and view are read from the DICOM headers.
+
+    Nothing is refused. Raises `ShardError` if `root` holds a cohort of another number of patients, seed or version.
     """
     root = Path(root)
     wanted = {"version": VERSION, "patients": patients, "seed": seed}
@@ -53,8 +60,8 @@ def phantom(root: Path, patients: int = 400, seed: int = 0) -> Iterator[SourceSt
     for name, value in wanted.items():
         if cohort.get(name) != value:
             raise ShardError(
-                f"{root / FACTS_FILE}: {name} is {cohort.get(name)!r}, asked for {value!r}; "
-                "give another root or remove this one"
+                f"{root / FACTS_FILE}: {name} is {cohort.get(name)!r}, requested {value!r}; "
+                "set another pack.root or remove this folder"
             )
     for study in cohort["studies"]:
         views = tuple(_view(root, view) for view in study["views"])
@@ -62,7 +69,10 @@ def phantom(root: Path, patients: int = 400, seed: int = 0) -> Iterator[SourceSt
 
 
 def write_archive(root: Path, patients: int, seed: int, workers: int = 2) -> None:
-    """Draws and writes `patients` studies of four DICOM files each, in `workers` processes."""
+    """Draw and write `patients` studies of four DICOM files each, in `workers` processes.
+
+    Raises `ShardError` for fewer than 1 patient and a negative seed.
+    """
     if patients < 1 or seed < 0:
         raise ShardError(
             f"phantom: patients={patients}, seed={seed}; patients must be at least 1 and the seed not negative"
@@ -76,9 +86,7 @@ def write_archive(root: Path, patients: int, seed: int, workers: int = 2) -> Non
     else:
         studies = list(progress(map(write, range(patients)), patients, "drawing phantoms", "patients"))
     cohort = {"version": VERSION, "patients": patients, "seed": seed, "studies": studies}
-    aside = root / f"{FACTS_FILE}.part"
-    aside.write_text(json.dumps(cohort, indent=1, sort_keys=True) + "\n")
-    os.replace(aside, root / FACTS_FILE)
+    atomic_write(root / FACTS_FILE, (json.dumps(cohort, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _view(root: Path, document: dict[str, Any]) -> SourceView:
@@ -87,7 +95,7 @@ def _view(root: Path, document: dict[str, Any]) -> SourceView:
 
 
 def _write_patient(root: Path, seed: int, index: int) -> dict[str, Any]:
-    """Writes one patient's four files; returns her study as it stands in the facts file."""
+    """Write one patient's four files; return her study as JSON for cohort.json."""
     rng = np.random.default_rng([seed, index])
     patient = f"PHANTOM-{seed}-{index:05d}"
     density = str(rng.choice(DENSITIES, p=DENSITY_SHARES))
@@ -116,15 +124,10 @@ def _choose(shares: dict[str, float], rng: Rng) -> str:
 
 
 def _pathologies(rng: Rng) -> dict[str, str]:
-    """Of each breast: normal, benign or malignant; a benign lesion beside a cancer is in the other breast."""
+    """Normal, benign or malignant, by side; a benign lesion beside a cancer is in the other breast."""
     first, second = rng.permutation(LATERALITIES)
     malignant, benign = rng.random() < MALIGNANT_SHARE, rng.random() < BENIGN_SHARE
-    found = {str(first): "normal", str(second): "normal"}
-    if malignant:
-        found[str(first)] = "malignant"
-    if benign:
-        found[str(second)] = "benign"
-    return found
+    return {str(first): "malignant" if malignant else "normal", str(second): "benign" if benign else "normal"}
 
 
 def _birads(pathology: str, rng: Rng) -> int:
@@ -137,7 +140,7 @@ def _birads(pathology: str, rng: Rng) -> int:
 
 
 def _lesions(pathology: str, rng: Rng) -> tuple[Lesion, ...]:
-    """What a breast of this pathology shows, in BI-RADS words; sizes in mm."""
+    """Random lesions of a breast of this pathology, in BI-RADS terms, with sizes in mm."""
     kind = rng.random()
     if pathology == "malignant":
         margin = "spiculated" if rng.random() < 0.8 else "indistinct"

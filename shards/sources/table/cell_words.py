@@ -1,14 +1,14 @@
-"""What the cells of a user's own table mean: the spellings that the source `table` understands.
+"""The cells of a user's own table -> values: the spellings that the source `table` understands.
 
-Case and blanks do not count, and a whole number may be written as 4.0. Anywhere but in reports and
-identifiers, an empty cell and na, n/a, n.a., #n/a, <na>, nan, null and unknown mean "not stated".
-In identifiers none and - do as well: elsewhere they may be answers.
+Case and spaces are ignored, and a whole number may be written as 4.0. In all fields but reports and identifiers, an
+empty cell and na, n/a, n.a., #n/a, <na>, nan, null and unknown mean "not stated". So do none and - in identifiers;
+elsewhere they may be answers.
 
 laterality   l, left; r, right; or a text that names a view too, such as LCC
-view         as `shards.spellings` understands it: cc, cranio-caudal; mlo, medio-lateral oblique; LCC, MLO-ID; other
-             views are left out of a build, and so are texts that are not understood
-birads       0 to 6, 4a, 4b, 4c; "BI-RADS" or "BIRADS" may stand before it, and "category" between them
-density      a to d, 1 to 4; "ACR" or "density" may stand before it
+view         see `shards.spellings`: cc, cranio-caudal; mlo, medio-lateral oblique; LCC, MLO-ID; other views are left
+             out of a build, and so are unknown texts
+birads       0 to 6, 4a, 4b, 4c; "BI-RADS", "BIRADS" or "BI-RADS category" may precede it
+density      a to d, 1 to 4; "ACR" or "density" may precede it
 cancer       1, true, yes, y; 0, false, no, n
 pathology    normal, benign, malignant
 age          a number from 0 to 130, rounded down, or DICOM's 054Y
@@ -18,7 +18,7 @@ kind         mass, masses; calcification, microcalcification, with or without s;
 finding_pathology                       benign, malignant
 number                                  a whole number
 x0, y0, x1, y1, box_width, box_height   numbers with a decimal point; or a comma, in a CSV file not separated by commas
-race, ethnicity                         any text, as it stands
+race, ethnicity                         any text, unchanged
 shape, margin, finding_density,
 calcification_type, distribution        any text of at most `LONGEST` characters, in lower case
 """
@@ -50,20 +50,20 @@ NUMBER = re.compile(r"(-?\d+(?:\.\d*)?(?:e[-+]?\d+)?)")
 
 
 def plain(text: str) -> str:
-    """The form in which spellings are compared: lower case, single blanks, 4 for 4.0."""
+    """The form in which spellings are compared: lower case, single spaces, 4 for 4.0."""
     return whole(" ".join(text.casefold().split()))
 
 
 def whole(text: str) -> str:
-    """12 for 12.0, and any other text as it is."""
+    """12 for 12.0; any other text unchanged."""
     digits, _, zeros = text.partition(".")
     return digits if zeros and digits.isdigit() and not zeros.strip("0") else text
 
 
 def read_cell(field: str, text: str, meanings: Mapping[str, str]) -> Any:
-    """The value of a cell, None for "not stated". `meanings` (plain spelling -> spelling) goes first.
+    """The value of a cell, None for "not stated". `meanings` (plain spelling -> known spelling) is applied first.
 
-    Raises `ValueError` where the text is not understood.
+    Raises `ValueError` for an unknown text.
     """
     meant = meanings.get(plain(text), text)
     return None if plain(meant) in NOT_STATED else READERS[field](meant)
@@ -93,10 +93,10 @@ def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def _match(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.fullmatch(plain(text))
-    if not found:
+    match = pattern.fullmatch(plain(text))
+    if not match:
         raise ValueError(text)
-    return next(group for group in found.groups() if group)
+    return next(group for group in match.groups() if group)
 
 
 def _density(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The options of the source `table`: which column holds what, and which spellings are the user's own."""
+"""The options of the source `table`: the columns of its fields, and the user's own spellings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from shards.sources.table.cell_words import READERS, plain, read_cell
 IDENTIFIERS = ("patient", "study", "image")
 IMAGE_FACTS = ("laterality", "view", "birads", "density", "cancer", "pathology", "report")
 STUDY_FACTS = ("age", "race", "ethnicity", "reason")
-CORNER, OPPOSITE, SIZE = (
-    ("x0", "y0"),
-    ("x1", "y1"),
-    ("box_width", "box_height"),
-)  # a box is CORNER and one of the others
+# A box is CORNER and one of the others.
+CORNER, OPPOSITE, SIZE = ("x0", "y0"), ("x1", "y1"), ("box_width", "box_height")
 DESCRIPTORS = {  # column -> attribute of a Finding
     "shape": "shape",
     "margin": "margin",
@@ -30,13 +27,16 @@ FIELDS = (*IDENTIFIERS, *IMAGE_FACTS, *STUDY_FACTS, *FINDING_FACTS, "number")
 
 
 def column_names(columns: Any) -> dict[str, str]:
-    """Field -> name of its column, for the fields that have one. Raises `ShardError` for a field that is none."""
+    """Field -> name of its column, for the fields that have one.
+
+    Raises `ShardError` for an unknown or missing field, and for a name that is no text.
+    """
     given = _mapping("columns", columns)
     for field in given:
         if field not in FIELDS:
             raise ShardError(f"pack.options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
         if isinstance(given[field], bool | float):
-            raise ShardError(f"pack.options.columns.{field}: {given[field]} is no name of a column; write it in quotes")
+            raise ShardError(f"pack.options.columns.{field}: {given[field]} is no column name; write it in quotes")
     names = {field: str(name).strip() for field, name in given.items() if name is not None}
     box = box_fields(names)
     kind = ("kind",) if names.keys() & {"number", *FINDING_FACTS} else ()
@@ -47,7 +47,7 @@ def column_names(columns: Any) -> dict[str, str]:
 
 
 def box_fields(names: Collection[str]) -> tuple[str, ...]:
-    """The four fields that make a box where one of them has a column. Raises `ShardError` where more than four have."""
+    """The four fields of a box, if one of them has a column. Raises `ShardError` for both corners and size."""
     given, size = set(names), set(names) & set(SIZE)
     if size and given & set(OPPOSITE):
         raise ShardError("pack.options.columns: a box is x0, y0, x1, y1 or x0, y0, box_width, box_height; take two out")
@@ -55,7 +55,7 @@ def box_fields(names: Collection[str]) -> tuple[str, ...]:
 
 
 def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Field -> plain text of a cell -> a spelling that is understood; null in YAML is "", which says nothing."""
+    """Field -> plain text of a cell -> a known spelling. YAML's null is "", not stated. Raises `ShardError`."""
     given = _mapping("values", values)
     known = [field for field in READERS if field in names]
     for field in given:
@@ -67,7 +67,7 @@ def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, 
 
 
 def _spellings(field: str, words: Mapping[str, Any]) -> dict[str, str]:
-    """Cells are compared in their plain form: two spellings of one cell must not mean different things."""
+    """Plain text of a cell -> spelling. Two spellings of the same cell must not differ in meaning."""
     spellings: dict[str, str] = {}
     for cell, meant in words.items():
         spelling = "" if meant is None else str(meant)
@@ -77,8 +77,8 @@ def _spellings(field: str, words: Mapping[str, Any]) -> dict[str, str]:
             raise ShardError(f"pack.options.values.{field}.{cell}: {meant!r} is not understood") from None
         if spellings.setdefault(plain(cell), spelling) != spelling:
             raise ShardError(
-                f"pack.options.values.{field}.{cell}: {meant!r}, but the same cell is {spellings[plain(cell)]!r} in "
-                "another line; take one out"
+                f"pack.options.values.{field}.{cell}: {meant!r}, but another line maps the same cell to "
+                f"{spellings[plain(cell)]!r}; remove one"
             )
     return spellings
 

@@ -1,4 +1,4 @@
-"""The rows of a user's table that belong to one study -> a `SourceStudy`."""
+"""The rows of one study in a user's table -> a `SourceStudy`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from shards.schema import Box, Finding, Labels, Refused, SourceStudy, SourceView
 from shards.sources.table.options import DESCRIPTORS, IMAGE_FACTS, SIZE, STUDY_FACTS, box_fields
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-UNNUMBERED = -1  # a finding to which the table gives no number
+UNNUMBERED = -1  # of a finding without a number in the table
 
 
 def study_of(rows: Sequence[Any], root: Path, names: Mapping[str, str], owners: dict[str, int]) -> SourceStudy:
     """One study with its images in the order of the table.
 
-    `rows` have values for the fields in `names`, the row's number `row`, what is wrong with it
-    (`refused`), and whether it has a finding (`described`). `owners` holds the first row of each image
-    and grows from study to study.
+    `rows` have values for the fields in `names`, the row's number `row`, the reason to refuse it (`refused`), and
+    whether it has a finding (`described`). `owners` (image -> its first row) is shared by all studies and updated.
     """
     images: dict[str, list[Any]] = {}
     for row in rows:
@@ -40,7 +39,7 @@ def study_of(rows: Sequence[Any], root: Path, names: Mapping[str, str], owners: 
 
 
 def _study_facts(rows: Sequence[Any], names: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, str] | None]:
-    """What the study's rows have in common, or else the refusal of all its images."""
+    """The facts of the study, or the reason to refuse all its images because its rows differ."""
     fix = "" if "study" in names else "; name the column that tells exams apart in options.columns.study"
     try:
         return _agreed(rows, STUDY_FACTS, names, f"one study differ{fix}"), None
@@ -49,12 +48,12 @@ def _study_facts(rows: Sequence[Any], names: Mapping[str, str]) -> tuple[dict[st
 
 
 def _refuse(image: str, rows: Sequence[Any], owners: dict[str, int], conflict: tuple[str, str] | None) -> None:
-    """Raises `Refused` for what is wrong with the image's path, with a cell of its rows, or with its study."""
+    """Raises `Refused` for the image's path, for a cell of its rows, or for a conflict in its study."""
     if image.startswith(("/", "../")) or image == ".." or CONTROL.search(image):
         raise Refused("outside", "the path leads out of the archive's root or holds control characters")
     owner = owners.setdefault(image, rows[0].row)
     if owner != rows[0].row:
-        raise Refused("duplicate", f"row {owner} has this file in another study; row {rows[0].row} does not count")
+        raise Refused("duplicate", f"row {rows[0].row}: the file belongs to another study in row {owner}")
     for refused in (*(row.refused for row in rows), conflict):
         if refused:
             raise Refused(*refused)
@@ -73,18 +72,18 @@ def _view(path: Path, rows: Sequence[Any], names: Mapping[str, str], numbers: It
 
 
 def _agreed(rows: Sequence[Any], fields: Sequence[str], names: Mapping[str, str], differ: str) -> dict[str, Any]:
-    """What the rows say in common. Raises `Refused` where two of them differ."""
+    """The values on which the rows agree; empty cells agree with any. Raises `Refused` if two rows differ."""
     fields = [field for field in fields if field in names]
     if len(rows) == 1:
         return {field: getattr(rows[0], field) for field in fields}
     facts: dict[str, Any] = {}
     for field in fields:
-        told = {getattr(row, field): row.row for row in reversed(rows)}  # value -> the first row that has it
-        told.pop(None, None)
-        if len(told) > 1:
-            one, other = sorted(told.values())[:2]
+        first_rows = {getattr(row, field): row.row for row in reversed(rows)}  # value -> the first row that has it
+        first_rows.pop(None, None)
+        if len(first_rows) > 1:
+            one, other = sorted(first_rows.values())[:2]
             raise Refused("label-conflict", f"column {names[field]}: rows {one} and {other} of {differ}")
-        facts[field] = next(iter(told), None)
+        facts[field] = next(iter(first_rows), None)
     return facts
 
 
@@ -92,36 +91,36 @@ def _labels(facts: Mapping[str, Any], names: Mapping[str, str]) -> Labels:
     cancer, pathology = facts.get("cancer"), facts.get("pathology")
     if pathology is not None:
         if cancer is not None and cancer != (pathology == "malignant"):
-            told = f"column {names['cancer']} says {str(cancer).lower()}, column {names['pathology']} {pathology}"
-            raise Refused("label-conflict", told)
+            message = f"column {names['cancer']} is {str(cancer).lower()}, column {names['pathology']} {pathology}"
+            raise Refused("label-conflict", message)
         cancer = pathology == "malignant"
     return Labels(facts.get("birads"), facts.get("density"), cancer, pathology)
 
 
 def _findings(rows: Sequence[Any], names: Mapping[str, str], numbers: Iterator[int]) -> tuple[Finding, ...]:
-    found: list[Finding] = []
-    boxed: set[Finding] = set()  # a join repeats rows; but two findings without boxes may well read alike
+    findings: list[Finding] = []
+    boxed: set[Finding] = set()  # joins repeat rows; but two findings without boxes may be equal
     for row in rows:
         if not row.described:
             continue
         finding = _finding(row, names)
         if finding not in boxed:
-            found.append(finding)
+            findings.append(finding)
         if finding.box:
             boxed.add(finding)
-    return tuple(f if f.number != UNNUMBERED else replace(f, number=next(numbers)) for f in found)
+    return tuple(f if f.number != UNNUMBERED else replace(f, number=next(numbers)) for f in findings)
 
 
 def _finding(row: Any, names: Mapping[str, str]) -> Finding:
     if row.kind is None:
-        raise Refused("label", f"column {names['kind']}: does not say what finding row {row.row} describes")
-    told = {here: getattr(row, field) for field, here in DESCRIPTORS.items() if field in names}
+        raise Refused("label", f"column {names['kind']}: row {row.row} has a finding without a kind")
+    descriptors = {here: getattr(row, field) for field, here in DESCRIPTORS.items() if field in names}
     number = getattr(row, "number", None)
-    return Finding(UNNUMBERED if number is None else number, row.kind, _box(row, names), **told)
+    return Finding(UNNUMBERED if number is None else number, row.kind, _box(row, names), **descriptors)
 
 
 def _box(row: Any, names: Mapping[str, str]) -> Box | None:
-    """In corners; a width is added to the column of the left edge, so that the right edge is the first one outside."""
+    """The box (x0, y0, x1, y1); x1 is x0 plus the width, that is, exclusive. Raises `Refused` ("label")."""
     fields = box_fields(names)
     numbers = [getattr(row, field) for field in fields]
     if numbers.count(None) == len(numbers):
@@ -133,7 +132,7 @@ def _box(row: Any, names: Mapping[str, str]) -> Box | None:
     if SIZE[0] in names:
         x1, y1 = x0 + x1, y0 + y1
     if x0 >= x1 or y0 >= y1:
-        raise Refused("label", f"columns {columns}: row {row.row} holds no box from its upper left to its lower right")
+        raise Refused("label", f"columns {columns}: row {row.row} has no box from upper left to lower right")
     if max(x1, y1) <= 1:
-        raise Refused("label", f"columns {columns}: row {row.row} holds shares of the image; a box is in pixels")
+        raise Refused("label", f"columns {columns}: row {row.row} has relative coordinates; a box is in pixels")
     return x0, y0, x1, y1

@@ -1,13 +1,13 @@
-"""Any archive with one table: the configuration names its columns, its files are DICOM or another kind of image.
+"""Any archive with one label table: the config names its columns; its files are DICOM or other images.
 
-configs/table.yaml is a recipe to copy; shards/sources/table/cell_words.py lists the spellings that are understood.
+configs/table.yaml is a recipe to copy; shards/sources/table/cell_words.py lists the known spellings.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from shards.schema import Refused, ShardError, SourceStudy, SourceView
+from shards.sources.common import unidentified
 from shards.sources.table.cell_words import READERS, plain, read_cell, whole
 from shards.sources.table.options import FINDING_FACTS, IDENTIFIERS, column_names, own_spellings
 from shards.sources.table.rows import CONTROL, study_of
@@ -23,7 +24,7 @@ from shards.spellings import UNKNOWN, read_view
 
 AS_WRITTEN = (*IDENTIFIERS, "report", "race", "ethnicity")  # patient 1,5 is not patient 1.5
 
-# How spreadsheets and data frames write a number whose last digits they have dropped.
+# A number whose last digits a spreadsheet or data frame has dropped.
 ROUNDED = re.compile(r"\d(\.\d+)?[eE]\+\d+")
 
 
@@ -34,31 +35,30 @@ def table(
     values: Mapping[str, Mapping[Any, Any]] | None = None,
     separator: str | None = None,
 ) -> Iterator[SourceStudy]:
-    """Yields the studies of `<root>/<file>` (CSV, Parquet or Excel), sorted by patient and study.
+    """Yield the studies of a table, sorted by patient and study.
 
-    What separates the cells of a CSV file is found in its header, where `separator` does not say it.
+    Files. `<root>/<file>` is CSV, Parquet or Excel; without `separator`, that of a CSV file is found in its header.
+    `columns` names the column of each field in `options.FIELDS` that the table has: at least patient, and image, a path
+    below `root`. Without `study`, each patient is one study. Laterality and view may be read from DICOM headers; a view
+    such as LCC states both. `values` (field -> cell -> meaning) adds to the known spellings; two spellings of the
+    same cell (1 and 1.0, Yes and yes) must not differ in meaning. A patient or study 12.0 is 12; leading zeros count.
 
-    `columns` names the column of each field in `table_options.FIELDS` that the table has: patient and
-    image at least. Without `study` each patient is one study; laterality and view may be left to DICOM
-    headers, and a view such as LCC tells both. `values` (field -> cell -> meaning) adds to the spellings that are
-    understood; two that are one cell (1 and 1.0, Yes and yes) must not have different meanings.
+    Labels.
+    - There is one row per image, or one per finding. An empty cell agrees with the other rows of its image.
+    - Boxes are in pixels of the original image: two corners, or the upper left one with width and height. A box that
+      occurs twice is one finding. A finding without `number` gets one of its own in the study, so that no two views
+      are taken to show the same lesion.
+    - `cancer` follows from `pathology`, if that is stated.
+    - Reports are stored unchanged but for line ends: the user must have de-identified them.
 
-    There is one row per image, or several: each is then one of its findings, boxes in pixels of the
-    original image, by two corners or by the upper left one with width and height. An empty cell agrees
-    with the other rows of its image. A finding without `number` gets one of its own within the study, so
-    that no two views are said to show the same lesion; a box that stands twice is one finding. `cancer`
-    follows from `pathology` where that is stated. A patient or study 12.0 is 12, but leading zeros count.
-    Reports are stored as they are, but for the ends of their lines: the user must have de-identified them.
-
-    An image is refused for the first of these that holds:
-    1. identifier: patient, study or image is empty, or a number such as 1.2E+15 that lost its last digits;
-    2. outside: its path leads out of `root` (backslashes separate folders, too) or holds control characters;
-    3. duplicate: a study before this one has the same file;
-    4. label: a cell is not understood, or a finding lacks its kind or has no proper box;
-    5. label-conflict: rows disagree about the image or the study, cancer about pathology, laterality about the side
-    in the view.
-    A view that is not understood is taken for another one than CC and MLO, and its image left out as such.
-    Raises `ShardError` for a mistake in the options and for a table that cannot be read.
+    Refused, by the first that applies:
+    1. identifier: patient, study or image is empty, or is a number such as 1.2E+15 that has lost its last digits;
+    2. outside: the path leads out of `root` (backslashes also separate folders) or has control characters;
+    3. duplicate: an earlier study has the same file;
+    4. label: a cell is unknown, or a finding lacks its kind or has no proper box;
+    5. label-conflict: rows of the image or study differ, cancer contradicts pathology, or laterality the view's side.
+    An unknown view counts as other than CC and MLO, and its image is left out.
+    Raises `ShardError` for wrong options and for a table that cannot be read.
     """
     names = column_names(columns)
     spellings = own_spellings(values, names)
@@ -67,7 +67,7 @@ def table(
     if not file:
         raise ShardError("pack.options.file: is empty; name the table, relative to root")
     if not (root / file).is_file():
-        raise ShardError(f"pack.options.file: {root / file} is not there; the file is looked for in pack.root")
+        raise ShardError(f"pack.options.file: {root / file} does not exist; name a file relative to pack.root")
     cells = _cells(root, file, names, separator)
     _identify(cells, names, root)
     named = cells[list(IDENTIFIERS)].notna().all(axis=1)
@@ -82,16 +82,15 @@ def table(
     owners: dict[str, int] = {}
     for study in groups(cells, ["patient", "study"]):
         yield study_of(study, root, names, owners)
-    if len(nameless):
-        yield _nameless(root, file, nameless, names)
+    yield from unidentified(_without_identifier(root, file, nameless, names))
 
 
 def _cells(root: Path, file: str, names: Mapping[str, str], separator: str | None) -> pd.DataFrame:
-    """The texts of the table by field, with the row's number and a place for its refusal; no wholly empty rows."""
+    """The texts of the table by field, with the row's number and an empty refusal; without empty rows."""
     as_written = {name for field, name in names.items() if field in AS_WRITTEN}
     texts = read_table(root / file, {name: name for name in names.values()}, (), separator, as_written)
     texts = texts.dropna(how="all")
-    # One column may serve two fields: "RCC" tells laterality and view.
+    # One column may serve two fields: "RCC" states laterality and view.
     cells = pd.DataFrame({field: texts[name] for field, name in names.items()})
     cells["row"] = cells.index + 2  # as a spreadsheet counts: its first row is the header
     cells["refused"] = None
@@ -99,7 +98,7 @@ def _cells(root: Path, file: str, names: Mapping[str, str], separator: str | Non
 
 
 def _identify(cells: pd.DataFrame, names: Mapping[str, str], root: Path) -> None:
-    """Make `image` a path below the root; patient and study one text each; all of them None where not stated."""
+    """Make `image` a path below the root, and patient and study texts; None if not stated."""
     inside = os.path.join(os.path.abspath(root), "")
     _convert(cells, "image", partial(_relative, inside))
     for field in [field for field in ("patient", "study") if field in names]:
@@ -112,7 +111,7 @@ def _identify(cells: pd.DataFrame, names: Mapping[str, str], root: Path) -> None
 
 
 def _convert(cells: pd.DataFrame, field: str, read: Callable[[str], Any]) -> None:
-    """Put what `read` makes of each text in its place, once per different text; a row keeps its first refusal."""
+    """Replace each text by its value: `read` is called once per distinct text. A row keeps its first refusal."""
     codes, texts = pd.factorize(cells[field])  # an empty cell has the code -1: the last place of the lists below
     values: list[Any] = [None] * (len(texts) + 1)
     refused: list[tuple[str, str] | None] = [None] * (len(texts) + 1)
@@ -133,7 +132,7 @@ def _identifier(name: str, text: str) -> str | None:
 
 
 def _relative(inside: str, text: str) -> str | None:
-    """The path below the folder `inside` in its shortest form; what leads out of it keeps its "/" or ".."."""
+    """The normalised path below the folder `inside`; one that leads out of it keeps its "/" or ".."."""
     if text.casefold() in UNKNOWN:
         return None
     if CONTROL.search(text):
@@ -154,7 +153,7 @@ def _fact(field: str, name: str, spellings: Mapping[str, str], text: str) -> Any
 
 
 def _sides_of_views(cells: pd.DataFrame, spellings: Mapping[str, str]) -> pd.Series[Any]:
-    """L or R for each cell of the view that names a side too, as LCC does."""
+    """L or R for each view that also names a side, as LCC does."""
 
     def side(text: str) -> str | None:
         try:
@@ -166,23 +165,23 @@ def _sides_of_views(cells: pd.DataFrame, spellings: Mapping[str, str]) -> pd.Ser
 
 
 def _with_sides(cells: pd.DataFrame, sides: pd.Series[Any], names: Mapping[str, str]) -> dict[str, str]:
-    """Fill laterality where only the view tells it, refuse where the two differ; returns `names` with laterality."""
+    """Fill laterality from the view's side, refuse rows in which the two differ; return `names` with laterality."""
     if "laterality" not in names:
         cells["laterality"] = sides.where(sides.notna(), None)
         return {**names, "laterality": names["view"]}
-    told = cells["laterality"]
-    differ = told.notna() & sides.notna() & (told != sides)
-    conflict = ("label-conflict", f"columns {names['laterality']} and {names['view']}: name different sides")
+    stated = cells["laterality"]
+    differ = stated.notna() & sides.notna() & (stated != sides)
+    conflict = ("label-conflict", f"columns {names['laterality']} and {names['view']} name different sides")
     cells["refused"] = [
         known or (conflict if bad else None) for known, bad in zip(cells["refused"], differ, strict=True)
     ]
-    filled = told.where(told.notna(), sides)
+    filled = stated.where(stated.notna(), sides)
     cells["laterality"] = filled.where(filled.notna(), None)
     return dict(names)
 
 
-def _nameless(root: Path, file: str, cells: pd.DataFrame, names: Mapping[str, str]) -> SourceStudy:
-    """One study, of which nothing will be left, for the rows that belong to no patient, study or image."""
+def _without_identifier(root: Path, file: str, cells: pd.DataFrame, names: Mapping[str, str]) -> Iterable[SourceView]:
+    """One refused image for each image, or row without one, that lacks patient, study or image."""
     views: dict[Path, SourceView] = {}
     row: Any
     for row in rows(cells):
@@ -190,4 +189,4 @@ def _nameless(root: Path, file: str, cells: pd.DataFrame, names: Mapping[str, st
         empty = next(name for name in IDENTIFIERS if getattr(row, name) is None)
         refused = row.refused or ("identifier", f"column {names[empty]}: is empty in row {row.row}")
         views.setdefault(path, SourceView(path, refused=refused))
-    return SourceStudy("", "", tuple(views.values()))
+    return views.values()

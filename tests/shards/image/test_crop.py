@@ -165,7 +165,7 @@ def test_letters_that_touch_the_breast_do_not_widen_the_crop() -> None:
 def test_a_digital_image_is_all_film() -> None:
     for side in "LR":
         image = breast(side)
-        for grey in (image, np.where(image < 100, 0, image)):  # noise or nothing in the air
+        for grey in (image, np.where(image < 100, 0, image)):  # noise or nothing in the background
             eight = (grey // 16).astype(np.uint8)
             assert unpadded(eight) == (0, 0, 160, 200)
             assert without_bright_edges(eight, np.where(eight > 40, 255, 0).astype(np.uint8), 8) == (0, 0, 160, 200)

@@ -31,8 +31,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.image import decode as module
-from shards.image.decode import decode, open_image
+from shards.image import frames as module
+from shards.image.decode import LARGEST_FILE, decode, open_image
 from shards.image.jpeg_streams import LARGEST
 from shards.image.picture import PictureConfig, read_picture
 from shards.image.stored_bits import value_bits
@@ -460,7 +460,7 @@ def test_refusals_name_their_reason(tmp_path: Path) -> None:
 def test_a_file_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     with path.open("wb") as file:
-        file.truncate(module.LARGEST_FILE + 1)  # sparse
+        file.truncate(LARGEST_FILE + 1)  # sparse
     assert refusal(path).reason == "too-large"
 
 

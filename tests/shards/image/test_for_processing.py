@@ -23,7 +23,7 @@ BANDS = np.array([2.0, 2.4, 2.6, 3.0, 3.5])
 
 
 def exposure() -> NDArray[np.uint16]:
-    """What a detector counts behind a half disc of bands at the left: 12,000 in air."""
+    """Detector counts behind a half disc of bands on the left: 12,000 in the background."""
     y, x = np.mgrid[:200, :160]
     attenuation = BANDS[np.clip((y - 30) * 5 // 140, 0, 4)]
     inside = ((y - 100) / 70) ** 2 + (x / 90) ** 2 < 1
@@ -59,7 +59,7 @@ def bands(picture: Picture) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_greys_are_attenuation_between_the_ends_of_the_tissue(tmp_path: Path, bits: Any) -> None:
-    """The least attenuation of the breast is black, the most is white, air is black too: computed by hand here."""
+    """The least attenuation of the breast is black, the most white, the background black too: computed by hand."""
     picture = rendered(raw(tmp_path, exposure(), **LIN, **M1), bits=bits)
     assert picture.processed
     expected = (BANDS - BANDS[0]) / (BANDS[-1] - BANDS[0]) * (2**bits - 1)
@@ -109,8 +109,8 @@ def test_only_a_raw_image_is_rendered_and_its_facts_say_so(tmp_path: Path) -> No
         assert sample.study.views[0].processed == expected
 
 
-def test_the_breast_of_a_raw_image_that_is_stored_as_it_is_is_not_its_air(tmp_path: Path) -> None:
-    """Air is bright in it. An MLO view has most air on the side of the chest wall's foot: by that it was mirrored."""
+def test_in_a_raw_image_stored_unchanged_the_bright_background_is_not_the_breast(tmp_path: Path) -> None:
+    """An MLO view has most background at the foot of the chest wall; that decided about mirroring once."""
     for side in "LR":
         exposure = np.where(breast(side) > 1000, 3000, 12000).astype(np.uint16)
         exposure += np.random.default_rng(0).integers(0, 60, exposure.shape, dtype=np.uint16)

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from shards.image.grayscale import codes, tones_of
+from shards.image.grayscale import display_luts, to_codes
 from shards.image.picture import PictureConfig, read_picture
 from shards.schema import Refused
 from tests.support.archives import as_mammogram, mammograms, mg_header, plain, write_dicom, write_png
@@ -281,7 +281,7 @@ BAD_LUTS = [
         ({"WindowCenter": "inf", "WindowWidth": 1000}, STRETCHED, ("stretch",)),
         ({"WindowCenter": [1e6, 2000], "WindowWidth": [10, 1000]}, SHOWN, ("next",)),
         ({"WindowCenter": [-5000, -6000], "WindowWidth": [10, 10]}, STRETCHED, ("stretch",)),
-        ({"WindowCenter": 15, "WindowWidth": 3}, STRETCHED, ("stretch",)),  # a silhouette: black air and white tissue
+        ({"WindowCenter": 15, "WindowWidth": 3}, STRETCHED, ("stretch",)),  # a silhouette: black and white
         ({**GOOD, "WindowCenter": 10**6, "PhotometricInterpretation": "MONOCHROME1"}, 1 - STRETCHED, ("stretch",)),
         ({**GOOD, "VOILUTFunction": ""}, SHOWN, ("function",)),
         ({**GOOD, "VOILUTFunction": "LOG"}, SHOWN, ("function",)),
@@ -332,7 +332,7 @@ def test_a_header_of_many_windows_does_not_hold_up_a_build(tmp_path: Path) -> No
     drawing = np.where(STORED % 5 == 0, 4095, 0).astype(np.uint16)
     centres, widths = list(range(100, 2100)), [4000] * 2000
     header = mg_header(WindowCenter=centres, WindowWidth=widths)
-    assert len(list(tones_of(header, drawing.dtype))) < 20
+    assert len(list(display_luts(header, drawing.dtype))) < 20
     assert plain(write_dicom(tmp_path / "a.dcm", drawing, WindowCenter=centres, WindowWidth=widths)).fallbacks == ()
 
 
@@ -383,7 +383,7 @@ def test_codes_keep_the_order_and_the_distances() -> None:
     for kind in (np.int8, np.int16, np.uint8, np.uint16):
         ends = np.iinfo(kind)
         values = np.arange(ends.min, ends.max + 1).astype(kind)
-        np.testing.assert_array_equal(codes(values), np.arange(len(values)))
+        np.testing.assert_array_equal(to_codes(values), np.arange(len(values)))
 
 
 # --- inversion and padding

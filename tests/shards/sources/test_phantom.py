@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from dataclasses import replace
@@ -14,13 +13,14 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from shards.schema import Finding, ShardError, SourceStudy
+from shards.sources.phantom import studies as module
+from shards.sources.phantom.anatomy import HEIGHT, SPACING, WIDTH
 from shards.sources.phantom.dicom import TRANSFER_SYNTAXES, Exam, write_mammogram
-from shards.sources.phantom.image import GLANDULAR_SHARE, HEIGHT, SPACING, WIDTH, Breast, Picture, draw_breast
+from shards.sources.phantom.image import Breast, Picture, draw_breast
 from shards.sources.phantom.lesion import Lesion
-from shards.sources.phantom.studies import phantom, write_archive
+from shards.sources.phantom.studies import GLANDULAR_SHARE, phantom, write_archive
 
 SEED, PATIENTS = 3, 6
-PHANTOM = importlib.import_module("shards.sources.phantom.studies")  # the package has a function of this name
 
 MALIGNANT_MASS = Finding(1, "mass", shape="irregular", margin="spiculated", density="high", pathology="malignant")
 BENIGN_MASS = Finding(1, "mass", shape="oval", margin="circumscribed", density="equal", pathology="benign")
@@ -80,8 +80,8 @@ def test_studies_state_the_facts_and_leave_side_and_view_to_the_header(root: Pat
 
 def test_cohort_has_every_class_in_the_intended_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     empty = Picture(np.zeros((8, 8), np.uint16), (replace(BENIGN_MASS, box=(0, 0, 1, 1)),))
-    monkeypatch.setattr(PHANTOM, "draw_breast", lambda breast, key: {"CC": empty, "MLO": empty})
-    monkeypatch.setattr(PHANTOM, "write_mammogram", lambda *arguments: None)
+    monkeypatch.setattr(module, "draw_breast", lambda breast, key: {"CC": empty, "MLO": empty})
+    monkeypatch.setattr(module, "write_mammogram", lambda *arguments: None)
     write_archive(tmp_path, 1000, 0, workers=1)
     found = list(phantom(tmp_path, 1000, 0))
     share = {d: np.mean([s.views[0].labels.density == d for s in found]) for d in "ABCD"}
@@ -181,7 +181,7 @@ def test_pixels_survive_each_transfer_syntax_and_polarity(
     np.testing.assert_array_equal(4095 - stored if inverted else stored, pixels)
 
 
-def test_breast_is_bright_on_dark_air_at_the_chest_wall_of_its_side(studies: list[SourceStudy]) -> None:
+def test_breast_is_bright_on_a_dark_background_at_the_chest_wall_of_its_side(studies: list[SourceStudy]) -> None:
     for view in (view for study in studies for view in study.views):
         dataset = pydicom.dcmread(view.path)
         image = dataset.pixel_array.astype(int)
@@ -221,8 +221,8 @@ def test_headers_say_what_the_standard_asks_for(studies: list[SourceStudy]) -> N
 def test_the_cohort_mixes_transfer_syntaxes_and_polarities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exams: list[Exam] = []
     empty = Picture(np.zeros((8, 8), np.uint16), ())
-    monkeypatch.setattr(PHANTOM, "draw_breast", lambda breast, key: {"CC": empty})
-    monkeypatch.setattr(PHANTOM, "write_mammogram", lambda *arguments: exams.append(arguments[-1]))
+    monkeypatch.setattr(module, "draw_breast", lambda breast, key: {"CC": empty})
+    monkeypatch.setattr(module, "write_mammogram", lambda *arguments: exams.append(arguments[-1]))
     write_archive(tmp_path, 300, 0, workers=1)
     assert {e.transfer_syntax for e in exams} == {ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless}
     assert np.mean([e.inverted for e in exams]) == pytest.approx(0.25, abs=0.08)
@@ -232,7 +232,7 @@ def test_the_cohort_mixes_transfer_syntaxes_and_polarities(tmp_path: Path, monke
     ("patients", "seed", "named"), [(PATIENTS + 1, SEED, "patients"), (PATIENTS, SEED + 1, "seed")]
 )
 def test_an_archive_of_other_parameters_is_refused(root: Path, patients: int, seed: int, named: str) -> None:
-    with pytest.raises(ShardError, match=rf"cohort.json: {named} is .* asked for .*; give another root") as caught:
+    with pytest.raises(ShardError, match=rf"cohort.json: {named} is .* requested .*; set another pack.root") as caught:
         list(phantom(root, patients, seed))
     assert "\n" not in str(caught.value)
 

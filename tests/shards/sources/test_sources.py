@@ -120,7 +120,7 @@ def test_cdd_cesm_tables_that_are_not_it_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no column 'BIRADS'"):
         list(cdd_cesm(root))
     (root / TABLE).write_bytes(b"not a zip")
-    with pytest.raises(ShardError, match="cannot be read as an Excel file") as caught:
+    with pytest.raises(ShardError, match="cannot be read as a table") as caught:
         list(cdd_cesm(root))
     assert "\n" not in str(caught.value)
     assert len(COLUMNS) == 10

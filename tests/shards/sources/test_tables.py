@@ -151,10 +151,10 @@ def test_a_table_without_rows_has_no_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", ["a,b,a", '"\ufeff a",b,a', "\ufeffa;b; a ", "a,b,a,a.1"])
 def test_a_name_that_two_columns_have_is_an_error_where_it_is_asked_for(tmp_path: Path, names: str) -> None:
     path = written(tmp_path, f"{names}\n{','.join('1234'[: names.count(',') + 1])}\n")
-    assert complaint(path, {"a": "a"}) == "has 2 columns 'a'; take out or rename all but one"
+    assert complaint(path, {"a": "a"}) == "has 2 columns 'a'; remove or rename all but one"
     book = tmp_path / "table.xlsx"
     pd.DataFrame([["a", "b", "a "], [1, 2, 3]]).to_excel(book, index=False, header=False)
-    assert complaint(book, {"a": "a"}) == "has 2 columns 'a'; take out or rename all but one"
+    assert complaint(book, {"a": "a"}) == "has 2 columns 'a'; remove or rename all but one"
     assert cells(read_table(book, {"b": "b"})) == [("2",)]
 
 

@@ -107,11 +107,11 @@ def test_signs_beside_a_lesion_are_counted_and_left_out(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     ("categories", "corners", "message"),
     [
-        ("['Mole']", "1 2 3 4", "category 'Mole' in row 2 is not documented"),
+        ("['Mole']", "1 2 3 4", "row 2: category 'Mole' is not documented"),
         ("__import__('os').abort()", "1 2 3 4", "is not documented"),
         ("[" * 50_000, "1 2 3 4", "is not documented"),
-        ("[]", "", "category '' in row 2"),
-        ("['Mass']", "3 2 1 4", "xmin, ymin, xmax, ymax of row 2 are no box"),
+        ("[]", "", "row 2: category ''"),
+        ("['Mass']", "3 2 1 4", "row 2: xmin, ymin, xmax, ymax are no box"),
         ("['Mass']", "1 2 3", "are no box"),
         ("['Mass']", "1 2 3 nan", "are no box"),
         ("['Mass']", "1 2 inf 4", "are no box"),
@@ -162,7 +162,7 @@ def test_ages_come_from_the_optional_table_with_blanks_in_its_header(
     write(tmp_path / METADATA, ["SOP Instance UID", "Manufacturer"], [{"SOP Instance UID": "1"}])
     with caplog.at_level(logging.WARNING):
         assert {study.age for study in vindr(tmp_path)} == {None}
-    assert "metadata.csv tells no ages" in caplog.text
+    assert "metadata.csv has no ages" in caplog.text
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
