@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.from_json import parse_json
 from shards.schema import ShardError
@@ -54,13 +56,24 @@ def set_default_mode(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file of this name whole or not at all, also when the power fails: write beside it, fsync, rename."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+    """Write the whole file or nothing, also when the power fails. Raises `OSError`."""
+    with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, suffix: str = ".part") -> Iterator[BinaryIO]:
+    """A new file to write and read back, which becomes `path` at the end of the block: fsync, then rename.
+
+    After an error or a kill it remains as `path` + `suffix`, and the next writer overwrites it. Where several
+    processes may write the same `path` at a time, each needs a suffix of its own. Raises `OSError`.
+    """
+    partial = path.with_name(path.name + suffix)
+    with partial.open("w+b") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    os.replace(partial, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

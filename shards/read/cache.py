@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from shards.files import atomic_file
 from shards.schema import FetchError, ShardError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,19 +31,10 @@ def cached(folder: Path, sha256: str, suffix: str, make: Callable[[BinaryIO], No
         with path.with_suffix(".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process lets go of it
             if not path.exists():
-                write_locked(path, make)
+                with atomic_file(path) as file:
+                    make(file)
     except OSError as error:
         raise FetchError(
             f"{path}: cannot be kept there ({error.strerror}); name another folder for the cache"
         ) from None
     return path
-
-
-def write_locked(path: Path, make: Callable[[BinaryIO], None]) -> None:
-    """Write and rename; what a killed process left aside is overwritten."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        make(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

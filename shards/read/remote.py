@@ -6,7 +6,7 @@ import hashlib
 import http.client
 import logging
 import os
-import tempfile
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.files import set_default_mode
+from shards.files import atomic_file
 from shards.read.cache import cached
 from shards.read.manifest import MANIFEST, Shard
 from shards.schema import FetchError
@@ -61,10 +61,8 @@ class Remote:
         content = b"".join(_fetch_whole(f"{self.url}/{MANIFEST}"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # every rank has its own
+            with atomic_file(folder / MANIFEST, f".{secrets.token_hex(8)}") as file:  # other ranks write it, too
                 file.write(content)
-            set_default_mode(Path(file.name))
-            os.replace(file.name, folder / MANIFEST)
         except OSError as error:
             raise FetchError(
                 f"{folder}: cannot be written ({error.strerror}); name another folder for the cache"
