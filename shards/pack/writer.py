@@ -1,4 +1,4 @@
-"""Tar files whose bytes depend on the samples alone: no clock, no user, no order of arrival."""
+"""Write reproducible tars: their bytes depend on the samples only, not on clock, user or timing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.errors import ShardError
 from shards.files import atomic_file
 from shards.pack.sample import Sample
 from shards.read.manifest import Shard
-from shards.schema import ShardError, Study
+from shards.schema import Study
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """A failed write names no file by itself."""
+def named_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` without a file name, as a failed write raises it, into a `ShardError` that names the folder."""
     try:
         yield
     except OSError as error:
         if error.filename is not None:
             raise
-        raise ShardError(f"pack.out: cannot write to {folder} ({error.strerror}); run again when it can be") from None
+        raise ShardError(f"pack.out: cannot write to {folder} ({error.strerror}); fix that and run again") from None
 
 
 def write_shard(folder: Path, name: str, split: str, samples: Iterable[Sample]) -> Shard:
