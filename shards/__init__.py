@@ -1,11 +1,12 @@
-"""Mammography archives -> verified tar shards, and back to studies.
+"""Pack mammography archives into verified tar shards, and read studies back.
 
-Packing is in `shards.pack`, verifying in `shards.check`. What is imported here is what a reader of shards needs: the
-standard library, NumPy and OpenCV.
+`shards.pack` packs, `shards.check` verifies. This module exports what a reader of shards needs, and importing it takes
+the standard library, NumPy and OpenCV only.
 """
 
-from shards.read.manifest import Manifest
-from shards.read.reader import ShardReader, load_manifest
-from shards.schema import Finding, Labels, ShardError, Study, View
+from shards.errors import ShardError
+from shards.read.manifest import Manifest, load_manifest
+from shards.read.reader import ShardReader
+from shards.schema import Finding, Labels, Study, View
 
 __all__ = ["Finding", "Labels", "Manifest", "ShardError", "ShardReader", "Study", "View", "load_manifest"]

@@ -1,4 +1,4 @@
-"""Errors in one line, and which errors of reading a file are the machine's rather than the file's."""
+"""The errors of `shards`, an error in one line, and which errors are the machine's rather than a file's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-# Without files, memory or disk space left, or with a network disk that is gone, a sample is not to blame: to take
-# another in its place would only hide it. A missing or unreadable file (ENOENT, EACCES, EIO) is the sample's own.
-OF_THE_MACHINE = frozenset(
+# Out of file descriptors, memory or disk space, or a network disk that is gone: no sample is to blame, and replacing
+# the sample would only hide it. A missing or unreadable file (ENOENT, EACCES, EIO) is the sample's own fault.
+MACHINE_ERRNOS = frozenset(
     {
         *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT, errno.EROFS),
         *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
@@ -17,16 +17,33 @@ OF_THE_MACHINE = frozenset(
 )
 
 
+class ShardError(ValueError):
+    """A user's mistake or a damaged file. The message is one line: what, where, and how to fix it."""
+
+
+class FetchError(ShardError):
+    """A shard could not be read or downloaded for a reason of this machine or the network; the shard may be good."""
+
+
+class Refused(ShardError):
+    """An image that is not stored: `reason` is a code of `schema.REFUSED_REASONS` or `schema.EXCLUDED_REASONS`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def is_of_the_machine(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE)
+    """Whether the machine caused the error (memory, disk, network, open files) and not the file that was read."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without its line breaks; its type where there is none."""
+    """The message of an error without its line breaks, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the known word that is most like `word`, or nothing: the end of an error message."""
+    """The end of an error message: `; did you mean ...?` with the most similar known word, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,21 +1,24 @@
-"""Files that somebody else may have written: read only where reading them ends."""
+"""Bounded reads of files that somebody else wrote, atomic writes, and file names that are not UTF-8."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from shards.errors import ShardError
 from shards.from_json import parse_json
-from shards.schema import ShardError
 
-LARGEST_JSON = 2**30  # bytes; the manifest of a million studies has some 2**27
+LARGEST_JSON = 2**30  # bytes; the manifest of a million studies has about 2**27
 
 
 def name_bytes(text: str) -> bytes:
-    """A text as UTF-8. What Python read from a file name that is not UTF-8 becomes the bytes of that name again.
+    """Encode as UTF-8; a file name that is not UTF-8 (surrogate escapes, PEP 383) gives its original bytes again.
 
-    So a name has the same bytes whatever the locale is. A lone surrogate of another origin is encoded as such.
+    So a name has the same bytes in every locale. Other lone surrogates are encoded as they are.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
@@ -24,17 +27,18 @@ def name_bytes(text: str) -> bytes:
 
 
 def legible(text: str) -> str:
-    """A file name, or a text that quotes one, for a file or a page: bytes that are not UTF-8 are written as \\xfc."""
+    """A file name, or a text that quotes one, in valid Unicode: bytes that are not UTF-8 become escapes (\\xfc)."""
     return name_bytes(text).decode("utf-8", "backslashreplace")
 
 
 def read_plain(path: Path, largest: int) -> bytes:
-    """The bytes of a plain file. Raises `OSError`; `ShardError`, without the file's name, for what is none or larger.
+    """The bytes of a regular file of at most `largest` bytes.
 
-    A pipe or a device is refused before it is opened: reading it might never end.
+    A pipe or a device is refused before it is opened, as reading it might never end. Raises `OSError`, and
+    `ShardError` without the file's name for anything that is not a regular file or is larger.
     """
     if path.exists() and not path.is_file():
-        raise ShardError("is a folder" if path.is_dir() else "is no plain file")
+        raise ShardError("is a folder" if path.is_dir() else "is not a regular file")
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > largest:
             raise ShardError(f"holds more than {largest} bytes")
@@ -42,25 +46,36 @@ def read_plain(path: Path, largest: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The document in a plain file. Raises `OSError`, and `ValueError` for what `parse_json` or `read_plain` refuse."""
+    """The JSON document in a regular file. Raises `OSError`, and `ValueError` as `parse_json` and `read_plain` do."""
     return parse_json(read_plain(path, LARGEST_JSON))
 
 
 def set_default_mode(path: Path) -> None:
-    """Permissions of any new file of this user; `tempfile` and safetensors leave files that only he may read."""
-    mask = os.umask(0o077)  # there is no other way to read it
+    """Give a file the permissions of this user's new files: `tempfile` and safetensors create files of mode 600."""
+    mask = os.umask(0o077)  # the umask can only be read by setting it
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file of this name whole or not at all, also when the power fails: write beside it, fsync, rename."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+    """Write the whole file or nothing, also when the power fails. Raises `OSError`."""
+    with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, suffix: str = ".part") -> Iterator[BufferedRandom]:
+    """A new file to write and read back, which becomes `path` at the end of the block: fsync, then rename.
+
+    After an error or a kill it remains as `path` + `suffix`, and the next writer overwrites it. Where several
+    processes may write the same `path` at a time, each needs a suffix of its own. Raises `OSError`.
+    """
+    partial = path.with_name(path.name + suffix)
+    with partial.open("w+b") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    os.replace(partial, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written -> dataclasses: every field there, and of the type that the class says."""
+"""Typed reading of untrusted JSON: a document becomes a dataclass if it has all fields, each of the declared type."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-LARGEST_INT = 2**53  # what every reader of JSON holds exactly (RFC 8259, section 6); a tar of 9 PB
+LARGEST_INT = 2**53  # the largest exact integer in every JSON reader (RFC 8259, section 6)
 WORDS = {int: "a count", float: "a number", str: "a text", bool: "true or false", dict: "a mapping", tuple: "a list"}
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON document. Raises `ValueError` also for NaN, infinities, integers beyond 2**53, and endless nesting."""
+    """Parse JSON. Raises `ValueError`, also for NaN, infinities, integers beyond 2**53 and too deep nesting."""
     try:
         return json.loads(data, parse_constant=_no_number, parse_int=_integer, parse_float=_finite)
     except RecursionError:
@@ -40,9 +40,10 @@ def _finite(text: str) -> float:
 
 
 def from_json(made: type[T], document: Any) -> T:
-    """`document` with tuples for lists. Raises `ValueError` that names the first field of another type.
+    """The dataclass `made` from a parsed document; lists become tuples.
 
-    Whole numbers are counts, sizes and positions in all that is read by this: none may be negative.
+    Integers are counts, sizes and positions in all classes read here: none may be negative. Raises `ValueError` that
+    names the first field that is missing, unknown or of another type.
     """
     value: T = _value(made, document, "")
     return value

@@ -1,4 +1,4 @@
-"""HTML pages of one file, filled in by Jinja."""
+"""Self-contained HTML pages from Jinja templates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jinja2
 
 
 def page_template(path: Path, **filters: Callable[[Any], str | None]) -> jinja2.Template:
-    """The template in a file: what is filled in is escaped, and a name that nobody filled in is an error."""
+    """The Jinja template in a file. Values are HTML-escaped; an undefined name raises `jinja2.UndefinedError`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),
         autoescape=True,

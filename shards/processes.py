@@ -1,4 +1,4 @@
-"""Processes that work for another one, and end with it, however it ends."""
+"""Worker processes: they end with their parent, use one thread, and print nothing while reading a file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PR_SET_PDEATHSIG = 1  # prctl.h of Linux
 
 
 def die_with_parent() -> None:
-    """Be killed when the process that made this one ends, also by a signal that it cannot act upon.
+    """Have the kernel kill this process when its parent ends, even by SIGKILL. Linux only; no effect elsewhere.
 
-    Otherwise a worker that reads a slow disk, or waits for work that never comes, would stay for ever. Elsewhere
-    than on Linux nothing happens. Call it first of all: a parent that is gone already is noticed.
+    Otherwise a worker that reads a slow disk or waits for work would outlive its parent. Call it first of all: it
+    exits at once if the parent is already gone.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:
@@ -33,17 +33,16 @@ def die_with_parent() -> None:
 
 
 def start_single() -> None:
-    """A worker of one thread; the pool has as many as there are cores."""
+    """Initialise a worker of a pool that has one process a core: one OpenCV thread each."""
     die_with_parent()
     cv2.setNumThreads(1)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what the readers of a file print of it: Python's warnings, pydicom's log, and C libraries' lines.
+    """Suppress Python warnings, pydicom's log, and what C libraries write to file descriptor 2.
 
-    They would tear the progress line of a build apart, once for every odd header; what comes of the file is told
-    by the picture or its refusal. C libraries write to descriptor 2 itself.
+    Readers of image files print a line for every odd header, which would break up the progress line of a build.
     """
     log = logging.getLogger("pydicom")
     earlier = log.disabled
@@ -58,16 +57,16 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_dropped(number: int) -> Iterator[None]:
-    with suppress(AttributeError, OSError, ValueError):  # there is none, nobody reads it, or it is closed
+    with suppress(AttributeError, OSError, ValueError):  # no stderr, a broken pipe, or closed
         sys.stderr.flush()
     try:
         kept = os.dup(number)
-    except OSError:  # closed: nothing is written to it
+    except OSError:  # descriptor 2 is closed
         yield
         return
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), number)
+        with open(os.devnull, "wb") as devnull:
+            os.dup2(devnull.fileno(), number)
         yield
     finally:
         os.dup2(kept, number)

@@ -1,4 +1,4 @@
-"""One progress display for every long loop: a bar for a person, sparse log lines for a log file."""
+"""Progress of long loops: a tqdm bar on a terminal, sparse log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 T = TypeVar("T")
 
-_loops: list[str] = []  # labels of those that show how far they are
+_loops: list[str] = []  # labels of the loops that show their progress now
 
 
 def progress(
     iterable: Iterable[T], total: int | None, label: str, unit: str, note: Callable[[], str] = str
 ) -> Iterator[T]:
-    """Yield the items of `iterable` while showing how far the loop is.
+    """Yield the items of `iterable` and show the progress with rate and remaining time.
 
-    On a terminal (standard error) it is a tqdm bar with rate and remaining time. Elsewhere it is
-    one line of `logging` at most every ten seconds and one at the end, so that a Slurm log stays
-    readable. `total` may be None where the length is not known; `unit` is a plural, e.g. "images";
-    `note` gives a few words about how it goes so far.
+    On a terminal (standard error) that is a tqdm bar. Elsewhere it is at most one line of `logging` every ten
+    seconds and one at the end, so that a Slurm log stays readable. `total` is None if the length is unknown; `unit`
+    is a plural, e.g. "images"; `note` returns a few words about the results so far.
     """
     _loops.append(label)
     try:
@@ -52,13 +51,13 @@ def _shown(iterable: Iterable[T], total: int | None, label: str, unit: str, note
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            log.info(_line(done, total, label, unit, now - start) + _behind(note()))
-    log.info(_line(done, total, label, unit, time.monotonic() - start) + _behind(note()) + ", done")
+            log.info(_line(done, total, label, unit, now - start) + _note(note()))
+    log.info(_line(done, total, label, unit, time.monotonic() - start) + _note(note()) + ", done")
 
 
 @contextmanager
 def repeated(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` every so many seconds, in a thread of its own, until the block ends."""
+    """Call `action` every `seconds` seconds in a thread until the block ends."""
     over = threading.Event()
 
     def repeat() -> None:
@@ -76,19 +75,19 @@ def repeated(seconds: float, action: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def waiting(label: str) -> Iterator[None]:
-    """For work that cannot be counted: a line of `logging` now and every ten seconds, but not beside a counted loop."""
+    """Log work that cannot be counted, now and every ten seconds, but not while a `progress` loop is running."""
     start = time.monotonic()
 
-    def tell() -> None:
+    def log_elapsed() -> None:
         if not _loops:
             log.info("%s, %.0f s", label, time.monotonic() - start)
 
     log.info(label)
-    with repeated(SECONDS_BETWEEN_LINES, tell):
+    with repeated(SECONDS_BETWEEN_LINES, log_elapsed):
         yield
 
 
-def _behind(words: str) -> str:
+def _note(words: str) -> str:
     return f"; {words}" if words else ""
 
 

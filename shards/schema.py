@@ -1,7 +1,7 @@
-"""What a study is, before packing (`SourceStudy`) and in the shards (`Study`).
+"""The data model: a study as a source yields it (`SourceStudy`) and as a shard holds it (`Study`).
 
-Everything that a label table says is said per image, because that is the unit of training and of
-evaluation: a fact of a breast is repeated on each of its views, a fact of the exam on all of them.
+Labels belong to images, because the image is the unit of training and evaluation: a label of a breast is repeated on
+each of its views, a label of the exam on all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from shards.errors import FetchError as FetchError
+from shards.errors import Refused as Refused
+from shards.errors import ShardError as ShardError
 from shards.from_json import parse_json
 
 SCHEMA_VERSION = 2
@@ -19,65 +22,72 @@ LATERALITIES = ("L", "R")
 VIEWS = ("CC", "MLO")
 DENSITIES = ("A", "B", "C", "D")
 SPLITS = ("train", "val", "test")
-RAW = "FOR PROCESSING"  # the intent of what a detector counted; FOR PRESENTATION is what a radiologist is shown
+RAW = "FOR PROCESSING"  # Presentation Intent Type (0008,0068) of detector data; radiologists read FOR PRESENTATION
 
-# Reasons for which an image is left out because it is something else than was asked for, and not because it is bad.
-EXCLUDED = frozenset(
-    {
-        "2d-synthetic",  # a C-view or other 2D image computed from tomosynthesis
-        "lesion-crop",
-        "other-intent",  # raw beside the presentation image of the same view, or the other way round
-        "other-view",  # neither CC nor MLO
-        "post-processed",  # CAD marks, contrast subtraction and the like, where the source wants plain images
-        "roi-mask",
-        "specimen",
-        "spot",  # spot compression and magnification
-        "tomosynthesis",
-    }
-)
+# Reason codes of images that are not stored because they are bad -> explanation.
+REFUSED_REASONS = {
+    "blank": "all pixels have the same value",
+    "colour": "a colour image",
+    "crash": "the decoder crashed or ran out of memory",
+    "duplicate": "a second copy of the same image",
+    "encode": "could not be encoded",
+    "hostile": "a text that is too long or has control characters, or an impossible age",
+    "identifier": "no patient, study or image identifier, or contradictory ones",
+    "label": "a label that is not in the source's documentation",
+    "label-conflict": "contradictory labels",
+    "laterality": "laterality is in neither table nor header",
+    "laterality-conflict": "the header names both left and right",
+    "missing": "no file where the table names one",
+    "modality": "not a mammogram",
+    "not-a-breast": "another body part, or a phantom",
+    "outside": "a path that leaves the archive",
+    "path": "a path without the documented prefix",
+    "too-large": "too many pixels or bytes",
+    "unreadable": "damaged, or not an image",
+    "view": "view is in neither table nor header",
+    "view-conflict": "the header names two views",
+}
+# The same for images that are good but not wanted; they do not count against `pack.max_refused`.
+EXCLUDED_REASONS = {
+    "2d-synthetic": "a 2D image computed from tomosynthesis",
+    "lesion-crop": "the crop of a lesion",
+    "other-intent": "raw beside a presentation image of the same view, or the reverse",
+    "other-view": "neither CC nor MLO",
+    "post-processed": "CAD marks, contrast subtraction and the like",
+    "roi-mask": "a mask of a lesion",
+    "specimen": "a specimen radiograph",
+    "spot": "spot compression or magnification",
+    "tomosynthesis": "a tomosynthesis volume",
+}
+EXCLUDED = frozenset(EXCLUDED_REASONS)
 
-# What a picture was rendered by where the header's own grayscale transformation cannot be used, or shows nothing of it.
+# Grayscale transformations used where the header's own is unusable or shows a blank picture: word -> explanation, which
+# follows "rendered by".
 FALLBACKS = {
-    "modality": "the stored values: their modality LUT or rescale cannot be used",
+    "modality": "the stored values: the modality LUT or rescale is unusable",
     "function": "a linear window: VOILUTFunction is empty or unknown",
-    "lut-bits": "a VOI LUT of other bits than its LUTDescriptor says: those that its entries fill",
-    "next": "a later VOI LUT or window: those before it cannot be used",
-    "stretch": "a stretch to their own darkest and brightest: no VOI LUT and no window can be used",
+    "lut-bits": "a VOI LUT with the bit depth of its entries, which its LUTDescriptor contradicts",
+    "next": "a later VOI LUT or window of the header: the ones before it are unusable",
+    "stretch": "a stretch from their minimum to their maximum: no VOI LUT and no window is usable",
 }
 
-# What the table says of an image against its header or its pixels.
+# Contradictions between the label table and the header or pixels of a stored image: word -> explanation.
 CONFLICTS = {
-    "laterality": "table and header disagree about the laterality; the table counts",
-    "view": "table and header disagree about the view; the table counts",
-    "box": "the box of a finding lies outside of the image; the finding is stored without it",
+    "laterality": "table and header disagree about the laterality; the table wins",
+    "view": "table and header disagree about the view; the table wins",
+    "box": "the box of a finding lies outside the image; the finding is stored without it",
 }
 
 Box = tuple[float, float, float, float]
 
 
-class ShardError(ValueError):
-    """A user's mistake or a damaged file, told in one line: what, where, and how to mend it."""
-
-
-class FetchError(ShardError):
-    """A shard that could not be brought here; it may be well where it is."""
-
-
-class Refused(ShardError):
-    """One image that does not go into a shard: `reason` is a short code for `refused.jsonl`, the text for a person."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class Finding:
-    """One lesion as seen in one image.
+    """One lesion in one image.
 
-    `number` is shared by the views of a breast that show the same lesion. `box` is (x0, y0, x1, y1)
-    in pixels of the image that the finding hangs on: the original image in a `SourceView`, the
-    stored image in a `View`. Descriptors use the words of the ACR BI-RADS lexicon in lower case.
+    Views of a breast that show the same lesion share `number`. `box` is (x0, y0, x1, y1) in pixels: of the original
+    image in a `SourceView`, of the stored image in a `View`. Descriptors are terms of the ACR BI-RADS lexicon in
+    lower case.
     """
 
     number: int
@@ -93,7 +103,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of the breast in this image; `None` where the archive does not say."""
+    """Labels of the breast in an image; `None`: unknown. Raises `ShardError` for a BI-RADS or density out of range."""
 
     birads: int | None = None  # 0-6
     density: str | None = None  # A-D
@@ -109,10 +119,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class SourceView:
-    """One image file of an archive. Laterality and view may be left to the file's own header.
+    """One image file of an archive. If laterality or view is None, the DICOM header decides.
 
-    An image that the tables tell to leave out is yielded all the same, with `refused` = (reason, message):
-    so the counts of a build add up to the archive. The reasons in `EXCLUDED` do not count as bad images.
+    A source also yields the images that its tables rule out, with `refused` = (reason code, message), so that the
+    counts of a build add up to the archive.
     """
 
     path: Path
@@ -120,13 +130,13 @@ class SourceView:
     view: str | None = None
     labels: Labels = Labels()
     findings: tuple[Finding, ...] = ()
-    report: str | None = None  # a radiologist's own words about this image
+    report: str | None = None  # report text of this image
     refused: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class SourceStudy:
-    """One exam as a source yields it, with the archive's own identifiers: they never reach a shard."""
+    """One exam as a source yields it, with the archive's identifiers, which never reach a shard."""
 
     patient_id: str
     study_id: str
@@ -141,11 +151,11 @@ class SourceStudy:
 class View:
     """One stored image.
 
-    Sizes are (height, width) in pixels, `crop` is (x0, y0, x1, y1) in original pixels, and
-    `to_original` is the row-major 2 x 3 affine that takes stored (x, y) to original (x, y).
+    Sizes are (height, width) in pixels, `crop` is (x0, y0, x1, y1) in original pixels, and `to_original` is the
+    row-major 2 x 3 affine that maps stored (x, y) to original (x, y).
     """
 
-    member: str  # the tar member without the key, e.g. "0.jpg"
+    member: str  # name of the tar member without the key, e.g. "0.jpg"
     laterality: str
     view: str
     size: tuple[int, int]
@@ -158,18 +168,16 @@ class View:
     findings: tuple[Finding, ...] = ()
     report: str | None = None
     presentation_intent: str | None = None  # FOR PRESENTATION | FOR PROCESSING
-    vendor: str | None = None  # a name in shards.image.header.VENDORS; None where there is no DICOM header
-    instance: str | None = None  # keyed hash of the SOP Instance UID: tells the same image in two places
-    processed: bool = (
-        False  # a raw image that was rendered here, see shards.image.for_processing; only then in the JSON
-    )
+    vendor: str | None = None  # a key of shards.image.header.VENDORS; None without a DICOM header
+    instance: str | None = None  # keyed hash of the SOP Instance UID, to find an image stored twice
+    processed: bool = False  # raw, rendered by shards.image.for_processing; in the JSON only if true
     conflicts: tuple[str, ...] = ()  # words of CONFLICTS
-    fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; written only where there are some
+    fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; in the JSON only if there are any
 
 
 @dataclass(frozen=True)
 class Study:
-    """One sample of a shard. `key` and `patient` are keyed hashes, never the archive's identifiers."""
+    """One sample of a shard. `key` and `patient` are keyed hashes of the archive's identifiers."""
 
     key: str
     patient: str
@@ -182,7 +190,7 @@ class Study:
     reason: str | None = None
 
     def to_json(self) -> bytes:
-        """The `<key>.json` member: UTF-8, sorted keys, so that equal studies are equal bytes."""
+        """The content of the tar member `<key>.json`: UTF-8 with sorted keys, so that equal studies are equal bytes."""
         document = {"schema": SCHEMA_VERSION, **asdict(self)}
         for view in document["views"]:
             if not view["processed"]:
@@ -193,7 +201,7 @@ class Study:
 
     @staticmethod
     def from_json(data: bytes) -> Study:
-        """Inverse of `to_json`; raises `ShardError` for another schema version."""
+        """Inverse of `to_json`. Raises `ShardError` for another schema version, and what a damaged document causes."""
         document = parse_json(data)
         version = document.pop("schema", None)
         if version != SCHEMA_VERSION:

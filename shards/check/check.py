@@ -1,4 +1,4 @@
-"""Do folders of shards hold what their manifests say? Nothing else is trusted, the manifests included."""
+"""`mama check`: verify folders of shards against their manifests, and against each other. No file is trusted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shards.check.check_build import AGAIN, build_problems
+from shards.check.check_build import REPACK, build_problems
 from shards.check.check_shard import Content, check_shard
+from shards.errors import ShardError
 from shards.progress import progress
 from shards.read.manifest import MANIFEST, Manifest, add_histograms, load_manifest
-from shards.schema import SPLITS, ShardError
+from shards.schema import SPLITS
 
-SHOWN = 5  # problems of one kind in one place; more are counted
+SHOWN = 5  # problems of one kind in one place; the others are counted
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class _Set:
 
 
 def check(folder: Path, sample: int | None = None) -> list[str]:
-    """All problems of one folder of shards, one line each; empty if it is good."""
+    """The problems of one folder of shards, one line each; empty if it is good. See `check_all`."""
     return check_all([folder], sample)[Path(folder)]
 
 
 def check_all(folders: Iterable[Path], sample: int | None = None) -> dict[Path, list[str]]:
-    """The problems of each folder, also those that only show when the folders are used together.
+    """The problems of each folder, including those between folders.
 
-    Every byte is read and hashed; every image is decoded, or with `sample` so many in each shard, always the
-    same ones. A study, an image or a patient in two folders is told at the later one.
+    Every byte is read and hashed. Every image is decoded, or with `sample` that many in each shard, always the same
+    ones. A study, an image or a patient in two folders is reported at the later folder.
     """
     problems: dict[Path, list[str]] = {}
     good: dict[Path, _Set] = {}
@@ -51,8 +52,8 @@ def check_all(folders: Iterable[Path], sample: int | None = None) -> dict[Path, 
 
 def _check_set(folder: Path, sample: int | None) -> tuple[list[str], _Set | None]:
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "there is no such folder"
-        return [f"{what}; name a folder that `mama pack` wrote"], None
+        what = "is a file" if folder.exists() else "no such folder"
+        return [f"{what}; give a folder that `mama pack` wrote"], None
     try:
         manifest = load_manifest(folder)
     except ShardError as error:
@@ -68,43 +69,44 @@ def _check_set(folder: Path, sample: int | None) -> tuple[list[str], _Set | None
     for shard, content in zip(manifest.shards, contents, strict=True):
         problems += few(content.problems, shard.name)
     problems += few(_same_images(manifest, contents), "images")
-    # Behind a damaged shard the totals are wrong for a reason that has been told already.
+    # With a damaged shard the totals differ, too; the cause has been reported already.
     if not any(content.problems for content in contents):
         problems += _check_totals(manifest, contents, problems)
     return problems, _Set(manifest, contents)
 
 
 def few(problems: Sequence[str], where: str) -> list[str]:
-    """A page of the same is not read by anyone."""
+    """The first `SHOWN` problems, and a line with the number of the others."""
     more = len(problems) - SHOWN
     return [*problems[:SHOWN], *([f"{where}: and {more} more like these"] if more > 0 else [])]
 
 
 def _check_entries(manifest: Manifest) -> list[str]:
-    """Names and keys unique over all shards, known splits, and no patient in two of them."""
+    """Problems of the manifest's entries: unknown splits, repeated names or keys, patients in two splits."""
     problems: list[str] = []
-    twice, astray = [], []
+    twice, leaking = [], []
     shard_of: dict[str, str] = {}
     split_of: dict[str, str] = {}
     names = Counter(shard.name for shard in manifest.shards)
     for shard in manifest.shards:
         lengths = {len(c) for c in (shard.keys, shard.patients, shard.view_counts, shard.offsets)}
         if shard.split not in SPLITS or shard.name.split("-")[0] != shard.split or lengths != {shard.samples}:
-            problems.append(f"{shard.name}: its entry in the manifest was edited or damaged; {AGAIN}")
+            problems.append(f"{shard.name}: its entry in the manifest was edited or damaged; {REPACK}")
         elif names[shard.name] > 1:
-            problems.append(f"{shard.name}: has a second entry in the manifest; {AGAIN}")
+            problems.append(f"{shard.name}: has a second entry in the manifest; {REPACK}")
         for key in shard.keys:
             if key in shard_of:
-                twice.append(f"{shard.name}: key {key} is also in {shard_of[key]}; {AGAIN}")
+                twice.append(f"{shard.name}: key {key} is also in {shard_of[key]}; {REPACK}")
             shard_of[key] = shard.name
         for patient in dict.fromkeys(shard.patients):
             other = split_of.setdefault(patient, shard.split)
             if other != shard.split:
-                astray.append(f"{shard.name}: patient {patient} is in the splits {other} and {shard.split}")
-    return [*dict.fromkeys(problems), *few(twice, "keys"), *few(astray, "patients")]
+                leaking.append(f"{shard.name}: patient {patient} is in the splits {other} and {shard.split}")
+    return [*dict.fromkeys(problems), *few(twice, "keys"), *few(leaking, "patients")]
 
 
 def _same_images(manifest: Manifest, contents: Sequence[Content]) -> list[str]:
+    """Images that are stored twice, by the hash of their SOP instance."""
     problems = []
     first: dict[str, tuple[str, str]] = {}
     for instance, where, split in _images(manifest, contents):
@@ -118,46 +120,47 @@ def _same_images(manifest: Manifest, contents: Sequence[Content]) -> list[str]:
 
 
 def _images(manifest: Manifest, contents: Sequence[Content]) -> Iterator[tuple[str, str, str]]:
-    """(instance, <key>.<member>, split) of every image that has an instance."""
+    """Yield (instance, <key>.<member>, split) of every image with a SOP instance."""
     for shard, content in zip(manifest.shards, contents, strict=True):
         for instance, key, member in content.instances:
             yield instance, f"{key}.{member}", shard.split
 
 
-def _check_totals(manifest: Manifest, contents: Sequence[Content], told: Sequence[str]) -> list[str]:
+def _check_totals(manifest: Manifest, contents: Sequence[Content], earlier: Sequence[str]) -> list[str]:
+    """Totals of the manifest that differ from the shards; `earlier` are the problems found so far."""
     problems = []
     images = sum(content.images for content in contents)
-    told_by_records = any(problem.startswith((f"{MANIFEST}: listed", f"{MANIFEST}: images_")) for problem in told)
+    reported = any(problem.startswith((f"{MANIFEST}: listed", f"{MANIFEST}: images_")) for problem in earlier)
     left_out = sum(manifest.images_refused.values()) + sum(manifest.images_excluded.values())
     instances = [instance for content in contents for instance, _, _ in content.instances]
     if images != manifest.images:
-        problems.append(f"{MANIFEST}: says {manifest.images} images, the shards hold {images}; {AGAIN}")
-    elif images + left_out != manifest.listed and not told_by_records:
+        problems.append(f"{MANIFEST}: {manifest.images} images, but the shards hold {images}; {REPACK}")
+    elif images + left_out != manifest.listed and not reported:
         problems.append(
-            f"{MANIFEST}: {images} images stored and {left_out} left out are not the {manifest.listed} listed; {AGAIN}"
+            f"{MANIFEST}: {images} images stored and {left_out} left out are not the {manifest.listed} listed; {REPACK}"
         )
     if manifest.raw is not None and sum(content.raw for content in contents) != manifest.raw:
-        problems.append(f"{MANIFEST}: its number of raw images differs from the shards; {AGAIN}")
+        problems.append(f"{MANIFEST}: its number of raw images differs from the shards; {REPACK}")
     if add_histograms(content.labels for content in contents) != manifest.labels:
-        problems.append(f"{MANIFEST}: its label histograms differ from the labels in the shards; {AGAIN}")
-    if sum((content.conflicts for content in contents), Counter()) != Counter(manifest.conflicts):
-        problems.append(f"{MANIFEST}: its conflicts differ from those in the shards; {AGAIN}")
-    if sum((content.fallbacks for content in contents), Counter()) != Counter(manifest.fallbacks):
-        problems.append(f"{MANIFEST}: its fallbacks differ from those in the shards; {AGAIN}")
+        problems.append(f"{MANIFEST}: its label histograms differ from the labels in the shards; {REPACK}")
+    for name in ("conflicts", "fallbacks"):
+        counted: Counter[str] = sum((getattr(content, name) for content in contents), Counter())
+        if counted != Counter(getattr(manifest, name)):
+            problems.append(f"{MANIFEST}: its {name} differ from those in the shards; {REPACK}")
     if len(instances) - len(set(instances)) != manifest.duplicates:
-        problems.append(f"{MANIFEST}: its number of duplicates differs from the shards; {AGAIN}")
+        problems.append(f"{MANIFEST}: its number of duplicates differs from the shards; {REPACK}")
     return problems
 
 
 def _across(found: _Set, others: Mapping[Path, _Set]) -> list[str]:
-    """What must not be in this folder because another one has it; one line for each kind and other folder."""
+    """Studies, images and patients' splits in conflict with another folder: one line for each kind and folder."""
     problems = []
     for path, other in others.items():
         keys = {key for shard in other.manifest.shards for key in shard.keys}
         split_of = {patient: shard.split for shard in other.manifest.shards for patient in shard.patients}
         images = {instance: where for instance, where, _ in _images(other.manifest, other.contents)}
         same = [key for shard in found.manifest.shards for key in shard.keys if key in keys]
-        astray = {
+        leaking = {
             f"{patient}, {shard.split} here and {split_of[patient]} there"
             for shard in found.manifest.shards
             for patient in shard.patients
@@ -170,7 +173,7 @@ def _across(found: _Set, others: Mapping[Path, _Set]) -> list[str]:
         ]
         for what, where in (
             (f"studies are also in {path}", same),
-            (f"patients are in another split in {path}", sorted(astray)),
+            (f"patients are in another split in {path}", sorted(leaking)),
             (f"images are also in {path}", same_images),
         ):
             if where:

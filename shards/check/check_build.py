@@ -1,4 +1,4 @@
-"""A folder of shards against what its own build left there: the plan, the records, `refused.jsonl`."""
+"""Compare a manifest with what its build left in the folder: plan, records and `refused.jsonl`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from shards.errors import ShardError
 from shards.files import LARGEST_JSON, read_plain
 from shards.from_json import from_json, parse_json
 from shards.pack.plan import PLAN, Plan, load_plan
 from shards.pack.sample import Refusal
 from shards.pack.shard_record import METHODS, manifest_of, records_of
 from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest
-from shards.schema import ShardError
 
-AGAIN = "run the same `mama pack` again, which writes it anew"
-# What no tar says, and what therefore only the records can confirm.
+REPACK = "run the same `mama pack` again, which rewrites it"
+# Fields of the manifest that no tar contains, so that only the records can confirm them.
 FROM_RECORDS = (
     "source",
     "settings",
@@ -29,7 +29,7 @@ FROM_RECORDS = (
 
 
 def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
-    """Problems that can be told without reading a shard. Shards that were copied without `build` are fine."""
+    """Problems that are found without reading a shard. A folder that was copied without `build` has none."""
     try:
         plan = load_plan(folder / BUILD)
     except ShardError as error:
@@ -44,13 +44,13 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
         problems.append(
             f"a build is unfinished, {done} of {len(planned)} shards are written; run the same `mama pack` again"
         )
-    strange = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed | planned)
+    foreign = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed | planned)
     if manifest is None:
         return problems
-    problems += [f"{name}: not in the manifest; remove it" for name in strange[:3]]
-    problems += [f"{len(strange) - 3} more tars are not in the manifest"] if len(strange) > 3 else []
+    problems += [f"{name}: not in the manifest; remove it" for name in foreign[:3]]
+    problems += [f"{len(foreign) - 3} more tars are not in the manifest"] if len(foreign) > 3 else []
     if manifest.deidentification != METHODS:
-        problems.append(f"{MANIFEST}: deidentification is not what this release does; {AGAIN}")
+        problems.append(f"{MANIFEST}: deidentification differs from what this release does; {REPACK}")
     if plan and planned == listed:
         problems += _against_records(folder, manifest, plan)
     if not any(problem.startswith(f"{MANIFEST}: images_") for problem in problems):
@@ -69,18 +69,18 @@ def _against_records(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
         return []
     built = manifest_of(plan, records.values())
     differing = [name for name in FROM_RECORDS if getattr(built, name) != getattr(manifest, name)]
-    return [f"{MANIFEST}: {name} differs from what the build recorded; {AGAIN}" for name in differing]
+    return [f"{MANIFEST}: {name} differs from what the build recorded; {REPACK}" for name in differing]
 
 
 def _against_refused(path: Path, manifest: Manifest) -> list[str]:
-    """Its lines name files of the archive: only the reasons are looked at, and none is repeated."""
+    """Compare the reasons in `refused.jsonl` only; its lines name files of the archive and are never quoted."""
     try:
         lines = read_plain(path, LARGEST_JSON).splitlines()
         reasons = Counter(from_json(Refusal, parse_json(line)).reason for line in lines)
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
-        return [f"{REFUSED}: was edited or damaged; {AGAIN}"]
+        return [f"{REFUSED}: was edited or damaged; {REPACK}"]
     if reasons != Counter(manifest.images_refused) + Counter(manifest.images_excluded):
-        return [f"{REFUSED}: its {reasons.total()} lines are not the manifest's refused and excluded images; {AGAIN}"]
+        return [f"{REFUSED}: its {reasons.total()} lines differ from the manifest's images left out; {REPACK}"]
     return []

@@ -1,4 +1,4 @@
-"""A contact sheet of packed studies, for a person to look at before anything is trained on them."""
+"""A contact sheet of packed studies, to look at before training on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.files import atomic_write
 from shards.read.reader import ShardReader
 from shards.schema import Finding, Study, View
 
-# As radiologists hang them: right breast on the left, chest walls together.
+# The standard hanging: right breast on the left, chest walls together.
 SLOTS = (("R", "CC"), ("L", "CC"), ("R", "MLO"), ("L", "MLO"))
 TILE = (250, 360)  # width, height of an image's place in pixels
 LINE = 17  # height of a line of text
@@ -26,7 +26,7 @@ BLOCK = (len(SLOTS) * TILE[0], HEADER + TILE[1] + TEXT_LINES * LINE)
 
 
 def contact_sheet(folder: Path, out_png: Path, studies: int = 8) -> Path:
-    """Draw `studies` studies, spread evenly over the shards in `folder`, with labels and finding boxes."""
+    """Draw `studies` studies, spread evenly over the shards in `folder`, with labels and boxes, and write `out_png`."""
     reader = ShardReader(folder)
     chosen = np.unique(np.linspace(0, len(reader) - 1, min(studies, len(reader))).round().astype(int))
     columns = 1 if len(chosen) <= 3 else 2
@@ -63,7 +63,7 @@ def _draw_study(reader: ShardReader, number: int) -> Image.Image:
 
 
 def draw_view(pixels: np.ndarray, view: View, size: tuple[int, int]) -> Image.Image:
-    """The image fitted into `size` (width, height) with its boxes, right breasts mirrored back to their side."""
+    """The image [h, w] letterboxed to `size` (width, height) with its boxes; right breasts are mirrored back."""
     width, height = size
     scale = min((width - 2) / pixels.shape[1], height / pixels.shape[0])
     if pixels.dtype == np.uint16:
@@ -91,17 +91,19 @@ def draw_view(pixels: np.ndarray, view: View, size: tuple[int, int]) -> Image.Im
 
 
 def _study_line(study: Study) -> str:
-    hidden = len(study.views) - len({(view.laterality, view.view) for view in study.views})
-    more = [f"{hidden} more images"] if hidden else []
+    not_shown = len(study.views) - len({(view.laterality, view.view) for view in study.views})
+    more = [f"{not_shown} more images"] if not_shown else []
     return "  ·  ".join([study.source, study.split, f"study {study.key}", *people_facts(study), *more])
 
 
 def people_facts(study: Study) -> list[str]:
+    """Age, race, ethnicity and reason of the exam, without unknown ones."""
     facts = [f"age {study.age}"] if study.age is not None else []
     return facts + [text for text in (study.race, study.ethnicity, study.reason) if text]
 
 
 def label_line(view: View) -> str:
+    """The labels of an image in one line."""
     labels = view.labels
     facts = [f"BI-RADS {labels.birads}"] if labels.birads is not None else []
     facts += [f"density {labels.density}"] if labels.density else []
@@ -114,6 +116,7 @@ def label_line(view: View) -> str:
 
 
 def finding_line(view: View) -> str:
+    """The findings of an image in one line."""
     return "; ".join(map(_finding_words, view.findings))
 
 

@@ -1,7 +1,7 @@
-"""quality.html: what folders of shards hold and what is wrong with them, on one page that asks nothing of the network.
+"""The quality page (`mama check --html`): contents and problems of folders of shards in one self-contained HTML file.
 
-The page may travel: no path, no name of a file of the archive, and no text of an option stands on it. Its pictures
-and facts are the archive's, and go where the archive's licence lets them go.
+The page can be shared: it has no path, no file name of the archive and no text of an option. Its images and counts
+are those of the archive, so the licence of the archive applies to the page.
 """
 
 from __future__ import annotations
@@ -16,47 +16,17 @@ from typing import Any
 from shards.check.quality_charts import Chart, label_charts, study_charts
 from shards.check.quality_sides import Sides
 from shards.check.quality_studies import Shown, sampled
+from shards.errors import ShardError
 from shards.files import atomic_write, legible
 from shards.pages import page_template
 from shards.progress import progress
 from shards.read.manifest import Manifest, load_manifest
 from shards.read.reader import ShardReader
-from shards.schema import CONFLICTS, FALLBACKS, SPLITS, ShardError, Study
+from shards.schema import CONFLICTS, EXCLUDED_REASONS, FALLBACKS, REFUSED_REASONS, SPLITS, Study
 
 TEMPLATE = Path(__file__).parent / "templates" / "quality.html.j2"
-STUDIES = 60  # of each set; of many sets fewer, so that the page stays below 10 MB
+STUDIES = 60  # of each set; fewer of many sets, so that the page stays below 10 MB
 ALL_STUDIES = 180
-REASONS = {  # codes of refused and excluded images -> what they mean
-    "2d-synthetic": "2D image computed from tomosynthesis",
-    "blank": "all pixels alike",
-    "colour": "a colour image",
-    "crash": "the decoder crashed or memory ran out",
-    "duplicate": "the same image a second time",
-    "encode": "could not be written",
-    "hostile": "text too long or with control characters",
-    "identifier": "no identifier, or two that disagree",
-    "label": "a label that is not understood",
-    "label-conflict": "labels that contradict each other",
-    "laterality": "nothing tells left from right",
-    "laterality-conflict": "the header says both left and right",
-    "lesion-crop": "a cut-out lesion",
-    "missing": "in the table, not on the disk",
-    "modality": "another modality",
-    "not-a-breast": "another body part, or a test object",
-    "other-intent": "raw beside a presentation image, or the other way round",
-    "other-view": "neither CC nor MLO",
-    "outside": "a path out of the archive",
-    "path": "a path that does not start as documented",
-    "post-processed": "marked or subtracted",
-    "roi-mask": "a mask, not an image",
-    "specimen": "a specimen",
-    "spot": "spot compression or magnification",
-    "tomosynthesis": "a tomosynthesis volume",
-    "too-large": "too many pixels or bytes",
-    "unreadable": "damaged, or no image",
-    "view": "nothing tells the view",
-    "view-conflict": "the header says two views",
-}
 
 
 @dataclass
@@ -72,7 +42,7 @@ class _Set:
     people: list[Chart] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
     sides: Sides = field(default_factory=Sides)
-    unread: bool = False  # a shard could not be read, so what only the studies say is not on the page
+    unread: bool = False  # a shard could not be read, so charts and images of the studies are missing
 
 
 def quality_page(
@@ -81,10 +51,7 @@ def quality_page(
     problems: Mapping[Path, Sequence[str]] | None = None,
     sample: int | None = None,
 ) -> Path:
-    """Write the page about `folders` to `out`.
-
-    `problems` are what `check_all(folders, sample)` found, None if nobody asked it.
-    """
+    """Write the page about `folders` to `out`. `problems` is the result of `check_all(folders, sample)`, if called."""
     paths = list(dict.fromkeys(map(Path, folders)))
     names = _names(paths)
     studies = min(STUDIES, ALL_STUDIES // max(1, len(paths)))
@@ -96,7 +63,7 @@ def quality_page(
         sets=sets,
         problems=sum(len(found.problems) for found in sets),
         all_splits=SPLITS,
-        reasons=REASONS,
+        reasons=REFUSED_REASONS | EXCLUDED_REASONS,
         conflicts=CONFLICTS,
         fallbacks=FALLBACKS,
     )
@@ -106,7 +73,7 @@ def quality_page(
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The last part of each path, numbered where two are the same."""
+    """The last part of each path, numbered if it repeats."""
     names: dict[Path, str] = {}
     for path in paths:
         name = path.resolve().name
@@ -116,7 +83,7 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _renamed(problems: Sequence[str], names: Mapping[Path, str]) -> list[str]:
-    """Problems that name another set do so by its path."""
+    """The problems with names of sets in place of their paths."""
     texts = list(problems)
     for path in sorted(names, key=lambda path: -len(str(path))):
         if path.name and str(path) != ".":
@@ -167,7 +134,7 @@ def _splits(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
-    """Reasons of refused, then of excluded images, each kind by its number."""
+    """Rows for the reasons of refused, then of excluded images, the most frequent first."""
     kinds = {"refused": manifest.images_refused, "excluded": manifest.images_excluded}
     most = max((n for reasons in kinds.values() for n in reasons.values()), default=1) or 1
     return [
@@ -178,7 +145,7 @@ def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _settings(manifest: Manifest) -> dict[str, str]:
-    """Of the source's own options the texts may name columns and files of the archive: they are not shown."""
+    """The settings to show. Texts of source options are withheld, as they may name columns and files of the archive."""
     settings = {name: value for name, value in manifest.settings.items() if name not in ("options", "root", "key_file")}
     shown = {name: _shown(value) for name, value in settings.items()}
     options = manifest.settings.get("options")
@@ -192,7 +159,7 @@ def _shown(value: Any) -> str:
 
 
 def _number(value: int) -> str:
-    """Digits in groups of three, a thin space between them."""
+    """Digits in groups of three, separated by thin spaces."""
     return f"{value:,}".replace(",", "\u202f")
 
 
@@ -205,7 +172,7 @@ def _bytes(number: float) -> str:
 
 
 def _share(share: float) -> str:
-    """A percentage that is 0 or 100 only where it is exactly that."""
+    """A percentage that is rounded to 0 or 100 only if it is exactly that."""
     if 0 < share < 0.01:
         return "<1 %"
     return ">99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")

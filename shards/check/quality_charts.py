@@ -1,4 +1,4 @@
-"""What the quality page counts: labels as the manifest has them, and what only the studies say, per split."""
+"""The charts of the quality page: labels from the manifest, image and patient facts from the studies, per split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shards.read.manifest import Manifest
 from shards.schema import SPLITS, Study
 
 UNKNOWN = "unknown"
-ROWS = 12  # of one chart; rarer values are added up
-BINS, EXACT = 8, 4  # of numbers: about so many bins, where there are more values than can be listed
-FACTS = {  # in the manifest's histograms -> heading
+ROWS = 12  # of one chart; rarer values are summed up
+BINS, EXACT = 8, 4  # numbers get about BINS bins if there are more than EXACT values
+FACTS = {  # name in the manifest's histograms -> heading
     "view": "View",
     "vendor": "Vendor",
     "density": "Density",
@@ -29,20 +29,26 @@ Counts = dict[str, Counter[str]]  # split -> value -> number
 
 @dataclass(frozen=True)
 class Cell:
+    """The count of one value in one split."""
+
     count: int
     share: float  # of the split
-    width: float  # of the bar, in percent
+    width: float  # of the bar in percent
 
 
 @dataclass(frozen=True)
 class Row:
+    """One value of a fact."""
+
     value: str
     known: bool
-    cells: tuple[Cell, ...]  # one a split
+    cells: tuple[Cell, ...]  # one per split
 
 
 @dataclass(frozen=True)
 class Chart:
+    """The distribution of one fact over the splits."""
+
     title: str
     unit: str  # what is counted
     splits: tuple[str, ...]
@@ -50,7 +56,10 @@ class Chart:
 
 
 def chart(title: str, unit: str, counts: Mapping[str, Mapping[str, int]], words: Mapping[str, str] = {}) -> Chart:
-    """Bars of each value's share in its split, so that splits of different sizes can be compared."""
+    """A chart of split -> value -> count; bars are shares of a split, so that splits of different sizes compare.
+
+    `words` renames values.
+    """
     splits = tuple(split for split in SPLITS if counts.get(split))
     sums = {split: max(1, sum(counts[split].values())) for split in splits}
     total = sum((Counter(counts[split]) for split in splits), Counter[str]())
@@ -77,7 +86,7 @@ def chart(title: str, unit: str, counts: Mapping[str, Mapping[str, int]], words:
 
 
 def label_charts(manifest: Manifest) -> list[Chart]:
-    """One for each fact of the manifest's histograms."""
+    """A chart for each fact of the manifest's histograms."""
     names = [name for name in FACTS if any(name in facts for facts in manifest.labels.values())]
     return [
         chart(
@@ -91,7 +100,7 @@ def label_charts(manifest: Manifest) -> list[Chart]:
 
 
 def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:
-    """Charts of the pictures and of the people; a fact that no study has is left out."""
+    """(charts of the images, charts of patients and exams); a fact that no study has gets no chart."""
     numbers: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     words: dict[str, Counts] = defaultdict(lambda: defaultdict(Counter))
     seen = set()
@@ -115,21 +124,21 @@ def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:
     pictures = [
         chart("Long side, original", "images", _binned(numbers["original"])),
         chart("Long side, stored", "images", _binned(numbers["stored"])),
-        *_said("Pixel spacing, original", "images", words["spacing"]),
-        *_said("Presentation intent", "images", words["intent"]),
+        *_if_known("Pixel spacing, original", "images", words["spacing"]),
+        *_if_known("Presentation intent", "images", words["intent"]),
         chart("Images of a study", "studies", words["images"]),
-        *_said("Findings", "findings", words["finding"]),
+        *_if_known("Findings", "findings", words["finding"]),
     ]
     people = [
-        *_said("Age", "patients", words["age"]),
-        *_said("Race", "patients", words["race"]),
-        *_said("Ethnicity", "patients", words["ethnicity"]),
-        *_said("Reason of the exam", "studies", words["reason"]),
+        *_if_known("Age", "patients", words["age"]),
+        *_if_known("Race", "patients", words["race"]),
+        *_if_known("Ethnicity", "patients", words["ethnicity"]),
+        *_if_known("Reason of the exam", "studies", words["reason"]),
     ]
     return pictures, people
 
 
-def _said(title: str, unit: str, counts: Counts) -> list[Chart]:
+def _if_known(title: str, unit: str, counts: Counts) -> list[Chart]:
     known = any(value != UNKNOWN for values in counts.values() for value in values)
     return [chart(title, unit, counts)] if known else []
 
@@ -139,7 +148,7 @@ def _decade(age: int | None) -> str:
 
 
 def _binned(numbers: Mapping[str, Iterable[float | None]]) -> dict[str, Counter[str]]:
-    """Pixels by value where there are few values, else in bins of a round width."""
+    """Counts of pixel numbers: of each value if there are few, else in bins of a round width."""
     values = {int(value) for split in numbers.values() for value in split if value is not None}
     if len(values) <= EXACT:
         return {split: Counter(f"{value} px" for value in column) for split, column in numbers.items()}
@@ -153,12 +162,12 @@ def _binned(numbers: Mapping[str, Iterable[float | None]]) -> dict[str, Counter[
 
 
 def _round_up(width: float) -> int:
-    """The next of 10, 20, 50, 100, ..."""
+    """The next larger of 10, 20, 50, 100, ..."""
     power = 10 ** max(1, math.floor(math.log10(max(width, 1))))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= width)
 
 
 def _order(value: str) -> tuple[bool, float, str]:
-    """Unknown last, numbers by size, the rest by the alphabet."""
+    """Sort key: numbers by size, then texts alphabetically, unknown last."""
     number = re.match(r"\d+", value)
     return value == UNKNOWN, float(number[0]) if number else math.inf, value

@@ -1,4 +1,4 @@
-"""Does the chest wall lie where the side of an image says? If it never does, the sides of an archive are swapped."""
+"""Compare the laterality of images with the side of the chest wall, to detect an archive with swapped sides."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ from dataclasses import dataclass, field
 
 from shards.schema import Study
 
-FEW = 10  # images of each side: of fewer nothing is said
-MOST = 0.9  # of the images
+FEW = 10  # images of each side; no finding below
+MOST = 0.9  # share of the images of a side that decides
 NAMED = 5  # studies
 
 
 @dataclass
 class Sides:
-    """Counts images by their side and by where their chest wall was found before they were mirrored."""
+    """Counts of images by laterality and side of the chest wall (before mirroring)."""
 
     counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (laterality, chest wall on the right)
-    apart: list[str] = field(default_factory=list)  # studies in which the two disagree
+    disagreeing: list[str] = field(default_factory=list)  # studies in which the two disagree
 
     def counted(self, studies: Iterable[Study]) -> Iterator[Study]:
+        """Count the images of the studies and pass the studies on."""
         for study in studies:
             for view in study.views:
                 self.counts[view.laterality, view.flipped] += 1
-                if view.flipped != (view.laterality == "R") and study.key not in self.apart[-1:]:
-                    self.apart.append(study.key)
+                if view.flipped != (view.laterality == "R") and study.key not in self.disagreeing[-1:]:
+                    self.disagreeing.append(study.key)
             yield study
 
     @property
     def named(self) -> str:
-        """The first of the studies in which the two disagree."""
-        return ", ".join(self.apart[:NAMED]) + (" and others" if len(self.apart) > NAMED else "")
+        """The first studies in which laterality and chest wall disagree."""
+        return ", ".join(self.disagreeing[:NAMED]) + (" and others" if len(self.disagreeing) > NAMED else "")
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return self.counts.total()
 
     @property
     def agree(self) -> int:
-        """Images whose chest wall is on the left in a left breast, on the right in a right one."""
+        """Number of images with the chest wall on the side of the breast: left in a left one, right in a right one."""
         return self.counts["L", False] + self.counts["R", True]
 
     @property
     def finding(self) -> str:
-        """none (nothing can be said), swapped, one-way (all chest walls on one side), mixed, or good."""
+        """none (too few images), good, swapped, one-way (all chest walls on one side) or mixed."""
         left, right = (sum(self.counts[side, where] for where in (False, True)) for side in "LR")
         if min(left, right) < FEW:
             return "none"

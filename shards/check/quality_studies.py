@@ -1,4 +1,4 @@
-"""The studies that the quality page shows: a sample, always the same, with all of their images."""
+"""The studies on the quality page: a fixed random sample with all images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shards.read.reader import ShardReader
 from shards.schema import Study, View
 
 THUMB = (150, 216)  # width, height in pixels
-QUALITY = 75  # of JPEG: some 5 kB a picture
+QUALITY = 75  # of JPEG: about 5 kB a thumbnail
 MOST_IMAGES = 24  # of one study
 
 
 @dataclass(frozen=True)
 class Thumb:
-    """One image of a study, or the place of a view that it does not have (`uri` is None)."""
+    """One image of a study, or the empty place of a missing view (`uri` is None)."""
 
     name: str
     uri: str | None = None
@@ -30,13 +30,15 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Shown:
+    """A study on the page."""
+
     key: str
     facts: str
     thumbs: tuple[Thumb, ...]
 
 
 def sampled(reader: ShardReader, number: int) -> list[Shown]:
-    """`number` studies, drawn with a fixed seed and in the order of the shards."""
+    """`number` random studies (fixed seed) in the order of the shards."""
     drawn = random.Random(0).sample(range(len(reader)), min(number, len(reader)))
     return [_shown(reader, place) for place in sorted(drawn)]
 
@@ -50,7 +52,7 @@ def _shown(reader: ShardReader, place: int) -> Shown:
 
 
 def _thumbs(reader: ShardReader, place: int, study: Study) -> Iterator[Thumb]:
-    """As radiologists hang them, then what a view has twice."""
+    """The standard views in the standard hanging, then repeated ones."""
     rest = list(range(len(study.views)))
     for side, position in SLOTS:
         found = [n for n in rest if (study.views[n].laterality, study.views[n].view) == (side, position)]

@@ -1,4 +1,7 @@
-"""The settings of a build: whether they can be, which of them decide the bytes, and those that it was begun with."""
+"""The settings of a build: validation, those that determine the bytes, and those that the plan recorded.
+
+It imports all sources, unlike `shards.pack.settings`, which the command line and every worker import.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shards.errors import ShardError
 from shards.pack.identity import keyed_hash
 from shards.pack.settings import PackConfig
-from shards.schema import ShardError
 from shards.sources.all_sources import SOURCES, resolve_root
 
 log = logging.getLogger(__name__)
 
-BEFORE = {"intent": "both", "raw": "stored"}  # what builds did that were begun before there were these settings
+BEFORE = {"intent": "both", "raw": "stored"}  # of builds that were started before these settings existed
 
 
 def validate(config: PackConfig) -> None:
-    """Raises `ShardError` for the first value that cannot be."""
+    """Raise `ShardError` for the first value out of range."""
     if config.source not in SOURCES:
         raise ShardError(f"pack.source: {config.source!r} is not one of {', '.join(sorted(SOURCES))}")
     for name in ("root", "out"):
@@ -40,45 +43,45 @@ def validate(config: PackConfig) -> None:
 
 
 def folders(config: PackConfig) -> tuple[Path, Path]:
-    """Root and out. Raises `ShardError` for an `out` that holds the archive: who removes it would remove both."""
+    """The folders of `root` and `out`. Raises `ShardError` if `out` contains the archive: removing it removes both."""
     root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
     if root.resolve().is_relative_to(out.resolve()):
         raise ShardError(
-            f"pack.out: {out} is or holds the archive {root}; give a folder beside it, or a new one inside of it"
+            f"pack.out: {out} is or contains the archive {root}; give a folder beside it, or a new one inside it"
         )
     return root, out
 
 
 def source_options(config: PackConfig) -> dict[str, Any]:
-    """The source's keywords with its defaults filled in."""
+    """`options` with the defaults of the source. Raises `ShardError` for one that is unknown, missing or mistyped."""
     _, *parameters = inspect.signature(SOURCES[config.source]).parameters.values()
     known = {parameter.name: parameter.default for parameter in parameters}
     for name in config.options:
         if name not in known:
-            names = f"knows {', '.join(known)}" if known else "has none"
+            names = f"has {', '.join(known)}" if known else "has no options"
             raise ShardError(f"pack.options.{name}: source {config.source!r} {names}")
     options = {**known, **config.options}
     for name, value in options.items():
         if value is inspect.Parameter.empty:
-            raise ShardError(f"pack.options.{name}: source {config.source!r} needs it")
+            raise ShardError(f"pack.options.{name}: required by source {config.source!r}")
         _check_option(name, value, known[name])
     return options
 
 
 def _check_option(name: str, value: Any, default: Any) -> None:
-    """A whole number where the source has one, and no number in the place of a text, which 1.10 may have become."""
+    """Raise `ShardError` for another type than the default's: YAML reads an unquoted 1.10 as a number."""
     kinds = {int: "a whole number", str: "a text; write it in quotes"}
-    wanted = str if default is None and isinstance(value, bool | int | float) else type(default)
-    if wanted in kinds and type(value) is not wanted:
-        raise ShardError(f"pack.options.{name}: {value!r} is not {kinds[wanted]}")
+    expected = str if default is None and isinstance(value, bool | int | float) else type(default)
+    if expected in kinds and type(value) is not expected:
+        raise ShardError(f"pack.options.{name}: {value!r} is not {kinds[expected]}")
 
 
 def settings_of(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """What decides the bytes. Root and key enter as keyed hashes: enough to tell others apart, not to read them."""
+    """The settings that determine the bytes; root and key as keyed hashes, which can be compared but not read."""
     plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
         **{name: getattr(config, name) for name in (*plain, *BEFORE)},
-        "options": json.loads(json.dumps(options)),  # as the plan gives them back: keys are texts
+        "options": json.loads(json.dumps(options)),  # as the plan will return them: keys are strings
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
         "root": keyed_hash(key, "root", config.root),
@@ -86,18 +89,18 @@ def settings_of(config: PackConfig, options: dict[str, Any], key: bytes) -> dict
 
 
 def as_begun(config: PackConfig, earlier: Mapping[str, Any]) -> PackConfig:
-    """A build that was begun before there was `intent` ends as it was begun, whatever today's default is."""
+    """The config, with `intent=both` if the build was started before that setting existed and kept both."""
     if "intent" in earlier or config.intent != PackConfig.intent:
         return config
-    log.info("pack.intent: %s was begun when raw images were kept beside others, and still keeps both", config.out)
+    log.info("pack.intent: %s was started by a release that kept both intents, and still keeps both", config.out)
     return replace(config, intent="both")
 
 
 def compare_settings(settings: Mapping[str, Any], earlier: Mapping[str, Any], out: Path, planned: bool) -> str:
-    """Raises `ShardError` for the first setting that decides the bytes and differs; names another that does, or "".
+    """Raise `ShardError` for a setting that differs from the plan's; return a sentence about a tolerated one, or "".
 
-    Root and options decide what the source says of the studies, and that is compared for itself: an archive may move,
-    and a table may need another spelling. While a plan is carried out they are not to change.
+    Root and options may differ, as the studies themselves are compared: an archive may move, and a table may need
+    another spelling. They may not while a finished plan is carried out (`planned`).
     """
     because = ""
     for name in settings:
@@ -105,19 +108,19 @@ def compare_settings(settings: Mapping[str, Any], earlier: Mapping[str, Any], ou
         if found is None:
             continue
         path, now, before = found
-        told = f"{out} was packed with {before!r}, now it is {now!r}"
+        difference = f"{out} was packed with {before!r}, now it is {now!r}"
         if name not in earlier:
             raise ShardError(f"pack.{name}: {out} was packed by a release that had no such setting; give another `out`")
         if name in ("root", "key_file"):  # their values are hashes
-            told = f"{out} was packed with another one"
+            difference = f"{out} was packed with another one"
         if planned or name not in ("root", "options"):
-            raise ShardError(f"pack.{path}: {told}; set it back, or give another `out`")
-        because = f"pack.{path}: {told}"
+            raise ShardError(f"pack.{path}: {difference}; set it back, or give another `out`")
+        because = f"pack.{path}: {difference}"
     return because
 
 
 def _difference(name: str, now: Any, before: Any) -> tuple[str, Any, Any] | None:
-    """(name, now, before) of the first value that differs, in dictionaries by its dotted name."""
+    """(dotted name, now, before) of the first value that differs."""
     if isinstance(now, dict) and isinstance(before, dict):
         inside = (_difference(f"{name}.{key}", now.get(key), before.get(key)) for key in {**now, **before})
         return next(filter(None, inside), None)

@@ -1,4 +1,4 @@
-"""Who a sample is: keyed hashes in place of the archive's identifiers, and the split of a patient."""
+"""Pseudonyms: keyed hashes in place of the archive's identifiers, and the split of a patient."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import secrets
 import stat
 from pathlib import Path
 
+from shards.errors import ShardError
 from shards.files import name_bytes
-from shards.schema import ShardError
 
 KEY_BYTES = 32
 HASH_DIGITS = 16  # 64 bits: two of a million studies collide with probability 3e-8
 
 
 def load_key(path: Path) -> bytes:
-    """The user's secret key, created with mode 600 if the file is not there yet.
+    """The user's secret key, created with mode 600 if the file does not exist.
 
-    Without it nobody can find a patient's samples from a patient's number. Whoever loses it keeps
-    the shards, but studies packed later get other keys.
+    Without it nobody can find the samples of a patient from the patient's number. If it is lost the shards stay
+    readable, but studies packed later get other hashes. Raises `ShardError` if others can read the file, or if it
+    does not hold a key.
     """
     if not path.exists():
         _create_key(path)
@@ -39,16 +40,16 @@ def load_key(path: Path) -> bytes:
 
 def _create_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(KEY_BYTES) + "\n")
     try:
-        os.link(aside, path)  # unlike a rename, this never replaces a key that another process has just made
+        os.link(temporary, path)  # unlike a rename, this never replaces a key that another process has just created
     except FileExistsError:
         pass
     finally:
-        aside.unlink()
+        temporary.unlink()
 
 
 def keyed_hash(key: bytes, *parts: str) -> str:
@@ -57,10 +58,9 @@ def keyed_hash(key: bytes, *parts: str) -> str:
 
 
 def split_of(source: str, patient_id: str) -> str:
-    """train (70 %), val (10 %) or test (20 %), decided by the patient alone.
+    """The split of a patient: train (70 %), val (10 %) or test (20 %), by a hash of source and patient.
 
-    No secret takes part: a patient is in the same split in every laboratory, and stays there
-    however many patients are added.
+    The hash uses no secret key: a patient is in the same split in every laboratory, however many patients are added.
     """
     digest = hashlib.sha256(name_bytes(f"{source}\0{patient_id}")).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""One builder at a time, told by the file system: a lock dies with its process, however that ends."""
+"""One builder at a time: a POSIX lock, which the kernel releases when its process ends."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from errno import EACCES, EAGAIN
 from pathlib import Path
 
-from shards.schema import ShardError
+from shards.errors import ShardError
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked(file: Path, numbers: Iterable[int] | None = None) -> Iterator[None]:
-    """Hold `file`, or only its bytes `numbers`, one a shard: several processes may hold different ones.
+    """Lock `file`, or only its bytes `numbers`, one a shard, so that several processes can write different shards.
 
-    POSIX record locks, which network file systems honour too. Raises `ShardError` where another process
-    holds one of them. On a file system without locks a warning is all that can be had.
+    POSIX record locks, which network file systems support, too. Raises `ShardError` if another process holds one of
+    them; on a file system without locks it only logs a warning.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab") as handle:
@@ -31,7 +31,7 @@ def locked(file: Path, numbers: Iterable[int] | None = None) -> Iterator[None]:
         except OSError as error:
             if error.errno in (EACCES, EAGAIN):
                 raise ShardError(
-                    f"pack.out: another process is building {file.parent.parent}; wait for it, or end it first"
+                    f"pack.out: another process is building {file.parent.parent}; wait for it, or stop it first"
                 ) from None
             log.warning("%s: this file system has no locks (%s): start one builder only", file, error.strerror)
         yield

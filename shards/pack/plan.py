@@ -1,8 +1,8 @@
-"""Which study goes into which shard: decided before the first image is read, and kept beside the shards.
+"""The plan assigns every study to a shard, before the first image is read, and is kept beside the shards.
 
-A build is the work that the plan names and no record tells done. So a build that was killed continues, one
-that is cut over many machines is the same as one that is not, and studies that come later only add shards.
-What the archive has changed since is in shards/pack/archive_changes.py.
+The work of a build is the planned shards without a record. So a killed build continues, one that is distributed over
+machines ends in the same bytes as a local one, and studies that arrive later only add shards.
+`shards.pack.archive_changes` compares a plan with the archive.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shards.errors import ShardError
 from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.pack.identity import keyed_hash, split_of
-from shards.pack.sample import study_key, with_plain_texts
+from shards.pack.sample import study_key
+from shards.pack.texts import with_plain_texts
 from shards.read.manifest import BUILD
-from shards.schema import SCHEMA_VERSION, SPLITS, ShardError, SourceStudy
+from shards.schema import SCHEMA_VERSION, SPLITS, SourceStudy
 
 PLAN = "plan.json"
-# The advice of `pack` and of `check` where it cannot be used.
-RESTORE = f"restore it from a copy, or remove the folder {BUILD}: the shards can be read without it, but not added to"
+# Advice of `pack` and `check` for a damaged plan.
+RESTORE = f"restore it from a copy, or remove the folder {BUILD}: shards can be read without it, but not extended"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A study in a plan. The digest is of what the source says about it.
+    """A study in a plan, with the keyed hash of everything the source yields about it (`digest_of`).
 
-    `files` are a keyed hash of the sizes of its files and the newest of their modification times in seconds; None in
-    a plan of an earlier release, which did not look at them.
+    `files` is a keyed hash of the sizes of its files and their newest modification time in seconds; None in plans of
+    earlier releases.
     """
 
     key: str
@@ -41,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """`studies` are (key, digest) in the order of the tar; `files` has one entry for each study, or none."""
+    """A shard to write. `studies` are (key, digest) in the order of the tar; `files` has an entry a study, or none."""
 
     name: str
     split: str
@@ -50,10 +52,12 @@ class PlannedShard:
 
     @property
     def entries(self) -> list[Entry]:
+        """The studies with their files, in the order of the tar."""
         files = self.files or (None,) * len(self.studies)
         return [Entry(*study, of_study) for study, of_study in zip(self.studies, files, strict=True)]
 
     def with_entries(self, entries: Iterable[Entry]) -> PlannedShard:
+        """This shard with other studies."""
         entries = list(entries)
         files = tuple(entry.files for entry in entries if entry.files)
         return replace(self, studies=tuple((entry.key, entry.digest) for entry in entries), files=files)
@@ -61,17 +65,20 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
+    """All shards of a build, with the settings and decoder versions it was started with."""
+
     settings: dict[str, Any]
     versions: dict[str, str]
     shards: tuple[PlannedShard, ...]
 
     @property
     def keys(self) -> set[str]:
+        """The keys of all planned studies."""
         return {key for shard in self.shards for key, _ in shard.studies}
 
 
 def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str, SourceStudy]:
-    """The studies by their key. Raises `ShardError` where a source yields one twice."""
+    """The studies by their key, with normalised texts. Raises `ShardError` if a source yields a study twice."""
     found: dict[str, SourceStudy] = {}
     for study in map(with_plain_texts, studies):
         name = study_key(key, source, study)
@@ -82,13 +89,13 @@ def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str,
 
 
 def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
-    """A keyed hash of everything that the source tells of a study, wherever the archive lies."""
-    where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` writes a name that is not UTF-8
+    """A keyed hash of everything the source yields about a study, independent of the archive's location."""
+    where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` escapes a name that is not UTF-8
     return keyed_hash(key, "digest", repr(study).replace(where, ""))
 
 
 def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str, Entry], per_shard: int) -> Plan:
-    """The plan with new shards for the studies that it does not know yet, in the order of the source."""
+    """The plan with additional shards for the studies that are not in it, in the order of the source."""
     known = plan.keys
     new: dict[str, list[Entry]] = defaultdict(list)
     for name, study in studies.items():
@@ -104,23 +111,24 @@ def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str,
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
+    """Write `plan.json`."""
     document = {"schema": SCHEMA_VERSION, **asdict(plan)}
     atomic_write(folder / PLAN, json.dumps(document, sort_keys=True).encode() + b"\n")
 
 
 def load_plan(folder: Path) -> Plan | None:
-    """The plan in `folder`, or None where there is none. Raises `ShardError` where it cannot be used."""
+    """The plan in `folder`, or None if there is none. Raises `ShardError` if it is damaged or of another schema."""
     path = folder / PLAN
     try:
         document = read_json(path)
         version = document.pop("schema", None) if isinstance(document, dict) else None
         if version is None:
-            raise ValueError("says no schema")
+            raise ValueError("schema: is missing")
         if version != SCHEMA_VERSION:
-            raise ShardError(f"{path}: was made by another release; give another `out`")
+            raise ShardError(f"{path}: was written by another release; give another `out`")
         plan = from_json(Plan, document)
         if any(len(shard.files) not in (0, len(shard.studies)) for shard in plan.shards):
-            raise ValueError("files: is not one entry a study")
+            raise ValueError("files: not one entry a study")
         return plan
     except FileNotFoundError:
         return None

@@ -1,13 +1,12 @@
-"""One study of a source -> one sample of a shard. This is the part of packing that runs in every worker."""
+"""One study of a source -> one sample of a shard: the part of packing that runs in the workers."""
 
 from __future__ import annotations
 
+import json
 import os
-import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,36 +14,32 @@ import cv2
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from shards.errors import is_of_the_machine
+from shards.errors import Refused, is_of_the_machine, one_line
 from shards.files import legible
 from shards.image.crop import Geometry
 from shards.image.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
 from shards.image.picture import Picture, PictureConfig, read_picture
 from shards.pack.identity import keyed_hash, split_of
+from shards.pack.texts import check_facts, check_report
 from shards.processes import quiet
-from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, Refused, SourceStudy, SourceView, Study, View
-
-FACTS = ("race", "ethnicity", "reason")
-LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
-# All that Unicode and old systems call the end of a line, a paragraph or a page: Windows, Mac, mainframe, form feed.
-LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, SourceStudy, SourceView, Study, View
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What `build_sample` needs to know besides the study. `quality` of JPEG; None stores lossless PNG."""
+    """The settings of `build_sample`. `quality` is that of JPEG; None stores lossless PNG."""
 
     source: str
     root: Path
     key: bytes
     picture: PictureConfig
     quality: int | None
-    intent: Literal["presentation", "processing", "both"] = "presentation"  # kept where a view has both
+    intent: Literal["presentation", "processing", "both"] = "presentation"  # which to keep if a view has both
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One line of refused.jsonl. `file` is relative to the source's root; it names files of the archive."""
+    """One line of refused.jsonl: an image that is not stored. `file` is relative to the root of the archive."""
 
     file: str
     reason: str
@@ -53,14 +48,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Sample:
-    """A study without images (`images` empty) is dropped by the caller; its refusals say why."""
+    """A study with its encoded images, and its refused ones. The caller drops a study whose `images` is empty."""
 
     study: Study
     images: tuple[bytes, ...]
     refusals: tuple[Refusal, ...]
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """Names and bytes of the tar members, in their order."""
+        """Yield (name, content) of the tar members in their order."""
         yield f"{self.study.key}.json", self.study.to_json()
         for view, image in zip(self.study.views, self.images, strict=True):
             yield f"{self.study.key}.{view.member}", image
@@ -68,7 +63,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image that can be stored; `view.member` is its suffix until it is known which images are kept."""
+    """An encoded image; `view.member` is only its suffix until it is known which images are kept."""
 
     source: SourceView
     view: View
@@ -81,25 +76,28 @@ class _Image:
 
     @property
     def place(self) -> tuple[str, str, bool]:
-        """A slab of tomosynthesis is not the presentation of a plain image of its view."""
+        """Images of the same place are alternatives; a tomosynthesis slab is no alternative to a 2D image."""
         return self.view.laterality, self.view.view, self.volume
 
 
 def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
-    """Read, crop and encode every image of a study. A bad image is refused; it never stops a build."""
+    """Read, crop and encode every image of a study. A bad image is refused and never stops a build.
+
+    Raises `OSError` only for an error of the machine, e.g. a full disk.
+    """
     images: list[_Image] = []
     refusals: list[Refusal] = []
     seen: set[str | None] = {None}
     for source in study.views:
         try:
-            _check_study(study)
+            check_facts(study)
             with quiet():
                 image = _build_image(config, source)
             if image.view.instance in seen - {None}:
                 raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
-        except Exception as error:  # untrusted input: whatever a parser or decoder trips over is told, not raised
+        except Exception as error:  # untrusted input: a parser or decoder may raise anything
             if isinstance(error, OSError) and is_of_the_machine(error):
-                raise  # the image is not to blame, and the build continues when it is started again
+                raise  # the image is not to blame; the same build can be continued
             refusals.append(refusal(config.root, source, error))
             continue
         seen.add(image.view.instance)
@@ -121,23 +119,30 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
 
 
 def study_key(key: bytes, source: str, study: SourceStudy) -> str:
+    """The keyed hash that names a study in shards, plan and records."""
     return keyed_hash(key, "study", source, study.patient_id, study.study_id)
 
 
 def refusal(root: Path, source: SourceView, error: Exception) -> Refusal:
-    """The line about an image that is left out."""
+    """The line of refused.jsonl for an image and the error that kept it from being stored."""
     reason = error.reason if isinstance(error, Refused) else "unreadable"
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = one_line(error)
     if not isinstance(error, Refused | OSError):
-        message = f"its header or pixels are damaged in a way that was not foreseen ({message})"
+        message = f"its header or pixels are damaged in an unforeseen way ({message})"
     file = str(source.path.relative_to(root)) if source.path.is_relative_to(root) else source.path.name
     return Refusal(legible(file), reason, legible(message))
 
 
-def _choose_intent(images: Sequence[_Image], intent: str) -> tuple[list[_Image], list[tuple[_Image, Refused]]]:
-    """The images without those of the other intent, where a view of the study has both; what is not raw is shown.
+def refusal_lines(refusals: Iterable[Refusal]) -> bytes:
+    """The content of a refused.jsonl."""
+    return "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in refusals).encode()
 
-    Only images that can be stored count: a raw one is kept where the presentation image is damaged.
+
+def _choose_intent(images: Sequence[_Image], intent: str) -> tuple[list[_Image], list[tuple[_Image, Refused]]]:
+    """(kept, excluded) images: of a place with both intents, only the images of the preferred one are kept.
+
+    Every image that is not raw counts as FOR PRESENTATION. Images that were refused do not count: a raw image is kept
+    if its presentation image is damaged.
     """
     kinds: dict[tuple[str, str, bool], set[bool]] = defaultdict(set)
     for image in images:
@@ -147,8 +152,8 @@ def _choose_intent(images: Sequence[_Image], intent: str) -> tuple[list[_Image],
         if intent == "both" or image.raw == (intent == "processing") or len(kinds[image.place]) == 1:
             kept.append(image)
             continue
-        told = "is raw (FOR PROCESSING)" if image.raw else "is for presentation"
-        message = f"the image {told}, and its view has another; pack.intent={intent} keeps that one"
+        which = "raw (FOR PROCESSING)" if image.raw else "for presentation"
+        message = f"the image is {which}, and its view has another; pack.intent={intent} keeps that one"
         others.append((image, Refused("other-intent", message)))
     return kept, others
 
@@ -157,7 +162,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
     if source.refused:
         raise Refused(*source.refused)
     _check_path(source.path, config.root)
-    _check_text("report", source.report, LONGEST_REPORT, allowed="\n\t")
+    check_report(source.report)
     picture = read_picture(source.path, config.picture, source.laterality)
     header = picture.header if picture.header is not None else Dataset()
     laterality, position, conflicts = _side_and_view(source, header)
@@ -188,12 +193,12 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
 
 
 def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple[str, ...]]:
-    """Laterality, view, and which of them table and header tell differently.
+    """(laterality, view, words of CONFLICTS). Raises `Refused` if one is unknown, or the view is not stored.
 
-    The table wins: it was checked by people, headers often were not.
+    The table wins over the header: people have checked it, while headers are often wrong.
     """
     conflicts = []
-    told: dict[str, str] = {}
+    known: dict[str, str] = {}
     for name, of_table, find in (
         ("laterality", source.laterality, find_laterality),
         ("view", source.view, find_view),
@@ -206,15 +211,15 @@ def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple
             of_header = "several"
         if of_table and of_header and of_table != of_header:
             conflicts.append(name)
-        told[name] = of_table or of_header or ""
-    if told["laterality"] not in LATERALITIES:
-        raise Refused("laterality", "neither the table nor the header says whether this is the left or right breast")
-    if not told["view"]:
-        raise Refused("view", f"neither the table nor the header says that this is one of {', '.join(VIEWS)}")
-    if told["view"] not in VIEWS:
-        reason = "spot" if told["view"] == "spot" else "other-view"
-        raise Refused(reason, f"the view is {told['view'][:40]!r}, not one of {', '.join(VIEWS)}")
-    return told["laterality"], told["view"], tuple(conflicts)
+        known[name] = of_table or of_header or ""
+    if known["laterality"] not in LATERALITIES:
+        raise Refused("laterality", "neither the table nor the header has the laterality")
+    if not known["view"]:
+        raise Refused("view", f"neither the table nor the header has the view, one of {', '.join(VIEWS)}")
+    if known["view"] not in VIEWS:
+        reason = "spot" if known["view"] == "spot" else "other-view"
+        raise Refused(reason, f"the view is {known['view'][:40]!r}, not one of {', '.join(VIEWS)}")
+    return known["laterality"], known["view"], tuple(conflicts)
 
 
 def _encode(picture: Picture, quality: int | None) -> bytes:
@@ -222,12 +227,12 @@ def _encode(picture: Picture, quality: int | None) -> bytes:
     pixels: NDArray[Any] = picture.pixels
     ok, data = cv2.imencode(suffix, pixels, options)
     if not ok:
-        raise Refused("encode", f"an image of {picture.geometry.size} could not be written as {suffix}")
+        raise Refused("encode", f"an image of {picture.geometry.size} could not be encoded as {suffix}")
     return data.tobytes()
 
 
 def _is_outside(box: Box, size: tuple[int, int]) -> bool:
-    """Whether no part of a box lies in the original image of (height, width) `size`."""
+    """Whether a box does not overlap the original image of `size` (height, width)."""
     x0, y0, x1, y1 = box
     return x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]
 
@@ -237,35 +242,6 @@ def _to_stored(finding: Finding, geometry: Geometry) -> Finding:
 
 
 def _check_path(path: Path, root: Path) -> None:
-    """A table's cell must not lead out of the archive. Links inside of it are the archive's own business."""
+    """Raise `Refused` for a path of a table that leaves the archive. Symbolic links in the archive are followed."""
     if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
-        raise Refused("outside", "the path leads out of the archive's root")
-
-
-def with_plain_texts(study: SourceStudy) -> SourceStudy:
-    """The same texts, however the table spelled them: one character ends a line, and facts are of one line."""
-    texts = {name: _plain(getattr(study, name)) for name in FACTS}
-    facts: dict[str, Any] = {name: text and " ".join(re.split("[\n\t]+", text)) for name, text in texts.items()}
-    return replace(study, views=tuple(replace(view, report=_plain(view.report)) for view in study.views), **facts)
-
-
-def _plain(text: str | None) -> str | None:
-    """With "\\n" for any end of a line, blanks for no-break spaces, and without byte order marks."""
-    plain = text and LINE_END.sub("\n", text).replace("\xa0", " ").replace("\ufeff", "")
-    return text if plain == text else plain
-
-
-def _check_study(study: SourceStudy) -> None:
-    for name in FACTS:
-        _check_text(name, getattr(study, name), LONGEST_FACT)
-    if study.age is not None and not 0 <= study.age <= 130:
-        raise Refused("hostile", f"age: {study.age} is no age in years")
-
-
-def _check_text(name: str, text: str | None, longest: int, allowed: str = "") -> None:
-    if text is None:
-        return
-    if len(text) > longest:
-        raise Refused("hostile", f"{name}: {len(text)} characters, at most {longest} are stored")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in allowed for letter in text):
-        raise Refused("hostile", f"{name}: holds control characters")
+        raise Refused("outside", "the path leaves the archive")

@@ -1,21 +1,22 @@
-"""What was done: one record a shard, written when its tar is whole. The manifest is the sum of the records."""
+"""Records: one a shard, written when its tar is complete. The manifest is the sum of the records."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from shards.errors import ShardError
 from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.pack.plan import Plan
 from shards.pack.sample import Refusal, Sample
 from shards.read.manifest import Histograms, Manifest, Shard, add_histograms, check_shard_entry, label_histograms
-from shards.schema import EXCLUDED, RAW, ShardError, View
+from shards.schema import EXCLUDED, RAW, View
 
-METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its options
+METHODS = {  # codes of DICOM PS3.16 CID 7050 for the profile and option of PS3.15 E.3
     "113100": "Basic Application Confidentiality Profile",
     "113108": "Retain Patient Characteristics Option",
 }
@@ -23,9 +24,10 @@ METHODS = {  # PS3.16 CID 7050, for what PS3.15 E.3 calls the profile and its op
 
 @dataclass(frozen=True)
 class Record:
-    """`listed`: images that the archive names for this shard; `instances`: keyed hashes of the stored SOP instances.
+    """The result of writing one shard.
 
-    `refused_studies`: the key of each refusal's study; empty in records of earlier releases.
+    `listed`: images that the archive names for it; `instances`: keyed hashes of the stored SOP instances;
+    `refused_studies`: the study key of each refusal, empty in records of earlier releases.
     """
 
     shard: Shard
@@ -36,19 +38,19 @@ class Record:
     conflicts: dict[str, int]
     refusals: tuple[Refusal, ...]
     instances: tuple[str, ...]
-    raw: int | None = None  # stored images that are FOR PROCESSING; None where it was written before they were counted
+    raw: int | None = None  # stored FOR PROCESSING images; None: a release that did not count them
     fallbacks: dict[str, int] = field(default_factory=dict)
     refused_studies: tuple[str, ...] = ()
 
     @property
-    def tells_studies(self) -> bool:
-        """Whether its refusals can be told apart by study."""
+    def has_refused_studies(self) -> bool:
+        """Whether each refusal has the key of its study."""
         return len(self.refused_studies) == len(self.refusals)
 
 
 @dataclass
 class Tally:
-    """Counts of the samples of one shard, taken while they pass by to be written."""
+    """Counts of the samples of one shard, collected while they are written."""
 
     images: int = 0
     dropped: int = 0
@@ -57,6 +59,7 @@ class Tally:
     views: list[View] = field(default_factory=list)
 
     def kept(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Count the samples and pass on those that have images."""
         for sample in samples:
             self.refusals += sample.refusals
             self.refused_studies += [sample.study.key] * len(sample.refusals)
@@ -68,6 +71,7 @@ class Tally:
                 self.dropped += 1
 
     def record(self, shard: Shard) -> Record:
+        """The record of the written shard."""
         return Record(
             shard=shard,
             listed=self.images + len(self.refusals),
@@ -84,16 +88,17 @@ class Tally:
 
 
 def save_record(record: Record, folder: Path) -> None:
+    """Write the record of a shard, which marks the shard as written."""
     atomic_write(_path(folder, record.shard.name), json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
 
 
 def remove_record(folder: Path, name: str) -> None:
-    """A shard without a record is to be written."""
+    """Remove the record of a shard, so that the shard is written again."""
     _path(folder, name).unlink(missing_ok=True)
 
 
 def load_record(folder: Path, name: str) -> Record | None:
-    """The record of a shard, or None where the shard is not done. Raises `ShardError` where it cannot be used."""
+    """The record of a shard, or None if the shard is not written. Raises `ShardError` if the record is damaged."""
     path = _path(folder, name)
     try:
         record = from_json(Record, read_json(path))
@@ -108,7 +113,7 @@ def load_record(folder: Path, name: str) -> Record | None:
 
 
 def records_of(plan: Plan, folder: Path) -> dict[str, Record]:
-    """The records of the plan's shards that are written, by name, without the studies that the plan has moved since."""
+    """The records of the written shards of the plan by name, without studies that the plan has moved since."""
     records = {}
     for shard in plan.shards:
         if record := load_record(folder, shard.name):
@@ -117,8 +122,8 @@ def records_of(plan: Plan, folder: Path) -> dict[str, Record]:
 
 
 def _without_moved(record: Record, planned: set[str]) -> Record:
-    """Without the refusals of studies that the shard is no longer to hold; nothing of them was stored."""
-    if not record.tells_studies:
+    """The record without the refusals of studies that have left the shard; none of their images was stored."""
+    if not record.has_refused_studies:
         return record
     refused = list(zip(record.refusals, record.refused_studies, strict=True))
     kept = [(refusal, key) for refusal, key in refused if key in planned]
@@ -132,8 +137,9 @@ def _without_moved(record: Record, planned: set[str]) -> Record:
 
 
 def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
+    """The sum of the records."""
     records = list(records)
-    reasons = Counter(refusal.reason for record in records for refusal in record.refusals)
+    reasons = _sum(Counter(refusal.reason for refusal in record.refusals) for record in records)
     instances = Counter(instance for record in records for instance in record.instances)
     return Manifest(
         source=plan.settings["source"],
@@ -142,16 +148,21 @@ def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
         deidentification=METHODS,
         listed=sum(record.listed for record in records),
         images=sum(record.images for record in records),
-        images_refused={reason: n for reason, n in sorted(reasons.items()) if reason not in EXCLUDED},
-        images_excluded={reason: n for reason, n in sorted(reasons.items()) if reason in EXCLUDED},
-        conflicts=dict(sorted(sum((Counter(record.conflicts) for record in records), Counter()).items())),
+        images_refused={reason: n for reason, n in reasons.items() if reason not in EXCLUDED},
+        images_excluded={reason: n for reason, n in reasons.items() if reason in EXCLUDED},
+        conflicts=_sum(record.conflicts for record in records),
         duplicates=sum(n - 1 for n in instances.values()),
         studies_dropped=sum(record.studies_dropped for record in records),
         labels=add_histograms(record.labels for record in records),
         shards=tuple(record.shard for record in records),
         raw=None if any(record.raw is None for record in records) else sum(record.raw or 0 for record in records),
-        fallbacks=dict(sorted(sum((Counter(record.fallbacks) for record in records), Counter()).items())),
+        fallbacks=_sum(record.fallbacks for record in records),
     )
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of counts, sorted by word."""
+    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))
 
 
 def _path(folder: Path, name: str) -> Path:

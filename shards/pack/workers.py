@@ -1,4 +1,4 @@
-"""`in_order`: samples of studies by several processes, in the order of the studies and within bounded memory."""
+"""Build samples in several processes, in the order of the studies and with bounded memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from shards.pack.sample import Sample, SampleConfig, build_sample
 from shards.processes import die_with_parent
 from shards.schema import SourceStudy
 
-IN_FLIGHT = 4  # studies per worker that are under way or wait for their turn
+IN_FLIGHT = 4  # studies per worker, running or queued
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
-CRASH = ("crash", "reading an image of this study ended its process, twice: the decoder crashed or memory ran out")
+CRASH = ("crash", "reading an image of this study killed the process twice: the decoder crashed or memory ran out")
 
 
 def in_order(config: SampleConfig, studies: Iterable[SourceStudy], workers: int) -> Iterator[Sample]:
-    """`build_sample` of every study. One worker is this process itself.
+    """Yield `build_sample` of every study in order, in `workers` processes; 1: in this process.
 
-    A study whose decoder brings its process down is tried once more, alone; if it does so again, all of
-    its images are refused.
+    If a decoder kills its process, the study is tried once more in a process of its own; if that dies, too, all
+    images of the study are refused.
     """
     if workers == 1:
         settle()
@@ -54,7 +54,7 @@ def in_order(config: SampleConfig, studies: Iterable[SourceStudy], workers: int)
 
 
 def _submit(pool: ProcessPoolExecutor, config: SampleConfig, study: SourceStudy) -> Future[Sample]:
-    """A pool that broke a moment ago refuses work: that is told by the future, like any other break."""
+    """`submit` on a broken pool raises; return a failed future so that the caller handles one case only."""
     try:
         return pool.submit(build_sample, config, study)
     except BrokenProcessPool as error:
@@ -77,22 +77,22 @@ def _alone(config: SampleConfig, study: SourceStudy) -> Sample:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # spawn: the caller may hold threads (a tensor library), and those do not survive a fork
+    # spawn: the caller may run threads (a tensor library), which do not survive a fork
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
 
 
 def start_worker() -> None:
-    """For a worker process of a pool, or of a loader."""
+    """Initialise a worker process of a pool or of a data loader."""
     die_with_parent()
     settle()
 
 
 def settle() -> None:
-    """One thread a worker, and memory that one image leaves stays for the next.
+    """Configure this process for decoding: one OpenCV thread, and keep freed memory for the next image.
 
-    Otherwise glibc gives tens of megabytes back after each image and asks for them again at once, and the
-    page faults take as long as the decoding. Another C library is left as it is.
+    By default glibc returns tens of megabytes to the kernel after each image and requests them again at once, and the
+    page faults take as long as the decoding. No effect on other C libraries.
     """
     cv2.setNumThreads(1)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,49 +1,48 @@
-"""Tar files whose bytes depend on the samples alone: no clock, no user, no order of arrival."""
+"""Write reproducible tars: their bytes depend on the samples only, not on clock, user or timing."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.errors import ShardError
+from shards.files import atomic_file
 from shards.pack.sample import Sample
 from shards.read.manifest import Shard
-from shards.schema import ShardError, Study
+from shards.schema import Study
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """A failed write names no file by itself."""
+def named_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` without a file name, as a failed write raises it, into a `ShardError` that names the folder."""
     try:
         yield
     except OSError as error:
         if error.filename is not None:
             raise
-        raise ShardError(f"pack.out: cannot write to {folder} ({error.strerror}); run again when it can be") from None
+        raise ShardError(f"pack.out: cannot write to {folder} ({error.strerror}); fix that and run again") from None
 
 
 def write_shard(folder: Path, name: str, split: str, samples: Iterable[Sample]) -> Shard:
-    """Write the samples to `<folder>/<name>`: aside, then renamed when all of it is on the disk."""
-    aside = folder / f"{name}.part"
+    """Write the samples to the tar `<folder>/<name>` (atomic write) and return its entry in the manifest."""
     studies: list[Study] = []
     offsets: list[int] = []
-    with tarfile.TarFile(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            studies.append(sample.study)
-            offsets.append(tar.offset)
-            for member, data in sample.members():
-                info = tarfile.TarInfo(member)  # its defaults are fixed: mode 644, owner 0, time 0
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
+    with atomic_file(folder / name) as file:
+        with tarfile.TarFile(name, "w", file, format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                studies.append(sample.study)
+                offsets.append(tar.offset)
+                for member, data in sample.members():
+                    info = tarfile.TarInfo(member)  # its defaults are fixed: mode 644, owner 0, time 0
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.seek(0, os.SEEK_END)
-    os.replace(aside, folder / name)
+        size = file.tell()
     return Shard(
         name=name,
         split=split,

@@ -1,49 +1,37 @@
-"""Files that are made once and kept for every process and every later start, named by what they hold."""
+"""A folder of files that are made once, shared by all processes and later runs, and named by their SHA-256."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.schema import FetchError, ShardError
+from shards.errors import FetchError, ShardError
+from shards.files import atomic_file
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cached(folder: Path, sha256: str, suffix: str, make: Callable[[BinaryIO], None]) -> Path:
-    """The file `<sha256><suffix>` in `folder`, written by `make` where it is not there.
+    """The path of `<sha256><suffix>` in `folder`; `make` writes its content if the file is missing.
 
-    One process at a time makes it, behind a lock file, and the others wait; it is written aside and renamed, so that
-    a file by this name is a whole one. Raises `ShardError` where `sha256`, which a manifest says, is no such hash, and
-    `FetchError` where the folder cannot be written.
+    One process makes it (atomic write) while the others wait at a lock file. Raises `ShardError` if `sha256`, which
+    comes from a manifest, is not a SHA-256, and `FetchError` if the folder cannot be written.
     """
     if not SHA256.fullmatch(sha256):
-        raise ShardError(f"{sha256[:80]!r} is no SHA-256; the manifest was edited or damaged")
+        raise ShardError(f"{sha256[:80]!r} is not a SHA-256; the manifest was edited or damaged")
     path = folder / f"{sha256}{suffix}"
     if path.exists():
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process lets go of it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process ends
             if not path.exists():
-                write_locked(path, make)
+                with atomic_file(path) as file:
+                    make(file)
     except OSError as error:
-        raise FetchError(
-            f"{path}: cannot be kept there ({error.strerror}); name another folder for the cache"
-        ) from None
+        raise FetchError(f"{path}: cannot be written ({error.strerror}); set another folder for the cache") from None
     return path
-
-
-def write_locked(path: Path, make: Callable[[BinaryIO], None]) -> None:
-    """Write and rename; what a killed process left aside is overwritten."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        make(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -1,4 +1,4 @@
-"""The labels of all images of a folder of shards, without its pictures: one pass over the studies' facts."""
+"""The labels of all images of a folder of shards: one pass over the studies' JSON, cached per shard."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import BinaryIO
 
+from shards.errors import ShardError
 from shards.files import read_json
 from shards.read.cache import cached
 from shards.read.manifest import Shard
 from shards.read.reader import ShardReader
-from shards.schema import Labels, ShardError
+from shards.schema import Labels
 
 
 def labels_of(reader: ShardReader, cache: Path) -> list[Labels]:
-    """The labels of every image of `reader`, in its order; as `facts_of`."""
+    """The labels of every image of `reader`, in its order. Raises as `facts_of`."""
     return [labels for labels, _ in facts_of(reader, cache)]
 
 
 def facts_of(reader: ShardReader, cache: Path) -> list[tuple[Labels, str | None]]:
-    """The labels of every image of `reader` and the reason of its exam, in its order.
+    """(labels, reason of the exam) of every image of `reader`, in its order.
 
-    The first start reads the facts of every study, two small reads and some 0.2 ms of one core each; they are kept
-    in `cache` by the SHA-256 of the tar, and later starts read one file a shard. Raises `ShardError` where facts
-    cannot be read: what depends on them would otherwise depend on who could read them.
+    The first run reads the JSON of every study (two small reads, about 0.2 ms of one core) and caches the result in
+    `cache` by the SHA-256 of the tar; later runs read one file a shard. Raises `ShardError` if a study cannot be
+    read: skipping it would make sampling depend on which rank could read it.
     """
     found: list[tuple[Labels, str | None]] = []
     first = 0
@@ -47,5 +48,5 @@ def _facts(reader: ShardReader, shard: Shard, numbers: range, cache: Path) -> li
     except (OSError, TypeError, ValueError):
         facts = []
     if len(facts) != sum(shard.view_counts):
-        raise ShardError(f"{path}: was edited or damaged; delete it, it is made anew")
+        raise ShardError(f"{path}: was edited or damaged; delete it and run again")
     return facts

@@ -1,4 +1,4 @@
-"""Folders of shards at an http(s) address: each file is fetched when it is first needed, checked and kept."""
+"""Folders of shards at an http(s) URL: each file is downloaded on first use, verified and cached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import http.client
 import logging
 import os
-import tempfile
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.files import set_default_mode
+from shards.errors import FetchError
+from shards.files import atomic_file
 from shards.read.cache import cached
 from shards.read.manifest import MANIFEST, Shard
-from shards.schema import FetchError
 
 log = logging.getLogger(__name__)
 
 TRIES = 5
-PAUSE = 0.5  # seconds before the second try, doubled before each further one
-TIMEOUT = 60.0  # seconds without a byte
+PAUSE = 0.5  # seconds before the second try; doubles for each further one
+TIMEOUT = 60.0  # seconds without data
 CHUNK = 2**20
 LARGEST_MANIFEST = 2**30  # bytes
-LATER = (408, 425, 429)  # client errors that may pass (RFC 9110, RFC 8470, RFC 6585)
+TRANSIENT = (408, 425, 429)  # client errors worth another try (RFC 9110, RFC 8470, RFC 6585)
 
 
 def local_folder(address: str | Path, cache: Path) -> Path:
-    """The folder in which the manifest of `address` lies: itself, or for a URL one in `cache`, fetched afresh.
+    """A local folder with the current manifest of `address`: the folder itself, or for a URL one in `cache`.
 
-    Raises `FetchError` where it cannot be fetched.
+    Raises `FetchError` if the download fails.
     """
     remote = Remote.at(address, cache)
     return remote.manifest() if remote else Path(os.path.expanduser(address))
@@ -41,38 +41,36 @@ def local_folder(address: str | Path, cache: Path) -> Path:
 
 @dataclass(frozen=True)
 class Remote:
-    """A folder of shards at `url`, of which `cache` keeps what was fetched."""
+    """A folder of shards at `url`, with its downloads in the folder `cache`."""
 
     url: str
     cache: Path
 
     @staticmethod
     def at(address: str | Path, cache: Path | None) -> Remote | None:
-        """None where `address` is a folder here."""
+        """None if `address` is a local folder. Raises `FetchError` for a URL without a cache."""
         if not str(address).startswith(("http://", "https://")):
             return None
         if cache is None:
-            raise FetchError(f"{address}: no folder is given to keep what is fetched from there")
+            raise FetchError(f"{address}: a URL needs a folder for its downloads; give a cache")
         return Remote(str(address).rstrip("/"), cache)
 
     def manifest(self) -> Path:
-        """The folder with the manifest as it is now: a build may have added shards since it was last fetched."""
+        """Download the current manifest, to which a build may have added shards, and return its folder."""
         folder = self.cache / "manifests" / hashlib.sha256(self.url.encode()).hexdigest()
         content = b"".join(_fetch_whole(f"{self.url}/{MANIFEST}"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # every rank has its own
+            with atomic_file(folder / MANIFEST, f".{secrets.token_hex(8)}") as file:  # other ranks write it, too
                 file.write(content)
-            set_default_mode(Path(file.name))
-            os.replace(file.name, folder / MANIFEST)
         except OSError as error:
             raise FetchError(
-                f"{folder}: cannot be written ({error.strerror}); name another folder for the cache"
+                f"{folder}: cannot be written ({error.strerror}); set another folder for the cache"
             ) from None
         return folder
 
     def shard(self, shard: Shard) -> Path:
-        """The tar in `cache`. Raises `FetchError`, and `ShardError` where the cache cannot be written."""
+        """The path of the tar in `cache`, downloaded if missing. Raises `FetchError`, and `ShardError` as `cached`."""
         return cached(self.cache / "shards", shard.sha256, ".tar", lambda file: self._download(shard, file))
 
     def _download(self, shard: Shard, file: BinaryIO) -> None:
@@ -91,7 +89,7 @@ class Remote:
                 continue
             if digest.hexdigest() == shard.sha256:
                 return
-            _give_up(url, FetchError("the content is not the one whose SHA-256 the manifest says"), last)
+            _give_up(url, FetchError("the SHA-256 differs from the manifest"), last)
 
 
 def _fetch_whole(url: str) -> list[bytes]:
@@ -104,7 +102,7 @@ def _fetch_whole(url: str) -> list[bytes]:
 
 
 def _tries() -> Iterator[bool]:
-    """Whether it is the last one, for each try; pauses between them."""
+    """Yield for each try whether it is the last one; sleep between them."""
     for number in range(TRIES):
         yield number == TRIES - 1
         time.sleep(PAUSE * 2**number)
@@ -112,16 +110,16 @@ def _tries() -> Iterator[bool]:
 
 def _give_up(url: str, error: FetchError, last: bool) -> None:
     if last or isinstance(error, _Final):
-        raise FetchError(f"{url}: {error}; is the address right, and the server there?") from None
+        raise FetchError(f"{url}: {error}; check the address and the server") from None
     log.warning("%s: %s; trying again", url, error)
 
 
 class _Final(FetchError):
-    """Another try would fail in the same way."""
+    """An error that another try would not cure."""
 
 
 def _chunks(url: str, largest: int) -> Iterator[bytes]:
-    """The content at `url`. Raises `FetchError` for what the network or the server does, and for a cut transfer."""
+    """Yield the content at `url`. Raises `FetchError` for an error of network or server, and a cut transfer."""
     request = urllib.request.Request(url, headers={"User-Agent": "mama"})
     received = 0
     try:
@@ -129,12 +127,12 @@ def _chunks(url: str, largest: int) -> Iterator[bytes]:
             while chunk := response.read(CHUNK):
                 received += len(chunk)
                 if received > largest:
-                    raise _Final(f"holds more than the {largest} bytes that are expected")
+                    raise _Final(f"holds more than the expected {largest} bytes")
                 yield chunk
             expected = response.headers["Content-Length"]
     except urllib.error.HTTPError as error:
-        passing = error.code >= 500 or error.code in LATER
-        raise (FetchError if passing else _Final)(f"HTTP status {error.code}, {error.reason}") from None
+        transient = error.code >= 500 or error.code in TRANSIENT
+        raise (FetchError if transient else _Final)(f"HTTP status {error.code}, {error.reason}") from None
     except FetchError:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -1,7 +1,7 @@
-"""The members of a shard, read with distrust: a file may have been cut, damaged or made to do harm.
+"""The members of a shard, read defensively: the file may be cut, damaged or malicious.
 
-Nothing is extracted, no name is followed, and no more is read into memory than the file can hold. Errors are
-`ShardError` without the name of the file: the caller knows it. NumPy, OpenCV and the standard library only.
+Nothing is extracted to disk, no link is followed, and no more memory is allocated than the file can fill. Errors are
+`ShardError` without the name of the file, which the caller adds.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.schema import ShardError, Study
+from shards.errors import ShardError
+from shards.schema import Study
 
 BLOCK = tarfile.BLOCKSIZE
 MEMBER_NAME = re.compile(r"[A-Za-z0-9_-]+\.(json|\d+\.(jpg|png))")
-LARGEST_MEMBER = 2**28  # bytes; a 16-bit image of a whole film scan has some 2**26
+LARGEST_MEMBER = 2**28  # bytes; a 16-bit image of a whole film scan has about 2**26
 LARGEST_IMAGE = 120_000_000  # pixels
 PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
-class Source(Protocol):
-    """What can be read from its start to its end."""
+class Readable(Protocol):
+    """A binary file that is read sequentially."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Member:
-    """`start` is the byte of the header, `data` that of the content."""
+    """One file in a tar. `start` and `data` are the byte offsets of its header and its content."""
 
     name: str
     start: int
@@ -44,18 +45,22 @@ class Member:
 
     @property
     def end(self) -> int:
+        """Byte offset of the next header."""
         return self.data + -(-self.size // BLOCK) * BLOCK
 
 
 def open_shard(path: Path, buffering: int = -1) -> BinaryIO:
-    """Raises `OSError`, and `ShardError` for what is there but would not end when it is read, such as a pipe."""
+    """Open a tar for reading. Raises `OSError`, and `ShardError` for a pipe or device, whose reading might not end."""
     if path.exists() and not path.is_file():
-        raise ShardError("is no plain file")
+        raise ShardError("is not a regular file")
     return path.open("rb", buffering)
 
 
 def parse_header(block: bytes, start: int, total: int) -> Member | None:
-    """The member whose header is `block`, at byte `start` of a tar of `total` bytes; None at the tar's end mark."""
+    """The member with the header `block` at byte `start` of a tar of `total` bytes; None at the end-of-archive mark.
+
+    Raises `ShardError` for anything but a regular file of a study's name that fits into the tar.
+    """
     if len(block) < BLOCK:
         raise ShardError(f"ends at byte {total} without an end mark")
     if block == bytes(BLOCK):
@@ -65,9 +70,9 @@ def parse_header(block: bytes, start: int, total: int) -> Member | None:
     except (tarfile.HeaderError, ValueError):
         raise ShardError(f"damaged at byte {start}: no tar header") from None
     if not MEMBER_NAME.fullmatch(info.name):
-        raise ShardError(f"byte {start}: the name {info.name[:60]!a} is none of a study's members")
+        raise ShardError(f"byte {start}: the name {info.name[:60]!a} is not one of a study's members")
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise ShardError(f"byte {start}: {info.name} is no plain file but a link, folder or device")
+        raise ShardError(f"byte {start}: {info.name} is not a regular file but a link, folder or device")
     member = Member(info.name, start, start + BLOCK, info.size)
     if not 0 <= info.size <= LARGEST_MEMBER:
         raise ShardError(f"byte {start}: {info.name} claims {info.size} bytes, at most {LARGEST_MEMBER} are read")
@@ -76,8 +81,8 @@ def parse_header(block: bytes, start: int, total: int) -> Member | None:
     return member
 
 
-def members(file: Source, total: int) -> Iterator[tuple[Member, bytes]]:
-    """The members and their contents by plain reads from the start to the end mark."""
+def members(file: Readable, total: int) -> Iterator[tuple[Member, bytes]]:
+    """Yield (member, content) by sequential reads up to the end-of-archive mark. Raises `ShardError`."""
     position = 0
     while member := parse_header(file.read(BLOCK), position, total):
         content = file.read(member.end - member.data)
@@ -88,34 +93,38 @@ def members(file: Source, total: int) -> Iterator[tuple[Member, bytes]]:
 
 
 def parse_study(data: bytes) -> Study:
+    """The study in a JSON member. Raises `ShardError` for one that is damaged or of another schema version."""
     try:
         return Study.from_json(data)
     except ShardError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"facts cannot be read ({type(error).__name__})") from None
+        raise ShardError(f"the study's JSON cannot be read ({type(error).__name__})") from None
 
 
 def decode_image(data: bytes) -> NDArray[Any]:
-    """The stored picture [h, w], uint8 or uint16. Its size is looked up before anything is allocated for it."""
+    """Decode a JPEG or PNG member to uint8 or uint16 [h, w].
+
+    The size in its header is checked before anything is allocated. Raises `ShardError`, and `MemoryError`.
+    """
     height, width = _picture_size(data)
     if not 0 < height * width <= LARGEST_IMAGE:
         raise ShardError(f"claims {width} x {height} pixels, at most {LARGEST_IMAGE} are decoded")
-    if not data.endswith((PNG_END, JPEG_END)):  # OpenCV fills up what is missing with grey
+    if not data.endswith((PNG_END, JPEG_END)):  # OpenCV would fill the missing part with grey
         raise ShardError("the image is cut")
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         if error.code == cv2.Error.STS_NO_MEM:
-            raise MemoryError(f"none left for an image of {height} x {width} pixels") from None
+            raise MemoryError(f"not enough for an image of {height} x {width} pixels") from None
         image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
-        raise ShardError("no grey image can be decoded")
+        raise ShardError("does not decode to a grey image")
     return image
 
 
 def _picture_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in the header of a PNG (its IHDR) or JPEG (its frame header, ITU-T T.81 B.2.2)."""
+    """(height, width) from the header of a PNG (IHDR) or JPEG (frame header, ITU-T T.81 B.2.2)."""
     if data.startswith(PNG) and data[12:16] == b"IHDR":
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     position = len(JPEG)
@@ -125,4 +134,4 @@ def _picture_size(data: bytes) -> tuple[int, int]:
             height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
             return int.from_bytes(height, "big"), int.from_bytes(width, "big")
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise ShardError("is no JPEG or PNG image")
+    raise ShardError("is not a JPEG or PNG image")

@@ -40,7 +40,7 @@ RECIPES = [
     "slip",
     "table",
 ]
-NO_SHARDS = "no manifest.json, so this is no finished folder of shards; run `mama pack`"
+NO_SHARDS = "no manifest.json, so this is not a finished folder of shards; run `mama pack`"
 
 Mama = Callable[..., tuple[int, str, str]]
 
@@ -171,7 +171,7 @@ def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_
         (["pack", "cdd_cesm", "pack.root=nowhere"], "pack.root: nowhere must hold Radiology-manual-annotations.xlsx"),
         (["pack", "sample_dicom", "pack.root=package:nobody"], "pack.root: the package 'nobody' is not installed"),
         (["pack", "quickstart", "pack.root=''"], "pack.root: is empty; name a folder"),
-        (["pack", "quickstart", "pack.options.seeds=3"], "pack.options.seeds: source 'phantom' knows patients, seed"),
+        (["pack", "quickstart", "pack.options.seeds=3"], "pack.options.seeds: source 'phantom' has patients, seed"),
         (
             ["pack", "quickstrat"],
             "quickstrat: no such run folder or configuration file, nor a shipped one (cdd_cesm, clip",

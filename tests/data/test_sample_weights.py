@@ -160,14 +160,14 @@ def test_kept_labels_that_were_damaged_are_not_believed(tmp_path: Path, damage: 
     labels_of(reader, tmp_path / "cache")
     for kept in (tmp_path / "cache").rglob("*.json"):
         kept.write_text(damage)
-    with pytest.raises(ShardError, match=r"^.*\.json: was edited or damaged; delete it, it is made anew$"):
+    with pytest.raises(ShardError, match=r"^.*\.json: was edited or damaged; delete it and run again$"):
         labels_of(reader, tmp_path / "cache")
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     reader = ShardReader(write(tmp_path / "shards", FIRST), "train")
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ShardError, match=r"^.*cannot be kept there \(.*\); name another folder for the cache$"):
+    with pytest.raises(ShardError, match=r"^.*cannot be written \(.*\); set another folder for the cache$"):
         labels_of(reader, tmp_path / "cache")
 
 

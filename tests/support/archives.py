@@ -17,7 +17,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from shards.image.picture import Picture, PictureConfig, read_picture
-from shards.pack.sample import Sample, SampleConfig, build_sample, with_plain_texts
+from shards.pack.sample import Sample, SampleConfig, build_sample
+from shards.pack.texts import with_plain_texts
 from shards.schema import Finding, Labels, SourceStudy, SourceView
 
 NAME, NUMBER, ACCESSION = "PLANTEDNAME^JANE", "PLANTED-ID-4711", "PLANTED-ACC-9"

@@ -19,12 +19,12 @@ from PIL import Image
 
 from shards.check.check import check, check_all
 from shards.check.contact_sheet import contact_sheet
-from shards.pack import pack as module
 from shards.pack.pack import pack
 from shards.pack.sample import Sample
 from shards.pack.settings import PackConfig
 from shards.read.tar import decode_image
 from shards.schema import Labels, ShardError, Study, View
+from shards.sources.all_sources import SOURCES
 from tests.support.archives import tiny_source
 from tests.support.shard_folder import write_folder
 
@@ -38,7 +38,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_pack(base: Path, out: Path, **settings: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module.SOURCES, "tiny", tiny_source)
+        patch.setitem(SOURCES, "tiny", tiny_source)
         config = PackConfig(
             source="tiny",
             root=str(base / "archive"),
@@ -133,7 +133,7 @@ def test_what_check_advises_for_a_lost_shard_brings_it_back(packed: Path, tmp_pa
     damages: dict[str, Callable[[], object]] = {
         "is missing; copy it again, or run the same `mama pack`": (folder / SHARD).unlink,
         "cut or overwritten; copy it again, or run the same `mama pack`": lambda: os.truncate(folder / SHARD, 999),
-        "manifest.json: says 47 images": lambda: edit_manifest(folder, lambda d: d.update(images=47)),
+        "manifest.json: 47 images": lambda: edit_manifest(folder, lambda d: d.update(images=47)),
         "manifest.json: cannot be read (": lambda: (folder / "manifest.json").write_text("{"),
         "refused.jsonl: was edited or damaged": lambda: (folder / "refused.jsonl").write_text("{"),
     }
@@ -182,7 +182,7 @@ def test_a_picture_of_one_grey_value(folder: Path) -> None:
     white = cv2.imencode(".jpg", np.full(size, 255, np.uint8))[1].tobytes()
     rewrite(folder, lambda members: members.__setitem__(1, (members[1][0], white)))
     problems = check(folder)
-    assert "0.jpg shows nothing, all its pixels have one grey value" in problems[0]
+    assert "0.jpg is blank, all pixels have one grey value" in problems[0]
 
 
 def test_a_label_changed_in_the_shard(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_key_in_two_shards(folder: Path) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "images": (lambda d: d.update(images=47), "says 47 images, the shards hold 48"),
+    "images": (lambda d: d.update(images=47), "47 images, but the shards hold 48"),
     "listed": (lambda d: d.update(listed=50), "listed differs from what the build recorded"),
     "images_refused": (lambda d: d["images_refused"].update(blank=2), "images_refused differs"),
     "images_excluded": (lambda d: d["images_excluded"].update(spot=2), "images_excluded differs"),
@@ -235,7 +235,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "studies_dropped": (lambda d: d.update(studies_dropped=3), "studies_dropped differs"),
     "labels": (lambda d: d["labels"]["train"]["density"].update(A=99), "its label histograms differ"),
     "versions": (lambda d: d["versions"].update(numpy="1.0"), "versions differs"),
-    "deidentification": (lambda d: d["deidentification"].clear(), "deidentification is not what this release does"),
+    "deidentification": (
+        lambda d: d["deidentification"].clear(),
+        "deidentification differs from what this release does",
+    ),
     "quality": (lambda d: d["settings"].update(quality=100), "settings differs from what the build recorded"),
     "a number as text": (lambda d: d.update(images="48"), r"was edited or damaged \(images: '48' is not a count\)"),
     "a negative offset": (
@@ -244,7 +247,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a split": (lambda d: d["shards"][0].update(split="test"), "its entry in the manifest was edited"),
     "samples": (lambda d: d["shards"][0].update(samples=2), "its entry in the manifest was edited"),
-    "bytes": (lambda d: d["shards"][0].update(bytes=1), "the manifest says 1: cut or overwritten"),
+    "bytes": (lambda d: d["shards"][0].update(bytes=1), "1 in the manifest: cut or overwritten"),
     "sha256": (lambda d: d["shards"][0].update(sha256="0" * 64), "its SHA-256 differs"),
     "an offset": (lambda d: d["shards"][0]["offsets"].__setitem__(1, 512), "at byte 512, found"),
     "a patient": (lambda d: d["shards"][0]["patients"].__setitem__(0, "0" * 16), "differs from the manifest in key"),
@@ -289,7 +292,7 @@ def test_refused_lines_that_are_gone(folder: Path) -> None:
     line = json.dumps({"file": "archive/SECRET.dcm", "reason": "blank", "message": "SECRET"})
     (folder / "refused.jsonl").write_text(line + "\n")
     (problem,) = check(folder)
-    assert problem.startswith("refused.jsonl: its 1 lines are not the manifest's")
+    assert problem.startswith("refused.jsonl: its 1 lines differ from the manifest's")
     assert "SECRET" not in problem
     (folder / "refused.jsonl").write_text("[]\n")
     assert check(folder)[0].startswith("refused.jsonl: was edited or damaged")
@@ -308,16 +311,16 @@ def change_facts(folder: Path, change: Callable[[dict[str, Any]], Any]) -> list[
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v.update(laterality="left"), "its side or view is none of"),
+        (lambda v: v.update(laterality="left"), "its laterality or view is not one of"),
         (lambda v: v.update(crop=[0, 0, 9999, 10]), "its crop lies outside"),
-        (lambda v: v.update(flipped=not v["flipped"]), "its way back to the original disagree"),
-        (lambda v: v["findings"][0].update(box=[0, 0, 500, 10]), "box lies outside of the image"),
+        (lambda v: v.update(flipped=not v["flipped"]), "its crop contradicts its affine"),
+        (lambda v: v["findings"][0].update(box=[0, 0, 500, 10]), "the box of a finding lies outside the image"),
         (lambda v: v.update(conflicts=[1]), "another type"),
         (lambda v: v.update(fallbacks=[1]), "another type"),
         (lambda v: v.update(size="ab"), "another type"),
-        (lambda v: v.update(member="../0.jpg"), "its member is no 0.jpg"),
+        (lambda v: v.update(member="../0.jpg"), "its member is not 0.jpg"),
         (lambda v: v["labels"].update(birads=9), "birads: 9"),
-        (lambda v: v.pop("crop"), "facts cannot be read"),
+        (lambda v: v.pop("crop"), "JSON cannot be read"),
     ],
 )
 def test_facts_that_cannot_be(folder: Path, change: Callable[[dict[str, Any]], Any], words: str) -> None:
@@ -339,11 +342,11 @@ def raw_member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> bytes
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (raw_member("../../evil.json"), "is none of a study's members"),
-        (raw_member("/etc/evil.json"), "is none of a study's members"),
-        (raw_member("a.0.jpg", tarfile.SYMTYPE), "is no plain file but a link"),
-        (raw_member("a.0.jpg", tarfile.DIRTYPE), "none of a study's members|is no plain file"),
-        (raw_member("a.0.jpg", tarfile.CHRTYPE), "is no plain file"),
+        (raw_member("../../evil.json"), "is not one of a study's members"),
+        (raw_member("/etc/evil.json"), "is not one of a study's members"),
+        (raw_member("a.0.jpg", tarfile.SYMTYPE), "is not a regular file but a link"),
+        (raw_member("a.0.jpg", tarfile.DIRTYPE), "not one of a study's members|is not a regular file"),
+        (raw_member("a.0.jpg", tarfile.CHRTYPE), "is not a regular file"),
         (raw_member("a.0.jpg", size=2**40), "at most 268435456 are read"),
         (raw_member("a.0.jpg", size=2**20), "the file ends before"),
         (b"\x7f" * 512, "no tar header"),
@@ -378,7 +381,7 @@ def test_a_tar_without_an_end_mark_and_a_pipe(folder: Path) -> None:
     assert "without an end mark" in problem
     (folder / SHARD).unlink()
     os.mkfifo(folder / SHARD)
-    assert check(folder) == [f"{SHARD}: is no plain file"]
+    assert check(folder) == [f"{SHARD}: is not a regular file"]
 
 
 def test_a_sample_of_images_is_the_same_every_time_and_spread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_a_copied_archive_continues_wherever_it_lies(config: PackConfig, caplog:
         os.utime(path, (2_000_000_000, 2_000_000_000))
     manifest = pack(replace(config, root=str(copy)))
     assert tars(config) == before
-    assert "packed studies have files of the same size and another time" in caplog.text
+    assert "packed studies have files of the same size but another modification time" in caplog.text
     assert pack(replace(config, root=str(copy))) == manifest
     assert check(Path(config.out)) == []
     lacking = Path(copy) / "p0" / "CC.png"
@@ -195,7 +195,7 @@ def test_a_lost_or_cut_tar_is_written_again_and_never_with_other_contents(config
     (out / name).unlink()
     draw(Path(config.root) / f"p{first}" / "CC.png", 40)
     with pytest.raises(
-        ShardError, match=rf"{name}: is gone or cut, and 1 of its studies .*remove .*build/train-000000.json"
+        ShardError, match=rf"{name}: is missing or truncated, and 1 of its studies .*remove .*build/train-000000.json"
     ):
         pack(config)
     (out / "build" / "train-000000.json").unlink()
@@ -287,7 +287,7 @@ def test_a_box_beside_the_image_is_counted_and_words_that_are_not_understood_are
     assert (manifest.images, manifest.conflicts) == (2, {"box": 1})
     assert check(Path(config.out)) == []
     for line in (
-        "1 images: the box of a finding lies outside of the image; the finding is stored without it",
+        "1 images: the box of a finding lies outside the image; the finding is stored without it",
         "label, 1 images: column birads: 'many' is not understood; map it in pack.options.values.birads",
         "other-view, 1 images: the view is 'mol', not one of CC, MLO",
     ):

@@ -18,12 +18,13 @@ import pytest
 import webdataset
 
 from shards.check.check import check
-from shards.pack import pack as module
+from shards.pack import finish
 from shards.pack.pack import make_plan, pack, pack_part
 from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
 from shards.read.manifest import load_manifest
 from shards.schema import ShardError, SourceStudy, SourceView
+from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, contents, tiny_source, write_dicom
 from tests.support.checkout import CHECKOUT
 
@@ -32,8 +33,10 @@ from tests.support.checkout import CHECKOUT
 BUILD = """
 import json, os, resource, signal, sys
 from tests.support.archives import tiny_source
-from shards.pack import pack as module
-module.SOURCES["tiny"] = tiny_source
+from shards.pack.pack import pack
+from shards.pack.settings import PackConfig
+from shards.sources.all_sources import SOURCES
+SOURCES["tiny"] = tiny_source
 limit, arguments, fatal = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 if fatal:
     die = lambda event, _: event in ("open", "os.rename") and os.path.exists(fatal) and os.kill(os.getpid(), 9)
@@ -42,7 +45,7 @@ if limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 print("started", flush=True)
-module.pack(module.PackConfig(**arguments))
+pack(PackConfig(**arguments))
 """
 
 
@@ -63,7 +66,7 @@ def build(config: PackConfig, limit: int = 0, fatal: Path | str = "") -> subproc
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackConfig:
-    monkeypatch.setitem(module.SOURCES, "tiny", tiny_source)
+    monkeypatch.setitem(SOURCES, "tiny", tiny_source)
     return PackConfig(
         source="tiny",
         root=str(tmp_path / "archive"),
@@ -124,7 +127,7 @@ def test_studies_that_come_later_add_shards_and_touch_none(config: PackConfig, m
     def grown(root: Path, patients: int = 12) -> Iterator[SourceStudy]:
         yield from tiny_source(root, patients + 5)
 
-    monkeypatch.setitem(module.SOURCES, "tiny", grown)
+    monkeypatch.setitem(SOURCES, "tiny", grown)
     manifest = pack(config)
     second = contents(config.out)
     tars = [name for name in first if name.endswith(".tar")]
@@ -139,9 +142,9 @@ def test_an_interrupted_extension_leaves_the_old_shards_readable(
     config: PackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(config)
-    monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients + 3))
+    monkeypatch.setitem(SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients + 3))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(finish, "save_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pack(config)
     assert load_manifest(Path(config.out)).studies == 12
@@ -158,7 +161,7 @@ def test_changed_labels_are_told_and_do_not_change_shards(
         for number, study in enumerate(tiny_source(root, patients)):
             yield replace(study, age=99) if number == 3 else study
 
-    monkeypatch.setitem(module.SOURCES, "tiny", relabelled)
+    monkeypatch.setitem(SOURCES, "tiny", relabelled)
     pack(config)
     assert "1 packed studies have other files or labels now, such as that of " in caplog.text
     assert contents(config.out) == first
@@ -168,13 +171,13 @@ def test_an_archive_that_changes_under_a_half_finished_build_is_an_error(
     config: PackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_plan(config)
-    monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 1))
-    line = r"^pack.root: 1 studies have changed or gone since .*out was planned; run the same `mama pack` again"
+    monkeypatch.setitem(SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 1))
+    line = r"^pack.root: 1 studies have changed or disappeared since .*out was planned; run the same `mama pack` again"
     with pytest.raises(ShardError, match=line):
         pack_part(config, 0, 1)
     assert pack(config).studies == 11
     (Path(config.out) / "manifest.json").unlink()
-    monkeypatch.setitem(module.SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 2))
+    monkeypatch.setitem(SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients - 2))
     with pytest.raises(
         ShardError, match=r"^pack.root: 1 packed studies are gone; undo that, or, .*remove build/\w+-0000\d\d.json"
     ):
@@ -226,7 +229,7 @@ def test_a_decoder_that_crashes_costs_its_own_study_only(config: PackConfig, mon
             bomb = tuple(replace(view, report=Bomb("boom")) for view in study.views)
             yield replace(study, views=bomb) if number in (4, 7) else study
 
-    monkeypatch.setitem(module.SOURCES, "tiny", hostile)
+    monkeypatch.setitem(SOURCES, "tiny", hostile)
     manifest = pack(replace(config, workers=2, max_refused=1.0))
     assert manifest.images_refused == {CRASH[0]: 8}
     assert (manifest.studies, manifest.images, manifest.listed) == (10, 40, 48)
@@ -242,7 +245,7 @@ def test_the_same_image_twice(
         yield SourceStudy("1", "1", (SourceView(image), SourceView(copy)))
         yield SourceStudy("2", "2", (SourceView(copy),))
 
-    monkeypatch.setitem(module.SOURCES, "doubled", doubled)
+    monkeypatch.setitem(SOURCES, "doubled", doubled)
     manifest = pack(replace(config, source="doubled", max_refused=1.0))
     assert manifest.images_refused == {"duplicate": 1}
     assert (manifest.images, manifest.duplicates) == (2, 1)
@@ -256,7 +259,7 @@ def test_what_a_source_leaves_out_is_counted(config: PackConfig, monkeypatch: py
         torn = SourceView(root / "c.dcm", refused=("label-conflict", "two rows disagree about cancer"))
         yield SourceStudy("1", "1", (SourceView(image), spot, torn))
 
-    monkeypatch.setitem(module.SOURCES, "choosy", choosy)
+    monkeypatch.setitem(SOURCES, "choosy", choosy)
     manifest = pack(replace(config, source="choosy", max_refused=0.5))
     assert manifest.images_excluded == {"spot": 1}
     assert manifest.images_refused == {"label-conflict": 1}

@@ -61,7 +61,7 @@ def test_a_plan_of_other_types_is_refused(tmp_path: Path, change: Callable[[dict
     save_plan(plan, tmp_path)
     assert load_plan(tmp_path) == plan
     edit(tmp_path / PLAN, change)
-    fix = r"([^\n]+; restore it from a copy, or [^\n]+|was made by another release; give another `out`)$"
+    fix = r"([^\n]+; restore it from a copy, or [^\n]+|was written by another release; give another `out`)$"
     with pytest.raises(ShardError, match=rf"^{tmp_path}/{PLAN}: {fix}"):
         load_plan(tmp_path)
 

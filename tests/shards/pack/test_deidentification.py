@@ -19,12 +19,12 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from shards.pack import pack as module
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.read.manifest import Manifest
 from shards.read.reader import ShardReader
 from shards.schema import SourceStudy, SourceView
+from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, write_dicom
 
 # What decides how the pixels are decoded and shown. Without a legal value there is no picture.
@@ -264,7 +264,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Mani
         yield SourceStudy("PLANTEDPATIENT-QX", "PLANTEDSTUDY-QX", (SourceView(path),), age=50)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module.SOURCES, "planted", source)
+        patch.setitem(SOURCES, "planted", source)
         config = PackConfig(
             source="planted",
             root=str(folder / "archive"),

@@ -16,6 +16,7 @@ from shards.pack import pack as module
 from shards.pack.pack import make_plan, pack
 from shards.pack.settings import PackConfig
 from shards.schema import ShardError, SourceStudy, SourceView
+from shards.sources.all_sources import SOURCES
 from tests.support.archives import write_png
 
 
@@ -29,7 +30,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackConfig:
             why = why or (("spot", "a spot view") if number >= 130 - other else None)
             yield SourceStudy(str(number), "1", (SourceView(root / f"{number:03d}.png", "L", "CC", refused=why),))
 
-    monkeypatch.setitem(module.SOURCES, "named", named)
+    monkeypatch.setitem(SOURCES, "named", named)
     root, out, key = (str(tmp_path / name) for name in ("archive", "out", "key"))
     return PackConfig("named", root, out, {}, workers=1, key_file=key, long_side=32)
 
@@ -102,7 +103,7 @@ def test_out_must_not_hold_the_archive_nor_be_read_as_part_of_it(config: PackCon
     root = Path(config.root)
     (tmp_path / "link").symlink_to(root)
     for out in (root, tmp_path, tmp_path / "link", root / "new" / ".."):
-        with pytest.raises(ShardError, match=rf"^pack.out: {out} is or holds the archive {root}; give"):
+        with pytest.raises(ShardError, match=rf"^pack.out: {out} is or contains the archive {root}; give"):
             pack(replace(config, out=str(out)))
     assert not (root / "build").exists()
     assert not (tmp_path / "build").exists()
@@ -113,7 +114,7 @@ def test_out_must_not_hold_the_archive_nor_be_read_as_part_of_it(config: PackCon
         for path in sorted(root.rglob("*.png")):
             yield SourceStudy(path.name, "1", (SourceView(path, "L", "CC"),))
 
-    module.SOURCES["named"] = walking
+    SOURCES["named"] = walking
     os.link(root / "000.png", root / "shards" / "sheet.png")
     for again in (inside.out, str(root / "shards")):
         line = rf"^pack.out: {root}/shards/sheet.png is read as part of the archive; give an `out` that is not inside"

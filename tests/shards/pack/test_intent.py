@@ -19,12 +19,12 @@ from pydicom.uid import (
 from shards.check.check import check
 from shards.image.header import find_intent
 from shards.image.picture import PictureConfig
-from shards.pack import pack as module
 from shards.pack.pack import make_plan, pack
 from shards.pack.sample import Sample, SampleConfig, build_sample
 from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
 from shards.schema import EXCLUDED, ShardError, SourceStudy, SourceView
+from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, contents, mg_header, write_dicom, write_png
 
 RAW: dict[str, Any] = {"PresentationIntentType": "FOR PROCESSING"}
@@ -126,7 +126,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackConfig:
                     write_dicom(of.path, breast("L", seed=number), **tags)
             yield SourceStudy(str(number), str(number), tuple(views))
 
-    monkeypatch.setitem(module.SOURCES, "pairs", pairs)
+    monkeypatch.setitem(SOURCES, "pairs", pairs)
     folder = str(tmp_path / "archive")
     key = str(tmp_path / "key")
     return PackConfig(

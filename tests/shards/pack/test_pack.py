@@ -17,19 +17,20 @@ import webdataset
 
 from shards.check.check import check
 from shards.check.quality import quality_page
-from shards.pack import pack as module
+from shards.pack import finish
 from shards.pack.identity import keyed_hash, load_key, split_of
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.read.manifest import Manifest
 from shards.read.reader import ShardReader
 from shards.schema import FALLBACKS, SPLITS, ShardError, SourceStudy, SourceView
+from shards.sources.all_sources import SOURCES
 from tests.support.archives import ACCESSION, NAME, NUMBER, breast, contents, tiny_source, write_dicom
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackConfig:
-    monkeypatch.setitem(module.SOURCES, "tiny", tiny_source)
+    monkeypatch.setitem(SOURCES, "tiny", tiny_source)
     return PackConfig(
         source="tiny",
         root=str(tmp_path / "archive"),
@@ -121,7 +122,7 @@ def test_missing_laterality_or_view_is_refused(
         told = SourceView(side, laterality="R")
         yield SourceStudy("1", "1", (SourceView(side), SourceView(view), told))
 
-    monkeypatch.setitem(module.SOURCES, "bare", bare)
+    monkeypatch.setitem(SOURCES, "bare", bare)
     with caplog.at_level("INFO"):
         manifest = pack(replace(config, source="bare", max_refused=1.0))
     assert manifest.images_refused == {"laterality": 1}
@@ -173,7 +174,7 @@ def test_an_interrupted_build_starts_over_and_ends_in_the_same_bytes(
 
     other = replace(config, out=config.out + "2")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_manifest", broken)
+        patch.setattr(finish, "save_manifest", broken)
         with pytest.raises(KeyboardInterrupt):
             pack(other)
     assert not (Path(other.out) / "manifest.json").exists()
@@ -190,7 +191,7 @@ def test_pictures_by_a_fallback_are_counted_told_and_marked(
             write_dicom(path, breast("L", number), WindowCenter=center, WindowWidth=4096, VOILUTFunction="")
             yield SourceStudy(str(number), "1", (SourceView(path),))
 
-    monkeypatch.setitem(module.SOURCES, "windowed", windowed)
+    monkeypatch.setitem(SOURCES, "windowed", windowed)
     assert pack(replace(config, source="windowed")).fallbacks == {"function": 1, "stretch": 2}
     assert f"2 images were rendered by {FALLBACKS['stretch']}" in caplog.text
     reader = ShardReader(Path(config.out))
@@ -215,7 +216,7 @@ def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:
     foreign = Path(config.out) / "train-000000.tar"
     foreign.parent.mkdir()
     foreign.write_bytes(b"mine")
-    with pytest.raises(ShardError, match=r"shards that it has no build/plan.json of; give another `out`"):
+    with pytest.raises(ShardError, match=r"shards without their build/plan.json; give another `out`"):
         pack(config)
     assert foreign.read_bytes() == b"mine"
 
@@ -224,7 +225,7 @@ def test_tars_of_something_else_are_not_touched(config: PackConfig) -> None:
     ("change", "message"),
     [
         ({"source": "tinny"}, r"pack.source: 'tinny' is not one of .*tiny"),
-        ({"options": {"patient": 3}}, r"pack.options.patient: source 'tiny' knows patients"),
+        ({"options": {"patient": 3}}, r"pack.options.patient: source 'tiny' has patients"),
         ({"root": ""}, r"pack.root: is empty"),
         ({"out": ""}, r"pack.out: is empty"),
         ({"long_side": 0}, r"pack.long_side: 0 is less than 1"),
@@ -248,7 +249,7 @@ def test_a_study_twice_is_an_error(config: PackConfig, monkeypatch: pytest.Monke
         yield from tiny_source(root, 1)
         yield from tiny_source(root, 1)
 
-    monkeypatch.setitem(module.SOURCES, "twice", twice)
+    monkeypatch.setitem(SOURCES, "twice", twice)
     with pytest.raises(ShardError, match="twice"):
         pack(replace(config, source="twice"))
 
@@ -262,7 +263,7 @@ def test_names_that_are_not_utf_8(config: PackConfig, tmp_path: Path, monkeypatc
             views = tuple(SourceView(path, "L", "CC") for path in sorted(folder.iterdir()))
             yield SourceStudy(folder.name, folder.name, views, race=bad if folder.name == "race" else None)
 
-    monkeypatch.setitem(module.SOURCES, "walking", walking)
+    monkeypatch.setitem(SOURCES, "walking", walking)
     root = tmp_path / bad
     for folder in ("m\u00fcller", bad, "race"):
         write_dicom(root / folder / f"{bad}.dcm", breast("L"))

@@ -19,7 +19,7 @@ from shards.pack import sample
 from shards.read import open_files
 from shards.read import reader as read
 from shards.read.open_files import OpenFiles
-from shards.read.reader import ShardReader, stream
+from shards.read.reader import ShardReader
 from shards.schema import FetchError, ShardError, SourceStudy, SourceView
 from shards.sources.headers import dicom_files, read_header
 from tests.support.archives import breast, write_dicom
@@ -88,13 +88,6 @@ def test_too_many_open_files_are_not_a_corrupt_sample(folder: Path) -> None:
         pairs[0]
     assert not pairs.corrupt.errors
     assert pairs[0].skipped == 0
-
-
-def test_a_stream_blames_no_shard_for_the_machine_either(folder: Path) -> None:
-    studies = stream(folder)
-    next(studies)
-    with at_most(3), pytest.raises(FetchError, match="Too many open files; the samples are not to blame"):
-        list(studies)
 
 
 def test_a_copy_in_another_process_shares_no_file_with_a_reader_made_there(

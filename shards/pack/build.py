@@ -1,0 +1,147 @@
+"""Start, continue or extend a build: list the archive, and bring the plan in `out` up to date with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from shards.errors import ShardError
+from shards.image.picture import PictureConfig
+from shards.pack.archive_changes import is_whole, renew, report_changes, survey
+from shards.pack.build_settings import (
+    BEFORE,
+    as_begun,
+    compare_settings,
+    folders,
+    settings_of,
+    source_options,
+    validate,
+)
+from shards.pack.early_checks import limit_ahead, refuse_own_files
+from shards.pack.finish import earlier_manifest
+from shards.pack.identity import load_key
+from shards.pack.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan, save_plan
+from shards.pack.sample import SampleConfig
+from shards.pack.settings import PackConfig
+from shards.pack.shard_record import load_record, records_of, remove_record
+from shards.progress import waiting
+from shards.read.manifest import BUILD, MANIFEST
+from shards.schema import SourceStudy
+from shards.sources.all_sources import SOURCES
+
+log = logging.getLogger(__name__)
+
+DECODERS = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pydicom",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "python-gdcm",
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A plan with the studies that it refers to by key."""
+
+    config: PackConfig
+    sample: SampleConfig
+    out: Path
+    plan: Plan
+    studies: Mapping[str, SourceStudy]
+
+    @property
+    def records(self) -> Path:
+        """The folder of the records."""
+        return self.out / BUILD
+
+    @property
+    def pending(self) -> list[PlannedShard]:
+        """The planned shards that are not written, or whose tar is missing or truncated."""
+        return [shard for shard in self.plan.shards if not is_whole(self.out, load_record(self.records, shard.name))]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any written shard holds an image."""
+        records = (load_record(self.records, shard.name) for shard in self.plan.shards)
+        return any(record and record.images for record in records)
+
+
+def open_build(config: PackConfig, planned: bool = False) -> Build:
+    """List the archive, and start, continue or extend the plan in `out`; with `planned` the plan stays as it is.
+
+    Raises `ShardError` for a mistake in the configuration, and for settings or an archive that do not fit the plan.
+    """
+    validate(config)
+    root, out = folders(config)
+    options = source_options(config)
+    key = load_key(Path(os.path.expanduser(config.key_file)))
+    plan = load_plan(out / BUILD)
+    config = as_begun(config, plan.settings) if plan else config
+    settings = settings_of(config, options, key)
+    if plan is None:
+        if (out / MANIFEST).exists() or any(out.glob("*.tar")):
+            raise ShardError(f"pack.out: {out} holds shards without their {BUILD}/{PLAN}; give another `out`")
+        plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
+    because = compare_settings(settings, {**BEFORE, **plan.settings}, out, planned)
+    with waiting(f"pack {config.source}, reading tables and looking for files"):
+        studies = listed(SOURCES[config.source](root, **options), config.source, key)
+    refuse_own_files(studies, root, out)
+    if not planned:
+        # A plan of an earlier release, without these settings, keeps lacking them: its manifest stays the same.
+        kept = {name: value for name, value in settings.items() if name not in BEFORE or name in plan.settings}
+        plan = _renewed(config, replace(plan, settings=kept), studies, key, because)
+        save_plan(plan, out / BUILD)
+    return Build(config, _sample_config(config, root, key), out, plan, studies)
+
+
+def _sample_config(config: PackConfig, root: Path, key: bytes) -> SampleConfig:
+    picture = PictureConfig(
+        config.long_side,
+        config.bits,
+        config.crop,
+        config.flip,
+        config.reduced_jpeg2000,
+        config.tomosynthesis == "slab",
+        config.raw == "processed",
+    )
+    quality = config.quality if config.codec == "jpeg" else None
+    return SampleConfig(config.source, root, key, picture, quality, config.intent)
+
+
+def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy], key: bytes, because: str) -> Plan:
+    """The plan for the archive as it is now."""
+    root, out = folders(config)
+    records = records_of(plan, out / BUILD)
+    if not any(record.images for record in records.values()):
+        for name in records:  # only empty tars: nothing is stored yet, so plan afresh
+            remove_record(out / BUILD, name)
+            (out / name).unlink(missing_ok=True)
+        plan, records = replace(plan, shards=()), {}
+    archive = survey(studies, root, key, f"pack {config.source}, sizes of files")
+    known = plan.keys
+    plan, changes = renew(plan, records, archive)
+    report_changes(changes, records, out, because)
+    if left := len(known - plan.keys - studies.keys()):
+        log.warning("%d planned studies without stored images are no longer in the archive: left out", left)
+    plan = extend(plan, studies, archive.entries, config.samples_per_shard)
+    if not plan.shards:
+        raise ShardError(f"{config.root}: holds no study")
+    pending = [shard for shard in plan.shards if not is_whole(out, records.get(shard.name))]
+    written = [record for name, record in records.items() if name not in {shard.name for shard in pending}]
+    limit_ahead(config, root, archive, pending, written)
+    _withdraw_manifest(out, {shard.name for shard in pending if shard.name not in records})
+    return plan
+
+
+def _withdraw_manifest(out: Path, repacked: set[str]) -> None:
+    """Remove a manifest that lists shards which are about to be packed again with other content."""
+    manifest = earlier_manifest(out) if repacked else None
+    if manifest and any(shard.name in repacked for shard in manifest.shards):
+        (out / MANIFEST).unlink()
