@@ -1,4 +1,4 @@
-"""What a configuration is made of, and what a user is told who gets one wrong."""
+"""Loading and saving configurations, shipped recipes and profiles, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mama.errors import ConfigError
 from mama.settings import load as loading
 from mama.settings.load import load, load_profile, save, shipped_configs
 from mama.settings.pretrained import locate
 from mama.settings.schema import (
     AugmentConfig,
     Config,
-    ConfigError,
     DataConfig,
     EvalConfig,
     TextConfig,
@@ -180,7 +180,7 @@ def test_an_unknown_key_behind_the_file_is_named_with_the_nearest_one(
 
 
 def test_what_a_setting_is_called_elsewhere_leads_to_a_setting_that_exists() -> None:
-    assert set(loading.ELSEWHERE.values()) <= set(loading._known(Config))
+    assert set(loading.SYNONYMS.values()) <= set(loading._known(Config))
 
 
 def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
