@@ -41,6 +41,7 @@ class Resumable:
         return self.function(*self.args)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """The same call again, for submitit to requeue."""
         return submitit.helpers.DelayedSubmission(self)
 
 

@@ -18,7 +18,7 @@ def bench() -> None:
 def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
     """Packing: images a second, workers, joins of label tables.
 
-    Decodes RLE and JPEG 2000, beside a naive loop.
+    Of RLE and JPEG 2000 images, compared with a naive loop.
     """
     from shards.bench import bench_pack as run
 
@@ -32,7 +32,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
 def bench_loss(rounds: int, pairs: int) -> None:
     """Local loss term at its published size, forward and backward.
 
-    Beside a loop over texts.
+    Compared with a loop over texts.
     """
     from mama.bench.loss import bench_loss as run
 
@@ -79,7 +79,7 @@ def bench_load(rounds: int) -> None:
 def bench_intervals(rounds: int, resamples: int) -> None:
     """Confidence intervals: coverage and mean length.
 
-    In simulated evaluations, whose true value is known.
+    Over simulated evaluations, whose true values are known.
     """
     from mama.bench.intervals import bench_intervals as run
 

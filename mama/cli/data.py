@@ -7,25 +7,15 @@ from pathlib import Path
 
 import click
 
-from mama.cli.options import (
-    Verb,
-    config_argument,
-    configured,
-    overrides_argument,
-    profile_option,
-    run_or_submit,
-    slurm_option,
-)
+from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
 from mama.settings.schema import Config
 
 
 @click.command(cls=Verb)
-@config_argument
-@overrides_argument
-@slurm_option
-@profile_option
+@config_arguments
+@job_options
 @click.option("--workers", type=int, help="Processes, as pack.workers=N; 0 is one for each core.")
 @click.option("--jobs", type=click.IntRange(min=1), help="With --slurm: split the shards over an array of N jobs.")
 def pack(

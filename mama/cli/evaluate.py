@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import click
 
-from mama.cli.options import (
-    Verb,
-    config_argument,
-    configured,
-    overrides_argument,
-    profile_option,
-    run_or_submit,
-    slurm_option,
-)
+from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
 
 
 @click.command("eval", cls=Verb)
-@config_argument
-@overrides_argument
-@slurm_option
-@profile_option
+@config_arguments
+@job_options
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
     """Evaluate a run on held-out patients: zero-shot, linear probe.
 
@@ -32,8 +22,7 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
 
 
 @click.command(cls=Verb)
-@config_argument
-@overrides_argument
+@config_arguments
 def report(config: str, overrides: tuple[str, ...]) -> None:
     """Write report.html of a run: its data, training and results.
 

@@ -36,15 +36,25 @@ def complete_config(context: click.Context, parameter: click.Parameter, incomple
     return [*recipes, CompletionItem(incomplete, type="file")]
 
 
-config_argument = click.argument("config", shell_complete=complete_config)
+_CONFIG = click.argument("config", shell_complete=complete_config)
 overrides_argument = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-slurm_option = click.option("--slurm", "as_job", is_flag=True, help="Submit a job (submitit) instead of running here.")
-profile_option = click.option(
+_SLURM = click.option("--slurm", "as_job", is_flag=True, help="Submit a job (submitit) instead of running here.")
+_PROFILE = click.option(
     "--profile",
     default="local",
     show_default=True,
     help="With --slurm: where the job runs, with which resources; a YAML file, or the name of a shipped one.",
 )
+
+
+def config_arguments(function: Callable[..., None]) -> Callable[..., None]:
+    """CONFIG [KEY=VALUE]..., for `configured`."""
+    return _CONFIG(overrides_argument(function))
+
+
+def job_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--slurm and --profile, for `run_or_submit`."""
+    return _SLURM(_PROFILE(function))
 
 
 def configured(path: str, overrides: tuple[str, ...]) -> Config:

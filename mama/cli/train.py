@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import click
 
-from mama.cli.options import (
-    Verb,
-    config_argument,
-    configured,
-    overrides_argument,
-    profile_option,
-    run_or_submit,
-    slurm_option,
-)
+from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
 from mama.settings.load import load_profile
 
 
 @click.command(cls=Verb)
-@config_argument
-@overrides_argument
-@slurm_option
-@profile_option
+@config_arguments
+@job_options
 @click.option("--dry-run", is_flag=True, help="Print settings, sizes and estimated memory; train and submit nothing.")
 def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, dry_run: bool) -> None:
     """Pre-train the run of CONFIG, or resume it.
@@ -41,8 +31,7 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, d
 
 
 @click.command(cls=Verb)
-@config_argument
-@overrides_argument
+@config_arguments
 @click.option("--best", is_flag=True, help="The checkpoint with the highest validation score instead.")
 def consolidate(config: str, overrides: tuple[str, ...], best: bool) -> None:
     """Export a run's newest checkpoint as a portable folder model/."""

@@ -1,6 +1,3 @@
 """Moved to `mama.errors`."""
 
-from mama.errors import LaterError as LaterError
-from mama.errors import RankError as RankError
-from mama.errors import StoppedError as StoppedError
-from mama.errors import TrainingError as TrainingError
+from mama.errors import LaterError, RankError, StoppedError, TrainingError  # noqa: F401
