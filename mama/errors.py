@@ -14,7 +14,7 @@ class TrainingError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal stopped the run after a checkpoint was saved; the message says after how many steps."""
+    """A signal stopped the run and nothing is lost: run again, it continues. The message names the step."""
 
 
 class LaterError(StoppedError):

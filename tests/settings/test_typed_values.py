@@ -288,7 +288,7 @@ def test_control_characters_are_refused(empty: Path, text: str) -> None:
 
 
 def test_any_text_is_saved_and_loaded(tmp_path: Path) -> None:
-    """Also in free dictionaries, where texts that look like numbers must be told from numbers."""
+    """Also in free dictionaries, where texts that look like numbers must stay apart from numbers."""
     draw = random.Random(0)
     alphabet = " \t\n:#-?,[]{}&*!|>'\"%@`~=<\\/$.+_0123456789eExXinfatrulyso\x00\x7f\x85\u2028\ufeffü🩻"
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 
-pytest_plugins = ("slurm_cluster",)
+pytest_plugins = ("tests.support.slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
 TWO_RANKS = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
 
@@ -191,8 +191,8 @@ def test_mama_pack_with_jobs_is_such_an_array(
     pack_section = {**asdict(local), "out": "out"}
     (tmp_path / "archive.yaml").write_text(yaml.safe_dump({"name": "archive", "pack": pack_section}))
     arguments = ("pack", "archive.yaml", "--slurm", "--jobs", "2", "--profile", "cpu.yaml")
-    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
-    assert "array " in said
+    output = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "array " in output
     wait_for(lambda: not slurm_cluster.jobs())
     assert contents(replace(local, out="out")) == contents(local)
 
@@ -231,7 +231,7 @@ def test_an_array_too_large_for_the_cluster_is_one_line(slurm_cluster: Cluster, 
 
 @pytest.fixture
 def training(tmp_path: Path) -> Config:
-    """A small run whose ranks are the tasks of a job, whatever it says itself."""
+    """A small run; train.ranks is 1, but its ranks are the tasks of a job."""
     write_shards(tmp_path / "shards", {"train": 10, "val": 4, "test": 6})
     config = config_of(tmp_path, "on-slurm", steps=12)
     return replace(config, train=replace(config.train, ranks=1))
@@ -257,9 +257,9 @@ def test_the_ranks_of_a_job_save_together_before_it_is_requeued_and_go_on(
     assert steps_logged(training) == list(range(12))
     marker = json.loads((checkpoints.checkpoints(training.run_folder)[-1] / checkpoint.MARKER).read_text())
     assert marker["ranks"] == 2
-    said = Path(job.paths.stderr).read_text()
-    assert f"resumed from {training.run_folder / 'checkpoints'}" in said
-    assert said.count("Requeued job") == 1
+    log = Path(job.paths.stderr).read_text()
+    assert f"resumed from {training.run_folder / 'checkpoints'}" in log
+    assert log.count("Requeued job") == 1
 
 
 class Import:
