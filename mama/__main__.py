@@ -6,9 +6,9 @@ from mama.runtime import preemption
 
 
 def main() -> None:
-    """The command line, which takes seconds to import: a signal meanwhile ends the process in one line."""
-    preemption.end_early()
-    from mama.cli.main import main as run
+    """Run the command line. Importing it takes a while: a signal meanwhile ends the process with one line."""
+    preemption.exit_on_signals()
+    from mama.cli.main import main as run  # slow, hence after the handlers
 
     run()
 

@@ -1,4 +1,4 @@
-"""`mama quickstart`: the straight line by the same functions that the other verbs call."""
+"""`mama quickstart`: every stage from packing to report, by the functions that the other verbs call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def quickstart(runs: Path, seed: int) -> str:
-    """Pack, check, train, consolidate, evaluate, report; returns what to tell the user at the end."""
+    """Pack, check, train, consolidate, evaluate, report; return the summary to print. Raises as the stages do."""
     started = perf_counter()
     samples, cohort = recipes(runs, seed)
     run = cohort.run_folder
@@ -60,7 +60,7 @@ def quickstart(runs: Path, seed: int) -> str:
 
 
 def recipes(runs: Path, seed: int) -> tuple[Config, Config]:
-    """The two shipped configurations, with every path below `runs`; where there is one GPU, it takes all pairs."""
+    """Load the two shipped recipes, with all paths below `runs`; a single GPU takes the pairs of both CPU ranks."""
     one_gpu = ["train.ranks=1", "train.micro_batch=64"] if torch.cuda.device_count() == 1 else []
     samples = load("sample_dicom", [f"pack.out={runs}/shards/sample-dicom"])
     cohort = load(
@@ -79,6 +79,7 @@ def recipes(runs: Path, seed: int) -> tuple[Config, Config]:
 
 
 def _stage(title: str, work: Callable[[], T]) -> T:
+    """Run one stage; log its title and how long it took."""
     log.info("== %s", title)
     started = perf_counter()
     result = work()

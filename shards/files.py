@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from typing import Any
 from shards.errors import ShardError
 from shards.from_json import parse_json
 
+PACKAGE = "package:"  # prefix of a path inside an installed Python package
 LARGEST_JSON = 2**30  # bytes; the manifest of a million studies has about 2**27
+
+
+def package_path(path: str) -> Path | None:
+    """The file or folder that `package:NAME/PATH` names; None if the Python package NAME is not installed."""
+    name, _, inside = path.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
 def name_bytes(text: str) -> bytes:

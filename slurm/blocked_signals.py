@@ -1,7 +1,8 @@
-"""Start a program with signals held back: `python held_back.py PROGRAM [ARGUMENT]...`. Only the standard library.
+"""Start a program with SIGTERM and SIGUSR2 blocked: `python blocked_signals.py PROGRAM [ARGUMENT]...`.
 
-A job imports for seconds, on a slow file system for a minute, before submitit's handlers stand, and a signal
-that says "save, you will be put back in the queue" would end it as failed. Held back, it waits for them.
+A job imports for seconds, on a slow file system for a minute, before submitit installs its handlers. A preemption
+signal in that time would end the job as failed; blocked, it waits for the handlers. Standard library only, to start
+fast.
 """
 
 import os

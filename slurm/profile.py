@@ -1,4 +1,4 @@
-"""What a job asks of the cluster: checked before anything is submitted."""
+"""The resources that a job requests, checked before anything is submitted."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ CLUSTERS = ("local", "slurm")
 
 
 class SlurmError(ValueError):
-    """A user's mistake or a failed job, told in one line: what, where, and how to mend it."""
+    """A mistake in a profile, or a job that cannot be submitted; the message is one line: field, value, fix."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Resources of one job; what is `None` is left to the cluster's own default.
+    """Resources of one job. None leaves a value to the cluster's default.
 
-    Raises `SlurmError` when it is built with a value out of range.
+    Raises `SlurmError` if a value is out of range.
     """
 
-    cluster: str = "local"  # local | slurm
-    partition: str | None = None
-    account: str | None = None
-    nodes: int = 1
-    tasks_per_node: int = 1
-    gpus_per_node: int = 0
-    cpus_per_task: int | None = None
-    mem_gb: float | None = None  # per node
-    timeout_min: int = 60
-    grace_s: int = 600  # seconds before that limit at which Slurm tells a job to save; at most half of it
+    cluster: str = "local"  # local: this machine, in the background; slurm: a Slurm cluster
+    partition: str | None = None  # Slurm partition; null: the cluster's default
+    account: str | None = None  # Slurm account to charge; null: the user's default
+    nodes: int = 1  # nodes of the job; 1 for local
+    tasks_per_node: int = 1  # processes per node; in training one per GPU
+    gpus_per_node: int = 0  # GPUs per node; 0: none
+    cpus_per_task: int | None = None  # cores per process; null: the cluster's default
+    mem_gb: float | None = None  # memory per node, in GB; null: the cluster's default
+    timeout_min: int = 60  # time limit in minutes; a job that reaches it is requeued and resumes
+    grace_s: int = 600  # seconds before the time limit at which the job is signalled to save; at most half the limit
     additional: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch: value
 
     def __post_init__(self) -> None:
@@ -45,11 +45,11 @@ class Profile:
 
     @property
     def tasks(self) -> int:
-        """Processes of the whole job."""
+        """The number of processes of the whole job."""
         return self.nodes * self.tasks_per_node
 
     def require_array(self) -> None:
-        """Raises `SlurmError` where this is no profile for an array of jobs: each of those is a single task."""
+        """Raise `SlurmError` if an array cannot use this profile: each of its jobs is a single task on Slurm."""
         if self.cluster != "slurm":
             raise SlurmError(
                 f"cluster: {self.cluster!r} has no arrays; give a profile with cluster: slurm, or leave --jobs out"

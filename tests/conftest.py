@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -23,14 +25,20 @@ os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="mama-extensions-")
 atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
 
 import torch  # noqa: E402
+from torch.distributed.launcher.api import LaunchConfig  # noqa: E402
 
 from mama.runtime import launch  # noqa: E402
 
+
+def _launch_config(**settings: Any) -> LaunchConfig:
+    return LaunchConfig(**{**settings, "start_method": "forkserver"})
+
+
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
-    # Ranks that tests start come from a process that has imported everything once: that takes ten seconds of a core.
-    # The tests that call the command line start them as users do.
-    launch.START_METHOD = "forkserver"
+    # Fork the ranks of tests from a process that has imported everything once: spawned, each would import for ten
+    # seconds. Tests that run the command line in a process of its own spawn them, as users do.
+    patch.object(launch, "LaunchConfig", _launch_config).start()
     multiprocessing.set_forkserver_preload(["mama.train.loop"])
 
 # Set where the data is known to be present: a test that needs it and skips is then a failure.

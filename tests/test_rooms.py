@@ -32,6 +32,7 @@ LINES = {
         ("data",),
         ("runtime",),
         ("settings",),
+        ("errors",),
     ),
     "shards": (
         ("bench", "check"),

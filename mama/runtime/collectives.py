@@ -1,4 +1,4 @@
-"""Ranks: joining the process group, and gathering tensors with the true global gradient."""
+"""Collectives over all ranks. Without a process group each works as on one rank."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 
 
 def world_size() -> int:
+    """The number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """This process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_device() -> torch.device:
-    """This rank's device: the accelerator of its local rank, or the CPU."""
+    """This rank's device: the GPU of its local rank, which becomes CUDA's current device, or the CPU."""
     if torch.cuda.is_available():
-        # A cluster may show each task its own GPU alone.
-        alone = torch.cuda.device_count() == 1
-        device = torch.device("cuda", 0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
+        only_one = torch.cuda.device_count() == 1  # a cluster may show each task its own GPU alone
+        device = torch.device("cuda", 0 if only_one else int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         return device
     return torch.device("cpu")
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather along the first dimension whose backward sums every rank's gradient.
+    """All-gather along the first dimension; the backward sums the gradients of all ranks.
 
-    Each rank computes the same global loss, so the gradients of the gathered tensor, summed over
-    ranks, are `world_size` times the true one; the mean over ranks in the optimizer's reduction
-    takes that factor out again. Dropping the sum gives half of the gradient on two ranks, and with
-    a local loss even another direction.
+    Each rank computes the same global loss, so that sum is `world_size` times the true gradient; the mean over ranks
+    in the optimizer's reduction divides by `world_size` again. Without the sum two ranks would get half of the
+    gradient, and with a local loss one of another direction.
     """
 
     @staticmethod
@@ -54,7 +54,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """[b, ...] on each rank -> [B, ...] on all, in rank order, differentiable.
+    """Gather [b, ...] of each rank to [B, ...] on all, in rank order, with the true global gradient.
 
     Every rank must hold the same shape.
     """
@@ -67,26 +67,29 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """In the place of `gather`: what this rank holds."""
+    """In the place of `gather` for local negatives: return this rank's own [b, ...]."""
     return tensor
 
 
 def barrier() -> None:
+    """Wait until all ranks are here."""
     if world_size() > 1:
         dist.barrier()
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:
-    if world_size() == 1:
-        return value
-    tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor.item())
+    """The largest `value` of all ranks; every rank must call it."""
+    return _reduced(value, device, dist.ReduceOp.MAX)
 
 
 def sum_over_ranks(value: int, device: torch.device) -> int:
+    """The sum of `value` over all ranks; every rank must call it."""
+    return _reduced(value, device, dist.ReduceOp.SUM)
+
+
+def _reduced(value: int, device: torch.device, operation: Any) -> int:
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor)
+    dist.all_reduce(tensor, op=operation)
     return int(tensor.item())

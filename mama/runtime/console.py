@@ -1,4 +1,4 @@
-"""What a user reads while something runs: our own lines, and of libraries what they warn of."""
+"""Log lines on stderr: our own, and the warnings of libraries."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 
 
 def start() -> None:
-    """Log to stderr, one line a message; ranks other than the first only their warnings.
+    """Configure logging: one line a message, to stderr; ranks other than the first log warnings only.
 
-    Call it before libraries with progress bars are imported: where no terminal is, they are asked for none.
+    Without a terminal this also switches tqdm off; call it before a library with progress bars is imported.
     """
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # `shards.progress` writes lines there
+        os.environ.setdefault("TQDM_DISABLE", "1")  # `shards.progress` writes lines there instead
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("httpx", "httpx2"):  # they tell every request to a hub
+    for library in ("httpx", "httpx2"):  # they log every request to a hub
         logging.getLogger(library).setLevel(logging.WARNING)
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)

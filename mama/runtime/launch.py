@@ -1,4 +1,4 @@
-"""Starting ranks: the same training function under our own launcher, torchrun, DeepSpeed's, or srun."""
+"""Start ranks: one training function under our own launcher, torchrun, DeepSpeed's launcher, or srun."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from typing import TypeVar
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from mama.errors import ConfigError, LaterError, RankError, StoppedError, TrainingError
 from mama.runtime import preemption
-from mama.runtime.errors import LaterError, RankError, StoppedError, TrainingError
-from mama.settings.schema import Config, ConfigError
+from mama.settings.schema import Config
 from shards.schema import FetchError, ShardError
 from slurm.rank_environment import export_distributed_environment
 
 T = TypeVar("T")
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch.distributed needs of a launcher
-START_METHOD = "spawn"  # CUDA does not survive a fork
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # which torch.distributed reads
 
-# Errors that say all in one line; they come out of a rank as what they were.
+# Errors whose one line says everything: the launcher raises them with the type that they had in the rank.
 PLAIN = {e.__name__: e for e in (ConfigError, FetchError, LaterError, ShardError, StoppedError, TrainingError)}
-ORPHANED = 600.0  # seconds in which ranks without their launcher may end their step and save
+ORPHAN_TIMEOUT = 600.0  # seconds that ranks have to finish their step and save once their launcher is gone
 
 
 def is_rank() -> bool:
-    """Has a launcher started this process as one rank of several?"""
+    """Whether a launcher started this process as one rank of several; in a Slurm task, set the rank's variables."""
     export_distributed_environment()
     return "RANK" in os.environ
 
@@ -41,13 +40,16 @@ def is_rank() -> bool:
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     """Run `function(config)` on every rank and return rank 0's result.
 
-    A process that a launcher has started (RANK is set, or it is a task of a Slurm job) is one rank.
-    Otherwise `config.train.ranks` local processes are started; when one dies the others are ended.
+    A process that a launcher started (RANK is set, or it is a task of a Slurm job) is one rank itself. Otherwise
+    start `config.train.ranks` local processes; if one dies the others are ended.
+
+    Raises `ConfigError` for a batch that the ranks cannot share and for incomplete launcher variables; the error of
+    the rank that failed first, as `RankError` unless its type is in `PLAIN`; `StoppedError` after a signal.
     """
     if is_rank():
-        _check_rank()
+        _check_launcher_variables()
         return function(config)
-    config.train.accumulation(config.train.ranks)  # a batch that cannot be cut is told before anything is loaded
+    config.train.accumulation(config.train.ranks)  # fail now, not after the ranks have imported everything
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -58,35 +60,37 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.5,
-        start_method=START_METHOD,
-        signals_to_handle="SIGHUP,SIGQUIT",  # on the others the ranks save before they end
+        start_method="spawn",  # CUDA does not survive a fork
+        signals_to_handle="SIGHUP,SIGQUIT",  # on SIGTERM, SIGINT and SIGUSR2 the ranks save first
     )
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the error below says the same, once
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # `_error_of` reports the same, once
     try:
-        with preemption.passed_on():
-            return elastic_launch(launch, _follow_launcher)(function, config)[0]
+        with preemption.forwarded_to_ranks():
+            return elastic_launch(launch, _run_while_launcher_lives)(function, config)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if preemption.is_ours(-failure.exitcode):
+        if preemption.was_forwarded(-failure.exitcode):
             raise StoppedError("a signal ended it before its first step; run it again to continue") from None
         raise _error_of(rank, failure) from None
 
 
-def _check_rank() -> None:
-    """Raises `ConfigError` where RANK is set but not by a launcher: this process would crash, or wait for others."""
-    rank, size, address, port = (os.environ.get(name, "") for name in LAUNCHED)
+def _check_launcher_variables() -> None:
+    """Raise `ConfigError` if RANK is set but not by a launcher: this process would crash, or wait for other ranks."""
+    rank, size, address, port = (os.environ.get(name, "") for name in LAUNCHER_VARIABLES)
     numbers = (rank, size, port, os.environ.get("LOCAL_RANK", "0"))
     if all(number.isdecimal() for number in numbers) and address and int(rank) < int(size):
         return
-    said = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in (*LAUNCHED, "LOCAL_RANK"))
-    raise ConfigError(f"RANK: {said} name no rank; unset RANK to start train.ranks ranks here, or use torchrun or srun")
+    given = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in (*LAUNCHER_VARIABLES, "LOCAL_RANK"))
+    raise ConfigError(
+        f"RANK: {given} do not describe a rank; unset RANK to start train.ranks ranks here, or use torchrun or srun"
+    )
 
 
-def _follow_launcher(function: Callable[[Config], T], config: Config) -> T:
-    """A rank: `function(config)`, and when the launcher has been killed an end, after a step that is saved.
+def _run_while_launcher_lives(function: Callable[[Config], T], config: Config) -> T:
+    """On a rank: run `function(config)`; if the launcher is killed, stop after a step that is saved.
 
-    PyTorch only interrupts it then, and would wait for ever for the launcher to take its result.
+    PyTorch would only interrupt the rank, and then wait forever for the launcher to take its result.
     """
     done = threading.Event()
     launcher = multiprocessing.parent_process()
@@ -94,10 +98,10 @@ def _follow_launcher(function: Callable[[Config], T], config: Config) -> T:
 
     def watch(sentinel: int) -> None:
         wait([sentinel])
-        deadline = time.monotonic() + ORPHANED
+        deadline = time.monotonic() + ORPHAN_TIMEOUT
         while not done.wait(0.5) and time.monotonic() < deadline:
             preemption.agree(preemption.END)
-        os._exit(preemption.STOPPED)
+        os._exit(preemption.EXIT_CODE)
 
     threading.Thread(target=watch, args=(launcher.sentinel,), daemon=True).start()
     try:
@@ -107,9 +111,10 @@ def _follow_launcher(function: Callable[[Config], T], config: Config) -> T:
 
 
 def _error_of(rank: int, failure: ProcessFailure) -> Exception:
-    """What the first rank that failed had to say; where one was killed by a signal nothing, it wrote no error file.
+    """The error of the rank that failed first. A rank killed by a signal leaves no error file.
 
-    The launcher may notice first a rank that another's death has brought down: the times of the files tell.
+    `rank` is the one that the launcher noticed first, perhaps one brought down by the real failure: the error file
+    with the earliest time is that of the cause.
     """
     if failure.exitcode < 0:
         return RankError(f"rank {rank} failed: {failure.message}")
@@ -117,10 +122,10 @@ def _error_of(rank: int, failure: ProcessFailure) -> Exception:
     first = min(files, key=lambda path: path.stat().st_mtime_ns, default=None)
     if first is None:
         return RankError(f"rank {rank} failed: {failure.message}")
-    said = json.loads(first.read_text())["message"]
-    name, _, text = said["message"].partition(": ")
+    report = json.loads(first.read_text())["message"]
+    name, _, text = report["message"].partition(": ")
     if name in PLAIN:
         return PLAIN[name](text)
     if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, OSError):
-        return RankError(f"rank {first.parent.name} failed: {text}")  # a full disk, a folder that may not be written
-    return RankError(f"rank {first.parent.name} failed: {said['message']}\n{said['extraInfo']['py_callstack']}")
+        return RankError(f"rank {first.parent.name} failed: {text}")  # a full disk, a read-only folder
+    return RankError(f"rank {first.parent.name} failed: {report['message']}\n{report['extraInfo']['py_callstack']}")

@@ -1,4 +1,4 @@
-"""Being told to stop: a signal is noted, and acted upon by all ranks together at the end of a step."""
+"""Preemption: record SIGTERM, SIGINT and SIGUSR2; all ranks agree and save at the end of the current step."""
 
 from __future__ import annotations
 
@@ -14,141 +14,154 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-from mama.runtime.errors import StoppedError
+from mama.errors import StoppedError
 
-END, REQUEUE = 1, 2  # where one rank was told the first and another the second, it is the second
-# A cluster that ends a job or a user who does, and a cluster that will take its nodes back soon (Slurm's --signal,
-# as submitit sets it).
-MEANING = {signal.SIGTERM: END, signal.SIGINT: END, signal.SIGUSR2: REQUEUE}
-STOPPED = 75  # the exit code of a run that has saved and can be continued: EX_TEMPFAIL of sysexits.h
-PATIENCE = 1800  # seconds in which a cluster that preempts a job ends it: longer than its grace time
+END, REQUEUE = 1, 2  # what a signal requests; if ranks received different ones, the larger counts for all
+# SIGTERM and SIGINT: a cluster or user ends the job. SIGUSR2: a cluster will take its nodes back soon (sbatch
+# --signal, as submitit sets it).
+REQUEST_OF = {signal.SIGTERM: END, signal.SIGINT: END, signal.SIGUSR2: REQUEUE}
+EXIT_CODE = 75  # of a run that saved and can be continued: EX_TEMPFAIL of sysexits.h
+PREEMPTION_TIMEOUT = 1800  # seconds to wait for Slurm to end a job that it preempts: longer than its grace time
 
-_told = 0  # nothing yet
-_before: dict[int, Any] = {}  # who listened before us
-_waiting = threading.Event()  # set while a launcher waits for its ranks
-
-
-def end_early() -> None:
-    """For the seconds in which this process imports: a signal to stop ends it at once, in one line."""
-    for number in MEANING:
-        signal.signal(number, _end)
+_told = 0  # the request received so far: 0, END or REQUEUE
+_replaced: dict[int, Any] = {}  # signal -> the handler that ours replaced
+_forwarding = threading.Event()  # set while a launcher waits for its ranks
 
 
-def no_more_early() -> None:
-    """Signals that `end_early` took are again what they are to any program."""
-    for number in MEANING:
-        if signal.getsignal(number) is _end:
-            signal.signal(number, _default(number))
+def exit_on_signals() -> None:
+    """While this process imports: a signal ends it at once, with one line instead of a traceback."""
+    for number in REQUEST_OF:
+        signal.signal(number, _exit)
 
 
-def _default(number: int) -> Any:
-    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+def restore_default_handlers() -> None:
+    """Undo `exit_on_signals`: give the signals that it handles Python's default handlers."""
+    for number in REQUEST_OF:
+        if signal.getsignal(number) is _exit:
+            signal.signal(number, _default_handler(number))
 
 
 def listen() -> None:
-    """From now on `told` says whether this process was asked to stop. Call it in the main thread.
+    """Record signals from now on instead of acting on them. Call it in the main thread.
 
-    Raises `StoppedError` where it was asked already: a launcher starts its ranks with interrupts held back.
+    Raises `StoppedError` if one arrived before: a launcher starts its ranks with SIGINT blocked.
     """
-    _install(_note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANING)
+    _install(_record)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)
     if _told:
         raise StoppedError("a signal ended it before its first step; run it again to continue")
 
 
 def told() -> int:
-    """What this process was told: 0, `END` or `REQUEUE`; the largest of all ranks is that of the run."""
+    """The request that this process received: 0 (none), `END` or `REQUEUE`."""
     return _told
 
 
-def agree(code: int) -> None:
-    """What the ranks have found out together is what this one was told."""
+def agree(request: int) -> None:
+    """Raise this process's request to `request`, for example the maximum over all ranks."""
     global _told
-    _told = max(_told, code)
+    _told = max(_told, request)
 
 
-def is_ours(number: int) -> bool:
-    """Did a process that ended by this signal end because it was asked to stop, before it could listen?"""
-    return bool(_told) and number in MEANING
+def was_forwarded(number: int) -> bool:
+    """Whether a rank that signal `number` killed was killed by a signal that this launcher received and forwarded."""
+    return bool(_told) and number in REQUEST_OF
 
 
 def requeued() -> bool:
-    """Where a job's own handlers would have had the signal, they get it now, when everything is saved.
+    """Let the cluster requeue this job, now that the checkpoint is on disk; may wait for 30 minutes.
 
-    On SIGUSR2 submitit's handler in the first task puts the job back in the queue and ends the process. In the
-    others it returns, and so does this, with True: nothing is left to do, and an error would end the first
-    task too. A cluster that preempts a job sends SIGTERM, and at the end of its grace time ends the job and puts it
-    back in the queue: that is waited for, as a job that ends by itself is never put back.
+    Calls the handler that ours replaced, submitit's. Returns whether the job goes back in the queue and nothing is
+    left to do for this task.
+
+    - SIGUSR2: in the job's first task submitit requeues the job and ends the process. In the others its handler
+      returns, and so does this, with True: an error would end the first task as well.
+    - SIGTERM from Slurm's preemption: wait until Slurm ends the job and requeues it at the end of the grace time. A
+      job that ends by itself is never requeued.
+    - otherwise (no signal, no job, `scancel`): False.
     """
     if not _told:
         return False
     number = signal.SIGUSR2 if _told == REQUEUE else signal.SIGTERM
-    handler = _before.get(number)
+    handler = _replaced.get(number)
     if not callable(handler):
         return False
     handler(number, None)
     if _told == REQUEUE:
         return True
-    from slurm.rank_environment import being_preempted  # takes a while to import, and loader processes need not
+    from slurm.rank_environment import being_preempted  # submitit is slow to import, and loader processes need none
 
     if being_preempted():
-        time.sleep(PATIENCE)
+        time.sleep(PREEMPTION_TIMEOUT)
     return False
 
 
 def ignore() -> None:
-    """For loader processes: the rank decides when they end."""
-    for number in MEANING:
+    """Ignore the signals, in loader processes: their rank ends them."""
+    for number in REQUEST_OF:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def passed_on() -> Iterator[None]:
-    """For the launcher, which waits for its ranks: they are told, and it goes on waiting.
+def forwarded_to_ranks() -> Iterator[None]:
+    """In the launcher: forward signals to the ranks and keep waiting for them; a second Ctrl-C interrupts.
 
-    A terminal sends Ctrl-C to the ranks as well, which would end those that still import with a traceback each. So
-    they are started with interrupts held back, as this thread has them, and another one takes those of the launcher.
+    A terminal sends Ctrl-C to the ranks as well, and would end those that still import with a traceback each. So
+    SIGINT is blocked in this thread, which the ranks inherit, and another thread takes the launcher's own.
     """
-    global _waiting
-    _waiting = threading.Event()
-    _waiting.set()
-    resource_tracker.ensure_running()  # its start, with the first rank, would let them through again
+    global _forwarding
+    _forwarding = threading.Event()
+    _forwarding.set()
+    resource_tracker.ensure_running()  # started later, with the first rank, it would unblock SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    _install(_pass_on)
-    thread = threading.Thread(target=_take_interrupts, args=(_waiting,), daemon=True)
+    _install(_forward)
+    thread = threading.Thread(target=_take_interrupts, args=(_forwarding,), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        _waiting.clear()
+        _forwarding.clear()
         thread.join()
-        for number in MEANING:
-            signal.signal(number, _before[number])
+        for number in REQUEST_OF:
+            signal.signal(number, _replaced[number])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+def _default_handler(number: int) -> Any:
+    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+
+
 def _install(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Forget what was received, and install `handler`; remember the handlers that it replaces."""
     global _told
     _told = 0
-    for number in MEANING:
+    for number in REQUEST_OF:
         before = signal.signal(number, handler)
-        if before is not handler:  # a second run in one process
-            _before[number] = _default(number) if before is _end else before
+        if before is not handler:  # it is, for a second run in one process
+            _replaced[number] = _default_handler(number) if before is _exit else before
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     os.write(2, b"mama: a signal ended it before its first step; run it again to continue\n")
-    os._exit(STOPPED)  # an exception would come up inside of some module's import, which may catch it
+    os._exit(EXIT_CODE)  # an exception could be caught by the module that is being imported
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    agree(MEANING[signal.Signals(number)])
+def _record(number: int, frame: FrameType | None) -> None:
+    agree(REQUEST_OF[signal.Signals(number)])
 
 
-def _tell_children(number: int, waiting: threading.Event) -> None:
-    """Each once, also those that are only being started now."""
+def _forward(number: int, frame: FrameType | None) -> None:
+    _record(number, frame)
+    sent = signal.SIGTERM if number == signal.SIGINT else number
+    threading.Thread(target=_signal_children, args=(sent, _forwarding), daemon=True).start()
+    if number == signal.SIGINT:  # whoever presses Ctrl-C a second time does not want to wait
+        signal.signal(number, signal.default_int_handler)
+
+
+def _signal_children(number: int, forwarding: threading.Event) -> None:
+    """Send a signal once to each child, also to those that are still being started."""
     done: set[int] = set()
-    while waiting.is_set():
+    while forwarding.is_set():
         for child in multiprocessing.active_children():
             if child.pid is not None and child.pid not in done:
                 done.add(child.pid)
@@ -157,16 +170,8 @@ def _tell_children(number: int, waiting: threading.Event) -> None:
         time.sleep(0.1)
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    _note(number, frame)
-    told = signal.SIGTERM if number == signal.SIGINT else number
-    threading.Thread(target=_tell_children, args=(told, _waiting), daemon=True).start()
-    if number == signal.SIGINT:  # whoever presses Ctrl-C a second time will not wait
-        signal.signal(number, signal.default_int_handler)
-
-
-def _take_interrupts(waiting: threading.Event) -> None:
-    """Hand those that the main thread holds back to its handler."""
-    while waiting.is_set():
+def _take_interrupts(forwarding: threading.Event) -> None:
+    """Pass each SIGINT that the main thread blocks to that thread's handler."""
+    while forwarding.is_set():
         if signal.sigtimedwait({signal.SIGINT}, 0.2):
             _thread.interrupt_main()

@@ -1,11 +1,7 @@
-"""Settings from YAML and `key=value`, and back.
-
-Mistakes become one line that names the field, its value and the fix.
-"""
+"""Load settings from YAML and `key=value`, and save them. A mistake is one line: setting, value, fix."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -14,16 +10,18 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
-from mama.settings.schema import Config, ConfigError
+from mama.errors import ConfigError
+from mama.settings.schema import Config
 from mama.settings.typed_values import free_value, is_text, typed_node, value_of
 from mama.settings.yaml_text import items, read, shown
+from shards.errors import did_you_mean
 from shards.files import atomic_write
 from slurm.profile import Profile, SlurmError
 
 T = TypeVar("T")
 
-# What other frameworks call a setting -> what it is here.
-ELSEWHERE = {
+# The name of a setting in other frameworks -> its name here.
+SYNONYMS = {
     "learning_rate": "optim.lr", "warmup": "optim.warmup_steps", "grad_clip": "optim.clip_norm",
     "max_grad_norm": "optim.clip_norm", "max_steps": "train.steps", "num_steps": "train.steps", "epochs": "train.steps",
     "max_epochs": "train.steps", "num_epochs": "train.steps", "batch_size": "train.global_batch",
@@ -34,17 +32,17 @@ ELSEWHERE = {
 
 
 def shipped_configs() -> Path:
-    """The folder of the recipes that come with the distribution, in a wheel or in a checkout."""
+    """The folder of the shipped recipes and profiles, in a wheel or in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Dataclass defaults, then the YAML at `path`, then `key=value` overrides in their order.
+    """Load the dataclass defaults, then the YAML at `path`, then the `key=value` overrides in their order.
 
-    `path` may be a file, or the name of a shipped recipe such as `quickstart`. A value replaces the one before it, a
-    list or a free dictionary (`vision.config={...}`) as a whole; a key inside of such a dictionary
+    `path` is a file, or the name of a shipped recipe such as `quickstart`. A value replaces the one before it; lists
+    and free dictionaries (`vision.config={...}`) are replaced as a whole. A key inside such a dictionary
     (`vision.config.hidden_size=48`) changes that key alone. Raises `ConfigError`.
     """
     file = find(path)
@@ -58,9 +56,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """What a job asks of the cluster: a YAML file, or the name of a shipped one such as `local`.
+    """Load the resources of a job from a YAML file, or from a shipped one by its name, such as `local`.
 
-    Raises `ConfigError` or `SlurmError` that name file and key.
+    Raises `ConfigError` or `SlurmError` with the file and the key.
     """
     file = find(path, "slurm")
     try:
@@ -70,37 +68,40 @@ def load_profile(path: str | Path) -> Profile:
 
 
 def find(path: str | Path, kind: str = "") -> Path:
-    """The configuration file that `path` names: a file, or by its name one that is shipped.
+    """The file at `path`, or the shipped recipe (or profile, for `kind` "slurm") of that name.
 
-    Of those `kind` "" is a recipe, and "slurm" a profile.
+    Raises `ConfigError` if there is neither.
     """
     shipped = shipped_configs() / kind
     for candidate in (Path(path), shipped_configs() / path, shipped / f"{path}.yaml"):
         if candidate.exists() and not candidate.is_dir():
             return candidate
-    what = "profile" if kind else "run folder or configuration file"
+    wanted = "profile" if kind else "run folder or configuration file"
     names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
-    raise ConfigError(f"{path}: no such {what}, nor a shipped one ({names})")
+    raise ConfigError(f"{path}: no such {wanted}, nor a shipped one ({names})")
 
 
 def is_shipped(name: str) -> bool:
-    """Is there a shipped recipe of this name?"""
+    """Whether a recipe of this name is shipped."""
     return (shipped_configs() / f"{name}.yaml").is_file()
 
 
 def setting_for(option: str) -> str:
-    """How to type the setting that somebody took for an `option` such as --steps."""
-    close = _close(option.lstrip("-").replace("-", "_"), Config) or ["train.steps"]
-    return f"Settings are typed behind CONFIG as key=value, for example {close[0]}=..."
+    """How to write the setting that a user mistook for an `option` such as --steps."""
+    suggestion = _suggestion(option.lstrip("-").replace("-", "_"), Config)
+    return f"Settings follow CONFIG as key=value, for example train.steps=100{suggestion}"
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the resolved configuration, so that `load(path)` gives it back."""
+    """Write the resolved config, so that `load(path)` returns it."""
     atomic_write(path, as_yaml(config).encode())
 
 
 def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
-    """The resolved configuration in a run folder. An empty file is an error: its defaults would be another run's."""
+    """Load the resolved config of a run folder.
+
+    Raises `ConfigError` if it is missing or empty: defaults in its place would be another run's.
+    """
     file = run / "config.yaml"
     if not file.exists():
         raise ConfigError(f"{file}: no such configuration file; if {run} was trained, restore it from a copy")
@@ -110,18 +111,18 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def unnamed(run: Path) -> list[str]:
-    """The settings that the resolved configuration of a run lacks: those of releases since the one that wrote it."""
-    named = _document(Config, run / "config.yaml")
-    return [key for key, hint in _known(Config).items() if key not in named and not is_dataclass(hint)]
+    """The settings that the resolved config of a run lacks, as the release that wrote it did not have them."""
+    given = _document(Config, run / "config.yaml")
+    return [key for key, hint in _known(Config).items() if key not in given and not is_dataclass(hint)]
 
 
 def as_yaml(config: Config) -> str:
-    """The resolved configuration as `load` reads it."""
+    """The resolved config as YAML, as `load` reads it."""
     return yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False)
 
 
 def _document(section: Any, file: Path) -> dict[str, Any]:
-    """Dotted field -> value, of the fields that a file names."""
+    """Dotted key -> value, for the settings in a file."""
     root = read(file)
     if root is None:
         raise ConfigError(f"{file}: holds no setting; name at least one, or give a shipped file")
@@ -135,12 +136,12 @@ def _document(section: Any, file: Path) -> dict[str, Any]:
 
 
 def _values(whole: Any, section: Any, node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted field, value) of what a mapping says of `section`, a part of `whole`."""
+    """(dotted key, value) for each setting in the mapping `node` of `section`, a part of `whole`."""
     hints = get_type_hints(section)
     for name, value in items(node):
         key = prefix + name
         if name not in hints:
-            raise ConfigError(f"unknown key {key}{_nearest(key, whole)}")
+            raise ConfigError(f"unknown key {key}{_hint(key, whole)}")
         hint = hints[name]
         if not is_dataclass(hint):
             yield key, value_of(hint, value, key)
@@ -156,7 +157,7 @@ def _section(hint: Any, node: yaml.Node, key: str) -> yaml.MappingNode:
 
 
 def _change(values: dict[str, Any], key: str, text: str) -> None:
-    """Put what stands behind `key=` into `values`."""
+    """Apply the override `key=text` to `values`."""
     known = _known(Config)
     free = next((name for name in known if key.startswith(f"{name}.") and get_origin(known[name]) is dict), None)
     if free:
@@ -164,7 +165,7 @@ def _change(values: dict[str, Any], key: str, text: str) -> None:
         value = free_value(typed_node(None, text, key), key)
         values[free] = _with(values.get(free, {}), inside, value, key)
     elif key not in known:
-        raise ConfigError(f"{key}: unknown key{_nearest(key, Config)}")
+        raise ConfigError(f"{key}: unknown key{_hint(key, Config)}")
     elif is_dataclass(known[key]):
         node = _section(known[key], typed_node(None, text, key), key)
         values.update(_values(Config, known[key], node, f"{key}."))
@@ -173,7 +174,7 @@ def _change(values: dict[str, Any], key: str, text: str) -> None:
 
 
 def _with(dictionary: Any, inside: list[str], value: Any, key: str) -> dict[str, Any]:
-    """`dictionary` with `value` at the place `inside` of it."""
+    """A copy of `dictionary` with `value` at the nested keys `inside`."""
     if not isinstance(dictionary, dict) or "" in inside:
         raise ConfigError(f"{key}: there is no mapping that could hold this key")
     first, *rest = inside
@@ -190,7 +191,7 @@ def _build(section: type[T], values: dict[str, Any], prefix: str = "") -> T:
 
 @cache
 def _known(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key that a configuration may hold, and its type."""
+    """Every dotted key of a configuration -> its type."""
     known: dict[str, Any] = {}
     for name, hint in get_type_hints(section).items():
         known[prefix + name] = hint
@@ -199,23 +200,22 @@ def _known(section: Any, prefix: str = "") -> dict[str, Any]:
     return known
 
 
-def _nearest(key: str, whole: Any) -> str:
-    known = _known(whole)
-    if key in known:
+def _hint(key: str, whole: Any) -> str:
+    """The end of the message about an unknown `key`: how to nest it, or which keys may be meant."""
+    if key in _known(whole):
         return f"; in a file it is nested: {key.replace('.', ': {', 1)}: ...}}"
-    close = _close(key, whole)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return _suggestion(key, whole)
 
 
-def _close(key: str, whole: Any) -> list[str]:
-    """The keys that `key` may stand for: those of its last part in another section, else the most similar one."""
+def _suggestion(key: str, whole: Any) -> str:
+    """`; did you mean ...?` with the keys of the same name in other sections, else with the most similar key."""
     known, name = _known(whole), key.rpartition(".")[2]
-    same = [k for k in known if k == ELSEWHERE.get(name) or k.endswith(f".{name}")]
-    return same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    same = [k for k in known if k == SYNONYMS.get(name) or k.endswith(f".{name}")]
+    return f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, known)
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as `typed_values` reads it: in quotes also the texts that it would take for numbers, such as 1e-3."""
+    """Write YAML as `typed_values` reads it: quote also texts that look like its numbers, such as 1e-3."""
 
 
 def _quoted_where_needed(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -226,7 +226,7 @@ _Dumper.add_representer(str, _quoted_where_needed)
 
 
 def _plain(value: Any) -> Any:
-    """The same value in YAML's own types."""
+    """`value` in YAML's own types: tuples become lists."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

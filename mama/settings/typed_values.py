@@ -1,10 +1,10 @@
-"""What was typed becomes a value of its field's type.
+"""Convert YAML nodes and `key=value` texts to values of their setting's type.
 
-Texts stay as they were typed: `1.10`, `007`, `yes` and `12:30` are texts where a text is meant. A whole number is
-written in decimal digits without a leading 0 or `_`, a number may have a point and an exponent (1.0e-3, 1e-3, .5), and
-a truth value is `true` or `false`. In the free dictionaries (`vision.config`, `text.config`, `pack.options`, any option
-of sbatch) there is no type to go by: what is written like one of those, or as `null`, is one, unless it stands in
-quotes, and all else is text. Their keys are always texts.
+Texts are kept as written: `1.10`, `007`, `yes` and `12:30` are texts if the setting is a text. A whole number has
+decimal digits without a leading 0 or `_`; a number may have a point and an exponent (1.0e-3, 1e-3, .5); a truth value
+is `true` or `false`. The free dictionaries (`vision.config`, `text.config`, `pack.options`, sbatch's options) have no
+types: a value that is written like one of those, or as `null`, is one unless it is quoted; all else is text. Their
+keys are always texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from mama.settings.schema import ConfigError
+from mama.errors import ConfigError
 from mama.settings.yaml_text import NULL, is_null, items, parse, reason, shown
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -29,7 +29,7 @@ WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or
 
 
 def value_of(hint: Any, node: yaml.Node, key: str) -> Any:
-    """The value of type `hint`. Raises `ConfigError` that begins with `key` and shows what was typed."""
+    """The value of `node` as the type `hint`. Raises `ConfigError`: `key`, the value as written, the fix."""
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind is UnionType:  # X | None
         (some,) = (argument for argument in arguments if argument is not NoneType)
@@ -50,7 +50,7 @@ def value_of(hint: Any, node: yaml.Node, key: str) -> Any:
 
 
 def free_value(node: yaml.Node, key: str) -> Any:
-    """The value where no type is known; see the head of this file."""
+    """The value of `node` in a free dictionary, see the head of this file. Raises `ConfigError`, as `value_of`."""
     if isinstance(node, yaml.MappingNode):
         return {name: free_value(value, f"{key}.{name}") for name, value in items(node)}
     if isinstance(node, yaml.SequenceNode):
@@ -66,15 +66,15 @@ def free_value(node: yaml.Node, key: str) -> Any:
 
 
 def is_text(text: str) -> bool:
-    """Is it neither null nor a truth value nor a number where no type is known?"""
+    """Whether an unquoted `text` in a free dictionary is a text: not null, a truth value or a number."""
     number = NUMBER.fullmatch(text) or (NOT_FINITE.fullmatch(text) and "." in text)
     return not number and text not in TRUTH and text not in NULL
 
 
 def typed_node(hint: Any, text: str, key: str) -> yaml.Node:
-    """The tree of a value behind `key=`: as it stands, but for quotes around it, and for lists and mappings.
+    """The YAML node of the value in `key=text`: lists, mappings and quotes are parsed, all else is kept as written.
 
-    No comment is looked for in it: ` #3` belongs to the value.
+    There are no comments: ` #3` belongs to the value. Raises `ConfigError` for a list or mapping that is no YAML.
     """
     of_text = hint in (str, str | None)
     plain = yaml.ScalarNode("", text)
@@ -84,7 +84,7 @@ def typed_node(hint: Any, text: str, key: str) -> yaml.Node:
         node = parse(text)
         if node is not None and node.end_mark.index == len(text.rstrip()):
             return plain if of_text and not isinstance(node, yaml.ScalarNode) else node
-        why = "more stands behind its end"
+        why = "more follows its end"
     except yaml.YAMLError as error:
         why = reason(error)
     if of_text:

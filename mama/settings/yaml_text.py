@@ -1,8 +1,8 @@
-"""YAML read with distrust: a tree in which every scalar keeps the text that was typed.
+"""Parse YAML from untrusted files to a tree in which every scalar keeps its text as written.
 
-Whoever knows the type of a field makes a value of it, in `mama.settings.typed_values`. Refused in one line, and at
-once: anchors and aliases (a few lines of them can stand for gigabytes), tags, merge keys, equal keys, deep nesting,
-pipes and devices.
+`mama.settings.typed_values` converts the scalars to the types of their settings. Refused at once, in one line: anchors
+and aliases (a few lines of them can expand to gigabytes), tags, merge keys, duplicate keys, deep nesting, pipes and
+devices.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 import yaml
 
-from mama.settings.schema import ConfigError
+from mama.errors import ConfigError
 from shards.errors import one_line
 from shards.files import read_plain
 from shards.schema import ShardError
 
-LARGEST = 2**20  # bytes; a configuration has some 2**12
+LARGEST = 2**20  # bytes; a configuration has about 2**12
 NULL = ("null", "Null", "NULL", "~", "")
-DEEPEST = 32  # mappings and lists inside of each other
+DEEPEST = 32  # nested mappings and lists
 
 
 def read(file: Path) -> yaml.Node | None:
-    """The tree in a file, None where it holds nothing. Raises `OSError`, and `ConfigError` that names the file."""
+    """Parse a file; None if it is empty. Raises `OSError`, and `ConfigError` with the file's name."""
     try:
         return parse(read_plain(file, LARGEST).decode())
     except UnicodeDecodeError as error:
@@ -35,7 +35,7 @@ def read(file: Path) -> yaml.Node | None:
 
 
 def parse(text: str) -> yaml.Node | None:
-    """Raises `yaml.YAMLError`."""
+    """Parse `text`; None if it is empty. Raises `yaml.YAMLError`."""
     loader = _Loader(text)
     try:
         return loader.get_single_node()
@@ -44,19 +44,19 @@ def parse(text: str) -> yaml.Node | None:
 
 
 def reason(error: yaml.YAMLError) -> str:
-    """What is wrong, and in which line."""
+    """The problem, with its line and column."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return one_line(error)
     return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
 
 
 def items(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
-    """Keys as they were typed, and their values."""
+    """The keys of a mapping as written, and their values."""
     return [(key.value, value) for key, value in node.value]
 
 
 def shown(node: yaml.Node) -> str:
-    """The value as a message shows it."""
+    """The value as error messages show it, cut to 80 characters."""
     if isinstance(node, yaml.MappingNode):
         text = "{" + ", ".join(f"{key}: {shown(value)}" for key, value in items(node)) + "}"
     elif isinstance(node, yaml.SequenceNode):
@@ -67,21 +67,21 @@ def shown(node: yaml.Node) -> str:
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Nothing: `null`, `~` or empty, without quotes (YAML 1.2.2, section 10.3.2)."""
+    """Whether a scalar is null: unquoted `null`, `~` or nothing (YAML 1.2.2, section 10.3.2)."""
     return isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULL
 
 
 class _Loader(yaml.BaseLoader):
-    """PyYAML's parser, which by itself would let the last of two equal keys win, and follow every alias."""
+    """PyYAML's parser, which alone would expand aliases and keep the last of two equal keys."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if event.anchor is not None:
-            raise _refused("anchors and aliases are not read; write the value out, or *x and &x in quotes", event)
+            raise _refused("anchors and aliases are not supported; write the value out, or *x and &x in quotes", event)
         if event.tag is not None:
-            raise _refused(f"the tag {event.tag} is not read; leave it out, or write the value in quotes", event)
+            raise _refused(f"the tag {event.tag} is not supported; leave it out, or write the value in quotes", event)
         if self.depth == DEEPEST:
             raise _refused(f"nested deeper than {DEEPEST} levels", event)
         self.depth += 1
@@ -94,11 +94,11 @@ class _Loader(yaml.BaseLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _refused("a list or mapping is no key", key)
+                raise _refused("a list or mapping cannot be a key", key)
             if key.value == "<<" and not key.style:
-                raise _refused("merge keys are not read; write the values out", key)
+                raise _refused("merge keys are not supported; write the values out", key)
             if key.value in seen:
-                raise _refused(f"the key {key.value} stands twice", key)
+                raise _refused(f"the key {key.value} is given twice", key)
             seen.add(key.value)
         return node
 

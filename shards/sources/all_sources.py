@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
+from shards.files import PACKAGE, package_path
 from shards.schema import ShardError, SourceStudy
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
 from shards.sources.cdd_cesm import cdd_cesm
@@ -30,15 +30,16 @@ SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
     "vindr": vindr,
 }
 
-PACKAGE = "package:"
-
 
 def resolve_root(root: str) -> Path:
-    """The folder that a configured root means: a path, or `package:NAME` for the folder of an installed package."""
+    """The archive folder that `pack.root` names: a path, or `package:NAME` for the folder of an installed package.
+
+    Raises `ShardError` if that package is not installed.
+    """
     if not root.startswith(PACKAGE):
         return Path(os.path.expanduser(root))
-    name = root.removeprefix(PACKAGE)
-    spec = find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_path(root)
+    if folder is None:
+        name = root.removeprefix(PACKAGE)
         raise ShardError(f"pack.root: the package {name!r} is not installed; run `pip install {name}`")
-    return Path(spec.submodule_search_locations[0])
+    return folder

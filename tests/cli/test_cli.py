@@ -1,4 +1,4 @@
-"""The command line as it is typed: what it says, to which stream, and with which exit code."""
+"""The command line: its verbs and options, output, streams and exit codes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,32 @@ from click.shell_completion import CompletionItem
 from click.testing import CliRunner
 
 from mama import __main__ as entry_point
-from mama.cli.main import cli, complete_config, configured, main
-from mama.runtime.errors import RankError, TrainingError
+from mama.cli.main import cli, main
+from mama.cli.options import complete_config, configured
+from mama.errors import RankError, TrainingError
 from mama.settings.load import load, save
 from mama.settings.schema import Config
 from slurm.profile import Profile
 from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
 
+JOB = ["--profile", "--slurm"]
+# Every verb and its arguments and options: users' scripts depend on them.
+COMMAND_LINE = {
+    "bench intervals": ["--resamples", "--rounds"],
+    "bench load": ["--rounds"],
+    "bench loss": ["--pairs", "--rounds"],
+    "bench pack": ["--rounds", "--rows"],
+    "bench step": ["--plain", "--rounds", "config", "overrides"],
+    "check": ["--html", "--sample", "folders"],
+    "completion": ["shell"],
+    "consolidate": ["--best", "config", "overrides"],
+    "eval": [*JOB, "config", "overrides"],
+    "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
+    "quickstart": ["--runs", "--seed"],
+    "report": ["config", "overrides"],
+    "train": ["--dry-run", *JOB, "config", "overrides"],
+}
 VERBS = ["bench", "check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]
 RECIPES = [
     "cdd_cesm",
@@ -87,14 +105,31 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_lists_every_verb_and_what_it_does() -> None:
-    result = CliRunner().invoke(cli, ["--help"])
+def listed(*arguments: str) -> dict[str, str]:
+    """Verb -> its line in a help page at 80 columns."""
+    result = CliRunner().invoke(cli, [*arguments, "--help"], terminal_width=80)
     assert result.exit_code == 0
-    listed = dict(line.split(maxsplit=1) for line in result.output.partition("Commands:\n")[2].splitlines())
-    assert list(listed) == sorted(cli.commands) == VERBS
-    assert all(len(words) > 20 for words in listed.values())
+    return dict(line.split(maxsplit=1) for line in result.output.partition("Commands:\n")[2].splitlines())
+
+
+def test_the_verbs_and_their_options_are_these() -> None:
+    found: dict[str, list[str]] = {}
+    for name, verb in cli.commands.items():
+        for below, command in verb.commands.items() if isinstance(verb, click.Group) else [("", verb)]:
+            found[f"{name} {below}".strip()] = sorted(p.opts[0] for p in command.params)
+    assert found == COMMAND_LINE
+
+
+def test_help_lists_every_verb_with_its_whole_first_line() -> None:
+    bench = cli.commands["bench"]
+    assert isinstance(bench, click.Group)
+    for page, commands in ((listed(), cli.commands), (listed("bench"), bench.commands)):
+        assert page == {name: (command.help or "").partition("\n")[0] for name, command in sorted(commands.items())}
+    assert list(listed()) == VERBS
+    assert all(len(line) > 20 for line in listed().values())
+    output = CliRunner().invoke(cli, ["--help"]).output
     for recipe in ("quickstart", "cdd_cesm", "train.steps=100"):
-        assert recipe in result.output
+        assert recipe in output
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -146,10 +181,14 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
 
 
 def test_a_setting_typed_as_an_option_is_told_how_settings_are_typed(mama: Mama) -> None:
-    for option, setting in (("--steps", "train.steps"), ("--batch-size", "train.global_batch")):
+    for option, setting in (
+        *(("--steps", "train.steps"), ("--batch-size", "train.global_batch")),
+        *(("--seed", "seed"), ("--image-sise", "data.image_size")),
+    ):
         code, _, err = mama("train", "quickstart", option, "3")
         assert code == 2
-        assert err.rstrip().endswith(f"Settings are typed behind CONFIG as key=value, for example {setting}=...")
+        example = f"Settings follow CONFIG as key=value, for example train.steps=100; did you mean {setting}?"
+        assert err.rstrip().endswith(example)
         assert "--help" not in err.splitlines()[-1]  # as the option that was meant
 
 
@@ -188,7 +227,7 @@ def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_
         (["eval", "quickstart"], f"runs/shards/phantom: {NO_SHARDS}"),
         (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart: no such run folder; train first"),
         (["eval", "quickstart", "eval.tasks=[cancre]"], "eval.tasks: 'cancre' is not one of cancer, malignancy, birad"),
-        (["train", "train.steps=3", "quickstart"], "train.steps=3: a setting stands behind CONFIG"),
+        (["train", "train.steps=3", "quickstart"], "train.steps=3: settings follow CONFIG"),
         (["report", "runs/nothing"], "runs/nothing: no such run folder or configuration file"),
         (["report", "quickstart"], "runs/quickstart: no such run folder; train first"),
         (

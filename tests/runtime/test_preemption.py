@@ -1,4 +1,4 @@
-"""Who is told to stop by which signal, and who hears of it afterwards."""
+"""Signals: recorded by ranks, forwarded by the launcher, passed on to submitit when everything is saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slurm import rank_environment
 
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in preemption.MEANING}
+    before = {number: signal.getsignal(number) for number in preemption.REQUEST_OF}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -37,7 +37,7 @@ def press_again() -> None:
     ("number", "code"),
     [(signal.SIGTERM, preemption.END), (signal.SIGINT, preemption.END), (signal.SIGUSR2, preemption.REQUEUE)],
 )
-def test_a_signal_is_noted(number: signal.Signals, code: int) -> None:
+def test_a_signal_is_recorded(number: signal.Signals, code: int) -> None:
     preemption.listen()
     assert preemption.told() == 0
     os.kill(os.getpid(), number)
@@ -46,7 +46,7 @@ def test_a_signal_is_noted(number: signal.Signals, code: int) -> None:
     assert preemption.told() == 0, "another run in the same process"
 
 
-def test_what_one_rank_was_told_holds_for_all_and_a_requeue_counts_more() -> None:
+def test_the_largest_request_of_all_ranks_counts() -> None:
     preemption.listen()
     os.kill(os.getpid(), signal.SIGTERM)
     preemption.agree(preemption.REQUEUE)
@@ -56,10 +56,10 @@ def test_what_one_rank_was_told_holds_for_all_and_a_requeue_counts_more() -> Non
     assert preemption.told() == preemption.REQUEUE
 
 
-def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[int] = []
+def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: heard.append(number))
+        signal.signal(number, lambda number, frame: called.append(number))
     waited: list[float] = []
     monkeypatch.setattr(preemption.time, "sleep", waited.append)
     monkeypatch.setattr(rank_environment, "being_preempted", lambda: True)
@@ -67,20 +67,20 @@ def test_a_job_hears_of_its_signal_when_everything_is_saved(monkeypatch: pytest.
     assert not preemption.requeued()
     os.kill(os.getpid(), signal.SIGTERM)
     assert not preemption.requeued(), "the cluster did not end it after all"
-    assert (heard, waited) == ([signal.SIGTERM], [preemption.PATIENCE])
+    assert (called, waited) == ([signal.SIGTERM], [preemption.PREEMPTION_TIMEOUT])
     preemption.agree(preemption.REQUEUE)  # by another rank: this one's own signal may be on its way
     assert preemption.requeued()
-    assert heard == [signal.SIGTERM, signal.SIGUSR2]
-    assert waited == [preemption.PATIENCE]
+    assert called == [signal.SIGTERM, signal.SIGUSR2]
+    assert waited == [preemption.PREEMPTION_TIMEOUT]
     # The user sent it, or the job runs on this machine: nobody will end it.
     monkeypatch.setattr(rank_environment, "being_preempted", lambda: False)
     preemption.listen()
     os.kill(os.getpid(), signal.SIGTERM)
     assert not preemption.requeued()
-    assert waited == [preemption.PATIENCE]
+    assert waited == [preemption.PREEMPTION_TIMEOUT]
 
 
-def test_where_no_job_listened_nobody_is_called_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_job_no_handler_is_called_and_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption.time, "sleep", lambda seconds: pytest.fail("waited"))
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
@@ -90,14 +90,14 @@ def test_where_no_job_listened_nobody_is_called_and_nobody_waits(monkeypatch: py
         assert not preemption.requeued()
 
 
-def test_the_launcher_listens_only_while_it_waits_and_a_second_interrupt_is_one() -> None:
+def test_the_launcher_forwards_while_it_waits_and_a_second_interrupt_ends_it() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with preemption.passed_on():
+    with preemption.forwarded_to_ranks():
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(preemption.told)
         assert preemption.told() == preemption.END
         with pytest.raises(KeyboardInterrupt):
             press_again()
     assert signal.getsignal(signal.SIGINT) is before
-    assert preemption.is_ours(signal.SIGTERM)
-    assert not preemption.is_ours(signal.SIGKILL)
+    assert preemption.was_forwarded(signal.SIGTERM)
+    assert not preemption.was_forwarded(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a configuration is made of, and what a user is told who gets one wrong."""
+"""Loading and saving configurations, shipped recipes and profiles, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mama.errors import ConfigError
 from mama.settings import load as loading
 from mama.settings.load import load, load_profile, save, shipped_configs
 from mama.settings.pretrained import locate
 from mama.settings.schema import (
     AugmentConfig,
     Config,
-    ConfigError,
     DataConfig,
     EvalConfig,
     TextConfig,
@@ -58,13 +58,13 @@ def leaves(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", RECIPES + ABLATIONS)
-def test_a_recipe_is_what_its_file_says_and_otherwise_the_defaults(name: str) -> None:
-    said = leaves(yaml.safe_load((shipped_configs() / name).read_text()))
-    assert leaves(asdict(load(name))) == leaves(asdict(Config())) | said
+def test_a_recipe_is_its_file_over_the_defaults(name: str) -> None:
+    written_there = leaves(yaml.safe_load((shipped_configs() / name).read_text()))
+    assert leaves(asdict(load(name))) == leaves(asdict(Config())) | written_there
 
 
-# Said again although it is the default: the core count of a machine, and what a reader looks for in a recipe.
-SAID_AGAIN = {
+# Written although it is the default: the core count of a machine, and what a reader looks for in a recipe.
+REPEATED = {
     "cdd_cesm.yaml": {"data.augment.jitter", "data.augment.vertical_flip", "optim.weight_decay"},
     "quickstart.yaml": {"data.augment.vertical_flip", "pack.workers", "train.log_every"},
     "sample_dicom.yaml": {"pack.long_side"},
@@ -77,8 +77,8 @@ ON_EMBED = ("mama_published_code.yaml", "clip.yaml", "slip.yaml", "convirt.yaml"
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_holds_differences_from_the_defaults(name: str) -> None:
-    said, defaults = leaves(yaml.safe_load((shipped_configs() / name).read_text())), leaves(asdict(Config()))
-    assert {key for key, value in said.items() if defaults[key] == value} <= SAID_AGAIN.get(name, set())
+    given, defaults = leaves(yaml.safe_load((shipped_configs() / name).read_text())), leaves(asdict(Config()))
+    assert {key for key, value in given.items() if defaults[key] == value} <= REPEATED.get(name, set())
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -179,8 +179,8 @@ def test_an_unknown_key_behind_the_file_is_named_with_the_nearest_one(
     assert message.endswith(f"did you mean {right}?")
 
 
-def test_what_a_setting_is_called_elsewhere_leads_to_a_setting_that_exists() -> None:
-    assert set(loading.ELSEWHERE.values()) <= set(loading._known(Config))
+def test_every_synonym_leads_to_a_setting() -> None:
+    assert set(loading.SYNONYMS.values()) <= set(loading._known(Config))
 
 
 def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_number_in_the_place_of_a_section_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["[a, b]", "[1, 2, 3]", "[1]"])
-def test_a_pair_that_is_none_is_named_with_its_field(tmp_path: Path, value: str) -> None:
+def test_a_wrong_pair_is_named_with_its_setting(tmp_path: Path, value: str) -> None:
     path = written(tmp_path, f"data: {{image_size: {value}}}")
     message = complaint(path)
     assert message.startswith(f"{path}: data.image_size: ")
@@ -273,7 +273,7 @@ def test_yaml_that_is_no_configuration_is_refused_with_its_file(tmp_path: Path, 
     assert complaint(path).startswith(f"{path}: ")
 
 
-def test_a_key_that_is_said_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     assert "steps" in complaint(written(tmp_path, "train:\n  steps: 1\n  steps: 2\n"))
 
 
@@ -281,7 +281,7 @@ def test_a_short_key_without_its_section_is_suggested_with_it(tmp_path: Path) ->
     assert complaint(written(tmp_path, "{}"), "lr=1e-3").endswith("did you mean optim.lr?")
 
 
-def test_a_dotted_key_in_a_file_is_told_to_be_nested(tmp_path: Path) -> None:
+def test_the_message_about_a_dotted_key_in_a_file_nests_it(tmp_path: Path) -> None:
     message = complaint(written(tmp_path, "train.steps: 3"))
     assert message.endswith("unknown key train.steps; in a file it is nested: train: {steps: ...}")
 
@@ -292,7 +292,7 @@ def test_a_number_out_of_range_is_named(tmp_path: Path, override: str) -> None:
 
 
 @pytest.mark.parametrize("override", ["=3", ".=3", "train.=3", "train.steps.more=1"])
-def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str) -> None:
+def test_an_override_with_an_invalid_key_is_refused(tmp_path: Path, override: str) -> None:
     assert complaint(written(tmp_path, "{}"), override)
 
 
@@ -312,7 +312,7 @@ def test_an_override_whose_key_is_none_is_refused(tmp_path: Path, override: str)
         "seed=-1",
     ],
 )
-def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_path: Path, override: str) -> None:
+def test_a_value_out_of_range_is_refused_when_it_is_loaded(tmp_path: Path, override: str) -> None:
     assert complaint(written(tmp_path, "{}"), override).startswith(override.partition("=")[0] + ": ")
 
 
@@ -324,7 +324,7 @@ def test_a_value_of_which_nothing_can_be_made_is_refused_when_it_is_read(tmp_pat
         (["loss.negatives=published", "train.grad_cache=true"], "train.grad_cache: gathers negatives that loss.negat"),
     ],
 )
-def test_settings_that_exclude_each_other_are_told(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     assert complaint(written(tmp_path, "{}"), *overrides).startswith(message)
 
 

@@ -1,4 +1,4 @@
-"""The recipes of the paper, its baselines and ablations: each computes its terms and trains what it says, in small."""
+"""Recipes of the paper, its baselines and ablations, scaled down: each computes its terms and trains its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed behind `key=` and in YAML files, and the value that comes of it."""
+"""From texts in YAML files and behind `key=` to typed values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from mama.errors import ConfigError
 from mama.settings.load import load, load_profile, save
-from mama.settings.schema import Config, ConfigError, DataConfig, TextConfig, VisionConfig
+from mama.settings.schema import Config, DataConfig, TextConfig, VisionConfig
 from shards.pack.settings import PackConfig
 
 # As a shell would hand them over. YAML 1.1 makes a number, a truth value, a date or nothing of many, and cuts others.
@@ -244,12 +245,12 @@ def test_what_is_no_list_of_texts_is_refused_in_one_line(empty: Path, value: str
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("vision: {config: {1: a, '1': b}}", "the key 1 stands twice (line 1, column 25)"),
-        ("train: {steps: 1}\ntrain: {steps: 2}", "the key train stands twice (line 2, column 1)"),
-        ("vision: {config: {<<: {a: 1}}}", "merge keys are not read; write the values out"),
-        ("vision: {config: {? [a] : 1}}", "a list or mapping is no key"),
-        ("data: {shards: &a [x]}\nvision: {ignore: *a}", "anchors and aliases are not read"),
-        ("name: !!binary aGk=", "the tag tag:yaml.org,2002:binary is not read"),
+        ("vision: {config: {1: a, '1': b}}", "the key 1 is given twice (line 1, column 25)"),
+        ("train: {steps: 1}\ntrain: {steps: 2}", "the key train is given twice (line 2, column 1)"),
+        ("vision: {config: {<<: {a: 1}}}", "merge keys are not supported; write the values out"),
+        ("vision: {config: {? [a] : 1}}", "a list or mapping cannot be a key"),
+        ("data: {shards: &a [x]}\nvision: {ignore: *a}", "anchors and aliases are not supported"),
+        ("name: !!binary aGk=", "the tag tag:yaml.org,2002:binary is not supported"),
         ("name: a\n---\nname: b", "but found another document"),
         ("vision: {config: {a: " + "[" * 100_000, "nested deeper than 32 levels"),
         ("vision:\n  " + "- " * 200 + "x", "nested deeper than 32 levels"),
@@ -267,7 +268,7 @@ def test_a_few_lines_that_stand_for_gigabytes_are_refused(tmp_path: Path) -> Non
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     for read in (load, load_profile):
-        with pytest.raises(ConfigError, match="anchors and aliases are not read"):
+        with pytest.raises(ConfigError, match="anchors and aliases are not supported"):
             read(written(tmp_path, "\n".join(lines)))
 
 
@@ -287,7 +288,7 @@ def test_control_characters_are_refused(empty: Path, text: str) -> None:
 
 
 def test_any_text_is_saved_and_loaded(tmp_path: Path) -> None:
-    """Also in free dictionaries, where texts that look like numbers must be told from numbers."""
+    """Also in free dictionaries, where texts that look like numbers must stay apart from numbers."""
     draw = random.Random(0)
     alphabet = " \t\n:#-?,[]{}&*!|>'\"%@`~=<\\/$.+_0123456789eExXinfatrulyso\x00\x7f\x85\u2028\ufeffü🩻"
 

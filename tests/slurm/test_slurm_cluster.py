@@ -1,4 +1,4 @@
-"""Packing by an array of jobs, and training by the tasks of one, on a real Slurm; see `slurm_cluster`."""
+"""Pack with an array of jobs, and train with the tasks of one job, on a real Slurm; see `slurm_cluster`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from click.testing import CliRunner
+from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from mama.cli.main import cli
 from mama.run import checkpoints
@@ -28,9 +29,10 @@ from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
 from shards.schema import ShardError
 from slurm.profile import Profile, SlurmError
-from slurm.submit import submit, submit_array, wait
+from slurm.submit import submit, submit_array
 from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
+from tests.support.jobs import result_of
 from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 
-pytest_plugins = ("slurm_cluster",)
+pytest_plugins = ("tests.support.slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
 TWO_RANKS = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
 
@@ -96,23 +98,23 @@ def requeue(cluster: Cluster, job_id: str) -> None:
 def test_an_array_packs_what_a_local_build_packs_and_keeps_others_out(
     slurm_cluster: Cluster, local: PackConfig, config: PackConfig, tmp_path: Path
 ) -> None:
-    def pack_when_told(config: PackConfig, part: int, parts: int, folder: str) -> None:
+    def pack_after_go(config: PackConfig, part: int, parts: int, folder: str) -> None:
         from shards.pack import pack as module
 
         write = module._write
 
-        def write_when_told(*arguments: object) -> None:
+        def write_after_go(*arguments: object) -> None:
             Path(folder, f"part{part}").touch()
             while not Path(folder, "go").exists():
                 time.sleep(0.05)
             write(*arguments)  # type: ignore[arg-type]
 
-        module._write = write_when_told  # type: ignore[assignment]
+        module._write = write_after_go  # type: ignore[assignment]
         module.pack_part(config, part, parts)
 
     config = replace(config, workers=2)
     parts = [(config, part, 2, str(tmp_path)) for part in range(2)]
-    jobs, last = submit_array(pack_when_told, parts, pack, config, profile=CPU, folder=tmp_path, name="pack")
+    jobs, last = submit_array(pack_after_go, parts, pack, config, profile=CPU, folder=tmp_path, name="pack")
     wait_for(lambda: (tmp_path / "part0").exists() and (tmp_path / "part1").exists())
     with pytest.raises(ShardError, match="another process is building") as caught:
         pack(config)
@@ -120,7 +122,7 @@ def test_an_array_packs_what_a_local_build_packs_and_keeps_others_out(
     assert sorted(slurm_cluster.jobs()) == sorted(job.job_id for job in (*jobs, last))
     (tmp_path / "go").touch()
 
-    assert wait(last) == load_manifest(Path(config.out))
+    assert result_of(last) == load_manifest(Path(config.out))
     assert [job.exception() for job in jobs] == [None, None]
     assert contents(config) == contents(local)
     assert check(Path(config.out)) == []
@@ -128,7 +130,7 @@ def test_an_array_packs_what_a_local_build_packs_and_keeps_others_out(
     assert all(log.is_file() for log in logs)
 
 
-def test_the_job_after_the_array_makes_good_what_a_dead_one_left(
+def test_the_job_after_the_array_completes_what_a_dead_one_left(
     slurm_cluster: Cluster, local: PackConfig, config: PackConfig, tmp_path: Path
 ) -> None:
     def pack_or_die(config: PackConfig, part: int, parts: int) -> None:
@@ -142,12 +144,12 @@ def test_the_job_after_the_array_makes_good_what_a_dead_one_left(
 
     parts = [(config, part, 3) for part in range(3)]
     jobs, last = submit_array(pack_or_die, parts, pack, config, profile=CPU, folder=tmp_path)
-    wait(last)
+    result_of(last)
     assert contents(config) == contents(local)
-    with pytest.raises(SlurmError, match="MemoryError: invented"):
-        wait(jobs[1])
-    with pytest.raises(SlurmError, match=f"job {jobs[0].job_id} failed: .*its log is "):
-        wait(jobs[0])
+    with pytest.raises(FailedJobError, match="MemoryError: invented"):
+        result_of(jobs[1])
+    with pytest.raises(UncompletedJobError, match=jobs[0].job_id):
+        result_of(jobs[0])
 
 
 def test_a_preempted_job_of_an_array_is_requeued_and_the_last_one_waits_for_it(
@@ -174,10 +176,10 @@ def test_a_preempted_job_of_an_array_is_requeued_and_the_last_one_waits_for_it(
         pack_at_second_start, parts, pack_and_count, config, str(tmp_path), profile=CPU, folder=tmp_path
     )
     wait_for(lambda: (tmp_path / "starts0").exists())
-    assert wait(jobs[1]) == 1
+    assert result_of(jobs[1]) == 1
     requeue(slurm_cluster, jobs[0].job_id)
-    assert wait(last) == 2
-    assert wait(jobs[0]) == 2
+    assert result_of(last) == 2
+    assert result_of(jobs[0]) == 2
     assert contents(config) == contents(local)
 
 
@@ -189,18 +191,18 @@ def test_mama_pack_with_jobs_is_such_an_array(
     pack_section = {**asdict(local), "out": "out"}
     (tmp_path / "archive.yaml").write_text(yaml.safe_dump({"name": "archive", "pack": pack_section}))
     arguments = ("pack", "archive.yaml", "--slurm", "--jobs", "2", "--profile", "cpu.yaml")
-    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
-    assert "array " in said
+    output = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "array " in output
     wait_for(lambda: not slurm_cluster.jobs())
     assert contents(replace(local, out="out")) == contents(local)
 
 
 def test_one_job_is_an_array_too(slurm_cluster: Cluster, tmp_path: Path) -> None:
     jobs, last = submit_array(max, [(1, 2)], min, 1, 2, profile=CPU, folder=tmp_path)
-    assert [wait(job) for job in (*jobs, last)] == [2, 1]
+    assert [result_of(job) for job in (*jobs, last)] == [2, 1]
 
 
-def test_where_the_last_job_is_refused_the_array_is_taken_back(
+def test_the_array_is_cancelled_if_its_last_job_is_refused(
     slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "bin"
@@ -229,7 +231,7 @@ def test_an_array_too_large_for_the_cluster_is_one_line(slurm_cluster: Cluster, 
 
 @pytest.fixture
 def training(tmp_path: Path) -> Config:
-    """A small run whose ranks are the tasks of a job, whatever it says itself."""
+    """A small run; train.ranks is 1, but its ranks are the tasks of a job."""
     write_shards(tmp_path / "shards", {"train": 10, "val": 4, "test": 6})
     config = config_of(tmp_path, "on-slurm", steps=12)
     return replace(config, train=replace(config.train, ranks=1))
@@ -249,19 +251,19 @@ def test_the_ranks_of_a_job_save_together_before_it_is_requeued_and_go_on(
     wait_for(lambda: len(steps_logged(training)) >= 1)
     requeue(slurm_cluster, job.job_id)
     reached = checkpoints.step_of(checkpoints.checkpoints(training.run_folder)[-1])
-    assert steps_logged(training) == list(range(reached)), "saved at the end of the step in which it was told"
-    assert wait(job) == training.run_folder
+    assert steps_logged(training) == list(range(reached)), "saved at the end of the step in which the signal arrived"
+    assert result_of(job) == training.run_folder
     wait_for(lambda: not slurm_cluster.jobs())
     assert steps_logged(training) == list(range(12))
     marker = json.loads((checkpoints.checkpoints(training.run_folder)[-1] / checkpoint.MARKER).read_text())
     assert marker["ranks"] == 2
-    said = Path(job.paths.stderr).read_text()
-    assert f"resumed from {training.run_folder / 'checkpoints'}" in said
-    assert said.count("Requeued job") == 1
+    log = Path(job.paths.stderr).read_text()
+    assert f"resumed from {training.run_folder / 'checkpoints'}" in log
+    assert log.count("Requeued job") == 1
 
 
 class Import:
-    """Stands for the seconds that a job imports, before it unpickles its function and submitit's handlers stand."""
+    """Takes as long as a job's imports, before it unpickles its function and submitit installs its handlers."""
 
     def __reduce__(self) -> tuple[object, tuple[float]]:
         return time.sleep, (8.0,)
@@ -292,7 +294,7 @@ def test_srun_starts_the_ranks(slurm_cluster: Cluster, training: Config, tmp_pat
     mama = [sys.executable, "-m", "mama", "train", str(tmp_path / "run.yaml")]
     done = subprocess.run([*command, *mama], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("DeepSpeed settings") == 1, "one rank speaks"
+    assert done.stderr.count("DeepSpeed settings") == 1, "one rank logs"
     assert steps_logged(training) == [0, 1]
     marker = json.loads((checkpoints.checkpoints(training.run_folder)[-1] / checkpoint.MARKER).read_text())
     assert marker["ranks"] == 2

@@ -1,0 +1,87 @@
+"""`mama bench ...`: the benchmarks. They import what they call when they run: `mama --help` answers at once."""
+
+from __future__ import annotations
+
+import click
+
+from mama.cli.options import complete_config, configured, overrides_argument
+
+
+@click.group()
+def bench() -> None:
+    """Measure the speed and memory of this machine."""
+
+
+@bench.command("pack")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+@click.option("--rows", default=(50_000, 500_000), show_default=True, multiple=True, help="Rows of the label tables.")
+def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
+    """Packing: images a second, workers, joins of label tables.
+
+    Of RLE and JPEG 2000 images, compared with a naive loop.
+    """
+    from shards.bench import bench_pack as run
+
+    for line in run(rounds, rows):
+        click.echo(line)
+
+
+@bench.command("loss")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+@click.option("--pairs", default=36, show_default=True, type=click.IntRange(min=1), help="Texts, and images.")
+def bench_loss(rounds: int, pairs: int) -> None:
+    """Local loss term at its published size, forward and backward.
+
+    Compared with a loop over texts.
+    """
+    from mama.bench.loss import bench_loss as run
+
+    for line in run(rounds, pairs):
+        click.echo(line)
+
+
+@bench.command("step")
+@click.argument("config", required=False, shell_complete=complete_config)
+@overrides_argument
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Steps; medians are printed.")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Also the step in transformers, peft and PyTorch alone: optimised, and as in the published code.",
+)
+def bench_step(config: str | None, overrides: tuple[str, ...], rounds: int, plain: bool) -> None:
+    """Training step: pairs a second and peak memory of one rank.
+
+    Steps of CONFIG on synthetic pairs. Without CONFIG: the published shapes on a GPU, tiny ones on the CPU.
+    """
+    from mama.bench.step import bench_step as run
+
+    for line in run(configured(config, overrides) if config else None, rounds, plain):
+        click.echo(line)
+
+
+@bench.command("load")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+def bench_load(rounds: int) -> None:
+    """Data loading: pairs a second, from JPEG shards to batches.
+
+    Images are decoded and letterboxed, reports written and tokenised.
+    """
+    from mama.bench.load import bench_load as run
+
+    for line in run(rounds):
+        click.echo(line)
+
+
+@bench.command("intervals")
+@click.option("--rounds", default=500, show_default=True, type=click.IntRange(min=1), help="Evaluations per setting.")
+@click.option("--resamples", default=300, show_default=True, type=click.IntRange(min=2), help="As eval.bootstrap.")
+def bench_intervals(rounds: int, resamples: int) -> None:
+    """Confidence intervals: coverage and mean length.
+
+    Over simulated evaluations, whose true values are known.
+    """
+    from mama.bench.intervals import bench_intervals as run
+
+    for line in run(rounds, resamples):
+        click.echo(line)

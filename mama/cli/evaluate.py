@@ -1,0 +1,34 @@
+"""`mama eval` and `mama report`. They import what they call when they run: `mama --help` answers at once."""
+
+from __future__ import annotations
+
+import click
+
+from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
+
+
+@click.command("eval", cls=Verb)
+@config_arguments
+@job_options
+def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+    """Evaluate a run on held-out patients: zero-shot, linear probe.
+
+    Needs the folder model/ that mama consolidate writes.
+    """
+    from mama.evaluate.evaluation import evaluate as run
+
+    settings = configured(config, overrides)
+    run_or_submit(run, settings, settings.run_folder, config=settings, as_job=as_job, profile=profile)
+
+
+@click.command(cls=Verb)
+@config_arguments
+def report(config: str, overrides: tuple[str, ...]) -> None:
+    """Write report.html of a run: its data, training and results.
+
+    Reads what training and evaluation left in runs/<name>/, and writes there.
+    """
+    from mama.report.page import write_report
+
+    settings = configured(config, overrides)
+    click.echo(write_report(settings, settings.run_folder))

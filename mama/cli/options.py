@@ -1,0 +1,92 @@
+"""What the verbs share: the CONFIG argument, its key=value changes, and the options of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from mama.errors import ConfigError
+from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
+from mama.settings.schema import Config
+
+
+class Verb(click.Command):
+    """A command whose error for an unknown option explains how to write settings."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Parse the words behind the verb. Raises `click.UsageError`."""
+        try:
+            return super().parse_args(context, arguments)
+        except click.NoSuchOption as error:
+            if not any(parameter.name == "overrides" for parameter in self.params):
+                raise
+            near = [name for name in error.possibilities or () if name != "--help"]
+            message = click.NoSuchOption(error.option_name, possibilities=near).format_message()
+            raise click.UsageError(f"{message} {setting_for(error.option_name)}", context) from error
+
+
+def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion of CONFIG: the shipped recipes, then files."""
+    names = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
+    recipes = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*recipes, CompletionItem(incomplete, type="file")]
+
+
+_CONFIG = click.argument("config", shell_complete=complete_config)
+overrides_argument = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+_SLURM = click.option("--slurm", "as_job", is_flag=True, help="Submit a job (submitit) instead of running here.")
+_PROFILE = click.option(
+    "--profile",
+    default="local",
+    show_default=True,
+    help="With --slurm: where the job runs, with which resources; a YAML file, or the name of a shipped one.",
+)
+
+
+def config_arguments(function: Callable[..., None]) -> Callable[..., None]:
+    """CONFIG [KEY=VALUE]..., for `configured`."""
+    return _CONFIG(overrides_argument(function))
+
+
+def job_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--slurm and --profile, for `run_or_submit`."""
+    return _SLURM(_PROFILE(function))
+
+
+def configured(path: str, overrides: tuple[str, ...]) -> Config:
+    """Load the configuration that a CONFIG argument and its key=value changes name. Raises `ConfigError`.
+
+    A run folder is its own run, wherever it was moved to: the paths in its config.yaml may lead to another run, whose
+    files would be read, overwritten or deleted. A folder that is no run does not hide a shipped recipe of its name, as
+    mama/ would in a checkout.
+    """
+    folder = Path(path)
+    if "=" in path and not folder.exists():
+        raise ConfigError(f"{path}: settings follow CONFIG, for example quickstart {path}")
+    if not folder.is_dir() or (not (folder / "config.yaml").exists() and is_shipped(path)):
+        return load(path, overrides)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    if (name := load_run(folder).name) != folder.name:
+        file = folder / "config.yaml"
+        raise ConfigError(f"{folder}: its config.yaml is of the run {name!r}; rename the folder, or give {file} itself")
+    return load_run(folder, (f"runs={folder.parent}", *overrides))
+
+
+def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config, as_job: bool, profile: str) -> None:
+    """Call `function(*arguments)` here, or submit the same call as a job and print where its log is.
+
+    Raises `ConfigError` or `SlurmError` if it cannot be submitted.
+    """
+    if not as_job:
+        function(*arguments)
+        return
+    from slurm.submit import submit  # submitit takes a while to import
+
+    name = f"{config.name}-{function.__name__}"
+    job = submit(function, *arguments, profile=load_profile(profile), folder=config.run_folder, name=name)
+    click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")

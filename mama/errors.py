@@ -1,0 +1,21 @@
+"""Errors that the command line reports in one line, besides those of `shards` and `slurm`."""
+
+
+class ConfigError(ValueError):
+    """A user's mistake; the message is one line: field, value, fix."""
+
+
+class RankError(RuntimeError):
+    """A rank failed or was killed; the message holds that rank's own error."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot continue; the message names the step and the samples."""
+
+
+class StoppedError(RuntimeError):
+    """A signal stopped the run and nothing is lost: run again, it continues. The message names the step."""
+
+
+class LaterError(StoppedError):
+    """The run cannot continue now, but can later: its job goes back in the queue."""
