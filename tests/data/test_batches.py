@@ -489,9 +489,7 @@ def test_a_sample_that_cannot_be_read_is_replaced_by_the_same_other_one_everywhe
         elif not settings:  # the anchor or its partner would have been one of them
             assert whole[g].key.startswith(("train1/", "train3/"))
     assert 0 < sum(pair.skipped > 0 for pair in some) < len(some)
-    said = [
-        record.getMessage() for record in caplog.records if "cannot be read and is passed over" in record.getMessage()
-    ]
+    said = [record.getMessage() for record in caplog.records if "cannot be read and is skipped" in record.getMessage()]
     assert sorted(line.split()[0] for line in said) == sorted(broken.corrupt.errors)
     assert "train3" in broken.corrupt.errors
     assert "the image is cut" in broken.corrupt.errors["train3"]
@@ -521,7 +519,7 @@ def test_too_many_samples_that_cannot_be_read_end_the_run_in_one_line(
     with pytest.raises(ShardError) as caught:
         run(2)
     message = str(caught.value)
-    assert re.fullmatch(r"data\.max_corrupt: 2, and 3 samples could not be read; the last: .*", message)
+    assert re.fullmatch(r"data\.max_corrupt: 2, but 3 samples are unreadable; the last: .*", message)
     for key in ("train0", "train1", "train4"):
         assert f"{key} ({spoilt}/train-" in message
 
@@ -530,5 +528,5 @@ def test_where_nothing_can_be_read_the_run_ends(folder: Path, tmp_path: Path) ->
     spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
     for tar in spoilt.glob("train*.tar"):
         tar.unlink()
-    with pytest.raises(ShardError, match=r"^data\.shards: none of 100 samples that were drawn could be read; .*$"):
+    with pytest.raises(ShardError, match=r"^data\.shards: 100 samples drawn, all unreadable; .*$"):
         Pairs(config_of(spoilt))[0]
