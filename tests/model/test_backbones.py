@@ -198,7 +198,7 @@ def test_a_tensor_too_few_of_a_language_model_is_named(tmp_path: Path, caplog: p
 def test_a_tensor_too_many_is_named_with_what_lets_it_pass(tmp_path: Path, name: str, advice: str) -> None:
     plain = saved(tmp_path, AutoModelForCausalLM.from_config, text_shape("gpt2"))
     change(tmp_path, more={name: torch.zeros(3)})
-    message = rf"^text\.model: [^\n]* holds 1 tensors too many, the first is {name}; [^\n]* text\.ignore=\[(\S+)\]$"
+    message = rf"^text\.model: [^\n]* has 1 unexpected tensors, the first is {name}; [^\n]* text\.ignore=\[(\S+)\]$"
     with pytest.raises(ConfigError, match=message) as caught:
         build_text(TextConfig(model=str(tmp_path)), tokenizer(), KERNEL)
     ignore = str(caught.value).rpartition("=[")[2].removesuffix("]").split(",")
