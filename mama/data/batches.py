@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,11 +20,31 @@ from mama.data.pairs import Pair, Pairs
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config
 
-Tensors = TypeVar("Tensors", "Texts", "Batch")
+
+class _Tensors:
+    """A dataclass of tensors that move together."""
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on `device`, see `to_device`."""
+        return self._map(lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned memory; the loader calls it if there is a GPU."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with `change` applied to each tensor."""
+        parts = dict(vars(self))
+        for name, part in parts.items():
+            if isinstance(part, Tensor):
+                parts[name] = change(part)
+            elif isinstance(part, _Tensors):
+                parts[name] = part._map(change)
+        return type(self)(**parts)
 
 
 @dataclass
-class Texts:
+class Texts(_Tensors):
     """Tokenised texts, each once, padded on the right."""
 
     tokens: Tensor  # int64 [u, L]
@@ -32,17 +52,9 @@ class Texts:
     separators: Tensor  # int64 [u, S], positions of the tokens at which sentence embeddings are read
     sentence_mask: Tensor  # bool [u, S], false at padding
 
-    def to(self, device: torch.device) -> Texts:
-        """A copy on `device`, see `to_device`."""
-        return _each(self, lambda tensor: to_device(tensor, device))
-
-    def pin_memory(self) -> Texts:
-        """A copy in pinned memory; the loader calls it where there is a GPU."""
-        return _each(self, Tensor.pin_memory)
-
 
 @dataclass
-class Batch:
+class Batch(_Tensors):
     """One micro-batch of b training pairs (anchor v, partner w) and their texts."""
 
     keys: list[str]  # "<study key>/<member>" of the anchors
@@ -56,25 +68,6 @@ class Batch:
     text_ids: Tensor  # int64 [b], hash of the anchor's report text: equal texts have equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
     skipped: int = 0  # unreadable samples that pairs of this batch replace
-
-    def to(self, device: torch.device) -> Batch:
-        """A copy on `device`, see `to_device`."""
-        return _each(self, lambda tensor: to_device(tensor, device))
-
-    def pin_memory(self) -> Batch:
-        """A copy in pinned memory; the loader calls it where there is a GPU."""
-        return _each(self, Tensor.pin_memory)
-
-
-def _each(whole: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
-    """A copy with `change` applied to each of its tensors."""
-    parts: dict[str, Any] = {field.name: getattr(whole, field.name) for field in fields(whole)}
-    for name, part in parts.items():
-        if isinstance(part, Tensor):
-            parts[name] = change(part)
-        elif isinstance(part, Texts):
-            parts[name] = _each(part, change)
-    return type(whole)(**parts)
 
 
 class Collate:

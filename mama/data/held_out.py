@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,15 +39,11 @@ class Item:
         return f"{self.study.key}/{self.view.member}"
 
 
-class HeldOutImage(NamedTuple):
-    """One image of a `Split`."""
-
-    pixels: Tensor  # uint8 [1, H, W], zeros if the image is unreadable
-    item: Item | None  # None if the image is unreadable
+Row = tuple[Tensor, Item | None]  # uint8 [1, H, W] and its facts; zeros and None if the image is unreadable
 
 
-class Split(Dataset[HeldOutImage]):
-    """The images of one split in manifest order: `split[i]` is an image, `items[i]` its facts alone.
+class Split(Dataset[Row]):
+    """The images of one split in manifest order: `split[i]` has pixels and facts, `items[i]` the facts alone.
 
     Of more than `most` images, a random sample that depends on the manifests alone: runs of any seed are compared on
     the same images. Up to `max_unreadable` studies may be unreadable; without it the first one raises `ShardError`.
@@ -74,19 +69,19 @@ class Split(Dataset[HeldOutImage]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: int) -> HeldOutImage:
+    def __getitem__(self, index: int) -> Row:
         """Raises `ShardError` for more unreadable studies than are allowed, `FetchError` for a failing network."""
         number, position = self.images.locate(self.chosen[index])
         try:
             item = Item(number, position, self.images.study(number))
-            return HeldOutImage(torch.from_numpy(self.pixels(item))[None], item)
+            return torch.from_numpy(self.pixels(item))[None], item
         except FetchError:
             raise
         except ShardError as error:
             if self.unreadable is None:
                 raise
             self.unreadable.add(self.images.key(number), error)
-            return HeldOutImage(torch.zeros(1, *self.size, dtype=torch.uint8), None)
+            return torch.zeros(1, *self.size, dtype=torch.uint8), None
 
     def pixels(self, item: Item, larger: int = 1) -> NDArray[np.uint8]:
         """uint8 [larger * H, larger * W], scaled to the canvas as in training."""
@@ -97,26 +92,20 @@ class Split(Dataset[HeldOutImage]):
         return self.images.stored(item.number, item.position)
 
 
-class HeldOutBatch(NamedTuple):
-    """b images of a `Split`, and if a tokenizer was given their report texts with nothing masked."""
-
-    pixels: Tensor  # uint8 [b, 1, H, W]
-    readable: Tensor  # bool [b]
-    texts: Texts | None  # one row per image, equal texts repeated
-
-
-class CollateHeldOut:
-    """Images -> `HeldOutBatch`; a class so that loader workers can receive it."""
+class CollateRows:
+    """Rows of a `Split` -> a batch; a class so that loader workers can receive it."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer | None) -> None:
         self.config, self.tokenizer = config, tokenizer
 
-    def __call__(self, images: list[HeldOutImage]) -> HeldOutBatch:
-        texts = None
-        if self.tokenizer is not None:
-            texts = tokenise(self.tokenizer, [self._text(image.item) for image in images], self.config.max_tokens)
-        readable = torch.tensor([image.item is not None for image in images])
-        return HeldOutBatch(torch.stack([image.pixels for image in images]), readable, texts)
+    def __call__(self, rows: list[Row]) -> tuple[Tensor, Tensor, Texts | None]:
+        """uint8 [b, 1, H, W], readable bool [b]; with a tokenizer the b report texts, nothing masked."""
+        pixels, items = zip(*rows, strict=True)
+        readable = torch.tensor([item is not None for item in items])
+        if self.tokenizer is None:
+            return torch.stack(pixels), readable, None
+        texts = tokenise(self.tokenizer, [self._text(item) for item in items], self.config.max_tokens)
+        return torch.stack(pixels), readable, texts
 
     def _text(self, item: Item | None) -> list[str]:
         if item is None:

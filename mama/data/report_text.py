@@ -1,7 +1,7 @@
 """Report texts: composed from the facts of a view, anew each time a sample is drawn.
 
 Three styles: the structured report, one natural sentence, a short caption of the labels. The parts and their order
-are those of docs/METHOD.md, "Report text t": procedure, patient, image, composition, findings, impression, overall
+are those of docs/METHOD.md, "Report text": procedure, patient, image, composition, findings, impression, overall
 assessment. If the archive has the radiologist's own text, the style is always the report and that text replaces the
 findings. A text is a list of sentences: the text tower reads a sentence's embedding at the separator token after it.
 """

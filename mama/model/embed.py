@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mama.data.augment import normalise
-from mama.data.held_out import CollateHeldOut, Split
+from mama.data.held_out import CollateRows, Split
 from mama.data.loader import load, to_device
 from mama.data.tokenizer import Tokenizer
 from mama.model.mama_model import MamaModel
@@ -48,20 +48,19 @@ def embed_split(
     The caller sets evaluation mode and turns gradients off. `title` heads a progress display. Draws no random number
     from PyTorch's global generator. Raises as `load` does.
     """
-    collate = CollateHeldOut(config.data, tokenizer)
+    collate = CollateRows(config.data, tokenizer)
     count = -(-len(split if indices is None else indices) // batch_size)
     dtype = next(model.parameters()).dtype
     parts = []
     # A loader without a generator of its own would draw from training's.
     options = {"sampler": indices, "batch_size": batch_size, "generator": torch.Generator()}
     with closing(load(split, config, collate, device, **options)) as batches:
-        for batch in progress(batches, count, title, "batches") if title else batches:
-            unit, tower = model.embed_images(normalise(to_device(batch.pixels, device)).to(dtype))
-            part = [unit.float(), tower.float(), batch.readable]
+        for pixels, readable, texts in progress(batches, count, title, "batches") if title else batches:
+            unit, tower = model.embed_images(normalise(to_device(pixels, device)).to(dtype))
+            part = [unit.float(), tower.float(), readable]
             if tokenizer is not None:
-                tokens = batch.texts.tokens
-                padding = config.data.max_tokens - tokens.shape[1]
-                part.append(model.embed_texts(batch.texts.to(device)).float())
-                part.append(F.pad(tokens, (0, padding), value=tokenizer.pad_id))
+                padding = config.data.max_tokens - texts.tokens.shape[1]
+                part.append(model.embed_texts(texts.to(device)).float())
+                part.append(F.pad(texts.tokens, (0, padding), value=tokenizer.pad_id))
             parts.append([tensor.cpu() for tensor in part])
     return Embedded(*(torch.cat(column) for column in zip(*parts, strict=True)))

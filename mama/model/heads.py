@@ -1,4 +1,4 @@
-"""Projection heads and logit scales; see docs/METHOD.md, "Towers".
+"""Projection heads and logit scales; see docs/METHOD.md, "Heads and scales".
 
 Letters: n rows (patches or sentences).
 """

@@ -87,7 +87,7 @@ class VisionTower(nn.Module):
 class PatchProjection(nn.Conv2d):
     """The convolution that embeds patches, on a GPU as one matrix product.
 
-    With so few channels cuDNN is six times slower (BENCHMARKS.md).
+    With so few channels cuDNN is six times slower (docs/benchmarks.md).
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _empty_to_buffers(backbone: PreTrainedModel) -> None:
 
 
 def _fuse_gelu(backbone: PreTrainedModel) -> None:
-    """Replace GPT-2's GELU, written out in Python, by the equivalent kernel, which saves memory (BENCHMARKS.md)."""
+    """Replace GPT-2's GELU, written out in Python, by the kernel, which saves memory (docs/benchmarks.md)."""
     for module in backbone.modules():
         for name, part in module.named_children():
             if isinstance(part, NewGELUActivation):

@@ -1,7 +1,7 @@
 """Symmetric local alignment (SLA): similarity of texts and images by their best-matching sentences and patches.
 
 Source: Du, Onofrey, Dvornek, "Multi-View and Multi-Scale Alignment for Contrastive Language-Image
-Pre-training in Mammography", arXiv 2409.18119; see docs/METHOD.md, "Loss". With C[s, p] the cosine of sentence s
+Pre-training in Mammography", arXiv 2409.18119; see docs/METHOD.md, "Objective". With C[s, p] the cosine of sentence s
 and patch p,
 
     V[i, j] = mean over s in text i of max over p in image j of C[s, p]      visual score

@@ -1,7 +1,7 @@
 """The objective of MaMA: L = L_VV(v, w) + L_VT(v, t) + L_VT(w, t) + lambda(step) L_local.
 
 Source: Du, Onofrey, Dvornek, "Multi-View and Multi-Scale Alignment for Contrastive Language-Image
-Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025); see docs/METHOD.md, "Loss". Letters:
+Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025); see docs/METHOD.md, "Objective". Letters:
 
     b  pairs on this rank        B  pairs on all ranks      D  width of the shared space
     S  sentences of a text       P  patches of an image

@@ -110,7 +110,7 @@ def test_fit_shrinks_by_the_tighter_side_and_fills_the_right_with_air() -> None:
 def test_fit_centres_a_wide_image_between_air_and_keeps_the_chest_wall_left() -> None:
     image = np.full((20, 40), 200, np.uint8)
     image[:, :8] = 100  # the chest wall's edge
-    fitted = fit(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of air, 10 of them above
+    fitted = fit(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of background, 10 of them above
     assert not fitted[:10].any()
     assert not fitted[20:].any()
     assert (fitted[10:20, :4] == 100).all()
@@ -126,7 +126,7 @@ def test_fit_enlarges_a_small_image() -> None:
 def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
     image = np.zeros((40, 60), np.uint8)
     image[8:16, 20:40] = 255
-    across, down, top = fit_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of air
+    across, down, top = fit_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of background
     assert (across, down, top) == (0.75, 0.75, 7)
     rows, columns = np.nonzero(fit(image, (45, 45)))
     assert (rows.min(), rows.max() + 1) == (top + 8 * down, top + 16 * down)

@@ -234,7 +234,7 @@ def test_a_large_split_is_sampled_the_same_way_each_time(config: Config, monkeyp
     assert len(chosen) == len(HeldOut(config)) == len(set(chosen)) == 7
     assert chosen == sorted(chosen) == HeldOut(replace(config, seed=99)).chosen
     assert chosen != list(range(7))
-    item = HeldOut(config)[3].item
+    item = HeldOut(config)[3][1]
     assert item is not None
     assert report_text.report(item.study, item.view) == reports(config)[chosen[3]]
 
