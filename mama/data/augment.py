@@ -1,8 +1,10 @@
 """Augmentation: parameters are drawn per image on the CPU and applied on the device, on a GPU to the whole batch.
 
-A parameter row is (a, b, c, d, e, f, gain, bias, contrast, blur): the 2 x 3 affine that takes an output
-position to an input position in `grid_sample`'s coordinates ([-1, 1] over the image), intensity gain and
-bias on [0, 1], the factor on each pixel's distance from the view's mean, and the blur's sigma in pixels.
+A parameter row is (a, b, c, d, e, f, gain, bias, contrast, blur): the 2 x 3 affine map from output to input
+positions in the coordinates of `grid_sample` ([-1, 1] over the image), gain and bias of intensities in [0, 1], the
+factor on each pixel's distance from the view's mean, and the sigma of the blur in pixels.
+
+Letters: b images, H x W pixels of the canvas.
 """
 
 from __future__ import annotations
@@ -22,43 +24,43 @@ from mama.settings.schema import AugmentConfig
 
 BLUR_RADIUS = 3
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 1, 0, 1, 0], dtype=np.float32)
-DRAWS = 10  # crops with too little tissue before the whole breast is taken instead
-GRID = 32  # positions of each axis of a view at which tissue is looked for
+DRAWS = 10  # of crops with too little tissue, before the whole breast is taken instead
+GRID = 32  # the share of tissue in a view is counted at GRID x GRID positions
 
 Array = NDArray[Any]
 Rectangle = tuple[float, float, float, float]  # left, top, width, height as shares of the canvas
 
 
 def draw(config: AugmentConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Parameters float32 [10] for one uint8 [H, W]: random resized crop, flips, rotation, intensity, blur.
+    """Draw parameters float32 [10] for one image uint8 [H, W]: random resized crop, flips, rotation, intensity, blur.
 
-    A crop with too little tissue is drawn again from the same generator, so that the row depends on the image and
-    on the generator's state alone.
+    A crop with less tissue than `config.min_tissue` is drawn again from the same generator, so that the row depends
+    on the image and the state of the generator alone.
     """
     affine = _draw_affine(config, pixels > AIR, rng)
     return np.array([*affine.ravel(), *_draw_intensity(config, rng)], dtype=np.float32)
 
 
 def _draw_affine(config: AugmentConfig, tissue: Array, rng: np.random.Generator) -> Array:
-    """[2, 3]: a window around a crop of the breast, turned and mirrored."""
+    """[2, 3]: a window around a crop of the breast, rotated and flipped."""
     breast = _bounds(tissue)
-    turn = _draw_turn(config, tissue.shape[0] / tissue.shape[1], rng)
+    rotation = _draw_rotation(config, tissue.shape[0] / tissue.shape[1], rng)
     for _ in range(DRAWS):
         area = rng.uniform(*config.crop_scale)
         aspect = math.exp(rng.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1])))
         crop, window = _crop(breast, area, aspect, rng.random(), rng.random())
-        affine = _affine(window, turn)
-        wanted = config.min_tissue * (crop[2] * crop[3]) / (window[2] * window[3])
-        if not wanted or _tissue_share(tissue, affine) >= wanted:
+        affine = _affine(window, rotation)
+        required = config.min_tissue * (crop[2] * crop[3]) / (window[2] * window[3])
+        if not required or _tissue_share(tissue, affine) >= required:
             return affine
-    return _affine(_crop(breast, 1, 1, 0, 0)[1], turn)
+    return _affine(_crop(breast, 1, 1, 0, 0)[1], rotation)
 
 
 def _bounds(tissue: Array) -> Rectangle:
-    """The rectangle around all tissue, or the whole canvas where there is none.
+    """The bounding box of all tissue, or the whole canvas if there is none.
 
-    On packed pictures it is 93 to 100 % as wide and as high as the picture (1,247 measured), so that the picture's own
-    rectangle would serve as well; but where no breast was found and the whole image was packed, only this one holds.
+    In 1,247 packed images it covered 93 to 100 % of the image's width and height. It is computed all the same for
+    images that were packed whole because no breast was found.
     """
     height, width = tissue.shape
     x, y, w, h = cv2.boundingRect(tissue.view(np.uint8))
@@ -66,14 +68,13 @@ def _bounds(tissue: Array) -> Rectangle:
 
 
 def _crop(breast: Rectangle, area: float, aspect: float, right: float, down: float) -> tuple[Rectangle, Rectangle]:
-    """A crop with a share `area` of the breast's rectangle, and the window of the canvas that shows it.
+    """A crop with a share `area` of the breast's bounding box, and the window of the canvas that shows it.
 
-    The window is `aspect` times as wide, relative to its height, as the canvas. A crop of that shape would leave a
-    tall and narrow breast from a certain share on; there it takes in the breast's whole width, and the window shows
-    it letterboxed, the chest wall at the left: at a share of 1 this is the picture as in evaluation. Letterboxing
-    crops of the breast's own shape instead would show less tissue (31 % of a view instead of 53 %, on eight real
-    mammograms and a square canvas), and windows that only follow their shape (64 %) would never show a whole breast.
-    `right` and `down`, in [0, 1], say where in the breast's rectangle the crop lies.
+    The aspect ratio of the window is `aspect` times that of the canvas. A large crop of that shape would exceed a
+    tall, narrow breast: it then takes the breast's whole width and is letterboxed in the window, chest wall at the
+    left. At `area` 1 this is the image as in evaluation. Letterboxing crops with the aspect of the breast would show
+    less tissue (31 % of a view instead of 53 %, on eight real mammograms and a square canvas); windows of the crop's
+    own aspect (64 %) would never show a whole breast. `right` and `down`, in [0, 1], place the crop in the box.
     """
     x, y, widest, highest = breast
     width, height = (math.sqrt(area * widest * highest * share) for share in (aspect, 1 / aspect))
@@ -88,8 +89,8 @@ def _crop(breast: Rectangle, area: float, aspect: float, right: float, down: flo
     return (left, top, width, height), window
 
 
-def _draw_turn(config: AugmentConfig, tall: float, rng: np.random.Generator) -> Array:
-    """[2, 2]: rotation and flips of the view; `tall` (H / W) lets it turn pixels, not the stretched unit square."""
+def _draw_rotation(config: AugmentConfig, tall: float, rng: np.random.Generator) -> Array:
+    """[2, 2]: rotation and flips of the view; `tall` (H / W) makes it a rotation in pixels, not in the unit square."""
     angle = math.radians(rng.uniform(-config.rotation, config.rotation))
     flip_x = -1.0 if rng.random() < config.horizontal_flip else 1.0
     flip_y = -1.0 if rng.random() < config.vertical_flip else 1.0
@@ -97,14 +98,14 @@ def _draw_turn(config: AugmentConfig, tall: float, rng: np.random.Generator) -> 
     return np.array([[cos * flip_x, -sin * tall * flip_y], [sin / tall * flip_x, cos * flip_y]])
 
 
-def _affine(window: Rectangle, turn: Array) -> Array:
-    """[2, 3]: the view's positions turned about its centre, then those of the window."""
+def _affine(window: Rectangle, rotation: Array) -> Array:
+    """[2, 3]: rotate positions about the centre of the view, then map them into the window."""
     left, top, width, height = window
-    return np.column_stack([np.diag([width, height]) @ turn, [2 * left + width - 1, 2 * top + height - 1]])
+    return np.column_stack([np.diag([width, height]) @ rotation, [2 * left + width - 1, 2 * top + height - 1]])
 
 
 def _tissue_share(tissue: Array, affine: Array) -> float:
-    """Which share of a view is tissue, counted on a grid; outside of the canvas lies air."""
+    """The share of a view that is tissue, counted on a grid; outside the canvas there is background."""
     steps = (2 * np.arange(GRID) + 1) / GRID - 1
     x = affine[0, 0] * steps[None, :] + affine[0, 1] * steps[:, None] + affine[0, 2]
     y = affine[1, 0] * steps[None, :] + affine[1, 1] * steps[:, None] + affine[1, 2]
@@ -115,7 +116,7 @@ def _tissue_share(tissue: Array, affine: Array) -> float:
 
 
 def _draw_intensity(config: AugmentConfig, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """Gain, bias, contrast and the blur's sigma."""
+    """Gain, bias, contrast, and sigma of the blur in pixels."""
     gain, bias, contrast, blur = 1.0, 0.0, 1.0, 0.0
     strength = config.jitter_strength
     if rng.random() < config.jitter:
@@ -130,10 +131,11 @@ def _draw_intensity(config: AugmentConfig, rng: np.random.Generator) -> tuple[fl
 
 
 def apply(images: Tensor, parameters: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [b, 1, H, W] and float32 [b, 10] -> `dtype` [b, 1, H, W] in [-1, 1]; on a GPU blurred in `dtype`.
+    """Augment uint8 [b, 1, H, W] by `parameters` float32 [b, 10] -> `dtype` [b, 1, H, W] in [-1, 1].
 
-    Positions outside the input read as air (0). Sampling and brightness are float32 always: bfloat16 knows a
-    position in 518 pixels to two of them only. In bfloat16 the result differs by 0.02 at most, 2.5 of 255 grey levels.
+    Outside the input there is background (0). Sampling and intensities are always computed in float32: bfloat16
+    resolves a position in 518 pixels to 2 pixels only. On a GPU the blur is computed in `dtype`; in bfloat16 the
+    result differs by at most 0.02, 2.5 of 255 grey levels.
     """
     if images.device.type == "cpu":
         return _apply_one_by_one(images, parameters, dtype)
@@ -141,34 +143,34 @@ def apply(images: Tensor, parameters: Tensor, dtype: torch.dtype = torch.float32
 
 
 def _apply_one_by_one(images: Tensor, parameters: Tensor, dtype: torch.dtype) -> Tensor:
-    """On a CPU what one image needs in between fits in a core's cache, and most of the blur is not needed."""
-    changed = torch.empty(images.shape, dtype=dtype)
+    """`apply` for a CPU: the intermediate images of one input fit in a core's cache, and most need no blur."""
+    augmented = torch.empty(images.shape, dtype=dtype)
     for n, sigma in enumerate(parameters[:, 9].tolist()):
         pixels = _sample(images[n : n + 1], parameters[n : n + 1])
         if sigma:
             side = 2 * BLUR_RADIUS + 1
             blurred = cv2.GaussianBlur(pixels[0, 0].numpy(), (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
             pixels = torch.from_numpy(blurred)[None, None]
-        changed[n] = pixels[0] * 2 - 1
-    return changed
+        augmented[n] = pixels[0] * 2 - 1
+    return augmented
 
 
 def _sample(images: Tensor, parameters: Tensor) -> Tensor:
-    """uint8 [b, 1, H, W] -> float32 in [0, 1]: all of `apply` but the blur, for all images at once.
+    """All of `apply` except the blur: uint8 [b, 1, H, W] -> float32 in [0, 1].
 
-    No parameter is read here: on a GPU that would wait for it.
+    No parameter is read on the host, which would synchronise with the GPU.
     """
     grid = _grid(images, parameters)
     pixels = F.grid_sample(images / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     gain, bias, contrast = parameters[:, 6:9, None, None, None].unbind(1)
-    air = pixels <= 0  # brightness is the breast's, the air around it stays black
-    pixels.mul_(gain).add_(bias).clamp_(0, 1).masked_fill_(air, 0)
+    background = pixels <= 0  # stays black: gain, bias and contrast are the breast's
+    pixels.mul_(gain).add_(bias).clamp_(0, 1).masked_fill_(background, 0)
     mean = pixels.mean((1, 2, 3), keepdim=True)
-    return torch.lerp(mean, pixels, contrast).clamp_(0, 1).masked_fill_(air, 0)
+    return torch.lerp(mean, pixels, contrast).clamp_(0, 1).masked_fill_(background, 0)
 
 
 def _grid(images: Tensor, parameters: Tensor) -> Tensor:
-    """[b, H, W, 2]: the input position of every output pixel; `F.affine_grid` in half its time on a CPU."""
+    """[b, H, W, 2]: the input position of every output pixel, in half the time of `F.affine_grid` on a CPU."""
     y, x = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in images.shape[2:])
     affine = parameters[:, :6, None, None].unbind(1)
     grid = torch.empty(len(images), len(y), len(x), 2, device=images.device)
@@ -178,14 +180,14 @@ def _grid(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [b, 1, H, W] -> float32 in [-1, 1], without any augmentation."""
+    """uint8 [b, 1, H, W] -> float32 in [-1, 1], without augmentation."""
     return images.float() / 127.5 - 1
 
 
 def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Separable Gaussian blur with one sigma per image; sigma 0 is the identity.
+    """Separable Gaussian blur of [b, 1, H, W] with one sigma per image [b], in pixels; sigma 0 is the identity.
 
-    The edge is repeated outwards: behind the chest wall there is tissue that the image does not show, no air.
+    Padding repeats the edge: behind the chest wall there is tissue, not background.
     """
     offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=pixels.device)
     weights = torch.exp(-(offsets**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # [b, k]

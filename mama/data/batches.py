@@ -1,11 +1,14 @@
-"""Pairs -> `Batch`: what a rank trains on, in the order that every rank agrees on."""
+"""Pairs -> `Batch`: a rank's micro-batches, in the global order of `mama.data.sample_order`.
+
+Letters: b pairs of a micro-batch, u distinct texts, L tokens, S sentences of the longest text.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,62 +20,54 @@ from mama.data.pairs import Pair, Pairs
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config
 
-Tensors = TypeVar("Tensors", "Texts", "Batch")
+
+class _Tensors:
+    """A dataclass of tensors that move together."""
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on `device`, see `to_device`."""
+        return self._map(lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned memory; the loader calls it if there is a GPU."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with `change` applied to each tensor."""
+        parts = dict(vars(self))
+        for name, part in parts.items():
+            if isinstance(part, Tensor):
+                parts[name] = change(part)
+            elif isinstance(part, _Tensors):
+                parts[name] = part._map(change)
+        return type(self)(**parts)
 
 
 @dataclass
-class Texts:
-    """Tokenised texts, each once: u distinct texts, L tokens, S sentences at most.
-
-    `separators` are the positions of the tokens at which sentence embeddings are read.
-    """
+class Texts(_Tensors):
+    """Tokenised texts, each once, padded on the right."""
 
     tokens: Tensor  # int64 [u, L]
-    mask: Tensor  # bool [u, L], true where a token is
-    separators: Tensor  # int64 [u, S]
-    sentence_mask: Tensor  # bool [u, S], true where a sentence is
-
-    def to(self, device: torch.device) -> Texts:
-        return _each(self, lambda tensor: to_device(tensor, device))
-
-    def pin_memory(self) -> Texts:
-        """A copy in pinned memory; the loader calls it where there is a GPU."""
-        return _each(self, Tensor.pin_memory)
+    mask: Tensor  # bool [u, L], false at padding
+    separators: Tensor  # int64 [u, S], positions of the tokens at which sentence embeddings are read
+    sentence_mask: Tensor  # bool [u, S], false at padding
 
 
 @dataclass
-class Batch:
+class Batch(_Tensors):
     """One micro-batch of b training pairs (anchor v, partner w) and their texts."""
 
     keys: list[str]  # "<study key>/<member>" of the anchors
     anchors: Tensor  # uint8 [b, 1, H, W]
     partners: Tensor  # uint8 [b, 1, H, W]
-    anchor_changes: Tensor  # float32 [b, 10], see mama.data.augment
+    anchor_changes: Tensor  # float32 [b, 10], augmentation parameters, see mama.data.augment
     partner_changes: Tensor
     texts: Texts
-    anchor_text: Tensor  # int64 [b], row of `texts` that speaks of the anchor
-    partner_text: Tensor  # int64 [b], of the partner: the same row unless it is the other breast
-    text_ids: Tensor  # int64 [b], hash of the anchor's text: equal texts, equal ids
+    anchor_text: Tensor  # int64 [b], row of the anchor's report text in `texts`
+    partner_text: Tensor  # int64 [b], of the partner's: the same row unless it shows the other breast
+    text_ids: Tensor  # int64 [b], hash of the anchor's report text: equal texts have equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
-    skipped: int = 0  # samples that could not be read and were replaced by some of these
-
-    def to(self, device: torch.device) -> Batch:
-        return _each(self, lambda tensor: to_device(tensor, device))
-
-    def pin_memory(self) -> Batch:
-        """A copy in pinned memory; the loader calls it where there is a GPU."""
-        return _each(self, Tensor.pin_memory)
-
-
-def _each(whole: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
-    """The same with each of its tensors changed."""
-    parts: dict[str, Any] = {field.name: getattr(whole, field.name) for field in fields(whole)}
-    for name, part in parts.items():
-        if isinstance(part, Tensor):
-            parts[name] = change(part)
-        elif isinstance(part, Texts):
-            parts[name] = _each(part, change)
-    return type(whole)(**parts)
+    skipped: int = 0  # unreadable samples that pairs of this batch replace
 
 
 class Collate:
@@ -101,13 +96,13 @@ class Collate:
 
 
 def tokenise(tokenizer: Tokenizer, texts: list[list[str]], max_tokens: int) -> Texts:
-    """Sentence lists -> `Texts`, padded to the longest of this call only.
+    """Lists of sentences -> `Texts`, padded to the longest of this call, truncated to `max_tokens`.
 
-    Raises `ValueError` where a text has no sentence.
+    Raises `ValueError` if a text has no sentence.
     """
     encoded = [tokenizer.encode(sentences, max_tokens) for sentences in texts]
     if not all(e.separators for e in encoded):
-        raise ValueError("texts: one has no sentence")  # which a GPU would have to be waited for to find out
+        raise ValueError("texts: one has no sentence")  # checked here: on a GPU a check would force a synchronisation
     length = max(len(e.tokens) for e in encoded)
     sentences = max(len(e.separators) for e in encoded)
     tokens = torch.full((len(encoded), length), tokenizer.pad_id)
@@ -130,7 +125,7 @@ def _text_id(sentences: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _MicroBatches:
-    """The loader's batch sampler; it makes the indices as they are asked for, not all of a run at once."""
+    """Batch sampler of the loader; generates indices lazily, not those of a whole run at once."""
 
     config: Config
     steps: range
@@ -148,7 +143,7 @@ class _MicroBatches:
 def training_batches(
     config: Config, tokenizer: Tokenizer, steps: range, rank: int, world_size: int, device: torch.device = CPU
 ) -> Generator[Batch, None, None]:
-    """This rank's micro-batches for `steps`, in order, for `device`; `accumulation` of them make one step.
+    """This rank's micro-batches for `steps`, in order, for `device`; `TrainConfig.accumulation` of them make a step.
 
     Raises as `mama.data.loader.load` does.
     """

@@ -1,6 +1,6 @@
-"""Loader processes: batches of a data set, and one line where a process dies, hangs, or finds no shared memory.
+"""Loader processes: batches of a data set, and one-line errors if a process dies, hangs or runs out of shared memory.
 
-For a GPU the batches lie in pinned memory, from which they are copied while the host goes on.
+For a GPU the batches are in pinned memory, from which they are copied asynchronously.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
 
-SHARED = Path("/dev/shm")  # where a loader process puts its batches for the training process
-AHEAD = 2  # batches that each process prepares
-PATIENCE = 5.0  # seconds for a process or a thread to end
+SHARED = Path("/dev/shm")  # shared memory, through which loader processes pass batches to the training process
+AHEAD = 2  # batches that each process prefetches
+PATIENCE = 5.0  # seconds that a process or a thread gets to end
 CPU = torch.device("cpu")
 MIB = 2**20
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
@@ -46,14 +46,14 @@ def load(
     device: torch.device = CPU,
     **options: Any,
 ) -> Generator[Any, None, None]:
-    """Batches by `data.workers` processes, which start now and end with the generator, however it ends.
+    """Yield batches from `data.workers` processes, which start now and end with the generator, however it ends.
 
-    They come on the CPU, in pinned memory where `device`, for which they are meant, is a GPU: see `to_device`.
+    The batches are on the CPU, in pinned memory if their destination `device` is a GPU: see `to_device`. `options` go
+    to PyTorch's DataLoader. Close the generator also after an error of the caller: a process cannot exit while its
+    loader processes live.
 
-    Close it, also behind an error of the caller's own: a process cannot exit while its loader processes live.
-
-    Raises `ShardError` as the data set does, whichever process it happened in, and `TrainingError` where a
-    process dies, has no shared or pinned memory left, or gives no batch for `train.timeout` seconds.
+    Raises the data set's `ShardError`, whichever process raised it, and `TrainingError` if a process dies, runs out
+    of shared or pinned memory, or delivers no batch for `train.timeout` seconds.
     """
     workers = config.data.workers
     if workers:
@@ -66,43 +66,43 @@ def load(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device`; the host waits for the GPU only where `tensor` is not pinned.
+    """A copy on `device`, asynchronous if `tensor` is pinned.
 
-    Write nothing into a pinned tensor afterwards: the copy may not have begun. To forget it is safe, PyTorch keeps
-    its memory until the copy is done.
+    Do not write to a pinned tensor afterwards: the copy may not have begun. Dropping it is safe: PyTorch keeps its
+    memory until the copy is done.
     """
     return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def require_shared_memory(config: Config, images: int, ranks_here: int = 1) -> None:
-    """Raises `ConfigError` where /dev/shm cannot hold the batches in flight, of so many `images`, of all ranks here.
+    """Raise `ConfigError` if /dev/shm cannot hold the prefetched batches, of `images` each, of all ranks on this node.
 
-    Docker gives a container 64 MB unless it is told otherwise.
+    Docker's default for a container is 64 MB.
     """
     workers, (height, width) = config.data.workers, config.data.image_size
     if not workers or not SHARED.is_dir():
         return
-    need = images * height * width * AHEAD * workers * ranks_here  # uint8; all else in a batch is small beside them
+    need = images * height * width * AHEAD * workers * ranks_here  # uint8; the rest of a batch is small
     free = shutil.disk_usage(SHARED).free
     if need > free:
         raise ConfigError(
             f"data.workers: {workers} loader processes for each of {ranks_here} ranks keep {need / MIB:,.0f} MiB of "
-            f"batches in {SHARED}, where {free / MIB:,.0f} MiB are free; start the container with "
+            f"batches in {SHARED}, but {free / MIB:,.0f} MiB are free; start the container with "
             f"--shm-size={-(-need // MIB) + 64}m, or set data.workers=0"
         )
 
 
 def start_worker(number: int) -> None:
-    """One thread, its memory kept; it dies with its rank, and a signal to stop is the rank's business."""
+    """Set up a loader process: one thread, freed memory kept, ends with its rank, leaves preemption signals to it."""
     start_process()
     preemption.ignore()
 
 
 class _Shared:
-    """Collates in a loader process straight into shared memory.
+    """Collate straight into shared memory if in a loader process.
 
-    Otherwise the thread that sends the batch would move it there, and where that fails it drops the batch
-    without telling anybody: the training process would wait for ever.
+    Otherwise PyTorch's sending thread would move the batch there, and drop it silently if that fails: the training
+    process would wait for ever.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
@@ -127,29 +127,30 @@ def _share(batch: Any) -> None:
 
 
 def _hand_on_errors(batches: Any) -> None:
-    """Raise what ends the thread that pins batches where the next batch is asked for, as without that thread.
+    """Have an error that ends PyTorch's pinning thread raised by the request for the next batch.
 
-    PyTorch would print its traceback, and wait for the thread until the time limit.
+    PyTorch itself would print a traceback and wait for the thread until the time limit.
     """
     get, put = batches._data_queue.get, batches._data_queue.put
 
     def get_or_raise(*args: Any, **kwargs: Any) -> Any:
-        found = get(*args, **kwargs)
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        result = get(*args, **kwargs)
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     batches._data_queue.get = get_or_raise
     batches._pin_memory_thread._invoke_excepthook = lambda thread: put(sys.exc_info()[1])
 
 
 def _plain(batches: Any) -> Generator[Any, None, None]:
+    """The batches of a DataLoader iterator, with its errors in one line."""
     with plain_failures():
         try:
             yield from batches
-        except ShardError as error:  # from a worker it comes with that worker's traceback in its words
-            words = str(error).strip().splitlines()[-1]
-            raise type(error)(words.partition(f"{type(error).__name__}: ")[2] or words) from None
+        except ShardError as error:  # from a worker its message is that worker's traceback
+            last = str(error).strip().splitlines()[-1]
+            raise type(error)(last.partition(f"{type(error).__name__}: ")[2] or last) from None
         except RuntimeError as error:
             if "DataLoader timed out" in str(error):
                 raise TrainingError(_hanging(batches)) from None
@@ -164,7 +165,7 @@ def _plain(batches: Any) -> Generator[Any, None, None]:
 
 @contextmanager
 def plain_failures() -> Iterator[None]:
-    """In one line what PyTorch says of a loader process that died, in a signal handler: anywhere in the step."""
+    """Turn PyTorch's error for a dead loader process, raised in a signal handler anywhere in a step, into one line."""
     try:
         yield
     except TrainingError:
@@ -172,65 +173,64 @@ def plain_failures() -> Iterator[None]:
     except RuntimeError as error:
         if dead := _DEAD.search(str(error)):
             how = dead[2].partition(". ")[0].rstrip(". ")
-            cure = (
+            fix = (
                 f"{SHARED} is full: start the container with a larger --shm-size, or set data.workers=0"
                 if "Bus error" in how
                 else "if memory ran out, lower data.workers or train.micro_batch; it is safe to run again"
             )
-            raise TrainingError(f"the loader process {dead[1]} ended ({how}); {cure}") from None
+            raise TrainingError(f"the loader process {dead[1]} ended ({how}); {fix}") from None
         if "allocate shared memory" in str(error):
             raise TrainingError(
-                f"a loader process found no room for its batch in {SHARED}; start the container with a larger "
+                f"a loader process has no room for its batch in {SHARED}; start the container with a larger "
                 "--shm-size, or set data.workers=0"
             ) from None
         if "pin memory thread" in str(error):
-            cause = next((line for line in str(error).splitlines()[::-1] if "Error: " in line), "of an unknown cause")
+            cause = next((line for line in str(error).splitlines()[::-1] if "Error: " in line), "unknown cause")
             raise TrainingError(
                 f"a batch could not be copied to pinned memory ({cause}); if memory ran out, lower data.workers or "
                 "train.micro_batch; it is safe to run again"
             ) from None
         if "ancdata" in str(error) or "Too many open files" in str(error):
             raise TrainingError(
-                "no more files can be opened for the batches of the loader processes; raise the limit (ulimit -n), or "
-                "lower data.workers"
+                "too many open files in the loader processes; raise the limit (ulimit -n), or lower data.workers"
             ) from None
         raise
 
 
 def _hanging(batches: Any) -> str:
-    """Who has not delivered, the process that the next batch is due from; one that is stopped would not end either."""
+    """The message for a timeout, with the state of the process that owes the next batch, which is then killed."""
     worker = batches._workers[batches._task_info[batches._rcvd_idx][0]]
-    words = (
+    message = (
         f"train.timeout: no batch for {batches._timeout:.0f} s from the loader process {worker.pid}"
         f"{_state(worker.pid)}; look at the disk or network of data.shards, raise train.timeout if it is that slow, "
         "or set data.workers=0"
     )
-    with suppress(RuntimeError):  # PyTorch's handler says that a loader process has died
+    with suppress(RuntimeError):  # raised by PyTorch's handler for a dead loader process
         worker.kill()
         worker.join(PATIENCE)
-    return words
+    return message
 
 
 def _state(pid: int) -> str:
-    """What the kernel says that the process does, and the file that it reads; empty where it does not say."""
-    process, found = Path(f"/proc/{pid}"), []
+    """The state of a process and the tar that it reads, from /proc; empty if unknown."""
+    process, facts = Path(f"/proc/{pid}"), []
     with suppress(OSError, IndexError):
         letter = (process / "stat").read_text().rpartition(") ")[2][0]
-        found += [_STATES[letter]] if letter in _STATES else []
+        facts += [_STATES[letter]] if letter in _STATES else []
     with suppress(OSError, IndexError, ValueError):
         call = (process / "syscall").read_text().split()  # "17 0x5 ...": number and arguments in hexadecimal
         descriptor = os.readlink(process / "fd" / str(int(call[1], 16)))
-        found += [f"reading {descriptor}"] if descriptor.endswith(".tar") else []
-    return f" ({', '.join(found)})" if found else ""
+        facts += [f"reading {descriptor}"] if descriptor.endswith(".tar") else []
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 def _end(batches: Any) -> None:
-    """End the processes, also those that hang.
+    """End the loader processes, also those that hang.
 
-    An error's traceback would keep the loader alive until this process exits, which waits for its workers, and
-    those ignore the signal that should end them. A loader without workers has nothing to shut down.
+    An error's traceback would keep the loader alive until this process exits, and exiting waits for the workers, which
+    ignore the signal that should end them. A loader without workers has nothing to shut down.
     """
-    if hasattr(batches, "_pin_memory_thread") and not batches._shutdown:  # as it is behind the last batch
+    if hasattr(batches, "_pin_memory_thread") and not batches._shutdown:  # it is shut down after the last batch
         _end_pinning(batches)
     getattr(batches, "_shutdown_workers", lambda: None)()
     for worker in getattr(batches, "_workers", ()):
@@ -242,9 +242,9 @@ def _end(batches: Any) -> None:
 
 
 def _end_pinning(batches: Any) -> None:
-    """End the thread that pins batches, unless it waits for a process that hangs: it will end with that process.
+    """End PyTorch's pinning thread, or leave it if it waits for a hanging process: it ends with that process.
 
-    PyTorch ends the thread first, and would wait for it for ever.
+    PyTorch itself would wait for the thread for ever.
     """
     batches._pin_memory_thread_done_event.set()
     batches._worker_result_queue.put((None, None))  # wakes it

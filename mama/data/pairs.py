@@ -1,4 +1,4 @@
-"""Images and facts -> training pairs: an anchor view, a partner view, and the words of both."""
+"""Images and facts -> training pairs: an anchor view, a partner view, and the report texts of both."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch.utils.data import Dataset
 from mama.data import augment, report_text, sample_order
 from mama.data.images import Images
 from mama.data.sample_weights import allowed, chances
-from mama.data.unreadable import Corrupt
+from mama.data.unreadable import UnreadableSamples
 from mama.settings.schema import Config, DataConfig
 from shards.schema import FetchError, ShardError, Study
 
-ATTEMPTS = 100  # draws in place of one sample
+ATTEMPTS = 100  # draws for one sample before giving up
 
 
 @dataclass
 class Pair:
     """One training sample before collation."""
 
-    key: str
-    anchor: np.ndarray
-    partner: np.ndarray
-    anchor_change: np.ndarray
+    key: str  # "<study key>/<member>" of the anchor
+    anchor: np.ndarray  # uint8 [H, W]
+    partner: np.ndarray  # uint8 [H, W]
+    anchor_change: np.ndarray  # float32 [10], augmentation parameters
     partner_change: np.ndarray
-    anchor_text: list[str]
+    anchor_text: list[str]  # sentences
     partner_text: list[str]
-    skipped: int = 0  # samples that were drawn in its place before and could not be read
+    skipped: int = 0  # unreadable samples drawn before, which this one replaces
 
 
 def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
-    """The partner view by a policy drawn from the mixture; the anchor itself where the policy finds no other."""
+    """Draw a pair policy from the mixture and a partner view by it; the anchor itself if there is no candidate."""
     ends = np.cumsum(config.pair_weights or [1.0] * len(config.pairs))
     policy = config.pairs[sample_order.pick(ends, rng.random())]
     others = candidates(study, anchor, policy)
@@ -40,7 +40,7 @@ def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Gen
 
 
 def candidates(study: Study, anchor: int, policy: str) -> list[int]:
-    """The other views that a pair policy allows beside `anchor`."""
+    """The views other than `anchor` that a pair policy allows; none for `augment`."""
     here = study.views[anchor].laterality
     others = [n for n in range(len(study.views)) if n != anchor]
     if policy == "breast":
@@ -56,32 +56,34 @@ class Pairs(Dataset[Pair]):
     def __init__(self, config: Config, split: str = "train") -> None:
         self.config, self.seed = config.data, config.seed
         self.images = Images(config.data, split)
-        chance, own = chances(self.images, config.data), allowed(self.images, config.data)
-        self.anchors = np.flatnonzero(own) if chance is None else None  # each once an epoch, or all by their chance
-        self.ends = np.cumsum(own if chance is None else chance)
-        self.corrupt = Corrupt(config.data.max_corrupt)
+        probabilities, usable = chances(self.images, config.data), allowed(self.images, config.data)
+        self.anchors = np.flatnonzero(usable) if probabilities is None else None  # drawn once an epoch each
+        self.ends = np.cumsum(usable if probabilities is None else probabilities)
+        self.corrupt = UnreadableSamples(config.data.max_corrupt)
 
     def __getitem__(self, index: int) -> Pair:
-        """A sample that cannot be read is replaced by another one, a function of the index like itself.
+        """An unreadable sample is replaced by another one, which depends on the index alone too.
 
-        Raises `ShardError` for more than `data.max_corrupt` of them in this process, and where nothing is readable.
+        Raises `ShardError` for more than `data.max_corrupt` of them in this process, and after `ATTEMPTS` draws.
         """
         for attempt in range(ATTEMPTS):
             number, anchor = self.images.locate(self._image(index, attempt))
             try:
                 return replace(self._pair(index, number, anchor), skipped=attempt)
             except FetchError:
-                raise  # the network's fault: other samples would fail as well
+                raise  # the network or disk is at fault: other samples would fail as well
             except ShardError as error:
                 self.corrupt.add(self.images.key(number), error)
-        raise ShardError(f"data.shards: none of {ATTEMPTS} samples that were drawn could be read; run `mama check`")
+        raise ShardError(f"data.shards: {ATTEMPTS} samples drawn, all unreadable; run `mama check`")
 
     def _image(self, index: int, attempt: int) -> int:
+        """The anchor image of sample `index`, or after unreadable ones a replacement."""
         if self.anchors is not None and not attempt:
             return int(self.anchors[sample_order.image_at(index, len(self.anchors), self.seed)])
         return sample_order.drawn_at(index, attempt, self.ends, self.seed)
 
     def _pair(self, index: int, number: int, anchor: int) -> Pair:
+        """The pair of sample `index` with view `anchor` of study `number`."""
         rng = sample_order.generator_at(index, self.seed)
         study = self.images.study(number)
         partner = partner_of(study, anchor, self.config, rng)

@@ -1,10 +1,9 @@
-"""The words: a text written from a view's facts, afresh each time a sample is drawn.
+"""Report texts: composed from the facts of a view, anew each time a sample is drawn.
 
-Three styles: the structured report, one natural sentence, a short caption of the labels. The order
-of the parts is METHOD's (procedure, patient, image, composition, findings, impression, overall
-assessment); a radiologist's own words, where the archive has them, stand as they are in the place
-of the findings, in a report whatever the style. Each string is one sentence: the towers read a
-sentence's embedding at the separator token behind it.
+Three styles: the structured report, one natural sentence, a short caption of the labels. The parts and their order
+are those of docs/METHOD.md, "Report text": procedure, patient, image, composition, findings, impression, overall
+assessment. If the archive has the radiologist's own text, the style is always the report and that text replaces the
+findings. A text is a list of sentences: the text tower reads a sentence's embedding at the separator token after it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BIRADS = {  # ACR BI-RADS Atlas, 5th edition, assessment categories
     5: "highly suggestive of malignancy",
     6: "biopsy-proven malignancy",
 }
-# What is said to be found where an assessment is all that is known; 1 finds nothing.
+# The finding of an image of which only the assessment is known; category 1 means no finding.
 ASSESSED = {
     0: "area that needs more imaging",
     2: "benign finding",
@@ -48,18 +47,17 @@ OVERALL = {0: "undecided", 1: "healthy", 2: "benign", 3: "likely benign", 4: "su
 def text(
     study: Study, view: View, style: Style, hidden: frozenset[str] = frozenset(), tell_pathology: bool = False
 ) -> list[str]:
-    """The sentences that describe one image.
+    """The report text of one image, as sentences.
 
-    The meta-information named in `hidden` reads "unknown". What the archive does not say of density, BI-RADS or
-    findings is left out, never guessed. With `tell_pathology` the text ends in the `outcome` of an image of which
-    nothing else of the kind is known.
+    Meta-information named in `hidden` (of `META`) is "unknown". Missing density, BI-RADS or findings are left out,
+    never guessed. With `tell_pathology` the text ends in the `outcome` of an image with no other such fact.
     """
     write = report if own_words(view) else STYLES[style]
     return write(study, view, hidden, outcome(view) if tell_pathology else None)
 
 
 def outcome(view: View) -> str | None:
-    """The pathology, where neither an assessment nor findings nor a radiologist's words say what the image shows."""
+    """The pathology, if the image has neither an assessment nor findings nor a radiologist's text."""
     if view.labels.birads is not None or view.findings or own_words(view):
         return None
     known = {True: "malignant", False: "not malignant", None: None}[view.labels.cancer]
@@ -67,7 +65,7 @@ def outcome(view: View) -> str | None:
 
 
 def report(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
-    """The structured report, for arguments as those of `text`; `ending` is the outcome to be told."""
+    """The structured report; arguments as those of `text`, `ending` is the pathology to end with."""
     meta = _meta(study, view, hidden)
     sentences = [
         f"Procedure: {_procedure(study)}.",
@@ -81,9 +79,9 @@ def report(study: Study, view: View, hidden: frozenset[str] = frozenset(), endin
 def natural_sentence(
     study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None
 ) -> list[str]:
-    """The facts of the report as a person would write them, for arguments as those of `report`."""
+    """The facts of the report in one natural sentence; arguments as those of `report`."""
     meta, labels = _meta(study, view, hidden), view.labels
-    said = (
+    sentence = (
         f"This is a {_procedure(study)} of type {meta['type']}, side {meta['side']} and view {meta['view']}, "
         f"of a patient of age {meta['age']}, race {meta['race']} and ethnicity {meta['ethnicity']}"
     )
@@ -91,38 +89,38 @@ def natural_sentence(
     shown += [_noun_phrase(finding) for finding in view.findings]
     if _looks_normal(view):
         shown.append("no mass and no calcification")
-    if words := assessed(view):
-        shown.append(_with_article(words))
+    if implied := assessed(view):
+        shown.append(_with_article(implied))
     if shown:
-        said += f"; it shows {', and '.join(shown)}"
+        sentence += f"; it shows {', and '.join(shown)}"
     if labels.birads is not None:
-        said += f"; it is assessed as BI-RADS {labels.birads}, {BIRADS[labels.birads]}"
+        sentence += f"; it is assessed as BI-RADS {labels.birads}, {BIRADS[labels.birads]}"
     if ending:
-        said += f"; its pathology is {ending}"
-    return [f"{said}."]
+        sentence += f"; its pathology is {ending}"
+    return [f"{sentence}."]
 
 
 def caption(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
-    """Side, view and labels, and the kinds of the findings, for arguments as those of `report`."""
+    """Side, view, labels and kinds of findings in one short sentence; arguments as those of `report`."""
     meta, labels = _meta(study, view, hidden), view.labels
-    said = ["Mammogram", f"side {meta['side']}", f"view {meta['view']}"]
+    parts = ["Mammogram", f"side {meta['side']}", f"view {meta['view']}"]
     if labels.density is not None:
-        said.append(f"density {labels.density}")
-    said += ["normal"] if _looks_normal(view) else dict.fromkeys(finding.kind for finding in view.findings)
-    if words := assessed(view):
-        said.append(words)
+        parts.append(f"density {labels.density}")
+    parts += ["normal"] if _looks_normal(view) else dict.fromkeys(finding.kind for finding in view.findings)
+    if implied := assessed(view):
+        parts.append(implied)
     if labels.birads is not None:
-        said.append(f"BI-RADS {labels.birads}")
+        parts.append(f"BI-RADS {labels.birads}")
     if ending:
-        said.append(f"pathology {ending}")
-    return [f"{', '.join(said)}."]
+        parts.append(f"pathology {ending}")
+    return [f"{', '.join(parts)}."]
 
 
 STYLES = {"report": report, "sentence": natural_sentence, "caption": caption}
 
 
 def _meta(study: Study, view: View, hidden: frozenset[str]) -> dict[str, str]:
-    """Each piece of meta-information in words."""
+    """The wording of each piece of meta-information."""
     known = {
         "age": f"{study.age} years" if study.age is not None else UNKNOWN,
         "race": study.race or UNKNOWN,
@@ -139,11 +137,12 @@ def _procedure(study: Study) -> str:
 
 
 def draw_hidden(rng: np.random.Generator, probability: float) -> frozenset[str]:
-    """Meta-information masking: each piece is hidden with `probability`, independently."""
+    """Meta-information masking: hide each piece of `META` with `probability`, independently."""
     return frozenset(name for name in META if rng.random() < probability)
 
 
 def composition(view: View) -> list[str]:
+    """Sentences on breast density, with a sensitivity warning for C and D; none if the density is unknown."""
     density = view.labels.density
     if density is None:
         return []
@@ -154,30 +153,30 @@ def composition(view: View) -> list[str]:
 
 
 def findings(view: View) -> list[str]:
-    """One sentence a finding, or the radiologist's own sentences, or what the assessment says of an undescribed one."""
+    """The radiologist's own sentences, or one for each finding, or one on what the assessment alone implies."""
     if words := own_words(view):
         return [f"Findings: {line}." for line in words]
     if view.findings:
         return [f"Findings: {describe(finding)}." for finding in view.findings]
     if _looks_normal(view):
         return ["Findings: no mass and no calcification."]
-    return [f"Findings: {told}."] if (told := assessed(view)) else []
+    return [f"Findings: {implied}."] if (implied := assessed(view)) else []
 
 
 def assessed(view: View) -> str | None:
-    """What the assessment says to be there, where nothing describes it."""
+    """The finding that an assessment implies; None if it is described, or if there is no assessment."""
     if own_words(view) or view.findings or _looks_normal(view) or view.labels.birads is None:
         return None
     return ASSESSED[view.labels.birads]
 
 
 def finding_sentences(view: View, style: Style, sentences: list[str]) -> list[str]:
-    """For each finding, or for each of the radiologist's own sentences, the one of `sentences` that names it."""
+    """The sentence of the text `sentences` that names each finding, or each of the radiologist's own sentences."""
     return findings(view) if style == "report" or own_words(view) else sentences * len(view.findings)
 
 
 def own_words(view: View) -> list[str]:
-    """The radiologist's sentences, without their full stops."""
+    """The sentences of the radiologist's text, one per line, without full stops."""
     lines = [line.strip().rstrip(".") for line in (view.report or "").splitlines()]
     return [line for line in lines if line]
 
@@ -200,7 +199,7 @@ def describe(finding: Finding) -> str:
 
 
 def _noun_phrase(finding: Finding) -> str:
-    """The words of `describe` with their prepositions: "an irregular mass with spiculated margin"."""
+    """The descriptors of `describe` as a noun phrase: "an irregular mass with spiculated margin"."""
     if finding.kind == "calcification":
         words = f"{finding.calcification_type or ''} calcifications".strip()
         return f"{words} in {finding.distribution} distribution" if finding.distribution else words
@@ -215,6 +214,7 @@ def _with_article(words: str) -> str:
 
 
 def impression(view: View) -> list[str]:
+    """Sentences on the BI-RADS category and its meaning; none if it is unknown."""
     birads = view.labels.birads
     if birads is None:
         return []

@@ -1,7 +1,6 @@
 """Tokenizers: the language model's own, or one learned from the training reports.
 
-Both get a separator and a padding token of their own, so that neither meaning is shared with a
-token that the language model already knows.
+A separator and a padding token are added to both, so that neither is a token that the language model already knows.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from mama.settings.pretrained import in_one_line
 
 SEPARATOR = "<|sentence|>"
 PADDING = "<|padding|>"
-KNOWN_SENTENCES = 2**16  # whose tokens a process keeps
+KNOWN_SENTENCES = 2**16  # sentences whose tokens a process caches
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text: its tokens, and where its sentences end."""
+    """One text: its tokens, and the positions of the separators at which its sentences end."""
 
     tokens: list[int]
     separators: list[int]
 
 
 class Tokenizer:
-    """Sentences -> tokens with a separator behind each sentence."""
+    """Sentences -> tokens with a separator after each sentence."""
 
     def __init__(self, base: PreTrainedTokenizerBase) -> None:
         base.add_special_tokens({"additional_special_tokens": [SEPARATOR, PADDING]})
@@ -44,7 +43,7 @@ class Tokenizer:
         return len(self.base)
 
     def encode(self, sentences: list[str], max_tokens: int) -> Encoded:
-        """At most `max_tokens` tokens; a text that is cut still ends in a separator."""
+        """At most `max_tokens` tokens; a truncated text ends in a separator too."""
         tokens: list[int] = []
         separators: list[int] = []
         for sentence in sentences:
@@ -57,31 +56,32 @@ class Tokenizer:
         return Encoded(tokens, separators)
 
     def _words(self, sentence: str) -> list[int]:
-        """A sentence's tokens. Reports made from facts repeat their sentences: most are found among the known ones."""
+        """The tokens of a sentence, cached: reports made from facts repeat their sentences."""
         if sentence not in self._known:
             if len(self._known) >= KNOWN_SENTENCES:
                 self._known.clear()
-            # What looks like a special token in a report is words: it must not end a sentence.
+            # A special token's name in a report is plain words and must not end a sentence.
             encoded = self.base(sentence, add_special_tokens=False, split_special_tokens=True)
             self._known[sentence] = encoded["input_ids"]
         return self._known[sentence]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text that tokens stand for, separators included."""
+        """The text of `tokens`, separators included."""
         return str(self.base.decode(tokens, clean_up_tokenization_spaces=False)).strip()
 
     def save(self, folder: Path) -> None:
+        """Write the files that `load` reads, in the format of transformers."""
         self.base.save_pretrained(folder)
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
-        """Raises `ConfigError` where the files of `save` are gone or damaged."""
+        """Read the files of `save`. Raises `ConfigError` if they are missing or damaged."""
         with in_one_line(f"{folder}: the tokenizer", "restore it from a copy"):
             return Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens and our own two.
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens and our own two.
 
     Deterministic: the same texts give the same tokens.
     """
@@ -96,6 +96,6 @@ def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def pretrained(name: str, arguments: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that belongs to a language model; arguments as for `from_pretrained`."""
+    """The tokenizer of a language model, with `arguments` for `from_pretrained`. Raises `ConfigError` if unreadable."""
     with in_one_line(f"text.model: the tokenizer of {name}"):
         return Tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments))

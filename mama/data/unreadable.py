@@ -1,4 +1,4 @@
-"""Samples that cannot be read: a run goes on without a few of them, and not without many."""
+"""The budget of unreadable samples: a run goes on without a few, and ends at too many."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
 
-NAMED = 3  # of the last ones, in the message that ends the run
+SHOWN = 3  # of the last errors, in the message that ends the run
 
 
-class Corrupt:
+class UnreadableSamples:
     """The studies that this process could not read, each logged once; more than `limit` of them end the run."""
 
     def __init__(self, limit: int) -> None:
@@ -19,13 +19,13 @@ class Corrupt:
         self.errors: dict[str, str] = {}
 
     def add(self, key: str, error: ShardError) -> None:
-        """Raises `ShardError` when there are too many."""
+        """Log study `key` once. Raises `ShardError` when more than `limit` studies are unreadable."""
         if key in self.errors:
             return
         self.errors[key] = str(error)
-        log.warning("%s cannot be read and is passed over: %s", key, error)
+        log.warning("%s cannot be read and is skipped: %s", key, error)
         if len(self.errors) > self.limit:
-            last = "; ".join(f"{key} ({self.errors[key]})" for key in list(self.errors)[-NAMED:])
+            last = "; ".join(f"{key} ({self.errors[key]})" for key in list(self.errors)[-SHOWN:])
             raise ShardError(
-                f"data.max_corrupt: {self.limit}, and {len(self.errors)} samples could not be read; the last: {last}"
+                f"data.max_corrupt: {self.limit}, but {len(self.errors)} samples are unreadable; the last: {last}"
             )

@@ -1,7 +1,9 @@
 """One attention for both towers, registered with transformers' AttentionInterface.
 
-This module is the only importer of xformers. `choose` picks the kernel once and says which; a
-kernel that cannot run is an error before the first step, never a silent change.
+The only importer of xformers. `choose` picks the kernel once and logs it; requesting one that cannot run is an error
+before the first step, never a silent fallback.
+
+Letters: B sequences, H heads, G groups of heads that share keys and values, L queries, K keys, d width of a head.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ log = logging.getLogger(__name__)
 
 KERNELS = {"xformers": "mama_xformers", "sdpa": "mama_sdpa"}
 HOPPER = (9, 0)  # compute capability from which PyTorch has cuDNN's attention, faster than flash-attention 2
-# xformers' wheel is linked with it, a torch for CUDA 13 does not bring it, a package on PyPI does.
+# xformers' wheel is linked against it; a torch for CUDA 13 does not ship it, this package on PyPI does.
 CUDA_12, CUDA_12_PACKAGE = "libcudart.so.12", "nvidia-cuda-runtime-cu12"
 
 
 def choose(requested: str, device: torch.device) -> str:
-    """The name to give transformers as `attn_implementation`, for `auto | xformers | sdpa`.
+    """The `attn_implementation` for transformers, for `requested` of `auto | xformers | sdpa`; logs the choice.
 
-    `auto` takes xformers on CUDA devices older than Hopper where its operators run, and PyTorch's
-    scaled_dot_product_attention elsewhere. Raises `ConfigError` when xformers is asked for where it cannot run.
+    `auto` is xformers on CUDA devices older than Hopper if its operators run, else PyTorch's
+    scaled_dot_product_attention. Raises `ConfigError` if xformers is requested and cannot run.
     """
     kernel, reason = requested, None
     if requested == "auto":
@@ -46,13 +48,14 @@ def choose(requested: str, device: torch.device) -> str:
 
 
 def _newer_than_xformers(device: torch.device) -> str | None:
+    """Why PyTorch's own attention is the better choice on this device; None if it is not."""
     if device.type != "cuda" or (capability := torch.cuda.get_device_capability(device)) < HOPPER:
         return None
     return "compute capability {}.{}: from 9.0 on PyTorch has cuDNN's kernels".format(*capability)
 
 
 def _xformers_obstacle(device: torch.device) -> str | None:
-    """Why xformers cannot run on this device, in one line; None where it can: it has been tried."""
+    """Why xformers cannot run on this device, in one line; None if a trial has shown that it can."""
     if device.type != "cuda":
         return f"xformers needs CUDA, the device is {device.type}"
     if unloaded := load_xformers():
@@ -65,9 +68,9 @@ def _xformers_obstacle(device: torch.device) -> str | None:
 
 
 def load_xformers() -> str | None:
-    """Load xformers' extension, with the CUDA runtime that it is linked with, as must be before xformers is imported.
+    """Load xformers' extension and the CUDA runtime that it is linked against; call it before importing xformers.
 
-    Returns why it does not load, in one line with what to do; None where it does.
+    Returns one line with the reason and the fix if it does not load, else None.
     """
     package = importlib.util.find_spec("xformers")
     if package is None:
@@ -77,8 +80,8 @@ def load_xformers() -> str | None:
         if extension and extension.origin:
             _load(extension.origin)
     except OSError as error:
-        other = f"install the version of xformers that was built for PyTorch {torch.__version__}"
-        fix = f"pip install {CUDA_12_PACKAGE}" if CUDA_12 in str(error) else other
+        matching = f"install the version of xformers that was built for PyTorch {torch.__version__}"
+        fix = f"pip install {CUDA_12_PACKAGE}" if CUDA_12 in str(error) else matching
         return f"xformers' extension does not load, {_in_one_line(error)}: {fix}"
     return None
 
@@ -95,7 +98,7 @@ def _load(extension: str) -> None:
 
 
 def _cuda_12_runtime() -> str | None:
-    """The file of CUDA 12's runtime in the package that brings it."""
+    """The path of CUDA 12's runtime in the package from PyPI; None if it is not installed."""
     try:
         files = importlib.metadata.files(CUDA_12_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -103,34 +106,34 @@ def _cuda_12_runtime() -> str | None:
     return next((str(file.locate()) for file in files if file.name == CUDA_12), None)
 
 
-@torch.inference_mode(False)  # with gradients, wherever it is called
+@torch.inference_mode(False)  # the trial needs gradients, whatever mode the caller is in
 def _try_xformers(device: torch.device) -> None:
-    """Forward and backward in every precision and with every kind of mask of a run; raises what xformers raises."""
+    """Run forward and backward in every precision and with every kind of mask that training uses; raises its errors."""
     length, heads = 13, 2
     padding = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     for dtype in (torch.float32, torch.bfloat16):
         for causal, mask in ((False, None), (True, None), (False, padding)):
-            # Zeros: a random number drawn here would change those that the run draws.
+            # Zeros: drawing random numbers here would change those of the run.
             tensor = torch.zeros(1, heads, length, 64, dtype=dtype, device=device, requires_grad=True)
             out, _ = xformers(nn.Identity(), tensor, tensor, tensor, mask, is_causal=causal)
-            torch.autograd.grad(out.sum(), tensor)[0].cpu()  # waits until the kernels have run
+            torch.autograd.grad(out.sum(), tensor)[0].cpu()  # synchronises, so that errors of the kernels show
 
 
 def _in_one_line(error: Exception) -> str:
-    """A message's first line; of xformers' list of its operators what the last, the most general one, lacks."""
-    _, found, reasons = str(error).rpartition("is not supported because:")
+    """The first line of a message; of xformers' list of operators, what the last and most general one lacks."""
+    _, is_list, reasons = str(error).rpartition("is not supported because:")
     lines = [line.strip() for line in reasons.splitlines() if line.strip()]
-    return "; ".join(lines if found else lines[:1]) or type(error).__name__
+    return "; ".join(lines if is_list else lines[:1]) or type(error).__name__
 
 
 def _repeat_heads(module: nn.Module, heads: Tensor) -> Tensor:
-    """Grouped-query attention: [B, G, L, d] keys or values -> one per query head, [B, H, L, d]."""
+    """Grouped-query attention: keys or values [B, G, K, d] -> one per query head, [B, H, K, d]."""
     groups = getattr(module, "num_key_value_groups", 1)
     return heads.repeat_interleave(groups, dim=1) if groups > 1 else heads
 
 
 def _is_causal(module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None) -> bool:
-    """A mask already holds the causal pattern; without one the module says whether it is causal."""
+    """A mask already has the causal pattern; without one the call, or else the module, says whether it is causal."""
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     return bool(causal) and attention_mask is None
 
@@ -146,7 +149,10 @@ def sdpa(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(Q K^T scaling + mask) V; query [B, H, L, d] -> [B, L, H, d], as transformers expects."""
+    """softmax(Q K^T scaling + mask) V by PyTorch: `query` [B, H, L, d] -> [B, L, H, d], as transformers expects.
+
+    `key` and `value` are [B, G, K, d]; `attention_mask` broadcasts to [B, H, L, K], bool (true: attend) or additive.
+    """
     out = F.scaled_dot_product_attention(
         query,
         _repeat_heads(module, key),
@@ -160,9 +166,9 @@ def sdpa(
 
 
 def _additive(mask: Tensor, query: Tensor) -> Tensor:
-    """A boolean or additive mask that broadcasts to [B, H, L, K] -> all of it, in the query's type.
+    """A boolean or additive mask, expanded to additive [B, H, L, K] in the query's dtype.
 
-    xformers does not broadcast, and its kernels read rows that start at a multiple of 8 numbers.
+    xformers does not broadcast, and its kernels need rows that start at a multiple of 8 elements.
     """
     if mask.dtype == torch.bool:
         lowest = torch.finfo(query.dtype).min
@@ -183,7 +189,8 @@ def xformers(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The same by xformers' memory_efficient_attention."""
+    """`sdpa` by xformers' memory_efficient_attention."""
+    # Imported here: optional, and only after `load_xformers`.
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias: Any = None
@@ -199,9 +206,9 @@ CAUSAL = "_causal"
 
 
 def without_mask(name: str) -> str:
-    """Of a kernel's name, that for a model which never gets a mask: with it transformers does not look for one.
+    """The variant of kernel `name` for a model that never gets a mask, for which transformers builds none.
 
-    It would look whether texts are packed, and a GPU would be waited for.
+    It would check whether texts are packed, which synchronises with the GPU.
     """
     return f"{name}{CAUSAL}" if name in KERNELS.values() else name
 
@@ -209,5 +216,5 @@ def without_mask(name: str) -> str:
 for _name, _function in (("mama_xformers", xformers), ("mama_sdpa", sdpa)):
     AttentionInterface.register(_name, _function)
     AttentionInterface.register(_name + CAUSAL, _function)
-    # Without a mask function of its own name, transformers would hand a custom attention no mask at all.
+    # transformers passes a mask to a custom attention only if a mask function is registered under its name.
     AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

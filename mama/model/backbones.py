@@ -1,4 +1,4 @@
-"""Backbones of transformers: the shape that a configuration names, or weights, with an account of their tensors."""
+"""Backbones from transformers: pretrained weights, every tensor accounted for, or random ones in a configured shape."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from shards.errors import did_you_mean, one_line
 log = logging.getLogger(__name__)
 
 POOLED = ("bert", "vit")  # architectures that transformers builds with a pooler, which no tower uses
-# A model is built before its weights are read: a file that claims more would keep the machine busy for hours.
+# A model is built before its weights are read: a config with larger numbers would keep the machine busy for hours.
 LIMITS = {"num_hidden_layers": (0, 1000), "hidden_size": (1, 2**16), "vocab_size": (1, 2**24)}
-# Masks that old GPT-2 checkpoints hold beside the weights; transformers itself passes over `attn.bias`.
+# Masks that old GPT-2 checkpoints store beside the weights; transformers itself ignores `attn.bias`.
 BUFFERS = (".attn.masked_bias",)
 
 
 def build_backbone(
     section: str, config: VisionConfig | TextConfig, known: Collection[str], attention: str, **sizes: int
 ) -> PreTrainedModel:
-    """The model of transformers that `config` names, in fp32: pretrained, or random in the shape `config.config`.
+    """The transformers model of a config section, in fp32: pretrained, or random in the shape `config.config`.
 
-    `known` are the architectures that `section` may have; `sizes` are settings of random ones that win over
-    `config.config`. Raises `ConfigError` for another architecture, and for weights that cannot be read or do
-    not fit.
+    `known` are the architectures allowed in `section`; `sizes` override `config.config` of random models. Raises
+    `ConfigError` for another architecture, and for weights that cannot be read or do not match.
     """
     if config.model is not None:
         return _load(section, config.model, config.ignore, known, attention)
@@ -40,15 +39,16 @@ def build_backbone(
 
 
 def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
+    """The transformers config of `shape`; raises `ConfigError` for a missing or unknown setting."""
     if "model_type" not in shape:
         raise ConfigError(
-            f"{section}.config: model_type is missing; with {section}.model=null it names the architecture"
+            f"{section}.config: model_type is missing; with {section}.model=null it must name the architecture"
         )
     try:
         architecture = AutoConfig.for_model(**shape)
     except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
         raise ConfigError(f"{section}.config: {one_line(error)}") from error
-    known = {*type(architecture)().to_dict(), *architecture.attribute_map}  # transformers keeps any key it is given
+    known = {*type(architecture)().to_dict(), *architecture.attribute_map}  # transformers accepts any key
     for key in shape:
         if key not in known:
             hint = did_you_mean(key, known)
@@ -57,15 +57,17 @@ def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:
 
 
 def _check_known(section: str, shape: PretrainedConfig, known: Collection[str]) -> None:
+    """Raise `ConfigError` for an architecture that is not `known`, or a size outside `LIMITS`."""
     if shape.model_type not in known:
         raise ConfigError(f"{section}: {shape.model_type} is not one of {', '.join(known)}")
     for name, (least, most) in LIMITS.items():
         value = getattr(shape, name, least)
         if not isinstance(value, int) or not least <= value <= most:
-            raise ConfigError(f"{section}: {name} is {value!r:.40}, and no number from {least} to {most}")
+            raise ConfigError(f"{section}: {name} is {value!r:.40}, not an integer from {least} to {most}")
 
 
 def _load(section: str, model: str, ignore: list[str], known: Collection[str], attention: str) -> PreTrainedModel:
+    """Read the pretrained `model`, a folder, file or hub name. Raises `ConfigError` as `build_backbone` does."""
     field = f"{section}.model"
     name, arguments = locate(field, model)
     with in_one_line(f"{field}: {model}"):
@@ -88,20 +90,21 @@ def _load(section: str, model: str, ignore: list[str], known: Collection[str], a
 
 
 def _account(section: str, model: str, ignore: list[str], backbone: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Log what was loaded; tensors that are missing or left over, and not ignored, are an error.
+    """Log how many tensors were loaded; raise `ConfigError` for missing or unexpected ones that `ignore` does not name.
 
-    transformers names what is left over as the file does, what is missing as the model does: the name of
-    a model with a head may begin with one of `transformer.`, `bert.` and the like, which `ignore` need not repeat.
+    `ignore` holds prefixes of names, with or without the prefix that the file of a model with a head may have
+    (`transformer.`, `bert.` and the like): transformers names unexpected tensors as the file does, missing ones as
+    the model does.
     """
     head = f"{backbone.base_model_prefix}."
     may_differ = tuple(ignore)
 
-    def heeded(names: list[str]) -> list[str]:
+    def not_ignored(names: list[str]) -> list[str]:
         return [n for n in names if not (n.startswith(may_differ) or n.removeprefix(head).startswith(may_differ))]
 
     missing = sorted(info["missing_keys"])
     unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith(BUFFERS))
-    absent, left_over = heeded(missing), heeded(unexpected)
+    absent, left_over = not_ignored(missing), not_ignored(unexpected)
     log.info(
         "%s.model: %s: %d tensors loaded, %d missing, %d unexpected, %d of these ignored",
         section,
@@ -114,19 +117,19 @@ def _account(section: str, model: str, ignore: list[str], backbone: PreTrainedMo
     if absent:
         raise ConfigError(
             f"{section}.model: {model} lacks {len(absent)} tensors, the first is {absent[0]}; "
-            f"where random values will do, put the beginning of the name into {section}.ignore"
+            f"to start them at random, add the beginning of the name to {section}.ignore"
         )
     if left_over:
         own = [name.removeprefix(head) for name in backbone.state_dict()]
         prefixes = dict.fromkeys(_foreign_prefix(name.removeprefix(head), own) for name in left_over)
         raise ConfigError(
-            f"{section}.model: {model} holds {len(left_over)} tensors too many, the first is {left_over[0]}; "
-            f"to do without them set {section}.ignore=[{','.join([*ignore, *prefixes])}]"
+            f"{section}.model: {model} has {len(left_over)} unexpected tensors, the first is {left_over[0]}; "
+            f"to drop them set {section}.ignore=[{','.join([*ignore, *prefixes])}]"
         )
 
 
 def _foreign_prefix(name: str, own: list[str]) -> str:
-    """The shortest beginning of `name`, up to a dot, that none of the model's own tensors has; else `name`."""
+    """The shortest prefix of `name`, up to a dot, that no tensor of the model has; else `name`."""
     parts = name.split(".")
     for count in range(1, len(parts)):
         prefix = ".".join(parts[:count]) + "."

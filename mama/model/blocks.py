@@ -1,4 +1,4 @@
-"""The towers' transformer blocks while they train: compiled, and recomputed in the backward pass."""
+"""Transformer blocks of the towers in training: compiled, with activation checkpointing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) -> None:
-    """Have the blocks of both towers trained as `config` says; in evaluation they run as they are.
+    """Compile and checkpoint the blocks of both towers as `config` says; in evaluation they run unchanged.
 
-    The image tower's are compiled: norms, LayerScale, residuals and activations become a few kernels (TorchInductor;
-    Ansel et al. 2024, "PyTorch 2"), and one compilation serves all blocks, as all images have one size. The language
-    model's are not: its texts differ in length, and its forward pass, compiled with its dropout, took longer
-    (BENCHMARKS.md). Checkpointed, only what goes into a block is kept for the backward pass.
+    The image tower's blocks are compiled: norms, LayerScale, residuals and activations fuse into a few kernels
+    (TorchInductor; Ansel et al. 2024, "PyTorch 2"), and as all images have one size, one compilation serves all
+    blocks. The language model's are not: its texts differ in length, and compiled with dropout its forward pass was
+    slower (docs/benchmarks.md). With activation checkpointing only the input of a block is kept for the backward pass.
     """
     obstacle = _obstacle(config, device)
     if config.compile:
@@ -42,21 +42,22 @@ def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) 
 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a tower: what transformers itself would checkpoint."""
-    found: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not found:
+    """The transformer blocks of a tower: those that transformers itself would checkpoint."""
+    blocks: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
         raise ConfigError(
             f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
         )
-    return found
+    return blocks
 
 
 def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
+    """Why blocks cannot be compiled here; None if they can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
     if config.zero_stage == 3:
         return "ZeRO stage 3 gathers weights inside of them"
-    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]  # as Triton looks for one
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]  # where Triton looks
     if not any(map(shutil.which, compilers)):
         return f"there is no C compiler: {' and '.join(compilers)} not found"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
@@ -65,9 +66,9 @@ def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
 
 
 def _trained(kind: type[nn.Module], compiled: bool, checkpointed: bool) -> type[nn.Module]:
-    """A class of blocks like `kind`, that run so in training.
+    """A subclass of the block class `kind` that is compiled or checkpointed in training.
 
-    What is recomputed is a compiled block: a block compiled with the recomputation in it failed in PyTorch 2.11.
+    Checkpointing wraps the compiled block; compiling the checkpointed block failed in PyTorch 2.11.
     """
     plain: Any = kind.forward
     forward: Any = torch.compile(plain) if compiled else plain

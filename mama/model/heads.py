@@ -1,4 +1,7 @@
-"""The projections of METHOD, and the logit scales."""
+"""Projection heads and logit scales; see docs/METHOD.md, "Heads and scales".
+
+Letters: n rows (patches or sentences).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ MOMENTUM = 0.1  # of the running statistics, as PyTorch's
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015), in fp32 whatever the model computes in.
+    """Batch normalisation (Ioffe and Szegedy 2015) in fp32, over the rows of all ranks or with `alone` of this rank.
 
-    Over the rows of all ranks, or with `alone` over those of this rank. PyTorch's SyncBatchNorm runs on CUDA only, and
-    BatchNorm1d fails in bf16 under DeepSpeed, which casts the parameters and not the buffers.
+    Needed because PyTorch's SyncBatchNorm runs on CUDA only, and BatchNorm1d fails in bf16 under DeepSpeed, which
+    casts parameters but not buffers.
     """
 
     def __init__(self, width: int, affine: bool = True, alone: bool = False) -> None:
@@ -33,7 +36,7 @@ class BatchNorm(nn.Module):
         self.eps, self.alone = 1e-5, alone
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[n, width] -> the same; ranks may differ in n."""
+        """[n, width] -> [n, width]; ranks may differ in n."""
         x = rows.float()
         weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight.float()
         bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias.float()
@@ -46,21 +49,22 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean, MOMENTUM)
             self.running_var.lerp_(unbiased, MOMENTUM)
         elif len(x) > 1:
-            # Copies, as autograd keeps what it is given, and a head may be called several times before its backward.
+            # Copies: autograd saves its inputs, and a head may be called several times before its backward pass.
             running = self.running_mean.float().clone(), self.running_var.float().clone()
             normed = F.batch_norm(x, *running, weight, bias, True, MOMENTUM, self.eps)
             self.running_mean.copy_(running[0])
             self.running_var.copy_(running[1])
         else:
-            normed = (x - x) * weight + bias  # one row has no spread
+            normed = (x - x) * weight + bias  # one row has no variance
         return normed.to(rows.dtype)
 
 
 class _BatchNormOfAllRanks(torch.autograd.Function):
-    """PyTorch's kernels around the statistics of all ranks: [n, width] -> normed rows, mean, biased variance, count."""
+    """Normalise [n, width] by the statistics of all ranks; returns rows, mean, biased variance [width] and count."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Statistics of each rank by PyTorch's kernel, combined by the law of total variance."""
         own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0)) if len(x) else x.new_zeros(2, x.shape[1])
         counts = gather(x.new_full((1, 1), len(x)))  # [ranks, 1]
         means, variances = gather(own[None]).unbind(1)  # [ranks, width] each
@@ -75,13 +79,13 @@ class _BatchNormOfAllRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """The kernel takes the statistics for constants; what flows through them needs the sums of all ranks."""
+        """PyTorch's kernel treats the statistics as constants; add the gradient through them, summed over all ranks."""
         x, weight, mean, variance, count = ctx.saved_tensors
         if len(x):
             of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
                 gradients[0].contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
             )
-        else:  # the kernel would divide by it
+        else:  # the kernel would divide by n = 0
             of_x, of_weight, of_bias = x.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
         by_scale, by_shift = gather(torch.stack([of_weight, of_bias])[None]).sum(0) / count
         inverse = torch.rsqrt(variance + ctx.eps)
@@ -90,15 +94,16 @@ class _BatchNormOfAllRanks(torch.autograd.Function):
 
 
 def norm(kind: Norm, width: int, affine: bool = True) -> nn.Module:
+    """The norm that `heads.norm` names; `affine=False` leaves out the parameters of a batch norm."""
     if kind == "layer":
         return nn.LayerNorm(width)
     return BatchNorm(width, affine, alone=kind == "published")
 
 
 class LocalHead(nn.Sequential):
-    """Patches or sentences [n, width] to the shared space: Linear, norm, ReLU, Linear, norm.
+    """Patches or sentences [n, width] -> shared space [n, out]: Linear, norm, ReLU, Linear, norm.
 
-    The last norm of the published code has no parameters.
+    In the published code the last norm has no parameters.
     """
 
     def __init__(self, width: int, hidden: int, out: int, kind: Norm = "layer") -> None:
@@ -107,9 +112,9 @@ class LocalHead(nn.Sequential):
 
 
 class ViewHead(nn.Sequential):
-    """The projection [n, width] that the view term is computed on.
+    """Image features [n, width] -> space of the view term [n, out]: Linear, norm, ReLU, Linear.
 
-    That of the published code has no biases, and a norm at its end.
+    The published code has no biases, and a norm at the end.
     """
 
     def __init__(self, width: int, hidden: int, out: int, kind: Norm = "layer") -> None:
@@ -120,9 +125,9 @@ class ViewHead(nn.Sequential):
 
 
 class LogitScale(nn.Module):
-    """exp(log), at most `largest`.
+    """A learnable scale exp(log), at most `largest`.
 
-    The value is capped and not the parameter: ZeRO's fp32 copy would undo a clamp of the parameter.
+    The value is capped, not the parameter: ZeRO's fp32 copy would undo a clamp of the parameter.
     """
 
     def __init__(self, initial: float, largest: float) -> None:
@@ -131,16 +136,16 @@ class LogitScale(nn.Module):
         self.largest = largest
 
     def forward(self) -> Tensor:
+        """The scale, 0-d fp32."""
         scale: Tensor = _CappedExp.apply(self.log, self.largest)
         return scale.squeeze()
 
 
 class _CappedExp(torch.autograd.Function):
-    """exp(log) in fp32, at most `largest`, with a gradient that leads back below it.
+    """exp(log) in fp32, at most `largest`, with a gradient that can lower it again.
 
-    A clamp has no gradient above its bound: a scale that Adam once carried over it would stay there. So above
-    the bound the gradient is that at the bound, and only where it lowers the scale: raising it would change
-    nothing but the length of the way back.
+    A clamp has no gradient above its bound: a scale that Adam once moved over it would stay there. So above the bound
+    the gradient is that at the bound, but only if it lowers the scale; raising it further would have no effect.
     """
 
     @staticmethod
@@ -159,5 +164,5 @@ class _CappedExp(torch.autograd.Function):
 
 
 def countable(mask: Tensor) -> bool:
-    """Is it known how many places of `mask` are true? A GPU would have to be waited for."""
+    """Can the true entries of `mask` be counted without synchronising with a GPU?"""
     return mask.device.type == "cpu"

@@ -1,4 +1,8 @@
-"""The model: two towers, the heads that the objective's terms need, and learnable logit scales."""
+"""The model: two towers, the heads that the objective's terms need, and learnable logit scales.
+
+Letters: b pairs on this rank, u distinct texts, P patches, S sentences of the longest text, d width of a tower,
+D width of the shared space.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,19 @@ from mama.settings.schema import Config, ConfigError, HeadsConfig, LossConfig
 
 
 class Embeddings(NamedTuple):
-    """All that the objective sees of b pairs: unit vectors of width D. None belongs to a term of weight 0.
+    """The inputs of the objective for b pairs: unit vectors of width D. None if only a term of weight 0 needs it.
 
-    A tuple, so that ZeRO-3 finds the tensors in what the model returns.
+    A tuple, so that ZeRO-3 finds the tensors in the model's output.
     """
 
     text_ids: Tensor  # int64 [b], equal texts have equal ids
     partner_text_ids: Tensor
     anchor: Tensor  # [b, D] global image embedding of v
-    anchor_text: Tensor  # [b, D]
+    anchor_text: Tensor  # [b, D] global text embedding of v's report
     scale: Tensor  # logit scale of the global terms, after the clamp
     local_scale: Tensor
     partner: Tensor | None = None  # [b, D] global image embedding of w
-    partner_text: Tensor | None = None  # [b, D]
+    partner_text: Tensor | None = None  # [b, D] global text embedding of w's report
     anchor_view: Tensor | None = None  # [b, D] view-head embedding of v
     partner_view: Tensor | None = None  # [b, D] of w
     patches: Tensor | None = None  # [b, P, D] of v
@@ -39,10 +43,9 @@ class Embeddings(NamedTuple):
 
 
 class MamaModel(nn.Module):
-    """Images and texts to one space, globally and locally.
+    """Maps images and texts, and their patches and sentences, into one space.
 
-    `heads` and `loss` decide which heads there are: `view_head`, `patch_head` and `sentence_head` are None
-    where their term weighs nothing.
+    `view_head`, `patch_head` and `sentence_head` are None if their term in `loss` has weight 0.
     """
 
     def __init__(self, vision: VisionTower, text: TextTower, heads: HeadsConfig, loss: LossConfig) -> None:
@@ -61,7 +64,7 @@ class MamaModel(nn.Module):
         self.sentence_head = LocalHead(text.width, *shape) if loss.local else None
         self.scale = LogitScale(loss.initial_scale, loss.max_scale)
         self.local_scale = LogitScale(loss.initial_scale, loss.max_scale)
-        if not loss.local:  # the global feature is read in front of the last norm
+        if not loss.local:  # the global feature is read before the last norm
             vision.norm.requires_grad_(False)
             self.local_scale.requires_grad_(False)
 
@@ -73,19 +76,19 @@ class MamaModel(nn.Module):
         pixels = augment.apply(images, changes, self.image_head.weight.dtype)
         features, patches = self.vision(pixels)  # [b or 2b, d], [b or 2b, P, d]
         text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
-        texts = _unit(self.text_head(text_features))
-        embedded = _unit(self.image_head(features))
+        texts = _unit(self.text_head(text_features))  # [u, D]
+        embedded = _unit(self.image_head(features))  # [b or 2b, D]
         pairs = len(batch.anchors)
-        found: dict[str, Tensor] = {}
+        optional: dict[str, Tensor] = {}
         if self.uses_partner_text:
-            found |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text]}
+            optional |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text]}
         if self.view_head is not None:
-            views = _unit(self.view_rows(features)).chunk(2)
-            found |= {"anchor_view": views[0], "partner_view": views[1]}
+            views = _unit(self.view_rows(features)).chunk(2)  # [b, D] each
+            optional |= {"anchor_view": views[0], "partner_view": views[1]}
         if self.patch_head is not None:
-            mask = batch.texts.sentence_mask[batch.anchor_text]
-            sentences = self.sentence_rows(sentence_features[batch.anchor_text], mask)
-            found |= {
+            mask = batch.texts.sentence_mask[batch.anchor_text]  # [b, S]
+            sentences = self.sentence_rows(sentence_features[batch.anchor_text], mask)  # [b, S, D]
+            optional |= {
                 "patches": _unit(self.patch_rows(patches[:pairs])),
                 "sentences": _unit(sentences),
                 "sentence_mask": mask,
@@ -97,11 +100,11 @@ class MamaModel(nn.Module):
             anchor_text=texts[batch.anchor_text],
             scale=self.scale(),
             local_scale=self.local_scale(),
-            **found,
+            **optional,
         )
 
     def view_rows(self, features: Tensor) -> Tensor:
-        """[2b, d], anchors and then partners, -> [2b, D]."""
+        """View head: [2b, d], anchors then partners, -> [2b, D]. Published batch norms see one view at a time."""
         assert self.view_head is not None
         projected: Tensor
         if self.published_norms:
@@ -112,15 +115,18 @@ class MamaModel(nn.Module):
         return projected
 
     def patch_rows(self, patches: Tensor) -> Tensor:
-        """[b, P, d] -> [b, P, D]."""
+        """Patch head: [b, P, d] -> [b, P, D]."""
         assert self.patch_head is not None
         projected: Tensor = self.patch_head(patches.flatten(0, 1))
         return projected.unflatten(0, patches.shape[:2])
 
     def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
-        """[b, S, d] and bool [b, S] -> [b, S, D], zeros where there is no sentence."""
+        """Sentence head: [b, S, d] with bool `mask` [b, S] -> [b, S, D], zeros at padding.
+
+        Published batch norms see the sentences of one text at a time.
+        """
         assert self.sentence_head is not None
-        if self.row_by_row and not countable(mask):  # what stands elsewhere changes no sentence's row
+        if self.row_by_row and not countable(mask):  # padding changes no other row
             projected: Tensor = self.sentence_head(sentences.flatten(0, 1)).unflatten(0, mask.shape)
             return projected.masked_fill(~mask[..., None], 0)
         if self.published_norms:
@@ -137,13 +143,13 @@ class MamaModel(nn.Module):
         return _unit(self.image_head(features)), features
 
     def embed_texts(self, texts: Texts) -> Tensor:
-        """Unit embeddings [u, D]."""
+        """`Texts` of u rows -> unit embeddings [u, D]."""
         return _unit(self.text_head(self.text(texts)[0]))
 
     def alignment(self, images: Tensor, texts: Texts) -> Tensor:
-        """Cosine of every sentence with every patch of its image: [b, S, P], row i of both together.
+        """Cosines [b, S, P] of the sentences of text i with the patches of image i; `images` as for `embed_images`.
 
-        Only for a model that was trained with the local term.
+        Only for a model trained with the local term.
         """
         patches = _unit(self.patch_rows(self.vision(images)[1]))
         sentences = _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
@@ -151,19 +157,22 @@ class MamaModel(nn.Module):
 
 
 def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
-    """The untrained model of a configuration, in training mode; random weights are a function of `config.seed`."""
+    """The untrained model of a configuration, in training mode; random weights depend on `config.seed` alone.
+
+    Raises `ConfigError` if a tower cannot be built, or cannot take `data.image_size` or `data.max_tokens`.
+    """
     torch.manual_seed(config.seed)
-    with warnings.catch_warnings():  # activation checkpointing is changing its names, which peft uses too
+    with warnings.catch_warnings():  # transformers renames its checkpointing functions, which peft uses
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         vision = build_vision(config.vision, attention)
         text = build_text(config.text, tokenizer, attention)
     _check_sizes(config, vision, text)
-    # Pretrained weights come in evaluation mode, without dropout and without activation checkpointing.
+    # Pretrained models come in evaluation mode, without dropout and without activation checkpointing.
     return MamaModel(vision, text, config.heads, config.loss).train()
 
 
 def _check_sizes(config: Config, vision: VisionTower, text: TextTower) -> None:
-    """Images are cut into whole patches, and texts must have positions for all their tokens."""
+    """Images must divide into whole patches, and the language model must have a position for every token."""
     patch = int(vision.backbone.config.patch_size)
     if any(side % patch for side in config.data.image_size):
         size = list(config.data.image_size)
@@ -176,5 +185,5 @@ def _check_sizes(config: Config, vision: VisionTower, text: TextTower) -> None:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Unit vectors in fp32, whatever the model computes in: a logit scale of 100 would show the rounding of bf16."""
+    """Normalise to unit length in fp32 also under bf16: a logit scale of 100 would amplify bf16 rounding."""
     return F.normalize(vectors.float(), dim=-1)

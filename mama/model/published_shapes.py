@@ -1,11 +1,11 @@
-"""The shapes of the paper's own towers, known without their weights and without a network."""
+"""The shapes of the paper's towers, so that a dry run needs neither weights nor a network."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Hub name -> what its config.json says of shapes (huggingface.co, read in November 2026). The tokens that begin and
-# end a text are left to the tokenizer.
+# Hub name -> the sizes in its config.json (huggingface.co, read in November 2026), without the tokens that begin and
+# end a text, which only the tokenizer uses.
 SHAPES: dict[str, dict[str, Any]] = {
     "facebook/dinov2-with-registers-base": {
         "model_type": "dinov2_with_registers", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,

@@ -1,6 +1,7 @@
-"""The two towers: transformers backbones that give one global feature and many local ones.
+"""The two towers: transformers backbones that return one global feature and many local ones.
 
-Letters: b images, u texts, P patches, S sentences, L tokens, d width of the tower.
+Letters: b images, u distinct texts, P patches, S sentences of the longest text, L tokens, d width of the tower,
+V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from mama.model.attention import without_mask
 from mama.model.backbones import build_backbone
 from mama.settings.schema import ConfigError, TextConfig, VisionConfig
 
-# What each image architecture calls the norm behind its last block.
+# The name of the norm after the last block in each image architecture.
 VISION_MODELS = {"dinov2": "layernorm", "dinov2_with_registers": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """Where a language model of transformers keeps its parts."""
+    """The names of the parts of a language model in transformers."""
 
-    embedding: str  # the table of tokens
-    blocks: str  # the list of its transformer blocks
-    adapted: tuple[str, ...]  # the projections that LoRA adapts (METHOD: GPT-2 c_attn; Llama q_proj and v_proj)
+    embedding: str  # token embedding
+    blocks: str  # list of transformer blocks
+    adapted: tuple[str, ...]  # projections that LoRA adapts, see docs/METHOD.md, "Towers"
     causal: bool = True
     transposed: bool = False  # GPT-2 stores its projections [in, out]
 
@@ -45,22 +46,22 @@ TEXT_MODELS = {
 
 
 class VisionTower(nn.Module):
-    """A ViT of transformers, DINOv2 with registers by default, whose parameters all serve its two features."""
+    """A ViT from transformers, DINOv2 with registers by default; every trainable parameter serves its two features."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         shape = backbone.config
         for name in ("image_size", "patch_size"):
-            if not isinstance(getattr(shape, name), int):  # the table of positions is resized as a square
-                raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, and must be one number of pixels")
+            if not isinstance(getattr(shape, name), int):  # position embeddings are resized as a square
+                raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, but must be one number of pixels")
         _drop_pooler(backbone)
         self.backbone = backbone
-        # The global feature is read before the last norm, the patches after it: so it stands here.
+        # The tower applies the last norm itself: the global feature is read before it, the patches after it.
         norm = VISION_MODELS[shape.model_type]
         self.norm = cast(nn.Module, getattr(backbone, norm))
         setattr(backbone, norm, nn.Identity())
         self.prefix = 1 + getattr(shape, "num_register_tokens", 0)
-        # Only `vit` has to be asked to; `dinov3_vit` has no table of positions.
+        # Only `vit` needs the argument; `dinov3_vit` has no position embeddings.
         self.arguments = {"interpolate_pos_encoding": True} if shape.model_type == "vit" else {}
         for name, parameter in backbone.named_parameters():
             if name.endswith("mask_token"):  # only masked-image pre-training uses one
@@ -73,19 +74,20 @@ class VisionTower(nn.Module):
 
     @property
     def width(self) -> int:
+        """d, of both features."""
         return int(self.backbone.config.hidden_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[b, 1, H, W] in [-1, 1] -> global feature [b, d] and normed patches [b, P, d]."""
         pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
-        tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state
+        tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state  # [b, prefix + P, d]
         return tokens.mean(1), self.norm(tokens[:, self.prefix :])
 
 
 class PatchProjection(nn.Conv2d):
-    """The convolution that makes patches into tokens, on a GPU as one matrix product.
+    """The convolution that embeds patches, on a GPU as one matrix product.
 
-    With so few channels cuDNN takes six times as long (BENCHMARKS.md).
+    With so few channels cuDNN is six times slower (docs/benchmarks.md).
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,19 +101,19 @@ class PatchProjection(nn.Conv2d):
 
 
 class OwnTokens(TrainableTokensLayer):
-    """peft's table of tokens with a few trained rows; peft copies their numbers to the GPU at every step, and waits."""
+    """peft's token embedding with a few trained rows, without its synchronous copy of row numbers at every step."""
 
     own_indices: Tensor
 
     def get_merged_weights(self, active_adapters: list[str]) -> Tensor:
-        """The table [V, d] with the trained rows in it."""
+        """The embedding [V, d] with the trained rows in place."""
         (name,) = active_adapters
-        table = cast(Tensor, self.base_layer.weight)
-        return table.index_copy(0, self.own_indices, self.trainable_tokens_delta[name].to(table))
+        embedding = cast(Tensor, self.base_layer.weight)
+        return embedding.index_copy(0, self.own_indices, self.trainable_tokens_delta[name].to(embedding))
 
 
 class TextTower(nn.Module):
-    """A language model of transformers, causal or bidirectional, without its head."""
+    """A language model from transformers, causal or bidirectional, without its head."""
 
     def __init__(self, backbone: PreTrainedModel | PeftModel, width: int) -> None:
         super().__init__()
@@ -124,8 +126,8 @@ class TextTower(nn.Module):
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d].
 
-        No mask goes to a causal model: padding is on the right, so that no token sees any, and the kernels
-        keep their fast causal path. In a bidirectional one the mask hides the padding.
+        A causal model gets no mask: padding is on the right, where no token attends to it, and the kernels keep their
+        fast causal path. A bidirectional one gets the padding mask.
         """
         mask = None if self.causal else texts.mask
         states = self.backbone(
@@ -137,16 +139,16 @@ class TextTower(nn.Module):
         return mean, states[rows, texts.separators]
 
     def merge_adapters(self) -> None:
-        """Write LoRA updates and trained tokens into their base weights and drop what held them.
+        """Merge LoRA updates and trained tokens into the base weights and remove peft's modules.
 
-        Exact to rounding in fp32; nothing to do where the whole model is trained.
+        Exact up to fp32 rounding; does nothing if the whole model is trained.
         """
         if isinstance(self.backbone, PeftModel):
             self.backbone = cast(PreTrainedModel, cast(Any, self.backbone).merge_and_unload())
 
 
 def build_vision(config: VisionConfig, attention: str) -> VisionTower:
-    """The image tower, from pretrained weights or at random; see `VisionConfig`."""
+    """The image tower, pretrained or random, see `VisionConfig`. Raises `ConfigError` as `build_backbone` does."""
     tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention))
     if config.freeze_norm:
         tower.norm.requires_grad_(False)
@@ -154,15 +156,18 @@ def build_vision(config: VisionConfig, attention: str) -> VisionTower:
 
 
 def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> TextTower:
-    """The text tower, trained as `config.tune` says, with a place for every token of `tokenizer`."""
+    """The text tower, tuned as `config.tune` says, with an embedding for every token of `tokenizer`.
+
+    Raises `ConfigError` as `build_backbone` does, and for `text.layers` that the model does not have.
+    """
     backbone = build_backbone("text", config, TEXT_MODELS, attention, vocab_size=len(tokenizer))
     if config.model is not None:
         backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    # Padding has a token of its own here: the one that the model used for it is a word like any other.
+    # Our tokenizer has its own padding token; the model's padding token is a plain word and must be trained.
     cast(nn.Embedding, backbone.get_input_embeddings()).padding_idx = None
     _fuse_gelu(backbone)
     model = TEXT_MODELS[backbone.config.model_type]
-    if model.causal:  # it is given no mask on purpose: transformers need not look for padding, and make a GPU wait
+    if model.causal:  # gets no mask; keep transformers from searching for padding, which synchronises with the GPU
         backbone.config.pad_token_id = None
         backbone.set_attn_implementation(without_mask(attention))
     if config.layers is not None:
@@ -174,7 +179,7 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> Text
 def _tuned(
     backbone: PreTrainedModel, model: TextModel, config: TextConfig, own_tokens: list[int]
 ) -> PreTrainedModel | PeftModel:
-    """All of `backbone` trained; or only `own_tokens`, with LoRA adapters or without."""
+    """Make all of `backbone` trainable, or only `own_tokens`, with or without LoRA adapters."""
     if config.tune == "full":
         return backbone
     tuning: TrainableTokensConfig | LoraConfig
@@ -209,9 +214,9 @@ def _keep_layers(backbone: PreTrainedModel, path: str, count: int) -> None:
 
 
 def _empty_to_buffers(backbone: PreTrainedModel) -> None:
-    """No registers are an empty parameter, with which ZeRO-3 cannot work: make it a buffer of the same name.
+    """Turn empty parameters (no register tokens), which ZeRO-3 cannot shard, into buffers of the same name.
 
-    In bf16, as `torch.cat` gives what it joins the widest type among its parts, also of empty ones.
+    In bf16, because `torch.cat` promotes to the widest dtype of its parts, also of empty ones.
     """
     for module in backbone.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -221,7 +226,7 @@ def _empty_to_buffers(backbone: PreTrainedModel) -> None:
 
 
 def _fuse_gelu(backbone: PreTrainedModel) -> None:
-    """GPT-2's GELU, which transformers writes out in Python, by the equal kernel, which keeps less (BENCHMARKS.md)."""
+    """Replace GPT-2's GELU, written out in Python, by the kernel, which saves memory (docs/benchmarks.md)."""
     for module in backbone.modules():
         for name, part in module.named_children():
             if isinstance(part, NewGELUActivation):
@@ -229,6 +234,6 @@ def _fuse_gelu(backbone: PreTrainedModel) -> None:
 
 
 def _drop_pooler(backbone: PreTrainedModel) -> None:
-    """BERT and ViT have one for tasks of their own; its parameters would never have a gradient."""
+    """Remove the pooler of BERT and ViT: no tower uses it, so its parameters would never get a gradient."""
     if hasattr(backbone, "pooler"):
         cast(Any, backbone).pooler = None

@@ -1,15 +1,15 @@
 """The objective of MaMA: L = L_VV(v, w) + L_VT(v, t) + L_VT(w, t) + lambda(step) L_local.
 
 Source: Du, Onofrey, Dvornek, "Multi-View and Multi-Scale Alignment for Contrastive Language-Image
-Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025). Letters used for shapes:
+Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025); see docs/METHOD.md, "Objective". Letters:
 
     b  pairs on this rank        B  pairs on all ranks      D  width of the shared space
     S  sentences of a text       P  patches of an image
 
-Every function takes this rank's embeddings and `share`s them: with `gather` it returns the loss of
-the whole global batch, the same value on every rank, and averaging the gradients over ranks, as data
-parallelism does, then gives the gradient of one rank on the whole batch. With `alone` (the published
-code, but for its view term) B is b, and every rank has a loss of its own.
+Every loss takes this rank's embeddings and a function `share` that collects those of other ranks. With `gather`
+it returns the loss of the global batch, the same value on every rank; averaging the gradients over ranks, as
+data parallelism does, then gives the gradient that one rank would compute on the whole batch. With `alone` (the
+published code, except for its view term) B = b and each rank has its own loss.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Share = Callable[[Tensor], Tensor]
 
 
 def info_nce(scores: Tensor, targets: Tensor) -> Tensor:
-    """Symmetric InfoNCE: the mean of the cross-entropies of the rows and of the columns.
+    """Symmetric InfoNCE: the mean cross-entropy over rows and over columns, averaged.
 
-    `scores` [B, B] are logits, `targets` [B, B] weigh the positives of each row and are normalised
-    here; the identity gives the CLIP loss (Radford et al. 2021, figure 3).
+    `scores` [B, B] are logits. `targets` [B, B] weigh the positives of each row and column and are normalised here;
+    the identity gives the CLIP loss (Radford et al. 2021, figure 3).
     """
     rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True))
     columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True))
@@ -40,7 +40,10 @@ def info_nce(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def positives(text_ids: Tensor, same_text: bool, share: Share = gather) -> Tensor:
-    """Which pairs of the batch are positives: [B, B] of 0 and 1, from text hashes [b]."""
+    """The mask of positive pairs, float [B, B]: the diagonal, and with `same_text` all pairs with equal `text_ids` [b].
+
+    Report texts made from facts repeat often; without `same_text` equal texts are each other's false negatives.
+    """
     ids = share(text_ids)
     if same_text:
         return (ids[:, None] == ids[None, :]).float()
@@ -48,7 +51,7 @@ def positives(text_ids: Tensor, same_text: bool, share: Share = gather) -> Tenso
 
 
 def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, targets: Tensor, share: Share = gather) -> Tensor:
-    """L_VT: CLIP between unit embeddings `images` [b, D] and `texts` [b, D]; `targets` [B, B]."""
+    """L_VT: the CLIP loss between unit embeddings `images` and `texts` [b, D]; `targets` [B, B] are the positives."""
     scores = scale * share(images) @ share(texts).t()  # [B, B]
     return info_nce(scores, targets)
 
@@ -56,7 +59,7 @@ def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, targets: Tensor, sha
 def view_loss(anchors: Tensor, partners: Tensor, temperature: float, share: Share = gather) -> Tensor:
     """L_VV: NT-Xent (Chen et al. 2020, equation 1) between unit embeddings [b, D] of two views.
 
-    Each of the 2 B views has its partner as the positive and the other 2 B - 2 views as negatives.
+    The positive of each of the 2 B views is its partner; the other 2 B - 2 views are its negatives.
     """
     anchors, partners = share(anchors), share(partners)  # [B, D]
     views = torch.cat([anchors, partners])
@@ -76,12 +79,13 @@ def local_loss(
     config: LossConfig,
     share: Share = gather,
 ) -> Tensor:
-    """L_local = (CE(scale V) + CE(scale T)) / 2, for `sentences` [b, S, D] and `patches` [b, P, D].
+    """L_local = (CE(scale V) + CE(scale T)) / 2, or the one that `config.local_scores` names.
 
-    One of the two alone with `config.local_scores`. Only the few sentence embeddings cross ranks: each
-    rank scores all texts against its own images, and the columns of V and T are gathered.
+    Unit vectors `sentences` [b, S, D] with bool `mask` [b, S], and `patches` [b, P, D]; `targets` [B, B]. Only the
+    few sentence embeddings cross ranks: each rank scores all texts against its own images, and the columns of V
+    and T are gathered.
     """
-    missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # ranks differ in their longest text
+    missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # pad S to the longest text of all ranks
     sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
     visual, textual = alignment_scores(
         share(sentences), share(mask), patches, config.local_chunk
@@ -93,24 +97,35 @@ def local_loss(
 
 @torch.no_grad()
 def retrieval_accuracy(images: Tensor, texts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the global batch whose nearest text (image) is a positive: image-to-text, text-to-image."""
+    """Top-1 accuracy of retrieval in the global batch: image to text, text to image.
+
+    Unit embeddings `images` and `texts` [b, D]; `targets` [B, B] marks the positives.
+    """
     scores = gather(images) @ gather(texts).t()
     rows = torch.arange(len(scores), device=scores.device)
     return targets[rows, scores.argmax(1)].mean(), targets[scores.argmax(0), rows].mean()
 
 
+def first_steps(config: LossConfig) -> dict[str, int]:
+    """The step from which each term counts."""
+    return {
+        "view": config.view_start,
+        "anchor_text": 0,
+        "partner_text": config.partner_text_start,
+        "local": config.local_start,
+    }
+
+
 def weights_at(config: LossConfig, step: int) -> dict[str, float]:
-    """What each term weighs at `step`; METHOD's lambda(step), for the terms that are delayed."""
-    starts = {"view": config.view_start, "partner_text": config.partner_text_start, "local": config.local_start}
-    names = ("view", "anchor_text", "partner_text", "local")
-    return {name: getattr(config, name) if step >= starts.get(name, 0) else 0.0 for name in names}
+    """The weight of each term at `step`, 0 before its first step: the paper's lambda(step), for every term."""
+    return {term: getattr(config, term) if step >= first else 0.0 for term, first in first_steps(config).items()}
 
 
 def objective(e: Embeddings, config: LossConfig, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total to minimise, and each unweighted term by name.
+    """The weighted sum of the terms at `step`, and each unweighted term by name.
 
-    A term that waits for its first step weighs nothing, but is computed all the same, so that its curve
-    can be seen and every parameter has a gradient.
+    A term is computed before its first step too, with weight 0, so that its curve is logged and every parameter has
+    a gradient.
     """
     share = gather if config.negatives == "global" else alone
     same_text = config.positives == "text"

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mama.model.mama_model import MamaModel
+from mama.objective.losses import first_steps
 from mama.runtime.collectives import local_device, world_size
 from mama.settings.schema import Config
-from mama.train.optimizer import parameter_groups, set_rates, starts
+from mama.train.optimizer import parameter_groups, set_rates
 from mama.train.zero_state import MOMENTS
 
 if not torch.cuda.is_available():  # must stand before the import, which decides by it
@@ -173,7 +174,7 @@ def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tens
 
 def prepare_step(engine: DeepSpeedEngine, config: Config, step: int) -> dict[str, float]:
     """Give every parameter its rate for `step`, and let terms start whose first step it is. Returns rates by tower."""
-    for term, start in starts(config.loss).items():
+    for term, start in first_steps(config.loss).items():
         if step == start > 0:
             _forget_idle_steps(engine, term)
     return set_rates(adam(engine).param_groups, step, config.train.steps, config.optim, config.loss)

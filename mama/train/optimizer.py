@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from mama.objective.losses import first_steps
 from mama.settings.schema import LossConfig, OptimConfig
 
 # What only one term moves. The global feature is read in front of the image tower's last norm.
@@ -47,11 +48,6 @@ def rate_at(step: int, steps: int, config: OptimConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def starts(loss: LossConfig) -> dict[str, int]:
-    """The first step of each term that moves heads of its own."""
-    return {"view": loss.view_start, "local": loss.local_start}
-
-
 def set_rates(
     groups: Iterable[dict[str, Any]], step: int, steps: int, optim: OptimConfig, loss: LossConfig
 ) -> dict[str, float]:
@@ -59,5 +55,5 @@ def set_rates(
     rate = rate_at(step, steps, optim)
     rates = {"vision": rate * optim.vision_rate, "text": rate * optim.text_rate, "heads": rate}
     for group in groups:
-        group["lr"] = 0.0 if step < starts(loss).get(group["term"], 0) else rates[group["tower"]]
+        group["lr"] = 0.0 if step < first_steps(loss).get(group["term"], 0) else rates[group["tower"]]
     return rates

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.files import atomic_write
 from shards.read.reader import ShardReader
+from shards.read.tar import to_uint8
 from shards.schema import Finding, Study, View
 
 # The standard hanging: right breast on the left, chest walls together.
@@ -66,9 +67,7 @@ def draw_view(pixels: np.ndarray, view: View, size: tuple[int, int]) -> Image.Im
     """The image [h, w] letterboxed to `size` (width, height) with its boxes; right breasts are mirrored back."""
     width, height = size
     scale = min((width - 2) / pixels.shape[1], height / pixels.shape[0])
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(to_uint8(pixels))
     image = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
     )

@@ -123,6 +123,11 @@ def decode_image(data: bytes) -> NDArray[Any]:
     return image
 
 
+def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 or uint16 [h, w] -> uint8: of 16 bits the nearest of 256 grey levels."""
+    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def _picture_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header of a PNG (IHDR) or JPEG (frame header, ITU-T T.81 B.2.2)."""
     if data.startswith(PNG) and data[12:16] == b"IHDR":

@@ -71,7 +71,7 @@ def in_pixels(parameters: Array, size: tuple[int, int] = SIZE) -> tuple[Array, A
 
 
 def sampled(image: Array, linear: Array, shift: Array) -> Array:
-    """Bilinear sampling in float64, a pixel at a time; air lies around the image."""
+    """Bilinear sampling in float64, a pixel at a time; background lies around the image."""
     height, width = image.shape
     out = np.zeros(image.shape)
     for i in range(height):
@@ -220,10 +220,10 @@ def test_a_crop_takes_its_share_of_the_breast_and_a_window_around_it_keeps_propo
     assert free.mean() > 0.1
     assert 0.8 - 1e-4 <= aspect[free].min() < 0.85
     assert 1.2 < aspect[free].max() <= 1.25 + 1e-4
-    beside = (width < w[:, 2] - w[:, 0] - 1e-4) | (height < w[:, 3] - w[:, 1] - 1e-4)  # windows that show air
+    beside = (width < w[:, 2] - w[:, 0] - 1e-4) | (height < w[:, 3] - w[:, 1] - 1e-4)  # windows that show background
     across = width >= right - left - 1e-4
     down = height >= bottom - top - 1e-4
-    assert (across | down)[beside].all(), "air only where the breast ends"
+    assert (across | down)[beside].all(), "background only where the breast ends"
     np.testing.assert_allclose(w[across & ~down & (w[:, 0] + w[:, 2] < SIZE[1] - 1), 0], left, atol=1e-4)
 
 
@@ -240,7 +240,7 @@ def test_the_whole_breast_looks_as_in_evaluation() -> None:
 @pytest.mark.parametrize("rotation", [0.0, 60.0])
 def test_a_crop_with_too_little_tissue_is_drawn_again(rotation: float) -> None:
     image = np.zeros(SIZE, np.uint8)
-    image[:, 0] = image[0] = 200  # a breast's rectangle that is the whole canvas and nearly all air
+    image[:, 0] = image[0] = 200  # a breast's rectangle that is the whole canvas and nearly all background
     image[24:, 12:] = 200
     rng = np.random.default_rng(0)
     config = replace(OFF, crop_scale=(0.1, 0.2), rotation=rotation)
@@ -349,7 +349,7 @@ def test_gain_and_bias_change_the_breast_and_leave_the_air_black(gain: float, bi
     expected = np.clip(image / 255 * gain + bias, 0, 1)
     expected[image == 0] = 0
     out = applied(image, row(gain=gain, bias=bias))
-    # A pixel beside air may mix with it by the rounding of a position: compare it by its own tolerance.
+    # A pixel beside background may mix with it by the rounding of a position: compare it by its own tolerance.
     np.testing.assert_allclose(out[:, :13], expected[:, :13], atol=1e-5)
     np.testing.assert_allclose(out[:, 13], expected[:, 13], atol=1e-4)
     assert (out[:, 15:] == 0).all()

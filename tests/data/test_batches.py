@@ -57,7 +57,7 @@ def test_fit_shrinks_by_the_tighter_side_and_fills_the_right_with_air() -> None:
 def test_fit_centres_a_wide_image_between_air_and_keeps_the_chest_wall_left() -> None:
     image = np.full((20, 40), 200, np.uint8)
     image[:, :8] = 100  # the chest wall's edge
-    fitted = fit(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of air, 10 of them above
+    fitted = fit(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of background, 10 of them above
     assert not fitted[:10].any()
     assert not fitted[20:].any()
     assert (fitted[10:20, :4] == 100).all()
@@ -73,7 +73,7 @@ def test_fit_enlarges_a_small_image() -> None:
 def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
     image = np.zeros((40, 60), np.uint8)
     image[8:16, 20:40] = 255
-    across, down, top = fit_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of air
+    across, down, top = fit_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of background
     assert (across, down, top) == (0.75, 0.75, 7)
     rows, columns = np.nonzero(fit(image, (45, 45)))
     assert (rows.min(), rows.max() + 1) == (top + 8 * down, top + 16 * down)
@@ -423,9 +423,7 @@ def test_a_sample_that_cannot_be_read_is_replaced_by_the_same_other_one_everywhe
         elif not settings:  # the anchor or its partner would have been one of them
             assert whole[g].key.startswith(("train1/", "train3/"))
     assert 0 < sum(pair.skipped > 0 for pair in some) < len(some)
-    said = [
-        record.getMessage() for record in caplog.records if "cannot be read and is passed over" in record.getMessage()
-    ]
+    said = [record.getMessage() for record in caplog.records if "cannot be read and is skipped" in record.getMessage()]
     assert sorted(line.split()[0] for line in said) == sorted(broken.corrupt.errors)
     assert "train3" in broken.corrupt.errors
     assert "the image is cut" in broken.corrupt.errors["train3"]
@@ -455,7 +453,7 @@ def test_too_many_samples_that_cannot_be_read_end_the_run_in_one_line(
     with pytest.raises(ShardError) as caught:
         run(2)
     message = str(caught.value)
-    assert re.fullmatch(r"data\.max_corrupt: 2, and 3 samples could not be read; the last: .*", message)
+    assert re.fullmatch(r"data\.max_corrupt: 2, but 3 samples are unreadable; the last: .*", message)
     for key in ("train0", "train1", "train4"):
         assert f"{key} ({spoilt}/train-" in message
 
@@ -464,5 +462,5 @@ def test_where_nothing_can_be_read_the_run_ends(folder: Path, tmp_path: Path) ->
     spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
     for tar in spoilt.glob("train*.tar"):
         tar.unlink()
-    with pytest.raises(ShardError, match=r"^data\.shards: none of 100 samples that were drawn could be read; .*$"):
+    with pytest.raises(ShardError, match=r"^data\.shards: 100 samples drawn, all unreadable; .*$"):
         Pairs(config_of(spoilt))[0]

@@ -167,8 +167,7 @@ class Unpinned:
         (
             unreceived,
             TrainingError(
-                "no more files can be opened for the batches of the loader processes; raise the limit (ulimit -n), or "
-                "lower data.workers"
+                "too many open files in the loader processes; raise the limit (ulimit -n), or lower data.workers"
             ),
         ),
         (
@@ -240,7 +239,7 @@ def test_a_full_shared_memory_is_one_line_and_no_wait(tmp_path: Path) -> None:
         pytest.skip("a /dev/shm of its own needs root")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stderr.strip().splitlines()[-1] == (
-        "mama.runtime.errors.TrainingError: a loader process found no room for its batch in /dev/shm; start the "
+        "mama.runtime.errors.TrainingError: a loader process has no room for its batch in /dev/shm; start the "
         "container with a larger --shm-size, or set data.workers=0"
     )
 
@@ -249,9 +248,7 @@ def test_batches_in_flight_must_fit_into_shared_memory(tmp_path: Path, monkeypat
     """The paper's batch: 36 pairs of 518 x 518 bytes, two ahead for each of two processes, are 73.7 MiB a rank."""
     free = 64 * 2**20
     monkeypatch.setattr(loader.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    with pytest.raises(
-        ConfigError, match=r"^data\.workers: 2 .* 1 ranks keep 74 MiB .*, where 64 MiB are free; .*138m"
-    ):
+    with pytest.raises(ConfigError, match=r"^data\.workers: 2 .* 1 ranks keep 74 MiB .*, but 64 MiB are free; .*138m"):
         loader.require_shared_memory(CONFIG, 72)
     with pytest.raises(ConfigError, match=r"each of 4 ranks keep 295 MiB"):
         loader.require_shared_memory(CONFIG, 72, 4)

@@ -95,12 +95,12 @@ def test_a_missing_fact_takes_only_its_own_sentences(missing: str) -> None:
         "findings": ("Findings",),
     }[missing]
     less = replace(WHOLE, findings=()) if missing == "findings" else WHOLE
-    said = ["Findings: abnormality highly suggestive of malignancy."] if missing == "findings" else []
+    findings = ["Findings: abnormality highly suggestive of malignancy."] if missing == "findings" else []
     if missing != "findings":
         less = replace(WHOLE, labels=replace(WHOLE.labels, **{missing: None}))
     expected = [sentence for sentence in report_text.report(STUDY, WHOLE) if not sentence.startswith(starts)]
     assert len(expected) == 9 - 2
-    assert report_text.report(STUDY, less) == expected[:5] + said + expected[5:]
+    assert report_text.report(STUDY, less) == expected[:5] + findings + expected[5:]
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_a_finding_is_told_in_the_descriptors_that_are_known(finding: Finding, w
 
 def test_the_pathology_of_a_finding_is_never_told() -> None:
     """It is what a task asks for, and no radiologist sees it in an image."""
-    told = [
+    texts = [
         report_text.report(STUDY, view(findings=(replace(MASS, pathology=p),))) for p in (None, "benign", "malignant")
     ]
-    assert told[0] == told[1] == told[2]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_findings_keep_their_order() -> None:
@@ -168,7 +168,7 @@ def test_findings_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "sentences"),
     [
         (Labels(1), ["Findings: no mass and no calcification."]),
         (Labels(pathology="normal"), ["Findings: no mass and no calcification."]),
@@ -178,8 +178,8 @@ def test_findings_keep_their_order() -> None:
         (Labels(), []),
     ],
 )
-def test_only_a_breast_called_normal_is_said_to_be_empty(labels: Labels, said: list[str]) -> None:
-    assert report_text.findings(view(labels)) == said
+def test_only_a_breast_called_normal_is_described_as_empty(labels: Labels, sentences: list[str]) -> None:
+    assert report_text.findings(view(labels)) == sentences
 
 
 @pytest.mark.parametrize(
@@ -207,13 +207,13 @@ def test_an_assessment_without_descriptors_says_what_was_found(birads: int, word
         view(Labels(birads, None, None, "normal")),
     ):
         for style in get_args(report_text.Style):
-            said = [s for s in report_text.text(STUDY, known, style) if not s.startswith("Impression")]
-            assert words not in " ".join(said).partition("; it is assessed")[0]
+            sentences = [s for s in report_text.text(STUDY, known, style) if not s.startswith("Impression")]
+            assert words not in " ".join(sentences).partition("; it is assessed")[0]
 
 
 def test_pathology_is_told_only_where_it_may_be_and_nothing_else_is_known() -> None:
-    """Nobody sees it in an image, so it never stands beside what somebody has seen there."""
-    for labels, told in (
+    """Nobody sees it in an image, so it never appears beside findings that were seen there."""
+    for labels, outcome in (
         (Labels(pathology="malignant"), "malignant"),
         (Labels(None, "C", False, "benign"), "benign"),
         (Labels(pathology="normal"), "normal"),
@@ -221,9 +221,9 @@ def test_pathology_is_told_only_where_it_may_be_and_nothing_else_is_known() -> N
         (Labels(cancer=False), "not malignant"),
     ):
         for style, words in (
-            ("report", f"Pathology: {told}."),
-            ("sentence", f"; its pathology is {told}."),
-            ("caption", f", pathology {told}."),
+            ("report", f"Pathology: {outcome}."),
+            ("sentence", f"; its pathology is {outcome}."),
+            ("caption", f", pathology {outcome}."),
         ):
             alone = report_text.text(STUDY, view(labels), style, tell_pathology=True)  # type: ignore[arg-type]
             assert alone[-1].endswith(words)
@@ -321,8 +321,8 @@ def test_a_natural_sentence_says_the_facts_of_the_report() -> None:
         (Labels(pathology="normal"), "; it shows no mass and no calcification."),
         (Labels(1), "; it shows no mass and no calcification; it is assessed as BI-RADS 1, negative."),
     ):
-        said = report_text.text(stranger, view(labels, side="R", position="CC"), "sentence")
-        assert said == [f"{nobody}ethnicity unknown{ending}"]
+        text = report_text.text(stranger, view(labels, side="R", position="CC"), "sentence")
+        assert text == [f"{nobody}ethnicity unknown{ending}"]
 
 
 @pytest.mark.parametrize(
@@ -336,20 +336,20 @@ def test_a_natural_sentence_says_the_facts_of_the_report() -> None:
     ],
 )
 def test_a_natural_sentence_names_what_is_known_of_a_finding(finding: Finding, words: str) -> None:
-    (said,) = report_text.text(STUDY, view(Labels(1), findings=(finding,)), "sentence")
-    assert f"; it shows {words}; it is assessed" in said
+    (sentence,) = report_text.text(STUDY, view(Labels(1), findings=(finding,)), "sentence")
+    assert f"; it shows {words}; it is assessed" in sentence
 
 
 def test_a_caption_is_the_labels_and_the_kinds_of_findings() -> None:
-    def said(labels: Labels, *findings: Finding) -> list[str]:
+    def captioned(labels: Labels, *findings: Finding) -> list[str]:
         return report_text.text(STUDY, view(labels, findings), "caption")
 
-    assert said(Labels(5, "C"), MASS, SPECKS, MASS) == [
+    assert captioned(Labels(5, "C"), MASS, SPECKS, MASS) == [
         "Mammogram, side left, view MLO, density C, mass, calcification, BI-RADS 5."
     ]
-    assert said(Labels(1, "B")) == ["Mammogram, side left, view MLO, density B, normal, BI-RADS 1."]
-    assert said(Labels(density="D")) == ["Mammogram, side left, view MLO, density D."]
-    assert said(Labels(cancer=True)) == ["Mammogram, side left, view MLO."]
+    assert captioned(Labels(1, "B")) == ["Mammogram, side left, view MLO, density B, normal, BI-RADS 1."]
+    assert captioned(Labels(density="D")) == ["Mammogram, side left, view MLO, density D."]
+    assert captioned(Labels(cancer=True)) == ["Mammogram, side left, view MLO."]
 
 
 @pytest.mark.parametrize("style", ["sentence", "caption"])

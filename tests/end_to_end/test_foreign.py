@@ -120,7 +120,7 @@ def test_a_shape_that_nobody_can_build_is_one_line_at_once(
     with pytest.raises(ConfigError, match=r"^text[^\n]+$"):
         readers(tmp_path)["text"]()
     shape = {"model_type": "gpt2", "n_layer": 2**30}
-    with pytest.raises(ConfigError, match=r"^text: num_hidden_layers is 1073741824, and no number from 0 to 1000$"):
+    with pytest.raises(ConfigError, match=r"^text: num_hidden_layers is 1073741824, not an integer from 0 to 1000$"):
         build_backbone("text", TextConfig(None, shape), ["gpt2"], KERNEL)
 
 

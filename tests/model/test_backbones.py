@@ -1,4 +1,4 @@
-"""Where weights come from, and what is said of tensors that are missing or left over."""
+"""Where weights come from, and the messages for missing and unexpected tensors."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def change(folder: Path, drop: str | None = None, more: dict[str, Tensor] | None
     save_file({**weights, **added}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Our own lines; transformers has its own to say."""
     return [record.getMessage() for record in caplog.records if record.name == "mama.model.backbones"]
 
@@ -119,7 +119,7 @@ def test_an_image_tower_loads_every_tensor_and_says_so(
     with caplog.at_level(logging.INFO, logger="mama.model.backbones"):
         tower = build_vision(config, KERNEL)
     count, extra = len(plain.state_dict()) - len(pooled), len(pooled)
-    assert said(caplog) == [
+    assert messages(caplog) == [
         f"vision.model: {tmp_path}: {count} tensors loaded, 0 missing, {extra} unexpected, {extra} of these ignored"
     ]
     expected = {n: t for n, t in plain.state_dict().items() if n not in pooled}
@@ -146,7 +146,7 @@ def test_a_language_model_loads_without_its_head(
     with caplog.at_level(logging.INFO, logger="mama.model.backbones"):
         tower = build_text(TextConfig(model=str(tmp_path), tune="full"), tokenizer(), KERNEL)
     count = len(plain.base_model.state_dict())
-    assert said(caplog) == [
+    assert messages(caplog) == [
         f"text.model: {tmp_path}: {count} tensors loaded, 0 missing, {head} unexpected, {head} of these ignored"
     ]
     assert_same_weights(tower, plain)
@@ -181,7 +181,7 @@ def test_a_tensor_too_few_of_a_language_model_is_named(tmp_path: Path, caplog: p
     with caplog.at_level(logging.INFO, logger="mama.model.backbones"):
         build_text(TextConfig(model=str(tmp_path), ignore=["h.1."]), tokenizer(), KERNEL)
     count = len(plain.base_model.state_dict()) - 1
-    assert said(caplog) == [
+    assert messages(caplog) == [
         f"text.model: {tmp_path}: {count} tensors loaded, 1 missing, 0 unexpected, 1 of these ignored"
     ]
 
@@ -198,7 +198,7 @@ def test_a_tensor_too_few_of_a_language_model_is_named(tmp_path: Path, caplog: p
 def test_a_tensor_too_many_is_named_with_what_lets_it_pass(tmp_path: Path, name: str, advice: str) -> None:
     plain = saved(tmp_path, AutoModelForCausalLM.from_config, text_shape("gpt2"))
     change(tmp_path, more={name: torch.zeros(3)})
-    message = rf"^text\.model: [^\n]* holds 1 tensors too many, the first is {name}; [^\n]* text\.ignore=\[(\S+)\]$"
+    message = rf"^text\.model: [^\n]* has 1 unexpected tensors, the first is {name}; [^\n]* text\.ignore=\[(\S+)\]$"
     with pytest.raises(ConfigError, match=message) as caught:
         build_text(TextConfig(model=str(tmp_path)), tokenizer(), KERNEL)
     ignore = str(caught.value).rpartition("=[")[2].removesuffix("]").split(",")

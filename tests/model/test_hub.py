@@ -111,6 +111,6 @@ def test_models_are_fetched_by_name_once_and_a_hub_out_of_reach_is_one_line(repo
 
     refused = build(address, tmp_path / "empty", offline=True)
     assert refused.returncode == 1
-    said = refused.stderr.splitlines()[-1]
-    assert said.startswith("text.model: the tokenizer of lab/text cannot be loaded: We couldn't connect to")
-    assert len(said) < 300
+    refusal = refused.stderr.splitlines()[-1]
+    assert refusal.startswith("text.model: the tokenizer of lab/text cannot be loaded: We couldn't connect to")
+    assert len(refusal) < 300
