@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 
 from mama.bench.loss import looped_scores, measure
 from mama.bench.plain_step import PlainModel, plain_loss, plain_step
-from mama.bench.step import Measured, bench_step, growing, published, synthetic, tiny
+from mama.bench.step import Measured, bench_step, growing
 from mama.bench.step import measure as measure_step
+from mama.bench.synthetic import published, synthetic, tiny
 from mama.cli.main import cli
 from mama.data.augment import IDENTITY
 from mama.data.batches import Batch
@@ -27,7 +28,7 @@ from mama.model.mama_model import Embeddings, MamaModel, build
 from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, ConfigError, LossConfig
-from mama.train.dry_run import shape_of, stand_in
+from mama.train.estimate import shape_of, stand_in
 from tests.objective.test_local_alignment import MASK, inputs, loop
 
 
