@@ -1,11 +1,9 @@
-"""Folders that are replaced as a whole, and what one needs for it."""
+"""Replace folders as a whole; create, delete and fsync them."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
-from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 from pathlib import Path
 
 from mama.settings.schema import ConfigError
@@ -14,24 +12,17 @@ from mama.settings.schema import ConfigError
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename the finished folder `new` to `folder`, in place of what is there; durable, also when the power fails.
 
-    If the process is killed between the two renames, `standing` finds the old folder. If several processes replace
-    one folder at a time, that of the last one stays.
+    If the process is killed between the two renames, `standing` finds the old folder. For one process at a time.
     """
     for path in (*new.rglob("*"), new):
         sync(path)
     old = _old(folder)
-    while new.exists():
-        try:
-            if folder.exists() or folder.is_symlink():
-                remove(old)
-                folder.rename(old)
-            new.rename(folder)
-        except OSError as error:
-            if error.errno not in (ENOENT, EEXIST, ENOTEMPTY, ENOTDIR):  # these: another process was faster
-                raise
-    sync(folder.parent)
-    with suppress(FileNotFoundError):
+    if folder.exists() or folder.is_symlink():
         remove(old)
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    remove(old)
 
 
 def standing(folder: Path) -> Path:
