@@ -32,7 +32,7 @@ def load_deepspeed() -> ModuleType:
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # not at the top: it takes seconds, and chooses its accelerator while it is imported
+    import deepspeed  # not at the top of the file: it chooses its accelerator while it is imported
 
     if on_cpu:
         # On joining CPU ranks DeepSpeed would compile this kernel, and fail without a C++ compiler; gloo reduces as

@@ -1,6 +1,6 @@
 """The train state under any ZeRO stage: AdamW's tensors on this rank, and whole fp32 tensors out of ranks' partitions.
 
-DeepSpeed is imported inside functions: it takes seconds, and `deepspeed_engine.load_deepspeed` has to set it up first.
+DeepSpeed is imported inside functions, since `deepspeed_engine.load_deepspeed` has to set it up before.
 """
 
 from __future__ import annotations
