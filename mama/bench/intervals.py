@@ -1,4 +1,4 @@
-"""`mama bench intervals`: how often 95 % intervals hold the true value, in simulated evaluations."""
+"""`mama bench intervals`: coverage of the 95 % intervals in simulated evaluations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mama.evaluate import metrics
 from mama.evaluate.metrics import Floats, Ints
 
 PATIENTS = (20, 40, 80, 200)
-SHARES = (0.5, 0.25)  # of the patients who have cancer, in one breast
-AREAS = (0.75, 0.9, 0.97)
+SHARES = (0.5, 0.25)  # of patients with cancer, in one breast
+AREAS = (0.75, 0.9, 0.97)  # true AUC
 IMAGES = 4  # of a patient, two of each breast
-WITHIN = 0.5  # correlation of the scores of two images of a patient whose truth is the same
+WITHIN = 0.5  # correlation of the scores of two images of a patient with the same ground truth
 SHOWN = ("auc", "balanced_accuracy", "sensitivity", "specificity")
 
 
 def bench_intervals(rounds: int, resamples: int) -> Iterator[str]:
-    """Simulate `rounds` evaluations of each setting and yield a report in Markdown: coverage and mean length."""
+    """Simulate `rounds` evaluations of each setting; yield a table in Markdown of coverage and mean length."""
     titles = [name.replace("_", " ").replace("auc", "AUC") for name in SHOWN]
     yield f"| patients | with cancer | true AUC | {' | '.join(titles)} |"
     yield "|---" * (3 + len(SHOWN)) + "|"
@@ -32,7 +32,7 @@ def bench_intervals(rounds: int, resamples: int) -> Iterator[str]:
 
 
 def coverage(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, tuple[float, float]]:
-    """Share of `rounds` intervals that hold the true value, and their mean length, by metric; seeded."""
+    """Return by metric the share of `rounds` intervals that contain the true value, and their mean length; seeded."""
     rng = np.random.default_rng([patients, round(100 * share), round(100 * area)])
     names = [f"{n:04d}" for n in range(patients) for _ in range(IMAGES)]
     truth = true_values(area)
@@ -47,13 +47,13 @@ def coverage(patients: int, share: float, area: float, rounds: int, resamples: i
 
 
 def true_values(area: float) -> dict[str, float]:
-    """In the population that `simulate` draws from, whose scores are normal with variance 1 in both classes."""
+    """Return each metric in the population of `simulate`, whose scores are normal with variance 1 in both classes."""
     recall = NormalDist().cdf(_distance(area) / 2)
     return {"auc": area, "balanced_accuracy": recall, "sensitivity": recall, "specificity": recall}
 
 
 def simulate(rng: np.random.Generator, patients: int, share: float, area: float) -> tuple[Ints, Floats]:
-    """Labels [n] and probabilities [n, 2] of `IMAGES` images of each patient; both classes occur."""
+    """Draw labels [n] and probabilities [n, 2] of `IMAGES` images of each patient; both classes occur."""
     labels = np.zeros((patients, IMAGES), dtype=np.int64)
     while not labels.any():
         sick = rng.random(patients) < share
@@ -66,5 +66,5 @@ def simulate(rng: np.random.Generator, patients: int, share: float, area: float)
 
 
 def _distance(area: float) -> float:
-    """Between the means of two normal distributions of variance 1 whose AUC is `area`."""
+    """The distance between the means of two normal distributions of variance 1 whose AUC is `area`."""
     return float(np.sqrt(2) * NormalDist().inv_cdf(area))

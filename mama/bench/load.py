@@ -1,4 +1,4 @@
-"""`mama bench load`: how fast shards become training pairs here, images fitted and reports tokenised."""
+"""`mama bench load`: how fast this machine loads shards as training pairs: letterboxed images, tokenised reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shards.pack.writer import write_shard
 from shards.read.manifest import save_manifest
 from shards.schema import DENSITIES, Finding, Labels, Study, View
 
-STORED = (1024, 448)  # (height, width): a breast cut out of its image, as packing leaves it
+STORED = (1024, 448)  # (height, width) of a packed image, cropped to the breast
 QUALITY = 95
 STUDIES, PICTURES = 64, 32
 MICRO_BATCH, BATCHES = 36, 4
@@ -36,16 +36,16 @@ FINDINGS = (
 
 
 def bench_load(rounds: int) -> Iterator[str]:
-    """Measure `rounds` times and yield the lines of a table in Markdown, with medians.
+    """Measure `rounds` times and yield a table in Markdown, with medians.
 
-    Seconds are those of one core in this process, with the files in the system's memory; only the last line is by
-    the clock, with another process that loads.
+    Times are CPU seconds of this process, with the files in the page cache; only the last line is wall-clock time, with
+    a loader process.
     """
     settle()
     with tempfile.TemporaryDirectory() as name:
         size = _write_shards(Path(name) / "shards")
         config = Config(
-            data=DataConfig([f"{name}/shards"], pairs=["study"], workers=1),  # two pictures for each pair
+            data=DataConfig([f"{name}/shards"], pairs=["study"], workers=1),  # two images for each pair
             train=TrainConfig(global_batch=MICRO_BATCH, micro_batch=MICRO_BATCH),
         )
         pairs = Pairs(config)
@@ -79,7 +79,7 @@ def bench_load(rounds: int) -> Iterator[str]:
 
 
 def _median(work: Callable[[int], None], rounds: int) -> float:
-    """Seconds of one core; the first turn warms up. Each turn has samples of its own."""
+    """Median CPU seconds of `rounds` turns after a first one; each turn has other samples."""
     seconds = []
     for turn in range(rounds + 1):
         start = time.process_time()
@@ -89,7 +89,7 @@ def _median(work: Callable[[int], None], rounds: int) -> float:
 
 
 def _through_loader(config: Config, tokenizer: Tokenizer, rounds: int) -> float:
-    """Pairs a second by the clock; the batches that fill the loader's queue are not counted."""
+    """Pairs per second of wall-clock time, without the batches that fill the loader's queue."""
     batches = training_batches(config, tokenizer, range((rounds + 1) * BATCHES), 0, 1)
     seconds = []
     for _ in range(rounds + 1):
@@ -101,7 +101,7 @@ def _through_loader(config: Config, tokenizer: Tokenizer, rounds: int) -> float:
 
 
 def _write_shards(folder: Path) -> float:
-    """Four views of `STUDIES` studies; returns the mean size of a picture in bytes."""
+    """Write a shard with four views of each of `STUDIES` studies; returns the mean size of an image in bytes."""
     folder.mkdir()
     quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     pictures = [cv2.imencode(".jpg", _picture(n), quality)[1].tobytes() for n in range(PICTURES)]
@@ -115,7 +115,7 @@ def _write_shards(folder: Path) -> float:
 
 
 def _picture(seed: int) -> NDArray[np.uint8]:
-    """A half ellipse of tissue in several scales with the noise of a detector: a JPEG as large as a real one."""
+    """Draw a half ellipse with texture at several scales and detector noise [h, w], whose JPEG has a realistic size."""
     rng = np.random.default_rng(seed)
     height, width = STORED
     y, x = np.mgrid[:height, :width].astype(np.float32)

@@ -1,4 +1,4 @@
-"""`mama bench loss`: the local term forward and backward, beside the loop over texts that it is published as."""
+"""`mama bench loss`: the local term, forward and backward, beside the published loop over texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mama.objective.local_alignment import alignment_scores
 from mama.objective.losses import info_nce
 from mama.settings.schema import LossConfig
 
-# 518 x 518 pixels in patches of 14, and the sentences of a structured report.
+# Patches of 14 pixels in 518 x 518, and the sentences of a structured report.
 PATCHES, WIDTH, FEWEST, MOST = 1369, 512, 8, 13
 
 Scores = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -23,7 +23,7 @@ Measured = tuple[float, Tensor, tuple[Tensor, ...]]  # seconds, loss, gradients
 
 
 def bench_loss(rounds: int, pairs: int) -> Iterator[str]:
-    """Time both `rounds` times in turn, after one round to warm up, and yield a report in Markdown with medians."""
+    """Time both in turn for `pairs` pairs, `rounds` times after a first one; yield a table in Markdown of medians."""
     chunk = LossConfig().local_chunk
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = _embeddings(pairs, device)
@@ -44,7 +44,10 @@ def bench_loss(rounds: int, pairs: int) -> Iterator[str]:
 
 
 def looped_scores(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """V and T as the method is published: one text after the other against the patches of all images."""
+    """Return V and T [T, I] as published: one text after the other against the patches of all images.
+
+    `sentences` [T, S, D], their `mask` [T, S], `patches` [I, P, D].
+    """
     visual, textual = [], []
     for text, own in zip(sentences, mask, strict=True):
         cosines = patches @ text[own].t()  # [I, P, S of this text]
@@ -54,7 +57,7 @@ def looped_scores(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Ten
 
 
 def measure(scores: Scores, sentences: Tensor, mask: Tensor, patches: Tensor) -> Measured:
-    """Seconds for L_local = (CE(scale V) + CE(scale T)) / 2 and its gradients; the loss; the gradients."""
+    """Return seconds for L_local = (CE(scale V) + CE(scale T)) / 2 and its gradients, the loss, and the gradients."""
     leaves = sentences.clone().requires_grad_(), patches.clone().requires_grad_()
     targets, scale = torch.eye(len(mask), device=mask.device), LossConfig().initial_scale
     _wait(mask.device)

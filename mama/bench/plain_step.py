@@ -1,32 +1,33 @@
-"""The training step of `mama bench step` with transformers, peft and PyTorch alone: what a framework has to beat.
+"""The training step with transformers, peft and PyTorch alone: what this framework is compared with.
 
 The method is that of Du, Onofrey, Dvornek, arXiv 2409.18119. `plain` is what a careful engineer writes: fp32 weights
 under autocast to bf16, PyTorch's fused attention, one pass of the image tower over both views, local alignment in a
 loop over the texts, the negatives of one GPU, PyTorch's AdamW, no ZeRO. `published` is the same model with habits of
 the published code (github.com/XYPB/MaMA, files of it in brackets):
 
-- anomaly detection of autograd, which looks for NaN behind every backward function (top of train.py and of model.py);
-- attention weights asked of the language model, hence attention written out, "eager" (backbones/encoder_pemed.py); the
+- autograd's anomaly detection, which checks for NaN after every backward function (top of train.py and of model.py);
+- attention weights requested of the language model, hence "eager" attention (backbones/encoder_pemed.py); the
   transformers 4.35.2 of environment.yml has no other for GPT-2;
-- every token fetched from the GPU alone, twice: for its word, which nothing reads, and to find the padding
+- every token copied from the GPU by itself, twice: for its word, which is never used, and to find the padding
   (backbones/encoder_pemed.py, `forward` and `find_last_word_token`);
 - the image tower called once for each view, the sentence head once for each text (model.py, `forward`);
-- in bf16 weights, gradients and moments of AdamW in bf16, without autocast: a habit that saves time and memory, and
-  loses small updates (`--precision bf16-true` in scripts/lp_pretrained.sh and fft_pretrained.sh; train.py's default is
-  fp32, and the script of the pre-training itself is not among the files that were read).
+- in bf16: weights, gradients and AdamW's moments in bf16, without autocast, which saves time and memory and loses small
+  updates (`--precision bf16-true` in scripts/lp_pretrained.sh and fft_pretrained.sh; the default of train.py is fp32,
+  and the script of the pre-training itself was not among the files read).
 
-Both are kinder than the published code: one rank, spared DistributedDataParallel, which the scripts let search for
-unused parameters; the batch lies on the GPU, where the loader there brings float images of three channels to it; no
-accuracies and no logging at every step (model.py, `precision_at_k`, `log_dict`); no deterministic algorithms of cuDNN
-(train.py), which concern one convolution; and the libraries of today. They are less kind: PyTorch's attention in the
-image tower, where environment.yml has xformers; gradients are clipped if `optim.clip_norm` says so, there never; and
-matrices in fp32 are not multiplied in TF32, as train.py allows. Augmentation is the loader's there, and is not measured
-here. Activation checkpointing hangs on flags there, and is measured on and off.
+Both are faster than the published code in some ways: one rank without DistributedDataParallel, which the scripts let
+search for unused parameters; a batch that is on the GPU already, where the published loader copies float images of
+three channels; no accuracies and no logging at every step (model.py, `precision_at_k`, `log_dict`); no deterministic
+cuDNN algorithms (train.py), which concern one convolution; today's libraries. And slower in others: PyTorch's attention
+in the image tower, where environment.yml has xformers; gradients are clipped if `optim.clip_norm` is set, there never;
+fp32 matrices are not multiplied in TF32, as train.py allows. Augmentation is not measured, since the published loader
+does it. Activation checkpointing, which depends on flags there, is measured on and off.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,20 +37,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from mama.bench.loss import looped_scores
-from mama.bench.step import Step
 from mama.data.batches import Batch, Texts
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config, TextConfig
 
 
 class PlainModel(nn.Module):
-    """Two towers and the heads of the paper, for GPT-2 under LoRA and DINOv2; gives the loss of a batch."""
+    """GPT-2 under LoRA, DINOv2 and the paper's heads; `forward` returns the loss of a batch."""
 
     def __init__(self, config: Config, vocabulary: int, as_published: bool = False) -> None:
         super().__init__()
         self.as_published, heads = as_published, config.heads
         self.vision = _tower(config.vision.config, "sdpa")
-        self.norm, self.vision.layernorm = self.vision.layernorm, nn.Identity()  # the global feature is read before it
+        self.norm, self.vision.layernorm = self.vision.layernorm, nn.Identity()  # the global feature is taken before it
         text = _tower(config.text.config | {"vocab_size": vocabulary}, "eager" if as_published else "sdpa")
         self.text = _adapted(text, config.text)
         if config.train.activation_checkpointing:
@@ -65,10 +65,10 @@ class PlainModel(nn.Module):
         self.temperature = config.loss.view_temperature
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss of b pairs, all four terms."""
+        """Return the loss of b pairs, the sum of all four terms."""
         pairs, texts = len(batch.anchors), batch.texts
         images = torch.cat([batch.anchors, batch.partners]).split(pairs if self.as_published else 2 * pairs)
-        tokens = [self._tokens(part) for part in images]  # of each view, or of both: [., 1 + registers + P, d]
+        tokens = [self._tokens(part) for part in images]  # of each view, or of both: [b or 2b, 1 + registers + P, d]
         states = self._states(texts)
         features, first = torch.cat([part.mean(1) for part in tokens]), 1 + self.vision.config.num_register_tokens
         mean = (states * texts.mask[..., None]).sum(1) / texts.mask.sum(1, keepdim=True)
@@ -89,7 +89,7 @@ class PlainModel(nn.Module):
         return found
 
     def _states(self, texts: Texts) -> Tensor:
-        """[b, L, d] of the language model."""
+        """The last hidden states [b, L, d] of the language model."""
         found = self.text(
             input_ids=texts.tokens, attention_mask=texts.mask, use_cache=False, output_attentions=self.as_published
         )
@@ -113,9 +113,9 @@ def plain_loss(
     local_scale: Tensor,
     temperature: float,
 ) -> Tensor:
-    """L_VV + L_VT(v, t) + L_VT(w, t) + L_local of unit vectors, without gathering and without text positives.
+    """Return L_VV + L_VT(v, t) + L_VT(w, t) + L_local (arXiv 2409.18119), without gathering and text positives.
 
-    `image` and `view` [2b, D] are of the anchors, then of their partners; `text` [b, D] is of both;
+    Unit vectors: `image` and `view` [2b, D] of the anchors and then of their partners, `text` [b, D] of both,
     `patches` [b, P, D] of the anchors, `sentences` [b, S, D] with their `mask` [b, S].
     """
     pairs = len(text)
@@ -129,8 +129,10 @@ def plain_loss(
     return F.cross_entropy(similar, partner) + symmetric + local
 
 
-def plain_step(config: Config, tokenizer: Tokenizer, device: torch.device, as_published: bool = False) -> Step:
-    """The model with AdamW, and one update; `train.precision` decides the types, as the head of this file says."""
+def plain_step(
+    config: Config, tokenizer: Tokenizer, device: torch.device, as_published: bool = False
+) -> Callable[[Batch], Tensor]:
+    """Return the training step of a new model with AdamW; types as `train.precision` and this file's docstring say."""
     torch.manual_seed(config.seed)
     with device, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names
@@ -157,19 +159,19 @@ def plain_step(config: Config, tokenizer: Tokenizer, device: torch.device, as_pu
 
 
 def _look_up(tokens: Tensor) -> None:
-    """Fetch each of the tokens [b, L] from the device by itself, twice."""
+    """Copy each of the tokens [b, L] from the device by itself, twice."""
     for text in tokens:
         for token in text:
             token.item()
         for token in text:
-            bool(token == 0)  # whichever: that each is compared takes the time
+            bool(token == 0)  # the comparison is what takes time
 
 
 def _tower(shape: dict[str, Any], attention: str) -> Any:
     config = AutoConfig.for_model(**shape)
     tower = AutoModel.from_config(config, attn_implementation=attention, trust_remote_code=False)
     for name, parameter in tower.named_parameters():
-        if name.endswith("mask_token"):  # of another pre-training
+        if name.endswith("mask_token"):  # used in masked pre-training only
             parameter.requires_grad_(False)
     return tower
 

@@ -1,90 +1,64 @@
-"""`mama bench step`: training steps on synthetic pairs through the real engine, on the device that is there."""
+"""`mama bench step`: the training step on synthetic pairs, on this machine's GPU or CPU."""
 
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mama.data import augment
-from mama.data.batches import Batch, Texts
+from mama.bench.plain_step import plain_step
+from mama.bench.synthetic import published, synthetic, tiny
+from mama.data.batches import Batch
 from mama.data.tokenizer import Tokenizer
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
-from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
-from mama.train.dry_run import rank_bytes, shape_of, stand_in, without_weights
-
-TOKENS_OF_A_SENTENCE = 14  # of a structured report
-
+from mama.settings.schema import Config, ConfigError, TrainConfig
+from mama.train.deepspeed_engine import join_ranks, start_engine
+from mama.train.estimate import rank_bytes, shape_of, stand_in, without_weights
+from mama.train.throughput import peak_memory_gb
+from mama.train.training_step import training_step
 
 Step = Callable[[Batch], Tensor]  # one update by a batch; returns its loss
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One rank's steps of one micro-batch each."""
+    """The steps of one rank, by one micro-batch each."""
 
     pairs: int
     seconds: float  # median of the steps
-    memory_gb: float  # GiB at most: on CUDA what tensors took, on the CPU the whole process
-    flops: float  # operations of a pair
-    peak: float | None  # operations per second of the device at most, where they are known
-    estimate_gb: float | None = None  # what `mama train --dry-run` says of it
+    memory_gb: float  # peak in GiB: of tensors on CUDA, of the whole process on the CPU
+    flops: float  # operations for a pair
+    peak: float | None  # operations per second of the device, if known
+    estimate_gb: float | None = None  # by `mama train --dry-run`
 
     @property
     def rate(self) -> float:
+        """Pairs per second."""
         return self.pairs / self.seconds
 
     @property
     def mfu(self) -> float | None:
-        """Share of the device's peak that the model's own operations take (Chowdhery et al. 2022, appendix B)."""
+        """Share of the device's peak taken by the model's own operations (Chowdhery et al. 2022, appendix B)."""
         return self.rate * self.flops / self.peak if self.peak else None
 
 
-def published() -> Config:
-    """The paper's towers at 518 pixels, with random weights: ViT-B/14 with registers, a GPT-2 of BioMedLM's 2.7 B."""
-    return without_weights(Config(name="published"))
-
-
-def tiny() -> Config:
-    """Small enough for a moment of one core."""
-    vision = {
-        "model_type": "dinov2_with_registers", "num_channels": 1, "hidden_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "patch_size": 16, "image_size": 64,
-    }  # fmt: skip
-    text = {
-        "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 2,
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
-    return Config(
-        name="tiny",
-        data=DataConfig(image_size=(64, 64), max_tokens=56),
-        vision=VisionConfig(model=None, config=vision),
-        text=TextConfig(model=None, config=text),
-        heads=HeadsConfig(embed_dim=32, hidden_dim=64, view_hidden_dim=48),
-        train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32"),
-    )
-
-
 def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Iterator[str]:
-    """Measure `rounds` steps behind one to warm up, without activation checkpointing and with it; lines in Markdown.
+    """Measure `rounds` steps after a first one, with and without activation checkpointing; yield a table in Markdown.
 
-    Without `config`, the published shapes on CUDA and tiny ones on the CPU. On CUDA `train.attention=auto` is each
-    kernel in turn, the first also at the largest micro-batch that fits. `plain` adds the two steps of
-    `mama.bench.plain_step`. Every row has a process of its own, so that none sees the memory of another.
+    Without `config`: the published shapes on CUDA, tiny ones on the CPU. On CUDA, `train.attention=auto` measures each
+    kernel, the first also at the largest micro-batch that fits. `plain` adds the two steps of `mama.bench.plain_step`.
+    Each row is measured in a process of its own, whose peak memory is then its own. Raises `ConfigError` in a rank.
     """
     if "RANK" in os.environ:
         raise ConfigError(
@@ -117,7 +91,7 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
 
 
 def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
-    """The one configured; where `auto` would take xformers, xformers and then PyTorch's."""
+    """The configured kernel; xformers and then PyTorch's if `auto` would choose xformers."""
     if train.attention != "auto":
         return [train]
     both = [replace(train, attention="xformers"), replace(train, attention="sdpa")]
@@ -126,16 +100,21 @@ def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
 
 
 def _chosen(config: Config) -> str:
-    """In a process of its own: to try xformers takes memory of the GPU."""
+    """Runs in a process of its own, since a trial of xformers takes GPU memory."""
     return attention.choose("auto", torch.device("cuda"))
 
 
 def _both(function: Callable[[Config], list[Measured]], step: str, config: Config, rounds: int) -> Iterator[str]:
-    """Rows without activation checkpointing and with it; `step` fills the first two columns."""
+    """Yield the rows without and with activation checkpointing; `step` fills the first two columns."""
     pairs, tokens = config.train.micro_batch, config.data.max_tokens
     for checkpointing in (False, True):
         train = replace(
-            config.train, activation_checkpointing=checkpointing, global_batch=pairs, ranks=1, steps=rounds + 1
+            config.train,
+            activation_checkpointing=checkpointing,
+            global_batch=pairs,
+            grad_cache=False,  # of a single micro-batch
+            ranks=1,
+            steps=rounds + 1,
         )
         label = f"| {step} | {'on' if checkpointing else 'off'}"
         measured = run_on_ranks(function, replace(config, train=train))
@@ -146,24 +125,22 @@ def _both(function: Callable[[Config], list[Measured]], step: str, config: Confi
 
 
 def measure(config: Config) -> list[Measured]:
-    """On one rank: `train.steps` steps, the first unmeasured; nothing where the GPU's memory does not suffice."""
+    """Measure `train.steps` steps but the first, on one rank; returns nothing if GPU memory does not suffice."""
     return _measured(config, framework_step, lambda found, room: [config.train.micro_batch])
 
 
 def measure_to_the_largest(config: Config) -> list[Measured]:
-    """The same, and the largest micro-batch that fits, to a sixteenth."""
-    wanted = config.train.micro_batch
-    found = _measured(config, framework_step, lambda found, room: growing(wanted, found, room))
-    return [one for one in found if one.pairs == wanted or one is found[-1]]
+    """As `measure`, and also at the largest micro-batch that fits, to a sixteenth."""
+    pairs = config.train.micro_batch
+    found = _measured(config, framework_step, lambda found, room: growing(pairs, found, room))
+    return [one for one in found if one.pairs == pairs or one is found[-1]]
 
 
 def measure_plain(config: Config, as_published: bool = False) -> list[Measured]:
-    """As `measure`, of the step without this framework."""
-    from mama.bench.plain_step import plain_step
-
+    """As `measure`, for the step without this framework."""
     start = partial(plain_step, as_published=as_published)
     found = _measured(config, start, lambda found, room: [config.train.micro_batch])
-    return [replace(one, estimate_gb=None) for one in found]  # the estimate is of ours
+    return [replace(one, estimate_gb=None) for one in found]  # the estimate is for our step
 
 
 def measure_published(config: Config) -> list[Measured]:
@@ -171,13 +148,13 @@ def measure_published(config: Config) -> list[Measured]:
     return measure_plain(config, as_published=True)
 
 
-def growing(wanted: int, found: list[Measured], room_gb: float) -> Iterator[int]:
-    """Half of `wanted`, `wanted`, then seven eighths of the way to what `room_gb` holds by the last two.
+def growing(pairs: int, found: list[Measured], room_gb: float) -> Iterator[int]:
+    """Yield micro-batch sizes to try: half of `pairs`, `pairs`, then ever larger ones, until the caller stops.
 
-    In steps of a sixteenth and 1 at least. `found` is what has been measured so far. It ends where a micro-batch
-    does not fit, with the caller. Few are tried: a large one takes seconds.
+    Each goes seven eighths of the way to the size that would fill `room_gb` GiB, extrapolated from the last two
+    measurements in `found`, and at least a sixteenth further. Few are tried, since a large one takes seconds.
     """
-    yield from sorted({max(1, wanted // 2), wanted, max(2, wanted)})
+    yield from sorted({max(1, pairs // 2), pairs, max(2, pairs)})
     while True:
         before, last = found[-2:]
         growth = (last.memory_gb - before.memory_gb) / (last.pairs - before.pairs)
@@ -190,9 +167,7 @@ def _measured(
     start: Callable[[Config, Tokenizer, torch.device], Step],
     sizes: Callable[[list[Measured], float], Iterable[int]],
 ) -> list[Measured]:
-    """One started model at micro-batches of `sizes(found, room in GiB)`, up to the first that does not fit."""
-    from mama.train.deepspeed_engine import join_ranks
-
+    """Start one model and measure it at micro-batches of `sizes(found, room in GiB)`, until one does not fit."""
     device = join_ranks()
     found: list[Measured] = []
     try:
@@ -209,22 +184,15 @@ def _measured(
 
 
 def framework_step(config: Config, tokenizer: Tokenizer, device: torch.device) -> Step:
-    """The model under its engine, and one update as `mama train` makes it, without what it logs."""
-    from mama.train.deepspeed_engine import start_engine
-
-    with device:  # random numbers for billions of parameters take minutes on a CPU
+    """Return the training step of `mama train`, for a model under its engine."""
+    with device:  # on a CPU, random numbers for billions of parameters take minutes
         model = build(config, tokenizer, attention.choose(config.train.attention, device))
     prepare_blocks(model, config.train, device)
     engine = start_engine(model, config)
     engine.train()
 
-    def step(batch: Batch) -> Tensor:
-        total, _terms = objective(engine(batch), config.loss, step=config.loss.local_start)
-        engine.backward(total)
-        engine.step()
-        return total.detach()
-
-    return step
+    number = config.loss.local_start + 1  # a step at which every term counts, and none starts
+    return lambda batch: training_step(engine, [batch], config, number).total
 
 
 def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, device: torch.device) -> Measured:
@@ -245,36 +213,10 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
     return Measured(
         config.train.micro_batch,
         statistics.median(seconds[1:]),
-        _peak_memory_gb(device),
+        peak_memory_gb(device),
         flops,
         peak_flops(device),
         rank_bytes(replace(config, data=data), shape, 1)[0] / 2**30,
-    )
-
-
-def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
-    """One micro-batch of noise with texts of full length, the same for both views of a pair, on the CPU."""
-    pairs, size, length = config.train.micro_batch, config.data.image_size, config.data.max_tokens
-    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    tokens = torch.randint(len(tokenizer) - 2, (pairs, length), generator=generator)
-    ends = torch.arange(min(length, TOKENS_OF_A_SENTENCE) - 1, length, TOKENS_OF_A_SENTENCE).expand(pairs, -1)
-    tokens.scatter_(1, ends, tokenizer.separator_id)
-    whole = torch.ones_like(tokens, dtype=torch.bool)
-    images = torch.randint(256, (2, pairs, 1, *size), generator=generator, dtype=torch.uint8)
-    drawn = [augment.draw(config.data.augment, image.numpy(), rng) for image in images.flatten(0, 2)]
-    changes = torch.from_numpy(np.stack(drawn))
-    numbers = torch.arange(pairs)
-    return Batch(
-        keys=[str(number) for number in range(pairs)],
-        anchors=images[0],
-        partners=images[1],
-        anchor_changes=changes[:pairs],
-        partner_changes=changes[pairs:],
-        texts=Texts(tokens, whole, ends.contiguous(), torch.ones_like(ends, dtype=torch.bool)),
-        anchor_text=numbers,
-        partner_text=numbers,
-        text_ids=numbers,
-        partner_text_ids=numbers,
     )
 
 
@@ -285,11 +227,5 @@ def _row(one: Measured, tokens: int) -> str:
 
 
 def _memory_of(device: torch.device) -> float:
-    """GiB that a micro-batch may grow into; none on the CPU, where nothing is searched."""
+    """GiB that a micro-batch may fill; 0 on the CPU, where no largest one is searched."""
     return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else 0.0
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

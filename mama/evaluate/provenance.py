@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 
 from mama.evaluate import intervals
 from mama.export.consolidate import WEIGHTS
-from mama.run.digests import read_object, sha256, standing, write_json
+from mama.run.digests import read_object, sha256, write_json
+from mama.run.folders import standing
 from mama.run.portable import folder_name
 from mama.run.run_folder import DATA, shards_digest
 from mama.settings.schema import Config, ConfigError

@@ -14,10 +14,11 @@ from mama.model import attention
 from mama.model.mama_model import MamaModel, build
 from mama.model.towers import TextTower, VisionTower
 from mama.run import checkpoints
-from mama.run.digests import check_digests, remove, replace_folder, standing, write_digests
+from mama.run.digests import check_digests, write_digests
+from mama.run.folders import remove, replace_folder, standing
 from mama.run.model_state import digests
 from mama.run.portable import portable, rewrite_without_paths
-from mama.run.run_folder import load_tokenizer
+from mama.run.run_tokenizer import load_tokenizer
 from mama.settings.load import load, save
 from mama.settings.schema import Config, ConfigError
 from shards.read.reader import load_manifest

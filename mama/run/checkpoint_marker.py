@@ -1,4 +1,4 @@
-"""The marker of a checkpoint: the last file in it, by which the others are known to be whole."""
+"""The marker of a checkpoint: its last file, which lists the others, so that an incomplete one is recognised."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ FROZEN = "frozen.json"
 
 @dataclass(frozen=True)
 class Marker:
-    """What a marker file says; earlier versions wrote no digests."""
+    """The content of a marker file; earlier versions wrote no `sha256`."""
 
     step: int
     ranks: int
     score: float | None  # of validation
     adam_steps: dict[str, float]  # by parameter group
-    facts: dict[str, int]
+    facts: dict[str, int]  # counts that a resumed run continues from
     bytes: dict[str, int]  # by file
     sha256: dict[str, str] | None = None  # by file
 
     @property
     def pieces(self) -> list[str]:
-        """The names of the files of tensors."""
+        """The names of the files that hold tensors, in their order."""
         return sorted(name for name in self.bytes if name.startswith("state-"))
 
 
 def folder_name(step: int) -> str:
+    """Return the name of the checkpoint after `step` steps."""
     return f"step-{step:06d}"
 
 
 def damage(checkpoint: Path, contents: bool = False) -> str | None:
-    """What is wrong with a checkpoint's marker, the sizes of its files or, with `contents`, their digests; or None."""
+    """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None."""
     try:
         marker = read_marker(checkpoint)
         for name, size in marker.bytes.items():
@@ -53,7 +54,7 @@ def damage(checkpoint: Path, contents: bool = False) -> str | None:
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     if contents and marker.sha256 is None:
-        log.info("%s: an earlier version wrote it, without digests; only sizes are compared", checkpoint)
+        log.info("%s: was written without digests by an earlier version; only sizes are compared", checkpoint)
     for name, expected in (marker.sha256 or {}).items() if contents else ():
         if sha256_or_reason(checkpoint / name) != expected:
             return f"{checkpoint / name}: its content has changed since it was written"
@@ -61,7 +62,7 @@ def damage(checkpoint: Path, contents: bool = False) -> str | None:
 
 
 def read_marker(checkpoint: Path) -> Marker:
-    """Raises `ConfigError` where the marker is gone or is not what was written."""
+    """Return the marker of a checkpoint. Raises `ConfigError` if it is missing, was edited or is damaged."""
     document = read_object(checkpoint / MARKER)
     try:
         digest = document.pop("digest", None)
@@ -76,6 +77,7 @@ def read_marker(checkpoint: Path) -> Marker:
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
+    """Write the marker and its own digest, atomically."""
     document = asdict(marker)
     write_json(folder / MARKER, {**document, "digest": _digest(document)})
 
@@ -86,5 +88,5 @@ def _require(good: bool, what: str) -> None:
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Of a marker's other entries, so that damage to the marker itself is noticed."""
+    """The SHA-256 of a marker's other entries, by which damage to the marker itself is detected."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

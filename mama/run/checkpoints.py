@@ -1,6 +1,6 @@
-"""Checkpoints of a run folder, `checkpoints/step-000500/`: which there are, which are whole, and their tensors.
+"""Find and read the checkpoints of a run folder, `checkpoints/step-000500/`, without DeepSpeed.
 
-Written by `mama.train.checkpoint`; what only looks for them or reads them does without DeepSpeed.
+`mama.train.checkpoint` writes them. Complete: marker and sizes agree. Whole: the digests of all files do as well.
 """
 
 from __future__ import annotations
@@ -26,71 +26,72 @@ STEP = re.compile(r"step-(\d{6,})")
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first, by their markers and the sizes of their files."""
+    """Return the complete checkpoints of a run, oldest first."""
     return [folder for folder in _folders(run) if not damage(folder)]
 
 
 def best(run: Path) -> Path | None:
-    """The complete checkpoint with the highest validation score; the newest of equals."""
+    """Return the complete checkpoint with the highest validation score, the newest of equals; None without a score."""
     return next(iter(_by_score(run)), None)
 
 
 def newest(run: Path) -> Path | None:
-    """The checkpoint to resume from: the newest that is whole to the last byte. None where the run has saved none.
+    """Return the newest whole checkpoint, to resume from; None if the run has saved none.
 
-    Damaged ones are named in the log. Raises `ConfigError` where all are: no run begins anew by itself.
+    Damaged ones are logged. Raises `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
     """
     return _first_whole(run, reversed(_folders(run)))
 
 
 def best_whole(run: Path) -> Path | None:
-    """The same of those with a validation score, the highest first."""
+    """Return the whole checkpoint with the highest validation score; None and errors as for `newest`."""
     return _first_whole(run, _by_score(run))
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps had been taken."""
+    """Return the number of steps taken before a checkpoint."""
     return read_marker(checkpoint).step
 
 
 def facts_of(checkpoint: Path) -> dict[str, int]:
-    """What `save` was given as `facts`."""
+    """Return the counts that `mama.train.checkpoint.save` was given as `facts`."""
     return read_marker(checkpoint).facts
 
 
 def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> None:
-    """Put the trained weights and the buffers into a model that no engine has taken yet.
+    """Load the trained weights and the buffers into a model, before an engine is started with it.
 
-    Raises `ConfigError` where the model has other trained tensors, or frozen ones with another digest.
+    `frozen` are the digests of its frozen weights. Raises `ConfigError` if they differ from the checkpoint's, or if
+    the model has other trained tensors.
     """
     if name := first_difference(read_object(checkpoint / FROZEN), frozen):
         raise ConfigError(f"{checkpoint}: the frozen tensor {name} is not the one that the run was trained with")
-    wanted = trained(model) | buffers(model)
+    expected = trained(model) | buffers(model)
     found = 0
     for _, name, tensor in read_tensors(checkpoint, ("weight", "buffer")):
-        if name not in wanted or wanted[name].shape != tensor.shape:
+        if name not in expected or expected[name].shape != tensor.shape:
             raise ConfigError(f"{checkpoint}: this configuration's model has no tensor {name} {list(tensor.shape)}")
-        wanted[name].data.copy_(tensor)
+        expected[name].data.copy_(tensor)
         found += 1
-    if found != len(wanted):
-        raise ConfigError(f"{checkpoint}: holds {found} of the {len(wanted)} trained tensors of this configuration")
+    if found != len(expected):
+        raise ConfigError(f"{checkpoint}: holds {found} of the {len(expected)} trained tensors of this configuration")
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The trained tensors and buffers by name, in fp32."""
+    """Return the trained tensors and buffers by name, in fp32."""
     return {name: tensor for _, name, tensor in read_tensors(checkpoint, ("weight", "buffer"))}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that others may read where the user's umask lets them."""
+    """Write a safetensors file with the permissions of the user's umask."""
     save_file(tensors, path, metadata)
     set_default_mode(path)
 
 
 def read_tensors(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str, str, Tensor]]:
-    """Kind, name and tensor of all that are of these kinds; the others are not read from the disk.
+    """Yield (kind, name, tensor) of all tensors of these kinds; the others are not read from the disk.
 
-    Raises `ConfigError` for a tensor that is not finite, and a file that is none of tensors.
+    Raises `ConfigError` if a tensor is not finite, or a file is not in the safetensors format.
     """
     for path in (checkpoint / name for name in read_marker(checkpoint).pieces):
         try:
@@ -112,28 +113,28 @@ def _number(folder: Path) -> int:
 
 
 def _folders(run: Path) -> list[Path]:
-    """Whatever bears the name of a checkpoint, oldest first: by number, as names sort `step-1000000` first."""
+    """All folders with the name of a checkpoint, oldest first: by number, since `step-1000000` sorts first by name."""
     found = (path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name))
     return sorted(found, key=_number)
 
 
 def _by_score(run: Path) -> list[Path]:
-    """The complete checkpoints that were validated, the best first, the newest of equals first."""
+    """The complete checkpoints with a validation score, best first, the newest of equals first."""
     scored = [(score, path) for path in checkpoints(run) if (score := read_marker(path).score) is not None]
     return [path for _, path in sorted(scored, key=lambda pair: (pair[0], _number(pair[1])), reverse=True)]
 
 
 def _first_whole(run: Path, folders: Iterable[Path]) -> Path | None:
-    passed = 0
+    damaged = 0
     for folder in folders:
         reason = damage(folder, contents=True)
         if reason is None:
             return folder
-        log.warning("%s; this checkpoint is passed over", reason)
-        passed += 1
-    if passed:
+        log.warning("%s; this checkpoint is skipped", reason)
+        damaged += 1
+    if damaged:
         place = run / "checkpoints"
         raise ConfigError(
-            f"{place}: none of {passed} checkpoints is whole, the last: {reason}; or move {place} away to begin anew"
+            f"{place}: none of {damaged} checkpoints is whole, the last: {reason}; or move {place} away to start again"
         )
     return None

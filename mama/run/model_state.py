@@ -1,4 +1,4 @@
-"""What a checkpoint says of a model: its trained tensors and running statistics, and digests of the frozen tensors."""
+"""The tensors of a model that a checkpoint holds: trained ones, running statistics, and digests of the frozen ones."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from torch import Tensor, nn
 
 from mama.runtime.collectives import rank
 
-# Of no bytes: an earlier version held the registers of a tower without any as a frozen parameter.
+# Of an empty tensor: an earlier version had a frozen parameter for the registers of towers without registers.
 EMPTY = hashlib.blake2b(digest_size=16).hexdigest()
 
 
 def digests(model: nn.Module) -> dict[str, str]:
-    """BLAKE2b of every frozen tensor by name, on rank 0; empty on the others, which only take part in gathering."""
+    """Return the digest of every frozen tensor by name on rank 0; empty on the other ranks."""
     return {name: digest_of(p) for name, p in model.named_parameters() if not p.requires_grad and rank() == 0}
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Running statistics; the other buffers of the towers are constants of their architecture."""
+    """Return running statistics by name; the other buffers of the towers are constants of their architecture."""
     return {name: b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
 
 
 def first_difference(before: dict[str, str], now: dict[str, str]) -> str | None:
-    """A name that is not in both with the same digest. Only rank 0 can tell: the others hold nothing."""
+    """Return the first name whose digest differs or is missing. On rank 0 only: the others have no digests."""
     if rank() != 0:
         return None
     before = {name: digest for name, digest in before.items() if digest != EMPTY}
@@ -36,6 +37,6 @@ def first_difference(before: dict[str, str], now: dict[str, str]) -> str | None:
 
 
 def digest_of(tensor: Tensor) -> str:
-    """BLAKE2b of 16 bytes, in hexadecimal, of a tensor's bytes."""
+    """Return the BLAKE2b digest, 16 bytes in hexadecimal, of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).hexdigest()

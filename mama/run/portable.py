@@ -1,4 +1,4 @@
-"""What leaves this machine names files and folders, and does not say where they lie."""
+"""Settings without paths: a model that leaves this machine keeps the names of files and folders, not their places."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from mama.settings.schema import Config, DataConfig
 from shards.pack.settings import PackConfig
 
-PLACE = re.compile(r"(~|/|[A-Za-z]:[\\/]|[a-z]+://).*[\\/]")  # how a path or an address begins: a lone "/" is a token
+PLACE = re.compile(r"(~|/|[A-Za-z]:[\\/]|[a-z]+://).*[\\/]")  # the beginning of a path or URL; a lone "/" is a token
 
 
 def portable(config: Config) -> Config:
-    """The same model and texts, with names in place of paths and addresses, and of the archive only its source."""
+    """Return the settings of a model with names in place of paths and URLs, and of the archive only its source."""
     data = replace(
         config.data, shards=[folder_name(address) for address in config.data.shards], cache=DataConfig().cache
     )
@@ -28,14 +28,14 @@ def portable(config: Config) -> Config:
 
 
 def folder_name(address: str) -> str:
-    """The last part of a folder's path, or of an http(s) address without what may stand behind it."""
+    """Return the last part of a folder's path, or of an http(s) URL without its query."""
     if "://" in address:
         return Path(urlsplit(address).path).name or "shards"
     return Path(os.path.expanduser(address)).resolve().name
 
 
 def without_paths(value: Any) -> Any:
-    """A JSON document with the last part of every absolute path or address in it."""
+    """Replace every absolute path or URL in a JSON document by its last part."""
     if isinstance(value, dict):
         return {key: without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -46,17 +46,14 @@ def without_paths(value: Any) -> Any:
 
 
 def rewrite_without_paths(file: Path) -> None:
-    """A configuration that a library has written; a file that is not there stays so."""
+    """Apply `without_paths` to a JSON file written by a library, if it exists."""
     if file.exists():
         file.write_text(json.dumps(without_paths(json.loads(file.read_text())), indent=2, ensure_ascii=False) + "\n")
 
 
 def _model_name(model: str | None) -> str | None:
-    """A hub name stays; of a folder or file here the name is left."""
+    """The name of a local folder or file; a hub name stays as it is."""
     if model is None or model.startswith("package:"):
         return model
-    return (
-        folder_name(model)
-        if PLACE.match(model) or Path(model).is_absolute() or os.path.exists(os.path.expanduser(model))
-        else model
-    )
+    is_local = PLACE.match(model) or Path(model).is_absolute() or os.path.exists(os.path.expanduser(model))
+    return folder_name(model) if is_local else model

@@ -1,4 +1,4 @@
-"""Ranks read the same files at their start, also where they see them on disks of their own or through a network."""
+"""Check at the start that all ranks read the same files, even if each has its own disk or a network file system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import torch.distributed as dist
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, damage
 from mama.run.digests import sha256_or_reason
-from mama.run.run_folder import flat, prepare
+from mama.run.flat_settings import flat, is_among
+from mama.run.run_folder import prepare
 from mama.runtime.collectives import rank, world_size
 from mama.settings.schema import Config, ConfigError
 from shards.read.manifest import MANIFEST
@@ -25,16 +26,16 @@ from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
 
-WAIT = 90.0  # seconds: a client of NFS may go by what it knows of a folder for 60 (nfs(5): acdirmax)
+WAIT = 90.0  # seconds; an NFS client may use its cached view of a folder for 60 (nfs(5): acdirmax)
 DIGITS = 12  # of a SHA-256, in messages
-MAY_DIFFER = ("pack.", "eval.", "data.workers", "data.cache")  # what does not decide what a rank computes
+MAY_DIFFER = ("pack", "eval", "data.workers", "data.cache")  # settings without effect on what a rank computes
 
 
 def prepare_and_agree(config: Config) -> Path | None:
-    """Prepare the run folder on rank 0; returns the checkpoint that all ranks resume from, or None.
+    """Prepare the run folder on rank 0, and return the checkpoint that all ranks resume from, if there is one.
 
-    Rank 0 chooses it; the others wait until they see exactly that one, and the tokenizer. Every rank must call it.
-    Raises `ConfigError` on all ranks where one reads other settings, shards, tokenizer or checkpoint.
+    Rank 0 chooses it; the others wait until they see the same one, and the same tokenizer. Every rank must call it.
+    Raises `ConfigError` on all ranks if one of them reads other settings, shards, tokenizer or checkpoint files.
     """
     chosen = prepare(config) if rank() == 0 else None
     if world_size() == 1:
@@ -51,31 +52,31 @@ def prepare_and_agree(config: Config) -> Path | None:
         if problem := _differs(own, read, host):
             problem += "; start all ranks with the same settings and shards"
         else:
-            problem = _waited_for(config, chosen, written, host)
-    said = [""] * world_size()
-    dist.all_gather_object(said, problem)
-    if any(said):
-        raise ConfigError(next(filter(None, said)))
+            problem = _wait_for(config, chosen, written, host)
+    problems = [""] * world_size()
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise ConfigError(next(filter(None, problems)))
     return chosen
 
 
-def _waited_for(config: Config, chosen: Path | None, expected: dict[str, Any], host: str) -> str:
-    """What this rank still sees otherwise than rank 0, after `WAIT` seconds at most."""
-    deadline, told = time.monotonic() + WAIT, False
+def _wait_for(config: Config, chosen: Path | None, expected: dict[str, Any], host: str) -> str:
+    """Wait until this rank sees the run folder as rank 0 does; returns what still differs after `WAIT` seconds."""
+    deadline, warned = time.monotonic() + WAIT, False
     while problem := _differs(_written(config, chosen), expected, host):
         if time.monotonic() > deadline:
             return f"{problem} (after {WAIT:.0f} s); is the run folder on a disk that all machines share?"
-        if not told:
+        if not warned:
             log.warning("%s; waiting up to %.0f s for it", problem, WAIT)
-            told = True
+            warned = True
         time.sleep(1)
     if chosen is None and (own := checkpoints.checkpoints(config.run_folder)):
-        log.warning("rank %d on %s sees %s, rank 0 sees no checkpoint and starts anew", rank(), _host(), own[-1])
+        log.warning("rank %d on %s sees %s, rank 0 sees no checkpoint and starts from step 0", rank(), _host(), own[-1])
     return ""
 
 
 def _differs(own: dict[str, Any], theirs: dict[str, Any], host: str) -> str:
-    """The first thing that this rank and rank 0 read differently, in words; empty where there is none."""
+    """Describe the first entry that differs between this rank's dictionary and rank 0's; empty if none does."""
     for key in (*theirs, *own):
         if own.get(key) != theirs.get(key):
             here, there = own.get(key, "nothing"), theirs.get(key, "nothing")
@@ -84,28 +85,28 @@ def _differs(own: dict[str, Any], theirs: dict[str, Any], host: str) -> str:
 
 
 def _read(config: Config) -> dict[str, Any]:
-    """The settings, and a digest of the manifest of each folder of shards, or why there is none."""
-    found = {key: value for key, value in flat(asdict(config)).items() if not key.startswith(MAY_DIFFER)}
+    """The settings, and for each folder of shards the digest of its manifest, or why it cannot be read."""
+    found = {key: value for key, value in flat(asdict(config)).items() if not is_among(key, MAY_DIFFER)}
     for folder in config.data.shards:
         try:
-            found[f"data.shards {folder}"] = _look(local_folder(folder, config.data.cache_folder) / MANIFEST)
+            found[f"data.shards {folder}"] = _short_digest(local_folder(folder, config.data.cache_folder) / MANIFEST)
         except ShardError as error:
             found[f"data.shards {folder}"] = str(error)
     return found
 
 
 def _written(config: Config, chosen: Path | None) -> dict[str, Any]:
-    """What a rank sees in the run folder: the tokenizer, and the checkpoint that rank 0 has chosen."""
+    """Digests, as this rank reads them, of the tokenizer and of the checkpoint that rank 0 has chosen."""
     tokenizer = config.run_folder / "tokenizer"
-    files = {path.name: _look(path) for path in sorted(tokenizer.glob("*"))}
+    files = {path.name: _short_digest(path) for path in sorted(tokenizer.glob("*"))}
     found = {str(tokenizer): _digest(files) if files else "nothing"}
     if chosen:
-        found[str(chosen)] = (damage(chosen) or _look(chosen / MARKER)).partition(";")[0]
+        found[str(chosen)] = (damage(chosen) or _short_digest(chosen / MARKER)).partition(";")[0]
     return found
 
 
-def _look(path: Path) -> str:
-    """The beginning of a file's SHA-256, or why it cannot be read."""
+def _short_digest(path: Path) -> str:
+    """The first `DIGITS` digits of a file's SHA-256, or why it cannot be read."""
     found = sha256_or_reason(path)
     return found[:DIGITS] if len(found) == 64 else found
 

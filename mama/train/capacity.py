@@ -1,4 +1,4 @@
-"""What this machine can hold: cores, memory and GPUs, within the limits that a container or a job has set."""
+"""Does this machine have the cores, memory and GPUs that a run needs, within the limits of its container or job?"""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 
 from mama.settings.schema import Config, ConfigError
-from mama.train.dry_run import rank_bytes, shape_of
+from mama.train.estimate import rank_bytes, shape_of
 
-PER_CORE = 4  # ranks of one core, which tests and trials need; more only wait for each other
-LIBRARIES = 600 * 2**20  # bytes of a process that has imported everything, measured on the CPU
+PER_CORE = 4  # ranks on one core, for tests and trials; more only wait for each other
+LIBRARIES = 600 * 2**20  # bytes of a process that has imported everything, measured without a GPU
 CGROUPS = Path("/sys/fs/cgroup")
 GIB = 2**30
 
 
 def require_capacity(config: Config) -> None:
-    """Raises `ConfigError` where the machine cannot hold `train.ranks` ranks, unless `train.oversubscribe` is set.
+    """Raises `ConfigError` if `train.ranks` ranks do not fit on this machine, unless `train.oversubscribe` is set.
 
-    Two ranks on one GPU are refused all the same: NCCL does not allow it.
+    Two ranks on one GPU are refused in any case: NCCL does not allow them.
     """
     ranks, gpus = config.train.ranks, torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and ranks > gpus:
         raise ConfigError(
-            f"train.ranks: {ranks}, but this machine shows {gpus} GPUs, and each rank takes one; "
+            f"train.ranks: {ranks}, but this machine shows {gpus} GPUs, and each rank needs its own; "
             f"use train.ranks={gpus}, and a larger train.micro_batch for as many negatives"
         )
     if config.train.oversubscribe or ranks == 1:
@@ -46,7 +46,7 @@ def require_capacity(config: Config) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use, at least 1: those it is bound to, and the quota of its control group."""
+    """Return the number of cores, at least 1, that CPU affinity and the control group's quota allow this process."""
     count = float(len(os.sched_getaffinity(0)))
     for folder in _cgroup():
         with suppress(OSError, ValueError):
@@ -56,7 +56,7 @@ def cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that may still be used: those of the machine, and of the limit of its control group."""
+    """Return the bytes of memory that are free on this machine and within the limit of the control group."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     for folder in _cgroup():
@@ -68,7 +68,7 @@ def free_memory() -> int:
 
 
 def _cgroup() -> Iterator[Path]:
-    """The control group of this process and those around it (version 2; a container sees its own as the root)."""
+    """Yield the folders of this process's control group (version 2) and its parents; a container's own is its root."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             if line.startswith("0::"):

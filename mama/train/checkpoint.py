@@ -1,10 +1,9 @@
 """Resumable checkpoints: `checkpoints/step-000500/`, complete only when its marker file is there.
 
-A checkpoint holds every trained tensor whole, in fp32, with its two moments of Adam, whatever the ranks and
-the ZeRO stage: any other number of ranks and any other stage continues from it. Frozen weights are not
-written again; their digests are, and are compared. It is written beside its place and renamed, the marker
-being the last file in it, with the size and the SHA-256 of every other. Resuming takes the newest whose
-files are those; damaged ones are left alone and named in the log.
+A checkpoint holds every trained tensor whole, in fp32, with Adam's two moments, so that any number of ranks and any
+ZeRO stage can continue from it. Frozen weights are not written, only their digests, which are compared on resume.
+The folder is written as `.partial` and then renamed. The marker is its last file, with size and SHA-256 of all others:
+a run resumes from the newest checkpoint whose files agree with it. Damaged ones are logged, and left alone.
 """
 
 from __future__ import annotations
@@ -21,19 +20,21 @@ from torch import Tensor
 
 from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, write_marker
 from mama.run.checkpoints import best, checkpoints, read_tensors, save_tensors
-from mama.run.digests import remove, replace_folder, sha256
+from mama.run.digests import sha256
+from mama.run.folders import remove, replace_folder
 from mama.run.model_state import trained
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.runtime.errors import TrainingError
 from mama.settings.schema import ConfigError
 from mama.train import zero_state
+from mama.train.zero_state import adam, adam_tensors
 
-if TYPE_CHECKING:  # what only looks for checkpoints does without it
+if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 
-PIECE = 2**31  # bytes of tensors in one file, which is what rank 0 holds in memory besides
+PIECE = 2**31  # bytes of tensors in one file; rank 0 holds as many in memory
 
 
 def save(
@@ -44,20 +45,20 @@ def save(
     frozen: dict[str, str],
     facts: Mapping[str, int] | None = None,
 ) -> None:
-    """Write the state after `step` steps; every rank must call it.
+    """Write the train state after `step` steps, with the digests of the `frozen` weights; every rank must call it.
 
-    `facts` are what a resumed run wants to know besides. All checkpoints but the `keep` newest and the best are
-    deleted. Raises `TrainingError` where a tensor is not finite: nothing could be trained from it.
+    `facts` are counts that a resumed run continues from. Deletes all checkpoints but the `keep` newest and the best.
+    Raises `TrainingError` if a tensor is not finite, since training could not continue from it.
     """
     folder = run / "checkpoints" / folder_name(step)
-    aside = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + ".partial")
     if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    _write_pieces(zero_state.tensors(engine), aside)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    _write_pieces(zero_state.tensors(engine), partial)
     if rank() == 0:
-        (aside / FROZEN).write_text(json.dumps(frozen, indent=0))
-        files = sorted(aside.iterdir())
+        (partial / FROZEN).write_text(json.dumps(frozen, indent=0))
+        files = sorted(partial.iterdir())
         marker = Marker(
             step=step,
             ranks=world_size(),
@@ -67,28 +68,29 @@ def save(
             bytes={path.name: path.stat().st_size for path in files},
             sha256={path.name: sha256(path) for path in files},
         )
-        write_marker(aside, marker)
-        replace_folder(aside, folder)
+        write_marker(partial, marker)
+        replace_folder(partial, folder)
         _prune(run, keep)
     barrier()
 
 
 def add_score(run: Path, step: int, score: float, keep: int) -> None:
-    """Note a validation score in the marker of a checkpoint that `save` has written; on rank 0."""
+    """Add a validation score to the marker of a saved checkpoint; on rank 0."""
     folder = run / "checkpoints" / folder_name(step)
     write_marker(folder, replace(read_marker(folder), score=score))
     _prune(run, keep)
 
 
 def load_optimizer(engine: DeepSpeedEngine, checkpoint: Path) -> None:
-    """Give the engine ZeRO's own fp32 weights, Adam's moments and its step counts; every rank must call it."""
-    from mama.train.deepspeed_engine import adam, adam_tensors
+    """Load ZeRO's fp32 weights, Adam's moments and its step counts into the engine; every rank must call it.
 
+    Raises `ConfigError` if the checkpoint has no step count of a parameter group.
+    """
     steps = read_marker(checkpoint).adam_steps
     for group, tensor in adam_tensors(engine):
         if (name := _group_name(group)) not in steps:
             raise ConfigError(
-                f"{checkpoint}: has no step count of the parameter group {name}; another release wrote it"
+                f"{checkpoint}: has no step count of the parameter group {name}; resume with the release that wrote it"
             )
         adam(engine).state[tensor]["step"].fill_(steps[name])
     parameters = trained(engine.module)
@@ -108,8 +110,7 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def _adam_steps(engine: DeepSpeedEngine) -> dict[str, float]:
-    from mama.train.deepspeed_engine import adam, adam_tensors
-
+    """Adam's step count of each parameter group."""
     state = adam(engine).state
     return {_group_name(group): float(state[tensor]["step"]) for group, tensor in adam_tensors(engine)}
 
@@ -119,11 +120,11 @@ def _group_name(group: dict[str, Any]) -> str:
 
 
 def _write_pieces(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-    """Rank 0 writes, the others take part in gathering."""
+    """Write tensors to files of at most `PIECE` bytes on rank 0; the other ranks only take part in gathering."""
     piece: dict[str, Tensor] = {}
     number = size = 0
     for key, tensor in tensors:
-        if not tensor.isfinite().all():  # on all ranks: they hold the same
+        if not tensor.isfinite().all():  # on all ranks, which hold the same
             raise TrainingError(f"{folder.stem}: {key} is not finite, and is not saved; start again with a lower rate")
         if rank() != 0:
             continue

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 from mama.run.model_state import digest_of, first_difference
 from mama.runtime.collectives import rank
 from mama.runtime.errors import TrainingError
+from mama.train.deepspeed_engine import load_deepspeed
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
 def digests_of_engine(engine: DeepSpeedEngine) -> dict[str, str]:
-    """`model_state.digests` under any ZeRO stage; every rank must call it."""
-    import deepspeed
-
+    """Return `model_state.digests` of the engine's model under any ZeRO stage; every rank must call it."""
+    gathered = load_deepspeed().zero.GatheredParameters
     found = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            with gathered([parameter], enabled=hasattr(parameter, "ds_id")):
                 if rank() == 0:
                     found[name] = digest_of(parameter)
     return found
 
 
 class FirstStep:
-    """Watches the first step of a process: every trainable tensor gets a gradient, no frozen one moves."""
+    """Watches the first step after a start, from its creation to `check`; every rank must make one."""
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self.engine = engine
@@ -39,10 +39,10 @@ class FirstStep:
         ]
 
     def check(self) -> None:
-        """Call it after the step. Raises `TrainingError` with the names."""
+        """Raise `TrainingError` with the names of tensors that failed; to be called once, after the step."""
         for hook in self.hooks:
             hook.remove()
         if self.waiting:
             raise TrainingError(f"no gradient reached {', '.join(sorted(self.waiting))}")
         if name := first_difference(self.before, digests_of_engine(self.engine)):
-            raise TrainingError(f"the frozen tensor {name} moved in the first step")
+            raise TrainingError(f"the frozen tensor {name} changed in the first step")

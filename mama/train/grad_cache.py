@@ -1,8 +1,8 @@
 """Large contrastive batches by gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size").
 
-The loss needs the embeddings of all pairs at once, the towers do not need all pairs at once: encode the
-micro-batches without a graph, take the gradient of the loss with respect to their embeddings, then encode
-each again and hand it its share of that gradient. Dropout is replayed by seeding before each encoding.
+The loss needs the embeddings of all pairs at once, the towers do not: encode the micro-batches without a graph, take
+the gradient of the loss with respect to their embeddings, then encode each micro-batch again and backpropagate its
+part of that gradient. Seeding before each encoding replays dropout.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ SCALES = ("scale", "local_scale")
 def backward(
     engine: DeepSpeedEngine, batches: Sequence[Batch], seed: Callable[[int], None], config: LossConfig, step: int
 ) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
-    """Gradients of the objective over all `batches` of this rank and the others, as of one micro-batch.
+    """Accumulate the gradients of the objective over the `batches` of all ranks, as if they were one micro-batch.
 
-    `seed(n)` seeds the dropout of micro-batch n. Leaves the engine in front of the step that updates. Returns
-    total, terms, and the joint embeddings.
+    `seed(n)` seeds the dropout of micro-batch n. The engine's step that updates is left to the caller. Returns
+    total, terms, and the joint embeddings of this rank.
     """
     with torch.no_grad():
         parts = []
         for n, batch in enumerate(batches):
             seed(n)
             parts.append(engine(batch))
-    together = _join(parts)
-    leaves = _leaves(together)
-    total, terms = objective(together, config, step)
+    joint = _join(parts)
+    leaves = _leaves(joint)
+    total, terms = objective(joint, config, step)
     gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True))
     start = 0
     for n, batch in enumerate(batches):
         seed(n)
         if n:
-            engine.step()  # of the micro-batch before: it counts and does not update
+            engine.step()  # of the micro-batch before: it counts, and does not update
         engine.backward(_surrogate(engine(batch), gradients, start, len(batches)))
         start += len(batch.keys)
-    return total.detach(), terms, together
+    return total.detach(), {name: term.detach() for name, term in terms.items()}, joint
 
 
 def _join(parts: Sequence[Embeddings]) -> Embeddings:
-    """One set of embeddings, its texts padded to the longest; the scales are the same in all."""
+    """Concatenate embeddings, padding sentences to the longest text; the scales are equal in all parts."""
     most = max(0 if part.sentence_mask is None else part.sentence_mask.shape[1] for part in parts)
     joined = {}
     for name in Embeddings._fields:
@@ -67,26 +67,22 @@ def _join(parts: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(**joined)
 
 
-def _leaves(together: Embeddings) -> dict[str, Tensor]:
-    """The floating tensors by name, from now on leaves that collect gradients."""
-    found = {}
-    for name, value in together._asdict().items():
-        if value is not None and value.is_floating_point():
-            found[name] = value.requires_grad_()
-    return found
+def _leaves(joint: Embeddings) -> dict[str, Tensor]:
+    """Let the floating tensors require gradients, as leaves; returns them by name."""
+    tensors = joint._asdict().items()
+    return {name: x.requires_grad_() for name, x in tensors if x is not None and x.is_floating_point()}
 
 
 def _surrogate(part: Embeddings, gradients: Mapping[str, Tensor | None], start: int, count: int) -> Tensor:
-    """A scalar whose gradient is this micro-batch's share; DeepSpeed will divide it by `count`."""
+    """Return a scalar whose gradient is this micro-batch's part of `gradients`; DeepSpeed divides it by `count`."""
     terms = []
     for name, gradient in gradients.items():
         if gradient is None:
             continue
         value = getattr(part, name)
-        if name in SCALES:  # every micro-batch has the whole scale
+        if name in SCALES:  # shared by all micro-batches
             terms.append(value * gradient)
         else:
-            share = gradient[start : start + len(value)]
-            share = share[:, : value.shape[1]]  # without the padding of sentences; other tensors lose nothing
-            terms.append(count * (value * share).sum())
+            part_of = gradient[start : start + len(value), : value.shape[1]]  # without the padding of sentences
+            terms.append(count * (value * part_of).sum())
     return torch.stack(terms).sum()

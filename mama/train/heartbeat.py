@@ -1,7 +1,7 @@
-"""Signs of life: each rank writes one to `alive/` of the run folder, and names another that gives none any more.
+"""Heartbeats: each rank writes a file to `alive/` in the run folder, and reports ranks whose file no longer changes.
 
-Files, as every rank sees the run folder, and neither a stopped process nor a dead machine can hold them up.
-Clocks of machines differ: what counts is whether a file has changed between two looks.
+Files, because every rank sees the run folder, and neither a stopped process nor a dead machine can block them.
+Clocks of machines differ, so a rank is alive if its file has changed since the last look, whatever its time.
 """
 
 from __future__ import annotations
@@ -19,30 +19,33 @@ from mama.runtime.errors import TrainingError
 from shards.progress import repeated
 
 FOLDER = "alive"
-BEAT = 10.0  # seconds between two signs of life
+BEAT = 10.0  # seconds between two heartbeats
 
 
 class Heartbeat:
-    """This rank's sign of life, and what it has seen of the others'. `limit` is in seconds."""
+    """Writes the heartbeat of this rank, and watches those of the others.
+
+    A rank is dead after `limit` seconds without one. `reads_itself`: it has no loader processes with a timeout.
+    """
 
     def __init__(self, run: Path, rank: int, ranks: int, limit: float, reads_itself: bool) -> None:
         self.files = [run / FOLDER / f"rank-{number}.json" for number in range(ranks)]
         self.rank, self.limit, self.reads_itself = rank, limit, reads_itself
         self.every = min(BEAT, limit / 5)
         self.number = 0
-        self.words, self.since = "starting", time.monotonic()
+        self.activity, self.since = "starting", time.monotonic()
         self.looked = time.monotonic()
-        self.seen: dict[int, tuple[str, float]] = {}  # by rank its last sign, and when it was first seen
+        self.seen: dict[int, tuple[str, float]] = {}  # by rank: its last heartbeat, and when that was first seen
         self.files[rank].parent.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def doing(self, words: str) -> None:
-        """What the main thread does from now on."""
-        self.words, self.since = words, time.monotonic()
+    def doing(self, activity: str) -> None:
+        """Record what the main thread does from now on."""
+        self.activity, self.since = activity, time.monotonic()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Give signs of life and watch those of the others, who must have given theirs before."""
+        """Write and watch heartbeats within the block; all ranks must have made their `Heartbeat` before."""
         try:
             with repeated(self.every, self._beat):
                 yield
@@ -52,7 +55,7 @@ class Heartbeat:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Where the ranks wait too long for each other, say what each does."""
+        """Turn the timeout of a collective into a `TrainingError` that lists what each rank was doing."""
         try:
             yield
         except TrainingError:
@@ -60,18 +63,18 @@ class Heartbeat:
         except RuntimeError as error:
             if "timed out" not in str(error).lower() and "timeout" not in str(error).lower():
                 raise
-            said = "; ".join(self._describe(number) for number in range(len(self.files)))
-            raise TrainingError(f"the ranks have waited too long for each other: {said}") from error
+            activities = "; ".join(self._describe(number) for number in range(len(self.files)))
+            raise TrainingError(f"the ranks have waited too long for each other: {activities}") from error
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now - self.looked > self.limit / 2:  # this process was stopped itself, and has missed their signs
+        if now - self.looked > self.limit / 2:  # this process was stopped itself, and has missed heartbeats
             self.seen = {}
             self.since += now - self.looked
         self.looked = now
         with suppress(OSError):
             self._write()
-        if self.reads_itself and self.words.endswith("data") and now - self.since > self.limit:
+        if self.reads_itself and self.activity.endswith("data") and now - self.since > self.limit:
             end_process(f"train.timeout: {self._describe(self.rank)}; look at the disk or network of data.shards")
         for number in range(len(self.files)):
             if number != self.rank and now - self._changed(number, now) > self.limit:
@@ -81,22 +84,22 @@ class Heartbeat:
                 )
 
     def _changed(self, number: int, now: float) -> float:
-        """When the sign that this rank gives was first seen."""
-        sign = self._read(number)
-        if number not in self.seen or self.seen[number][0] != sign:
-            self.seen[number] = (sign, now)
+        """When the present heartbeat of a rank was first seen."""
+        beat = self._read(number)
+        if number not in self.seen or self.seen[number][0] != beat:
+            self.seen[number] = (beat, now)
         return self.seen[number][1]
 
     def _write(self) -> None:
         self.number += 1
-        sign = {
+        beat = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "number": self.number,
-            "doing": self.words,
+            "doing": self.activity,
             "seconds": round(time.monotonic() - self.since),
         }
-        self.files[self.rank].write_text(json.dumps(sign))
+        self.files[self.rank].write_text(json.dumps(beat))
 
     def _read(self, number: int) -> str:
         try:
@@ -106,21 +109,21 @@ class Heartbeat:
 
     def _describe(self, number: int) -> str:
         try:
-            sign = json.loads(self._read(number))
-            return f"rank {number} ({sign['host']}, pid {sign['pid']}) was {sign['doing']} for {sign['seconds']} s"
+            beat = json.loads(self._read(number))
+            return f"rank {number} ({beat['host']}, pid {beat['pid']}) was {beat['doing']} for {beat['seconds']} s"
         except (ValueError, KeyError):
             return f"rank {number} has left no sign of life"
 
 
-def end_process(words: str) -> None:
-    """End this process with one line, from whichever thread, while the main one hangs.
+def end_process(message: str) -> None:
+    """End this process with a one-line message, from any thread, while the main one hangs.
 
-    The launcher finds the line in the file that it gave this rank; where there is none, it goes to stderr.
+    The message goes to the error file that the launcher reads, or to stderr if there is none.
     """
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # takes seconds to import
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # the import takes seconds
 
-        get_error_handler().record_exception(TrainingError(words))
+        get_error_handler().record_exception(TrainingError(message))
     else:
-        print(f"mama: {words}", file=sys.stderr, flush=True)
+        print(f"mama: {message}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,10 +1,10 @@
-"""One training at a time in a run folder: a lease in `alive/`, held by rank 0 for as long as it gives signs of life.
+"""One training at a time in a run folder: a lease in `alive/`, which rank 0 holds and keeps touching.
 
-Leases are numbered, and whoever creates the next number has it: creating a file that must not be there is one
-step on every file system, which removing an old one and writing a new one are not. The file with the highest
-number says who holds the folder, or that nobody does any more. A holder on this machine is dead when its process
-is gone; one elsewhere when its file has not changed for `SILENCE` seconds of our own clock, as clocks of
-machines differ and network file systems show a change up to a minute late.
+Leases are numbered, and the process that creates the next number holds it: creating a file that must not exist is
+atomic on every file system; replacing an old one is not. The file with the highest number names the holder, or says
+that the lease is over. A holder on this machine is dead when its process is gone. One on another machine is dead when
+its file has not changed for `SILENCE` seconds by our own clock: clocks of machines differ, and network file systems
+show a change up to a minute late.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mama.run.digests import make_folder
+from mama.run.folders import make_folder
 from mama.runtime import preemption
 from mama.runtime.errors import LaterError, StoppedError, TrainingError
 from mama.settings.schema import ConfigError
 from mama.train.heartbeat import BEAT, FOLDER
+from shards.files import atomic_write
 from shards.progress import repeated
 
 log = logging.getLogger(__name__)
 
-SILENCE = 120.0  # seconds without a sign from another machine, after which its process counts as dead
-PATIENCE = 30.0  # seconds in which a living holder may end: it may be saving for the last time
-IN_JOB = 900.0  # the same where an earlier start of our own Slurm job holds it, which Slurm will end
-POLL = 0.5
+SILENCE = 120.0  # seconds without a change by another machine, after which its process counts as dead
+PATIENCE = 30.0  # seconds to wait for a living holder, which may be saving for the last time
+IN_JOB = 900.0  # the same for an earlier start of our own Slurm job, which Slurm will end
+POLL = 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lease. `started` and `machine` tell it from another one of its number."""
+    """The process that holds a lease; `started` and `machine` distinguish it from another one with the same number."""
 
     host: str
     pid: int
-    started: str  # clock ticks after the start of the machine
-    machine: str  # boot and namespace of process numbers
-    job: str  # of Slurm; empty outside of one
+    started: str  # clock ticks after the machine's start
+    machine: str  # boot, and namespace of process numbers
+    job: str  # Slurm's number, or empty
 
     @staticmethod
     def this() -> Holder:
+        """This process."""
         pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID", "")
         return Holder(socket.gethostname(), pid, _started(pid) or "", _machine(), job)
 
@@ -55,13 +57,13 @@ class Holder:
         return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
 
     def is_gone(self) -> bool | None:
-        """None where it cannot be seen from here."""
+        """Has it ended? None if it runs on another machine or in another container."""
         return None if self.machine != _machine() else _started(self.pid) != self.started
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Lease `number` of a run folder, which this process holds."""
+    """Lease `number` of a run folder, held by this process."""
 
     run: Path
     number: int
@@ -69,10 +71,11 @@ class Lease:
 
     @property
     def path(self) -> Path:
+        """The file of the lease."""
         return _path(self.run, self.number)
 
     def check(self) -> None:
-        """Raises `TrainingError` where another process has taken over: it took this one, stopped for long, for dead."""
+        """Raises `TrainingError` if another process has taken over, because this one was stopped for long."""
         newest = _newest(self.run)
         if newest > self.number:
             holder = _read(_path(self.run, newest))[0] or "another process"
@@ -81,22 +84,23 @@ class Lease:
             )
 
     def beat(self) -> None:
+        """Touch the file, to show that this process is alive."""
         with suppress(OSError):
             os.utime(self.path)
 
     def release(self) -> None:
+        """Mark the lease as over, unless another process has taken it."""
         with suppress(OSError):
             if _newest(self.run) == self.number:
-                aside = _write_aside(self.run, self.holder, over=True)
-                aside.replace(self.path)
+                atomic_write(self.path, _document(self.holder, over=True))
 
 
 @contextmanager
 def held(run: Path) -> Iterator[Lease]:
-    """Hold the lease of a run folder.
+    """Hold the lease of a run folder within the block, after waiting for a holder that may be ending.
 
-    Waits a while for a holder that may be ending. Raises `ConfigError` where it lives on, `LaterError` where
-    that is an earlier start of the same Slurm job, and `StoppedError` where a signal came meanwhile.
+    Raises `ConfigError` if that one goes on, `LaterError` if it is an earlier start of the same Slurm job, and
+    `StoppedError` if a signal comes meanwhile.
     """
     lease = _take(run)
     try:
@@ -124,19 +128,20 @@ def _take(run: Path) -> Lease:
 
 
 class _Wait:
-    """For the end of lease `number`."""
+    """Waiting for the end of lease `number`, which another process holds or held."""
 
     def __init__(self, run: Path, number: int, me: Holder) -> None:
         self.run, self.number, self.me = run, number, me
         self.began = self.changed = time.monotonic()
-        self.holder, self.sign = _read(_path(run, number))
-        self.seen_alive = self.said = False
+        self.holder, self.content = _read(_path(run, number))
+        self.seen_alive = self.logged = False
 
     def is_over(self) -> bool:
-        holder, sign = _read(_path(self.run, self.number))
-        if sign != self.sign:
-            self.holder, self.sign, self.changed, self.seen_alive = holder, sign, time.monotonic(), True
-        if holder is None and sign[0]:  # it says that nobody holds it
+        """Has the holder released the lease, or died?"""
+        holder, content = _read(_path(self.run, self.number))
+        if content != self.content:
+            self.holder, self.content, self.changed, self.seen_alive = holder, content, time.monotonic(), True
+        if holder is None and content[0]:  # released
             return True
         gone = holder.is_gone() if holder else None
         if gone is False:
@@ -144,11 +149,11 @@ class _Wait:
         return time.monotonic() - self.changed > SILENCE if gone is None else gone
 
     def refuse(self) -> None:
-        """Raise when there is no more hope, or a signal came."""
+        """Raise if a signal came, or the holder has gone on for longer than we wait."""
         in_job = self.holder is not None and self.holder.job != "" and self.holder.job == self.me.job
         who = self.holder or "an unknown process"
-        if not self.said:
-            self.said = True
+        if not self.logged:
+            self.logged = True
             log.warning("%s is in use by %s; waiting for it to end", self.run, who)
         if preemption.told():
             raise StoppedError(f"a signal ended it while it waited for {who}; run it again to continue")
@@ -162,22 +167,23 @@ class _Wait:
 
 
 def _create(run: Path, number: int, me: Holder) -> Lease | None:
-    """Lease `number`, unless somebody else was faster."""
-    aside, path = _write_aside(run, me), _path(run, number)
+    """Create lease `number`; None if another process was faster."""
+    draft, path = run / FOLDER / f".{uuid.uuid4().hex}", _path(run, number)
+    atomic_write(draft, _document(me))
     try:
-        os.link(aside, path)
+        os.link(draft, path)
     except FileExistsError:
-        if aside.stat().st_nlink != 2:  # else it is ours: NFS has repeated a request whose answer was lost
+        if draft.stat().st_nlink != 2:  # else it is ours: NFS has repeated a request whose answer was lost
             return None
-    except OSError:  # no hard links here
+    except OSError:  # this file system has no hard links
         try:
-            with path.open("x") as file:
-                file.write(aside.read_text())
+            with path.open("xb") as file:
+                file.write(_document(me))
         except FileExistsError:
             return None
     finally:
-        aside.unlink()
-    if _newest(run) != number:  # this process slept, and the numbers went on
+        draft.unlink()
+    if _newest(run) != number:  # this process was stopped meanwhile, and others have gone on
         path.unlink(missing_ok=True)
         return None
     for old in (run / FOLDER).glob("lease-*.json"):
@@ -186,17 +192,12 @@ def _create(run: Path, number: int, me: Holder) -> Lease | None:
     return Lease(run, number, me)
 
 
-def _write_aside(run: Path, holder: Holder, over: bool = False) -> Path:
-    aside = run / FOLDER / f".{uuid.uuid4().hex}"
-    with aside.open("w") as file:
-        json.dump({**asdict(holder), "over": over}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    return aside
+def _document(holder: Holder, over: bool = False) -> bytes:
+    return json.dumps({**asdict(holder), "over": over}).encode()
 
 
 def _newest(run: Path) -> int:
-    """The highest number; 0 where there is none."""
+    """The highest number of a lease; 0 if there is none."""
     names = (name for name in os.listdir(run / FOLDER) if name.startswith("lease-") and name.endswith(".json"))
     return max((int(name[6:-5]) for name in names if name[6:-5].isdecimal()), default=0)
 
@@ -206,21 +207,21 @@ def _path(run: Path, number: int) -> Path:
 
 
 def _read(path: Path) -> tuple[Holder | None, tuple[str, int]]:
-    """Who holds it, and its sign of life. Nobody, with a text, where it is over; nobody and no text: unreadable."""
+    """The holder, and the file's text and time of change. Without a holder: released, or unreadable if no text."""
     try:
-        with path.open() as file:  # opened afresh, lest a network file system answer from memory
+        with path.open() as file:  # a network file system may answer from its cache unless the file is opened
             text, changed = file.read(), os.fstat(file.fileno()).st_mtime_ns
         found: dict[str, Any] = json.loads(text)
         over = found.pop("over")
         return (None if over else Holder(**found)), (text, changed)
     except OSError:
         return None, ("", 0)
-    except (AttributeError, KeyError, TypeError, ValueError):  # its machine lost power while it was written
+    except (AttributeError, KeyError, TypeError, ValueError):  # its machine lost power during the write
         return None, ("", changed)
 
 
 def _started(pid: int) -> str | None:
-    """When a process started; None where there is none, or only what its parent has not asked for yet."""
+    """When a process started; None if there is none, or only a zombie."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:

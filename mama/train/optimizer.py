@@ -11,7 +11,7 @@ from torch import nn
 from mama.objective.losses import first_steps
 from mama.settings.schema import LossConfig, OptimConfig
 
-# What only one term moves. The global feature is read in front of the image tower's last norm.
+# Parameters that one term alone trains. The global feature is taken before the image tower's last norm.
 TERMS = {
     "view": ("view_head.",),
     "local": ("vision.norm.", "patch_head.", "sentence_head.", "local_scale."),
@@ -22,10 +22,10 @@ TOWERS = {"vision.": "vision", "text.": "text"}
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices"
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by tower (`vision`, `text`, `heads`), by the term that alone moves them, and by decay.
+    """Group trainable parameters by tower (`vision`, `text`, `heads`), by the term that alone trains them, and decay.
 
-    Vectors and scalars (norms, biases, scales) are decayed only where `decay` says all. The heads of a term stand
-    apart because decay and Adam would move them, or would have nothing to say, while their term weighs nothing.
+    Vectors and scalars (norms, biases, scales) are decayed only with `decay="all"`. The heads of a term have groups of
+    their own, since Adam and weight decay would move them even while their term has weight 0.
     """
     groups: dict[tuple[str, str | None, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -40,7 +40,7 @@ def parameter_groups(
 
 
 def rate_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a cosine from `lr` to `min_lr` at the last step."""
+    """Return the learning rate of `step`: linear warm-up, then a cosine from `lr` to `min_lr` at the last step."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     last = steps - 1
@@ -51,7 +51,7 @@ def rate_at(step: int, steps: int, config: OptimConfig) -> float:
 def set_rates(
     groups: Iterable[dict[str, Any]], step: int, steps: int, optim: OptimConfig, loss: LossConfig
 ) -> dict[str, float]:
-    """Give every group its rate for `step`: 0 for heads whose term has not started. Returns the rate of each tower."""
+    """Set the rate of every group for `step`, 0 for heads whose term has not started. Returns the rate by tower."""
     rate = rate_at(step, steps, optim)
     rates = {"vision": rate * optim.vision_rate, "text": rate * optim.text_rate, "heads": rate}
     for group in groups:

@@ -1,9 +1,12 @@
-"""The trained state under any ZeRO stage: fp32 weights and Adam's moments, whole tensors out of pieces and back."""
+"""The train state under any ZeRO stage: AdamW's tensors on this rank, and whole fp32 tensors out of ranks' partitions.
+
+DeepSpeed is imported inside functions, since `deepspeed_engine.load_deepspeed` has to set it up before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +21,31 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("weight", *MOMENTS)
 
 
-def tensors(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the state, whole, on all ranks, one at a time."""
-    from mama.train.deepspeed_engine import adam, is_plain
+def is_plain(engine: DeepSpeedEngine) -> bool:
+    """Is this stage 0 in fp32, where the optimizer is PyTorch's own and every rank holds all of its state?"""
+    return isinstance(engine.optimizer, torch.optim.AdamW)
 
+
+def adam(engine: DeepSpeedEngine) -> torch.optim.AdamW:
+    """Return PyTorch's optimizer beneath ZeRO's wrapper."""
+    optimizer: torch.optim.AdamW = engine.optimizer if is_plain(engine) else engine.optimizer.optimizer
+    return optimizer
+
+
+def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield each tensor that Adam updates on this rank with its group: parameters, or ZeRO's flat partitions."""
+    groups = adam(engine).param_groups
+    if engine.zero_optimization_stage() == 3:
+        for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+            yield groups[engine.optimizer.sub_group_to_group_id[number]], flat
+        return
+    for group in groups:
+        for tensor in group["params"]:
+            yield group, tensor
+
+
+def tensors(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the train state by `kind/name`, whole and on the CPU; every rank must iterate."""
     for name, parameter in trained(engine.module).items():
         for kind in STATE:
             if is_plain(engine):
@@ -34,9 +58,7 @@ def tensors(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
 
 
 def put(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-    """Give this rank its part of a whole tensor of the state; no rank waits for another."""
-    from mama.train.deepspeed_engine import adam, is_plain
-
+    """Store this rank's part of the whole tensor `value` of the train state; needs no other rank."""
     if not is_plain(engine):
         _set(parameter, kind, value)
     elif kind in MOMENTS:  # the weight is the model's own
@@ -44,6 +66,7 @@ def put(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str, value: Tens
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The whole shape; under stage 3 the parameter itself is empty."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
@@ -57,9 +80,9 @@ def _get(parameter: nn.Parameter, kind: str) -> Tensor:
 
 
 def _set(parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-    """Stage 3 gives every rank a piece of one length, with padding at the end of the last ones.
+    """Under stage 3 all ranks' partitions have one length, and the last ones end in padding.
 
-    DeepSpeed's setter of whole tensors reads beyond their end there; its setter of pieces does not.
+    DeepSpeed's setters of whole tensors read beyond the tensor's end there; its setters of partitions do not.
     """
     from deepspeed.utils import (
         safe_set_full_fp32_param,
@@ -68,18 +91,18 @@ def _set(parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         safe_set_local_optimizer_state,
     )
 
-    piece: Tensor | None = getattr(parameter, "ds_tensor", None)  # this rank's, under stage 3
-    if piece is None and kind == "weight":
+    partition: Tensor | None = getattr(parameter, "ds_tensor", None)  # this rank's, under stage 3
+    if partition is None and kind == "weight":
         safe_set_full_fp32_param(parameter, value)
-    elif piece is None:
+    elif partition is None:
         safe_set_full_optimizer_state(parameter, value, kind)
     elif kind == "weight":
-        safe_set_local_fp32_param(parameter, _piece(value, piece.numel()))
+        safe_set_local_fp32_param(parameter, _partition_of(value, partition.numel()))
     else:
-        safe_set_local_optimizer_state(parameter, _piece(value, piece.numel()), kind)
+        safe_set_local_optimizer_state(parameter, _partition_of(value, partition.numel()), kind)
 
 
-def _piece(value: Tensor, length: int) -> Tensor:
-    """This rank's `length` elements of the flattened tensor, with zeros behind its end."""
+def _partition_of(value: Tensor, length: int) -> Tensor:
+    """Return this rank's `length` elements of the flattened tensor, padded with zeros behind its end."""
     own = value.flatten()[rank() * length : (rank() + 1) * length]
     return nn.functional.pad(own, (0, length - own.numel()))

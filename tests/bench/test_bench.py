@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 
 from mama.bench.loss import looped_scores, measure
 from mama.bench.plain_step import PlainModel, plain_loss, plain_step
-from mama.bench.step import Measured, bench_step, growing, published, synthetic, tiny
+from mama.bench.step import Measured, bench_step, growing
 from mama.bench.step import measure as measure_step
+from mama.bench.synthetic import published, synthetic, tiny
 from mama.cli.main import cli
 from mama.data.augment import IDENTITY
 from mama.data.batches import Batch
@@ -28,6 +29,7 @@ from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, ConfigError, LossConfig
 from mama.train.dry_run import shape_of, stand_in
+from mama.train.estimate import shape_of, stand_in
 from tests.support.alignment_loop import MASK, inputs, loop
 
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mama.bench.step import synthetic, tiny
+from mama.bench.synthetic import synthetic, tiny
 from mama.data import loader
 from mama.data.batches import Batch
 from mama.runtime.errors import TrainingError
 from mama.settings.schema import Config, ConfigError, DataConfig, TrainConfig
-from mama.train.dry_run import stand_in
+from mama.train.estimate import stand_in
 from shards.schema import ShardError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -18,7 +18,7 @@ from mama.data import tokenizer as tokens
 from mama.model.backbones import build_backbone
 from mama.model.towers import build_text, build_vision
 from mama.settings.schema import ConfigError, TextConfig, VisionConfig
-from mama.train import dry_run
+from mama.train import estimate
 from tests.support.checkout import CHECKOUT
 from tests.support.tiny_backbones import KERNEL, TEXT, VISION
 from tests.support.tiny_model import tokenizer
@@ -57,7 +57,7 @@ def readers(folder: Path) -> dict[str, Callable[[], object]]:
         "text": lambda: build_text(TextConfig(model=str(folder), tune="full"), tokenizer(), KERNEL),
         "tokenizer": lambda: tokens.pretrained(str(folder), {}),
         "run": lambda: tokens.Tokenizer.load(folder),
-        "dry run": lambda: dry_run._published("text.model", str(folder)),
+        "dry run": lambda: estimate._published("text.model", str(folder)),
     }
 
 

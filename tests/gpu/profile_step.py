@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mama.bench.step import framework_step, published, synthetic, tiny
+from mama.bench.step import framework_step
+from mama.bench.synthetic import published, synthetic, tiny
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
-from mama.train.dry_run import stand_in
+from mama.train.estimate import stand_in
 
 WARM, STEPS, ROWS = 2, 5, 40
 LARGEST = 15 * 2**20  # bytes of a trace that is kept

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mama.bench import step as bench_step
-from mama.bench.step import Measured, measure, measure_plain, measure_published, measure_to_the_largest, synthetic, tiny
+from mama.bench.step import Measured, measure, measure_plain, measure_published, measure_to_the_largest
+from mama.bench.synthetic import synthetic, tiny
 from mama.data import augment
 from mama.data.batches import Batch, Texts
 from mama.data.loader import load
@@ -29,8 +30,8 @@ from mama.run import checkpoints
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, ConfigError, TextConfig
 from mama.train import checkpoint, grad_cache
-from mama.train.dry_run import stand_in
-from mama.train.monitor import Meter
+from mama.train.estimate import stand_in
+from mama.train.throughput import Meter
 
 pytestmark = pytest.mark.gpu  # tests/conftest.py skips them where there is no CUDA device
 

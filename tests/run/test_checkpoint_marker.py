@@ -67,7 +67,7 @@ def test_any_byte_that_changed_is_noticed_and_the_one_before_is_taken(
         assert caplog.messages[-1].startswith(str(last / name)), caplog.messages
     assert checkpoints.best_whole(tmp_path) == before
     (before / "state-00000.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"^\S+/checkpoints: none of 2 checkpoints is whole, the last: [^\n]+anew$"):
+    with pytest.raises(ConfigError, match=r"^\S+/checkpoints: none of 2 checkpoints is whole, the last: [^\n]+again$"):
         checkpoints.newest(tmp_path)
 
 

@@ -8,6 +8,7 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,11 +18,14 @@ from mama.objective.losses import objective
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER
 from mama.run.model_state import digests
+from mama.runtime.collectives import rank, world_size
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, ConfigError, LossConfig
 from mama.train import checkpoint
+from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.first_step import FirstStep
 from mama.train.optimizer import parameter_groups, set_rates
+from mama.train.training_step import training_step
 from tests.support.tiny_model import PAIRS, batch_of, model_of, tiny
 
 pytestmark = pytest.mark.ranks
@@ -40,22 +44,19 @@ Tensors = dict[str, torch.Tensor]
 
 def step(engine: Any, config: Config, number: int, factor: float = 1.0) -> bool:
     """One update by the whole batch; whether it was taken. `factor` spoils the loss of this rank."""
-    from mama.runtime.collectives import rank, world_size
-    from mama.train.deepspeed_engine import prepare_step, step_if_finite
 
-    prepare_step(engine, config, number)
+    def spoilt(*arguments: Any) -> tuple[torch.Tensor, Tensors]:
+        total, terms = objective(*arguments)
+        return total * factor, terms
+
     share = PAIRS // world_size()
     batch = batch_of(config, range(rank() * share, (rank() + 1) * share))
-    total, _ = objective(engine(batch), config.loss, number)
-    engine.backward(total * factor)
-    return step_if_finite(engine)
+    with patch("mama.train.training_step.objective", spoilt):
+        return training_step(engine, [batch], config, number).taken
 
 
 def two_ranks(config: Config) -> list[bool]:
     """Three steps, the second of which has a gradient that is not finite on one rank only."""
-    from mama.runtime.collectives import rank
-    from mama.train.deepspeed_engine import join_ranks, start_engine
-
     join_ranks()
     model = model_of(config)
     frozen = digests(model)
@@ -72,8 +73,6 @@ def two_ranks(config: Config) -> list[bool]:
 
 def one_rank(config: Config) -> list[bool]:
     """By stage and precision: resume, write it again as step 10 + n, take a spoilt and a good step, write as 20 + n."""
-    from mama.train.deepspeed_engine import join_ranks, start_engine
-
     join_ranks()
     folder, taken = Path(config.runs), []
     for n, (stage, precision) in enumerate(STAGES):

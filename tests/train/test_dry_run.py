@@ -23,11 +23,12 @@ from mama.model.heads import LocalHead
 from mama.model.mama_model import build
 from mama.model.memory import Transformer, local_head_bytes, states
 from mama.model.towers import build_text, build_vision
-from mama.run.run_folder import make_tokenizer
+from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import load, save
 from mama.settings.schema import TextConfig, VisionConfig
-from mama.train.deepspeed_engine import deepspeed_settings
-from mama.train.dry_run import dry_run, shape_of, text_lines, text_transformer
+from mama.train.deepspeed_config import deepspeed_settings
+from mama.train.dry_run import dry_run, text_lines
+from mama.train.estimate import shape_of, text_transformer
 from tests.support.cohort import write_shards
 from tests.support.tiny_model import tiny, tokenizer
 

@@ -28,14 +28,16 @@ from mama.export.consolidate import consolidate, load_model
 from mama.model.mama_model import MamaModel, build
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
-from mama.run.digests import remove
-from mama.run.run_folder import load_tokenizer, prepare
+from mama.run.folders import remove
+from mama.run.run_folder import prepare
+from mama.run.run_tokenizer import load_tokenizer
 from mama.runtime.errors import RankError, TrainingError
 from mama.runtime.launch import run_on_ranks
 from mama.settings.load import save
 from mama.settings.schema import Config, ConfigError, OptimConfig
 from mama.train import checkpoint
-from mama.train.loop import _numbers, train, train_rank
+from mama.train.loop import train, train_rank
+from mama.train.step_log import to_numbers
 from shards.read.manifest import load_manifest, save_manifest
 from tests.support.cohort import SIZE, write_shards
 from tests.support.tiny_run import STEPS, config_of
@@ -285,7 +287,7 @@ def unread(config: Config) -> None:
 
 def test_logged_values_are_those_of_their_tensors() -> None:
     values = {"a": torch.tensor(0.1), "b": torch.tensor(0.1, dtype=torch.bfloat16), "c": torch.tensor(float("inf"))}
-    assert _numbers(values) == {name: float(value) for name, value in values.items()}
+    assert to_numbers(values) == {name: float(value) for name, value in values.items()}
 
 
 def test_a_run_that_blows_up_skips_and_then_stops_with_its_samples(folder: Path) -> None:

@@ -24,8 +24,10 @@ from mama.data.batches import tokenise
 from mama.model.flops import pair_flops
 from mama.model.mama_model import build
 from mama.settings.schema import Config, TrainConfig
-from mama.train import monitor as module
-from mama.train.monitor import Meter, Monitor, sentences_of
+from mama.train import throughput
+from mama.train.monitor import Monitor
+from mama.train.step_log import sentences_of
+from mama.train.throughput import Meter
 from tests.support.browser import tensorboard
 from tests.support.tiny_model import PAIRS, WORDS, batch_of, tiny, tokenizer
 
@@ -225,8 +227,8 @@ def test_sentences_are_read_back_from_tokens() -> None:
 
 def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(module, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(throughput, "peak_flops", lambda device: 1e9)
     config = tiny(1)
     model, batch = build(config, tokenizer(), "sdpa"), batch_of(config, range(PAIRS))
 
@@ -256,7 +258,7 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
                 "mfu": work * micro_batches * PAIRS / took / 1e9,
             }
         )
-    monkeypatch.setattr(module, "peak_flops", lambda device: None)
+    monkeypatch.setattr(throughput, "peak_flops", lambda device: None)
     assert "mfu" not in Meter(model, config.data.image_size, device).read()
 
 

@@ -82,7 +82,12 @@ def clipped(config: Config) -> list[tuple[str, float, float, dict[str, torch.Ten
     """By stage and largest norm: the norm that is logged, and Adam's first moments after one update."""
     from mama.runtime.collectives import rank
     from mama.train import zero_state
-    from mama.train.deepspeed_engine import join_ranks, start_engine, step_if_finite
+    from mama.train.deepspeed_engine import join_ranks, start_engine
+    from mama.train.training_step import training_step
+
+    def spoilt(*arguments: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, terms = objective(*arguments)
+        return total * (float("nan") if rank() == 1 else 1.0), terms
 
     join_ranks()
     size, found = config.train.micro_batch, []
@@ -91,17 +96,15 @@ def clipped(config: Config) -> list[tuple[str, float, float, dict[str, torch.Ten
             optim, train = replace(config.optim, clip_norm=largest), replace(config.train, zero_stage=stage)
             engine = start_engine(model_of(config), replace(config, optim=optim, train=train))
             batch = batch_of(config, range(rank() * size, (rank() + 1) * size))
-            engine.backward(objective(engine(batch), config.loss, step=0)[0])
-            assert step_if_finite(engine)
+            assert training_step(engine, [batch], config, 0).taken
             moments = {
                 key.partition("/")[2]: value.clone()
                 for key, value in zero_state.tensors(engine)
                 if key.startswith("exp_avg/")
             }
             found.append((f"stage {stage}", largest, float(engine.get_global_grad_norm()), moments))
-            spoilt = float("nan") if rank() == 1 else 1.0
-            engine.backward(objective(engine(batch), config.loss, step=0)[0] * spoilt)
-            assert not step_if_finite(engine), "one rank's bad gradient is everyone's"
+            with patch("mama.train.training_step.objective", spoilt):
+                assert not training_step(engine, [batch], config, 0).taken, "one rank's bad gradient is everyone's"
     torch.distributed.destroy_process_group()
     return found
 

@@ -24,6 +24,7 @@ from mama.train import checkpoint, zero_state
 from mama.train import deepspeed_engine as engine_module
 from mama.train.first_step import digests_of_engine
 from mama.train.optimizer import parameter_groups, set_rates
+from mama.train.training_step import training_step
 from tests.support.tiny_model import batch_of, model_of, tiny
 
 pytestmark = pytest.mark.ranks
@@ -69,11 +70,9 @@ def start(config: Config, way: Way, saved: Path | None = None) -> tuple[Any, dic
 
 
 def step(engine: Any, config: Config, number: int) -> None:
-    engine_module.prepare_step(engine, config, number)
     share = PAIRS // world_size()
     batch = batch_of(config, range(rank() * share, (rank() + 1) * share))
-    engine.backward(objective(engine(batch), config.loss, number)[0])
-    assert engine_module.step_if_finite(engine)
+    assert training_step(engine, [batch], config, number).taken
 
 
 def state(saved: Path) -> dict[str, Tensor]:

@@ -1,0 +1,65 @@
+"""Models and batches for benchmarks: random weights, and noise in place of images and reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mama.data import augment
+from mama.data.batches import Batch, Texts
+from mama.data.tokenizer import Tokenizer
+from mama.settings.schema import Config, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
+from mama.train.estimate import without_weights
+
+TOKENS_OF_A_SENTENCE = 14  # of a structured report
+
+
+def published() -> Config:
+    """Return the paper's towers at 518 pixels, with random weights: ViT-B/14 with registers, and BioMedLM (2.7 B)."""
+    return without_weights(Config(name="published"))
+
+
+def tiny() -> Config:
+    """Return settings of a model whose step takes a moment on one core."""
+    vision = {
+        "model_type": "dinov2_with_registers", "num_channels": 1, "hidden_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "patch_size": 16, "image_size": 64,
+    }  # fmt: skip
+    text = {
+        "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 2,
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    return Config(
+        name="tiny",
+        data=DataConfig(image_size=(64, 64), max_tokens=56),
+        vision=VisionConfig(model=None, config=vision),
+        text=TextConfig(model=None, config=text),
+        heads=HeadsConfig(embed_dim=32, hidden_dim=64, view_hidden_dim=48),
+        train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32"),
+    )
+
+
+def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
+    """Return a micro-batch of noise, on the CPU, with one text of full length for both views of each pair."""
+    pairs, size, length = config.train.micro_batch, config.data.image_size, config.data.max_tokens
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    tokens = torch.randint(len(tokenizer) - 2, (pairs, length), generator=generator)
+    ends = torch.arange(min(length, TOKENS_OF_A_SENTENCE) - 1, length, TOKENS_OF_A_SENTENCE).expand(pairs, -1)
+    tokens.scatter_(1, ends, tokenizer.separator_id)
+    whole = torch.ones_like(tokens, dtype=torch.bool)
+    images = torch.randint(256, (2, pairs, 1, *size), generator=generator, dtype=torch.uint8)
+    drawn = [augment.draw(config.data.augment, image.numpy(), rng) for image in images.flatten(0, 2)]
+    changes = torch.from_numpy(np.stack(drawn))
+    numbers = torch.arange(pairs)
+    return Batch(
+        keys=[str(number) for number in range(pairs)],
+        anchors=images[0],
+        partners=images[1],
+        anchor_changes=changes[:pairs],
+        partner_changes=changes[pairs:],
+        texts=Texts(tokens, whole, ends.contiguous(), torch.ones_like(ends, dtype=torch.bool)),
+        anchor_text=numbers,
+        partner_text=numbers,
+        text_ids=numbers,
+        partner_text_ids=numbers,
+    )
