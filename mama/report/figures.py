@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mama.data.colour_map import inferno
 from shards.schema import Box
 
 # Told apart also by readers who do not see red and green alike (Okabe and Ito 2008).
@@ -122,7 +123,7 @@ def heat(pixels: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.u
     span = float(values.max() - values.min())
     shares = (values - values.min()) / span if span > 0 else np.zeros_like(values)
     smooth = np.clip(cv2.resize(shares.astype(np.float32), pixels.shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
-    colours = cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
+    colours = inferno((smooth * 255).astype(np.uint8)).astype(np.float32)
     opacity = 0.75 * smooth[..., None]
     grey = np.repeat(pixels[..., None], 3, axis=2).astype(np.float32)
     return np.asarray(np.rint(grey * (1 - opacity) + colours * opacity), dtype=np.uint8)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter, summary
 
 from mama.data.batches import Batch, Texts
+from mama.data.colour_map import inferno
 from mama.data.tokenizer import Tokenizer
 from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel
@@ -80,7 +81,7 @@ class Monitor:
         for number, grid in enumerate(grids, start=1):
             shares = (grid - low) / max(high - low, 1e-6) * 255
             smooth = cv2.resize(shares.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_LINEAR)
-            tile = cv2.cvtColor(cv2.applyColorMap(smooth, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+            tile = cv2.cvtColor(inferno(np.asarray(smooth, dtype=np.uint8)), cv2.COLOR_BGR2RGB)
             place, size = (4, grey.shape[0] - 4), grey.shape[0] / 400
             cv2.putText(tile, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA)
             tiles.append(np.asarray(tile, dtype=np.uint8))
