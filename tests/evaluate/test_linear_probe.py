@@ -48,8 +48,8 @@ def test_classes_are_weighed_alike() -> None:
     rng = np.random.default_rng(0)
     y = (np.arange(400) % 20 == 0).astype(int)
     x = rng.normal(size=(400, 3)) + 1.5 * y[:, None]
-    called = linear_probe.probabilities(linear_probe.fit(x, y, [str(i) for i in range(400)], 0), x, 2).argmax(1)
-    assert called[y == 1].mean() > 0.7
+    predicted = linear_probe.probabilities(linear_probe.fit(x, y, [str(i) for i in range(400)], 0), x, 2).argmax(1)
+    assert predicted[y == 1].mean() > 0.7
 
 
 def test_a_class_that_training_lacks_has_probability_zero() -> None:
