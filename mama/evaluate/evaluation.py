@@ -71,19 +71,19 @@ def evaluate(config: Config, run: Path) -> Results:
     for data in tasks:
         data.predictions.sort(key=lambda one: one.protocol != "zero-shot")
     shown = localisation.examples(targets, config.eval.heat_maps)
-    found = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
-    found["alignment"] = measured | _alignment(maps, targets, shown, held_out, config)
+    documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
+    documents["alignment"] = measured | _alignment(maps, targets, shown, held_out, config)
     if not trained_with.loss.local:
-        found["alignment"]["reason"] = "the model was trained without the local term"
-    for name, document in found.items():
+        documents["alignment"]["reason"] = "the model was trained without the local term"
+    for name, document in documents.items():
         if note := unmentioned_note(document):
             log.warning("%s: %s", name, note)
     folder = result_folders.folder_of(measured["shards"], run)
     log.info("writing the results to %s", folder)
     with result_folders.replaced(folder) as new:
-        results.write(found, tasks, held_out.items, retrieved, maps["trained"][shown], new)
+        results.write(documents, tasks, held_out.items, retrieved, maps["trained"][shown], new)
         result_folders.finish(config, measured, folder, new)
-    return found
+    return documents
 
 
 def _studies(split: Split) -> list[Study]:
@@ -176,11 +176,7 @@ def _retrieve(
 
 
 def _alignment(
-    maps: dict[str, Float32s],
-    targets: list[localisation.Target],
-    shown: list[int],
-    held_out: Split,
-    config: Config,
+    maps: dict[str, Float32s], targets: list[localisation.Target], shown: list[int], held_out: Split, config: Config
 ) -> dict[str, Any]:
     """The pointing game over all targets, and the examples: the targets `shown`, whose maps are kept."""
     trained = maps["trained"]

@@ -40,10 +40,10 @@ def interval(parts: Sequence[Part]) -> tuple[float, float] | None:
     if all(part.patients < 2 for part in parts):
         return None
     draws = np.stack([part.draws for part in parts])
-    whole = draws[:, ~np.isnan(draws).any(0)]
+    defined = draws[:, ~np.isnan(draws).any(0)]
     values = np.array([part.value for part in parts])
     limits = np.array([_wilson(part) for part in parts])  # [parts, 2]
-    related = _correlations(whole)
+    related = _correlations(defined)
     low, high = (np.sqrt(max(0.0, arm @ related @ arm)) / len(parts) for arm in np.abs(limits - values[:, None]).T)
     return max(0.0, float(values.mean() - low)), min(1.0, float(values.mean() + high))
 

@@ -46,12 +46,7 @@ def document(data: TaskData, items: list[Item], split: str, config: Config) -> d
 
 
 def write(
-    results: Results,
-    tasks: list[TaskData],
-    items: list[Item],
-    retrieved: dict[str, Any],
-    maps: Float32s,
-    folder: Path,
+    results: Results, tasks: list[TaskData], items: list[Item], retrieved: dict[str, Any], maps: Float32s, folder: Path
 ) -> None:
     """Write every file of an evaluation; `maps` [e, gh, gw] are those of the local alignment examples."""
     for name, measured in results.items():

@@ -25,11 +25,7 @@ def distinct_texts(items: list[Item], style: Style, tell_pathology: bool = False
 
 
 def examples(
-    items: list[Item],
-    texts: list[list[str]],
-    own: list[int],
-    image_embeddings: Float32s,
-    text_embeddings: Float32s,
+    items: list[Item], texts: list[list[str]], own: list[int], image_embeddings: Float32s, text_embeddings: Float32s
 ) -> dict[str, Any]:
     """Nearest neighbours by cosine of unit embeddings [n, D] and [t, D], as a JSON object.
 

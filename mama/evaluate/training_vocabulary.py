@@ -21,11 +21,9 @@ def statements(text: Sentences) -> set[str]:
 def training_statements(studies: Iterable[Study], config: DataConfig) -> set[str]:
     """All statements of these studies' texts, written with the settings of `config` and no meta-information."""
     hidden = frozenset(report_text.META)
-    found: set[str] = set()
-    for study in studies:
-        for view in study.views:
-            found |= statements(report_text.text(study, view, config.style, hidden, config.tell_pathology))
-    return found
+    views = ((study, view) for study in studies for view in study.views)
+    texts = (report_text.text(study, view, config.style, hidden, config.tell_pathology) for study, view in views)
+    return set().union(*map(statements, texts))
 
 
 def unmentioned(ensembles: list[list[Sentences]], mentioned: set[str]) -> list[int]:

@@ -98,9 +98,9 @@ def test_prompts_state_only_the_kinds_of_facts_of_the_data_set() -> None:
         assert not any(s.startswith(("Composition", "Impression")) for s in text)
     free = wording_of([study(1, "train", words="Heterogenously enhancing mass")])
     assert free.reports
-    said = [s for text in prompt_ensembles(TASKS["malignancy"], free)[1] for s in text if s.startswith("Findings")]
-    assert said
-    assert all("enhanc" in sentence for sentence in said)
+    findings = [s for text in prompt_ensembles(TASKS["malignancy"], free)[1] for s in text if s.startswith("Findings")]
+    assert findings
+    assert all("enhanc" in sentence for sentence in findings)
 
 
 def test_descriptors_are_those_that_the_report_text_writes() -> None:

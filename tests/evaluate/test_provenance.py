@@ -26,8 +26,8 @@ from tests.support.oracle_run import consolidated, install_oracle, oracle_config
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    whole = oracle_config(tmp_path)
-    return replace(whole, eval=replace(whole.eval, tasks=["cancer"], bootstrap=10, intensity_baseline=False))
+    every_task = oracle_config(tmp_path)
+    return replace(every_task, eval=replace(every_task.eval, tasks=["cancer"], bootstrap=10, intensity_baseline=False))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_measured_on_other_shards_has_a_folder_and_a_heading_of_its_own(
+def test_results_on_other_shards_have_a_folder_and_a_heading_of_their_own(
     config: Config,
     oracle: Oracle,
     tmp_path: Path,
@@ -129,7 +129,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     moved = Path(config.data.shards[0]).rename(tmp_path / "moved")
     evaluate(on(replace(config, eval=replace(config.eval, tasks=["birads"])), moved), run)
     marker = provenance.object_in(run / "eval" / "complete.json") or {}
-    assert marker["tasks"] == ["birads", "cancer", "density"], "measured on the very same: all of them stand"
+    assert marker["tasks"] == ["birads", "cancer", "density"], "of the same provenance: all are kept"
     text = page(config)
     assert text.count('alt="mammogram"') == 6, "where they were measured"
     moved.rename(config.data.shards[0])
@@ -151,7 +151,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     monkeypatch.undo()
 
 
-def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
+def test_results_of_other_settings_or_weights_are_not_mixed_with_new_ones(
     config: Config,
     oracle: Oracle,
     monkeypatch: pytest.MonkeyPatch,
@@ -213,7 +213,7 @@ def test_settings_that_change_figures_are_compared_and_pictures_are_fitted_as_th
     assert pictures.split.images.fit == "stretch"
 
 
-def test_what_is_gone_is_said_and_results_that_do_not_say_what_they_are_of_are_not_shown(
+def test_missing_files_are_reported_and_results_without_provenance_are_not_shown(
     config: Config,
     oracle: Oracle,
 ) -> None:
@@ -228,7 +228,7 @@ def test_what_is_gone_is_said_and_results_that_do_not_say_what_they_are_of_are_n
     assert "24 images" not in text
 
 
-def test_own_shards_are_told_by_their_contents_and_not_by_their_place(config: Config, tmp_path: Path) -> None:
+def test_own_shards_are_recognised_by_their_contents_and_not_by_their_place(config: Config, tmp_path: Path) -> None:
     run = config.run_folder
     consolidated(config, step=1)
     here = Path(config.data.shards[0])
@@ -277,7 +277,7 @@ def test_own_shards_are_told_by_their_contents_and_not_by_their_place(config: Co
         assert "not recorded" in seen(moved)
 
 
-def test_of_two_evaluations_at_once_the_last_one_stays_whole(tmp_path: Path) -> None:
+def test_of_two_concurrent_evaluations_the_last_one_wins_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "eval"
     with result_folders.replaced(folder) as one:
         (one / "of-one").touch()

@@ -50,7 +50,7 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert "&lt;Linux&gt;" in text  # facts are escaped
 
 
-def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:
+def test_the_page_shows_what_was_measured(page: Path, config: Config) -> None:
     text = page.read_text()
     for name in ("cancer", "birads", "density", "malignancy"):
         document = json.loads((config.run_folder / "eval" / name / "metrics.json").read_text())
@@ -73,10 +73,10 @@ def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:
         estimate |= {"value": None, "low": None, "high": None, "reason": metrics.REASONS[name]}
     path.write_text(json.dumps(document))
     text = write_report(config, config.run_folder).read_text()
-    assert all(f">{said}</" in text for said in (*metrics.REASONS.values(), *TITLES.values()))
+    assert all(f">{words}</" in text for words in (*metrics.REASONS.values(), *TITLES.values()))
 
 
-def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> None:
+def test_missing_parts_are_named(tmp_path: Path, config: Config) -> None:
     config.run_folder.mkdir(parents=True)
     text = write_report(config, config.run_folder).read_text()
     for part in ("no environment.json", "Nothing has been evaluated", "no log.jsonl", "no ROC curve",
@@ -93,7 +93,7 @@ def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> Non
         ("eval/complete.json", {"settings": []}),
     ],
 )
-def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, change: dict[str, object]) -> None:
+def test_a_damaged_json_file_is_an_error_of_one_line(config: Config, file: str, change: dict[str, object]) -> None:
     path = config.run_folder / file
     path.parent.mkdir(parents=True)
     whole: dict[str, object] = {
