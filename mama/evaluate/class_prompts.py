@@ -1,8 +1,8 @@
 """Class prompts: the texts that describe each class of a task to the model, one prompt ensemble a class.
 
-A class prompt is a report in the template of training with all meta-information hidden. Each describes a typical case
-of its class; everything else that a training text states (density, BI-RADS, findings, reason of the exam) varies, and
-`mama.evaluate.zero_shot` averages the embeddings: the prompt ensemble of CLIP (Radford et al. 2021, section 3.1.4).
+A class prompt is written like a training text, with all meta-information hidden, and describes a typical case of its
+class. Whatever else a training text states (density, BI-RADS, findings, reason of the exam) varies over the ensemble,
+whose embeddings `mama.evaluate.zero_shot` averages: the prompt ensembling of CLIP (Radford et al. 2021, section 3.1.4).
 """
 
 from __future__ import annotations

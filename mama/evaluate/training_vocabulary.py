@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import chain
 
 from mama.data import report_text
 from mama.evaluate.class_prompts import Sentences
@@ -23,7 +24,7 @@ def training_statements(studies: Iterable[Study], config: DataConfig) -> set[str
     hidden = frozenset(report_text.META)
     views = ((study, view) for study in studies for view in study.views)
     texts = (report_text.text(study, view, config.style, hidden, config.tell_pathology) for study, view in views)
-    return set().union(*map(statements, texts))
+    return set(chain.from_iterable(map(statements, texts)))
 
 
 def unmentioned(ensembles: list[list[Sentences]], mentioned: set[str]) -> list[int]:

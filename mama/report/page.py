@@ -39,6 +39,12 @@ TITLES = {  # of the metrics of a decision
     "probabilistic_f1": "probabilistic F1",
     "specificity_at_sensitivity": "specificity at 80 % sensitivity",
 }
+TERMS = {  # of the loss, as log.jsonl names them
+    "view": "the two images of a pair against those of other pairs",
+    "anchor_text": "the first image of a pair against the report texts",
+    "partner_text": "the second image of a pair against the report texts",
+    "local": "patches of an image against sentences of the report texts",
+}
 FACTS = {"density": "density", "birads": "BI-RADS", "pathology": "pathology"}
 
 
@@ -76,6 +82,7 @@ def _page(config: Config, run: Path, data: list[Document]) -> str:
         or (not evaluations and any("phantom" in f.values() for f in data)),
         metric_titles=TITLES,
         fact_titles=FACTS,
+        loss_terms=TERMS,
         curves=_curves(config, run),
     )
 

@@ -9,8 +9,9 @@ import pytest
 
 from mama.evaluate import metrics
 from mama.evaluate.evaluation import evaluate
-from mama.report.page import TITLES, write_report
-from mama.settings.schema import Config, ConfigError
+from mama.objective.losses import weights_at
+from mama.report.page import TERMS, TITLES, write_report
+from mama.settings.schema import Config, ConfigError, LossConfig
 from tests.support.browser import CHROMIUM, probe
 from tests.support.cohort import Oracle, write_shards
 from tests.support.oracle_run import install_oracle, oracle_config
@@ -65,6 +66,13 @@ def test_the_page_shows_what_was_measured(page: Path, config: Config) -> None:
     assert len(re.findall("ROC curves, ", text)) == 2
     assert "no image of BI-RADS 0, BI-RADS 3, BI-RADS 4, BI-RADS 6" in text
     assert not re.search(r"\bNone\b|\bnan\b", re.sub(r'"data:[^"]*"', "", text))
+    # Whatever the page names by a code has its sentence.
+    notes = " ".join(re.findall(r'<p class="not(?:e|ice)">.*?</p>|<h2 id="method">.*?</p>', text, re.DOTALL)).lower()
+    rows = [*document["rows"], *json.loads((config.run_folder / "eval/alignment/metrics.json").read_text())["rows"]]
+    for code in {row.get("protocol", row["model"]) for row in rows} | {row["model"] for row in rows}:
+        assert code in notes, code
+    assert TERMS.keys() == weights_at(LossConfig(), 0).keys()
+    assert all(sentence in text for sentence in TERMS.values())
     # A metric that is undefined has its reason in place of the figure.
     path = config.run_folder / "eval" / "cancer" / "metrics.json"
     document = json.loads(path.read_text())
