@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import torch
 
-from mama.evaluate.evaluation import evaluate, results_table
+from mama.evaluate.evaluation import evaluate
+from mama.evaluate.results_table import results_table
 from mama.export.consolidate import consolidate
 from mama.report.page import write_report
 from mama.settings.load import load
@@ -19,8 +20,8 @@ from mama.settings.schema import Config
 from mama.train.loop import train
 from shards.check.check import check
 from shards.check.contact_sheet import contact_sheet
+from shards.errors import ShardError
 from shards.pack.pack import pack
-from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -20,6 +20,7 @@ import pydicom
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
+from shards.errors import ShardError
 from shards.image import picture
 from shards.image.picture import PictureConfig, read_picture
 from shards.pack import sample
@@ -27,7 +28,6 @@ from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.pack.workers import start_worker
 from shards.processes import start_single
-from shards.schema import ShardError
 from shards.sources.all_sources import resolve_root
 from shards.sources.table.studies import table
 

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from mama.cli.main import cli
+from mama.errors import ConfigError
 from mama.settings.load import find, is_shipped, load, load_profile
-from mama.settings.schema import ConfigError
 from mama.train.dry_run import dry_run
 from tests.support.checkout import CHECKOUT
 

@@ -8,7 +8,8 @@ from statistics import NormalDist
 import numpy as np
 
 from mama.evaluate import metrics
-from mama.evaluate.metrics import Floats, Ints
+from mama.evaluate.arrays import Ints
+from mama.evaluate.metrics import Floats
 
 PATIENTS = (20, 40, 80, 200)
 SHARES = (0.5, 0.25)  # of patients with cancer, in one breast

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mama.data import augment, report_text, sample_order
 from mama.data import tokenizer as tokens
-from mama.data.batches import Collate, Pairs, training_batches
+from mama.data.batches import Collate, training_batches
+from mama.data.pairs import Pairs
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.pack.plan import Plan

@@ -17,12 +17,13 @@ from mama.bench.plain_step import plain_step
 from mama.bench.synthetic import published, synthetic, tiny
 from mama.data.batches import Batch
 from mama.data.tokenizer import Tokenizer
+from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, TrainConfig
+from mama.settings.schema import Config, TrainConfig
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.estimate import rank_bytes, shape_of, stand_in, without_weights
 from mama.train.throughput import peak_memory_gb

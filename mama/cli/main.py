@@ -12,8 +12,8 @@ from mama.cli import bench, data, evaluate, train
 from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
+from shards.errors import ShardError
 from shards.files import legible
-from shards.schema import ShardError
 from slurm.profile import SlurmError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -17,7 +17,8 @@ from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.data.unreadable import UnreadableSamples
 from mama.settings.schema import Config, DataConfig
-from shards.schema import FetchError, ShardError, Study, View
+from shards.errors import FetchError, ShardError
+from shards.schema import Study, View
 
 
 @dataclass(frozen=True)

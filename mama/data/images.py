@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mama.settings.schema import ConfigError, DataConfig, Fit
+from mama.errors import ConfigError
+from mama.settings.schema import DataConfig, Fit
 from shards.read.reader import ShardReader
 from shards.read.tar import to_uint8
 from shards.schema import Study

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from mama.errors import ConfigError, TrainingError
 from mama.runtime import preemption
-from mama.runtime.errors import TrainingError
-from mama.settings.schema import Config, ConfigError
+from mama.settings.schema import Config
+from shards.errors import ShardError
 from shards.pack.workers import start_worker as start_process
-from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
 

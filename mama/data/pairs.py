@@ -12,7 +12,8 @@ from mama.data.images import Images
 from mama.data.sample_weights import allowed, chances
 from mama.data.unreadable import UnreadableSamples
 from mama.settings.schema import Config, DataConfig
-from shards.schema import FetchError, ShardError, Study
+from shards.errors import FetchError, ShardError
+from shards.schema import Study
 
 ATTEMPTS = 100  # draws for one sample before giving up
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mama.data.images import Images
-from mama.settings.schema import ConfigError, DataConfig
+from mama.errors import ConfigError
+from mama.settings.schema import DataConfig
 from shards.read.labels import facts_of, labels_of
 from shards.schema import DENSITIES
 

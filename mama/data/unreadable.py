@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from shards.schema import ShardError
+from shards.errors import ShardError
 
 log = logging.getLogger(__name__)
 

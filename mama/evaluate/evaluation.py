@@ -1,7 +1,7 @@
-"""Evaluation: a consolidated run against held-out patients, beside the same model before its first step.
+"""Evaluation of a consolidated run on held-out patients, beside the same model before its first training step.
 
-Writes, below `<run>/eval/` or for other images than the run's own below `<run>/eval-on/` (see
-`mama.evaluate.provenance`), for each task `metrics.json` and `predictions.csv`, and what the report shows besides:
+Writes to `<run>/eval/`, or for other images than the run's own test split below `<run>/eval-on/` (see
+`mama.evaluate.result_folders`): `metrics.json` and `predictions.csv` of each task, and for the report
 `retrieval/examples.json`, `alignment/metrics.json` and `alignment/maps.npz`.
 """
 
@@ -15,24 +15,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from mama.data.held_out import Item, Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate import linear_probe, localisation, results, retrieval, zero_shot
-from mama.evaluate import provenance as measured_on
-from mama.evaluate.embeddings import Features, Item, Split, embed_images, embed_texts
-from mama.evaluate.metrics import Floats
-from mama.evaluate.results import Results, results_table
-from mama.evaluate.task_data import Answer, Question, ask
-from mama.evaluate.tasks import TASKS, wording_of
+from mama.errors import ConfigError
+from mama.evaluate import linear_probe, localisation, provenance, result_folders, results, retrieval, zero_shot
+from mama.evaluate.arrays import Float32s, Float64s
+from mama.evaluate.class_prompts import wording_of
+from mama.evaluate.embeddings import Features, embed_images, embed_texts
+from mama.evaluate.results_table import Results, results_table, unmentioned_note
+from mama.evaluate.task_data import Predictions, TaskData, task_data
+from mama.evaluate.tasks import TASKS
 from mama.evaluate.training_vocabulary import training_statements
-from mama.export.consolidate import load_model
+from mama.export.model_folder import load_model
 from mama.model import attention
 from mama.model.mama_model import MamaModel, build
 from mama.runtime.collectives import local_device
 from mama.settings.load import load_run
-from mama.settings.schema import Config, ConfigError, DataConfig
+from mama.settings.schema import Config, DataConfig
+from shards.errors import ShardError
 from shards.progress import progress
-from shards.schema import ShardError, Study
+from shards.schema import Study
 
 __all__ = ["evaluate", "results_table"]
 
@@ -40,78 +43,62 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: Config, run: Path) -> Results:
-    """Measure `<run>/model` on the split `config.eval.split`; returns each task's metrics, and "alignment"'s.
+    """Evaluate `<run>/model` on the split `config.eval.split`; returns the metrics of each task and of "alignment".
 
-    The files are written when everything is measured, and replace those of an earlier evaluation of the same images.
+    The files are written once everything is measured, and replace those of an earlier evaluation of the same images.
+    Raises `ConfigError` without a model, or if `data.tell_pathology` is not that of training.
     """
-    measured = measured_on.identity(config, run)
-    # Another seed or shape would make another untrained model.
+    measured = provenance.identity(config, run)
+    # The settings of training: another seed or shape would build another untrained model.
     trained_with = load_run(run) if (run / "config.yaml").exists() else config
-    if (told := config.data.tell_pathology) != trained_with.data.tell_pathology:
-        raise ConfigError(f"data.tell_pathology: {told}, but {run} was trained with the opposite; leave it as it was")
-    held, train = Split(config, config.eval.split), Split(config, "train")
-    wording = wording_of(_studies(held), config.data.style, config.data.tell_pathology)
-    said = _said_in_training(trained_with.data, config.data, train)
-    questions = [ask(TASKS[name], held.items, train.items, wording, said) for name in config.eval.tasks]
-    drawn: dict[str, localisation.Floats] = {}
+    tell = config.data.tell_pathology
+    if tell != trained_with.data.tell_pathology:
+        raise ConfigError(f"data.tell_pathology: {tell}, but {run} was trained with {not tell}; leave it out")
+    held_out, train = Split(config, config.eval.split), Split(config, "train")
+    wording = wording_of(_studies(held_out), config.data.style, tell)
+    mentioned = _mentioned_in_training(trained_with.data, config.data, train)
+    tasks = [task_data(TASKS[name], held_out.items, train.items, wording, mentioned) for name in config.eval.tasks]
+    maps: dict[str, Float32s] = {}
     for name, model, tokenizer in _models(trained_with, run, local_device()):
-        features = _answer(questions, name, model, tokenizer, held, train, config)
-        targets = localisation.targets(held, tokenizer, config.data.max_tokens) if trained_with.loss.local else []
-        drawn[name] = localisation.maps(model, tokenizer, held, targets, config, local_device())
+        features = _predict(tasks, name, model, tokenizer, held_out, train, config)
+        targets = (
+            localisation.find_targets(held_out, tokenizer, config.data.max_tokens) if trained_with.loss.local else []
+        )
+        maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
         if name == "trained":
-            retrieved = measured | _retrieve(features, held.items, model, tokenizer, config)
-    if config.eval.intensity_baseline and held.name != "train":
-        seen, asked = _intensities(train), _intensities(held)
-        for question in questions:
-            _probe(question, "31 intensity percentiles", seen, asked, train.items, config.seed)
-    for question in questions:
-        question.answers.sort(key=lambda answer: answer.protocol != "zero-shot")
+            retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
+    if config.eval.intensity_baseline and held_out.name != "train":
+        of_train, of_held_out = _intensities(train), _intensities(held_out)
+        for data in tasks:
+            _probe(data, "31 intensity percentiles", of_train, of_held_out, train.items, config.seed)
+    for data in tasks:
+        data.predictions.sort(key=lambda one: one.protocol != "zero-shot")
     shown = localisation.examples(targets, config.eval.heat_maps)
-    found = {q.task.name: measured | results.document(q, held.items, held.name, config) for q in questions}
-    found["alignment"] = measured | _alignment(drawn, targets, shown, held, config)
+    documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
+    documents["alignment"] = measured | _alignment(maps, targets, shown, held_out, config)
     if not trained_with.loss.local:
-        found["alignment"]["reason"] = "the model was trained without the local term"
-    for name, document in found.items():
-        if note := results.untaught_note(document):
+        documents["alignment"]["reason"] = "the model was trained without the local term"
+    for name, document in documents.items():
+        if note := unmentioned_note(document):
             log.warning("%s: %s", name, note)
-    folder = measured_on.folder_of(measured["shards"], run)
+    folder = result_folders.folder_of(measured["shards"], run)
     log.info("writing the results to %s", folder)
-    with measured_on.replaced(folder) as new:
-        results.write(found, questions, held.items, retrieved, drawn["trained"][shown], new)
-        measured_on.finish(config, measured, folder, new)
-    return found
-
-
-def _answer(
-    questions: list[Question],
-    name: str,
-    model: MamaModel,
-    tokenizer: Tokenizer,
-    held: Split,
-    train: Split,
-    config: Config,
-) -> Features:
-    """Put the questions to a model, by zero-shot and by probe; returns the features of the held-out images."""
-    device = next(model.parameters()).device
-    features = embed_images(model, held, config, device, name)
-    probed = None if held.name == "train" else embed_images(model, train, config, device, name)
-    for question in questions:
-        _zero_shot(question, name, features, model, tokenizer, config)
-        if probed is not None:
-            _probe(question, name, probed.tower, features.tower, train.items, config.seed)
-    return features
+    with result_folders.replaced(folder) as new:
+        results.write(documents, tasks, held_out.items, retrieved, maps["trained"][shown], new)
+        result_folders.finish(config, measured, folder, new)
+    return documents
 
 
 def _studies(split: Split) -> list[Study]:
     return [item.study for item in split.items if item.position == 0]
 
 
-def _said_in_training(own: DataConfig, asked: DataConfig, train: Split) -> set[str] | None:
-    """What the texts of the run's `own` shards said; None where those are not there any more.
+def _mentioned_in_training(own: DataConfig, evaluated: DataConfig, train: Split) -> set[str] | None:
+    """The statements in the texts of the run's `own` training shards; None if those shards are gone.
 
-    `train` is the training split of the shards that are `asked` about, which mostly are the same.
+    `train` is the training split of the `evaluated` shards, which are usually the same.
     """
-    if own.shards == asked.shards:
+    if own.shards == evaluated.shards:
         return training_statements(_studies(train), own)
     try:
         images = Images(own, "train")
@@ -121,7 +108,7 @@ def _said_in_training(own: DataConfig, asked: DataConfig, train: Split) -> set[s
 
 
 def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[str, MamaModel, Tokenizer]]:
-    """The trained model, then the untrained one: only one is held at a time."""
+    """The trained model, then the untrained one: only one is in memory at a time."""
     model, tokenizer = load_model(run / "model", device)
     yield "trained", model, tokenizer
     del model
@@ -129,36 +116,56 @@ def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[s
     yield "untrained", untrained.to(device).eval(), tokenizer
 
 
+def _predict(
+    tasks: list[TaskData],
+    name: str,
+    model: MamaModel,
+    tokenizer: Tokenizer,
+    held_out: Split,
+    train: Split,
+    config: Config,
+) -> Features:
+    """Add one model's zero-shot and probe predictions to each task; returns its features of the held-out images."""
+    device = next(model.parameters()).device
+    features = embed_images(model, held_out, config, device, name)
+    of_train = None if held_out.name == "train" else embed_images(model, train, config, device, name)
+    for data in tasks:
+        _zero_shot(data, name, features, model, tokenizer, config)
+        if of_train is not None:
+            _probe(data, name, of_train.tower, features.tower, train.items, config.seed)
+    return features
+
+
 def _zero_shot(
-    question: Question, name: str, features: Features, model: MamaModel, tokenizer: Tokenizer, config: Config
+    data: TaskData, name: str, features: Features, model: MamaModel, tokenizer: Tokenizer, config: Config
 ) -> None:
-    if not len(question.rows):
+    if not len(data.rows):
         return
     device = next(model.parameters()).device
-    texts = [embed_texts(model, tokenizer, variants, config, device) for variants in question.texts]
-    images = features.embeddings[question.rows]
-    scores = zero_shot.probabilities(images, zero_shot.class_embeddings(texts), model.scale().item())
-    question.answers.append(Answer("zero-shot", name, scores))
+    ensembles = [embed_texts(model, tokenizer, texts, config, device) for texts in data.ensembles]
+    images = features.embeddings[data.rows]
+    scores = zero_shot.probabilities(images, zero_shot.class_embeddings(ensembles), model.scale().item())
+    data.predictions.append(Predictions("zero-shot", name, scores))
 
 
 def _probe(
-    question: Question,
+    data: TaskData,
     name: str,
     train: linear_probe.Features,
-    held: linear_probe.Features,
+    held_out: linear_probe.Features,
     items: list[Item],
     seed: int,
 ) -> None:
-    """Fit on the labelled training images; nothing to learn from fewer than two classes."""
-    if not len(question.rows) or len(set(question.train_labels.tolist())) < 2:
+    """Fit on the labelled training images, if they are of two classes at least; `items` are the training images."""
+    if not len(data.rows) or len(set(data.train_labels.tolist())) < 2:
         return
-    patients = [items[i].study.patient for i in question.train_rows]
-    classifier = linear_probe.fit(train[question.train_rows], question.train_labels, patients, seed)
-    scores = linear_probe.probabilities(classifier, held[question.rows], len(question.classes))
-    question.answers.append(Answer("linear probe", name, scores))
+    patients = [items[i].study.patient for i in data.train_rows]
+    classifier = linear_probe.fit(train[data.train_rows], data.train_labels, patients, seed)
+    scores = linear_probe.probabilities(classifier, held_out[data.rows], len(data.classes))
+    data.predictions.append(Predictions("linear probe", name, scores))
 
 
-def _intensities(split: Split) -> Floats:
+def _intensities(split: Split) -> Float64s:
     items = progress(split.items, len(split), f"intensities: {split.name}", "images")
     return np.stack([linear_probe.intensity_percentiles(split.stored(item)) for item in items])
 
@@ -172,18 +179,14 @@ def _retrieve(
 
 
 def _alignment(
-    drawn: dict[str, localisation.Floats],
-    targets: list[localisation.Target],
-    shown: list[int],
-    held: Split,
-    config: Config,
+    maps: dict[str, Float32s], targets: list[localisation.Target], shown: list[int], held_out: Split, config: Config
 ) -> dict[str, Any]:
-    """The pointing game over all findings, and the facts of those in `shown`, whose maps are kept."""
-    trained = drawn["trained"]
+    """The pointing game over all targets, and the examples: the targets `shown`, whose maps are kept."""
+    trained = maps["trained"]
     grid = (trained.shape[1], trained.shape[2])
-    grey = localisation.brightest(held, targets, grid) if targets else trained
-    scores = {**drawn, "brightest patch": grey}
-    document = localisation.pointing_game(scores, grey, targets, held.size, config)
+    grey = localisation.brightest(held_out, targets, grid) if targets else trained
+    scores = {**maps, "brightest patch": grey}
+    document = localisation.pointing_game(scores, grey, targets, held_out.size, config)
     document["examples"] = [
         {
             "image": targets[i].item.key,

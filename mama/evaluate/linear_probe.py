@@ -1,4 +1,4 @@
-"""Linear probes: logistic regression on frozen features, or on the plain intensities of an image.
+"""Linear probes: logistic regression on frozen features, or on the intensities of an image.
 
 Letters: n images, d features, K classes.
 """
@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mama.evaluate.metrics import Floats, Ints
+from mama.evaluate.arrays import Float64s, Ints
 
 Features = NDArray[np.floating[Any]]
 
@@ -25,14 +25,13 @@ PERCENTILES = np.linspace(0, 100, 31)
 
 
 def fit(features: Features, labels: Ints, patients: list[str], seed: int) -> Pipeline:
-    """Features [n, d] and labels [n] of at least two classes -> a classifier that weighs all classes alike.
+    """Fit on features [n, d] and labels [n] of at least two classes, which get equal weight.
 
-    The penalty is the one with the smallest balanced log loss in a cross-validation over the
-    patients of the training split; held-out images have no say in it. With too few patients for
-    that it is the middle one.
+    The penalty is the one with the smallest balanced log loss in a cross-validation over the patients of the training
+    split; held-out images are not used. With too few patients for that it is the middle one.
     """
     by_class = sorted(len({patients[i] for i in np.flatnonzero(labels == k)}) for k in np.unique(labels))
-    if by_class[-2] < FOLDS:  # a fold could be left with one class
+    if by_class[-2] < FOLDS:  # a fold might hold one class only
         return _classifier(PENALTIES[len(PENALTIES) // 2]).fit(features, labels)
     losses = dict.fromkeys(PENALTIES, 0.0)
     with warnings.catch_warnings():
@@ -45,18 +44,17 @@ def fit(features: Features, labels: Ints, patients: list[str], seed: int) -> Pip
     return _classifier(min(PENALTIES, key=lambda c: losses[c])).fit(features, labels)
 
 
-def probabilities(classifier: Pipeline, features: Features, classes: int) -> Floats:
-    """[n, d] -> [n, K]; a class that training did not show has probability 0."""
+def probabilities(classifier: Pipeline, features: Features, classes: int) -> Float64s:
+    """[n, d] -> [n, K]; a class that the training split lacks has probability 0."""
     shares = np.zeros((len(features), classes))
     shares[:, classifier.classes_] = classifier.predict_proba(features)
     return shares
 
 
-def intensity_percentiles(image: NDArray[np.uint8]) -> Floats:
-    """31 evenly spaced percentiles, 0 to 100, of all stored pixels of uint8 [h, w], air included.
+def intensity_percentiles(image: NDArray[np.uint8]) -> Float64s:
+    """31 evenly spaced percentiles, 0 to 100, of all stored pixels of uint8 [h, w], background included.
 
-    The smallest grey value that at least the asked share of the pixels does not exceed (NumPy's
-    `inverted_cdf`), from the histogram.
+    As NumPy's `inverted_cdf`, computed from the histogram.
     """
     counts = np.bincount(image.ravel(), minlength=256).cumsum()
     ranks = np.maximum(np.ceil(PERCENTILES / 100 * image.size), 1)

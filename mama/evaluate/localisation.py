@@ -1,4 +1,4 @@
-"""Where does a sentence point? Local alignment of the sentence that names a finding with the image's patches.
+"""Local alignment maps: the cosine of the sentence that names a finding with each patch of its image.
 
 Letters: t targets, S sentences, P = gh x gw patches of an image.
 """
@@ -15,22 +15,20 @@ from numpy.typing import NDArray
 from mama.data import report_text
 from mama.data.augment import normalise
 from mama.data.batches import tokenise
+from mama.data.held_out import Item, Split
 from mama.data.images import AIR, fit_geometry
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate import metrics
-from mama.evaluate.embeddings import Item, Split
+from mama.evaluate import bootstrap
+from mama.evaluate.arrays import Flags, Float32s
 from mama.model.mama_model import MamaModel
 from mama.settings.schema import Config, Fit
 from shards.progress import progress
 from shards.schema import Box, View
 
-Floats = NDArray[np.float32]
-Flags = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
 class Target:
-    """A sentence about a finding in one image; `boxes` are where it is, in pixels of the fitted image."""
+    """A sentence about a finding in one image, and the boxes of that finding in pixels of the fitted image."""
 
     item: Item
     text: list[str]
@@ -38,14 +36,13 @@ class Target:
     boxes: tuple[Box, ...]
 
 
-def targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]:
-    """Every finding sentence of the split's images that show a lesion.
+def find_targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]:
+    """Every sentence about a finding, in the split's images that show a lesion.
 
-    Findings of an image in the same words are one sentence with several boxes. A radiologist's own
-    sentences are not tied to boxes: there the first one stands for all boxes of the image. What
-    `max_tokens` cuts off is left out.
+    Findings of an image in the same words share one sentence with several boxes. Sentences of a radiologist's report
+    are not linked to boxes: the first one gets all boxes of the image. Sentences beyond `max_tokens` are left out.
     """
-    found = []
+    targets = []
     for item in split.items:
         text = report_text.text(item.study, item.view, split.style, frozenset(report_text.META))
         room = len(tokenizer.encode(text, max_tokens).separators)
@@ -54,12 +51,12 @@ def targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]
         ).items():
             if text.index(sentence) < room:
                 fitted = tuple(fit_box(box, item.view.size, split.size, split.images.fit) for box in boxes)
-                found.append(Target(item, text, text.index(sentence), fitted))
-    return found
+                targets.append(Target(item, text, text.index(sentence), fitted))
+    return targets
 
 
 def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
-    """The sentences that name a lesion, and the boxes of each; `named` are those of the findings."""
+    """The sentences that name a lesion and the boxes of each; `named` are the sentences of the findings, in order."""
     boxes: dict[str, list[Box]] = {}
     if report_text.own_words(view):
         positive = view.findings or view.labels.cancer or view.labels.pathology in ("benign", "malignant")
@@ -71,7 +68,7 @@ def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
 
 
 def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
-    """(x0, y0, x1, y1) of the stored image (height, width) -> of the image fitted to (H, W)."""
+    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the image fitted to (H, W)."""
     across, down, top = fit_geometry(stored, size, how)
     x0, y0, x1, y1 = box
     return across * x0, down * y0 + top, across * x1, down * y1 + top
@@ -79,15 +76,15 @@ def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) 
 
 @torch.inference_mode()
 def maps(
-    model: MamaModel, tokenizer: Tokenizer, split: Split, wanted: list[Target], config: Config, device: torch.device
-) -> Floats:
+    model: MamaModel, tokenizer: Tokenizer, split: Split, targets: list[Target], config: Config, device: torch.device
+) -> Float32s:
     """Cosine of each target's sentence with each patch of its image, [t, gh, gw]."""
     patch = int(model.vision.backbone.config.patch_size)
     grid = (split.size[0] // patch, split.size[1] // patch)
     parts = [np.zeros((0, *grid), np.float32)]
-    starts = range(0, len(wanted), config.eval.batch)
+    starts = range(0, len(targets), config.eval.batch)
     for start in progress(starts, len(starts), "local alignment", "batches"):
-        batch = wanted[start : start + config.eval.batch]
+        batch = targets[start : start + config.eval.batch]
         pixels = torch.from_numpy(np.stack([split.pixels(t.item) for t in batch])[:, None])
         texts = tokenise(tokenizer, [t.text for t in batch], config.data.max_tokens)
         cosines = model.alignment(normalise(pixels.to(device)), texts.to(device))  # [b, S, P]
@@ -97,13 +94,13 @@ def maps(
     return np.concatenate(parts)
 
 
-def brightest(split: Split, wanted: list[Target], grid: tuple[int, int]) -> Floats:
-    """Mean grey value of each patch, [t, gh, gw]: the map of a reader who points at the brightest spot."""
-    return np.stack([_patch_means(split.pixels(t.item), grid) for t in wanted])
+def brightest(split: Split, targets: list[Target], grid: tuple[int, int]) -> Float32s:
+    """Mean grey value of each patch, [t, gh, gw]: the baseline that always points at the brightest spot."""
+    return np.stack([_patch_means(split.pixels(t.item), grid) for t in targets])
 
 
 def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int]) -> Flags:
-    """Patches [gh, gw] that overlap a box, or are neighbours of such a patch."""
+    """Flags [gh, gw] of the patches that overlap a box or neighbour such a patch; boxes in pixels of (H, W)."""
     inside = np.zeros(grid, dtype=bool)
     tall, wide = size[0] / grid[0], size[1] / grid[1]
     for x0, y0, x1, y1 in boxes:
@@ -114,43 +111,43 @@ def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int])
 
 
 def pointing_game(
-    scores: dict[str, Floats], grey: Floats, wanted: list[Target], size: tuple[int, int], config: Config
+    scores: dict[str, Float32s], grey: Float32s, targets: list[Target], size: tuple[int, int], config: Config
 ) -> dict[str, Any]:
-    """How often the best patch of a map lies in the box of its finding or next to it, over targets with boxes.
+    """How often the highest patch of a map lies in the box of its finding or next to it, over targets with boxes.
 
-    Source: Zhang et al., "Top-down neural attention by excitation backprop", 2018, section 4.2.
-    `chance` is the mean share of tissue patches that would count as a hit. `scores` holds maps
-    [t, gh, gw] by who drew them, `grey` the mean grey values of the same patches.
+    `scores` holds the maps [t, gh, gw] of each model, `grey` the mean grey values of the same patches. `chance` is the
+    mean share of tissue patches that count as a hit. Source: Zhang et al., "Top-down neural attention by excitation
+    backprop", 2018, section 4.2.
     """
-    boxed = [i for i, target in enumerate(wanted) if target.boxes]
+    boxed = [i for i, target in enumerate(targets) if target.boxes]
     document: dict[str, Any] = {"findings": len(boxed), "rows": []}
     if not boxed:
         return document | {"patients": 0, "reason": "no finding of this split has a box"}
-    patients = [wanted[i].item.study.patient for i in boxed]
+    patients = [targets[i].item.study.patient for i in boxed]
     grid = (grey.shape[1], grey.shape[2])
-    regions = np.stack([region(wanted[i].boxes, size, grid) for i in boxed])
+    regions = np.stack([region(targets[i].boxes, size, grid) for i in boxed])
     tissue = grey[boxed] > AIR
     chance = (regions & tissue).sum((1, 2)) / np.maximum(tissue.sum((1, 2)), 1)
     for name, values in scores.items():
         best = values[boxed].reshape(len(boxed), -1).argmax(1)
         hits = regions.reshape(len(boxed), -1)[np.arange(len(boxed)), best].astype(np.float64)
-        estimate = metrics.mean(hits, patients, config.eval.bootstrap, config.seed)
+        estimate = bootstrap.mean(hits, patients, config.eval.bootstrap, config.seed)
         document["rows"].append({"model": name, "hit_rate": asdict(estimate)})
     return document | {"patients": len(set(patients)), "chance": float(chance.mean())}
 
 
-def examples(wanted: list[Target], count: int) -> list[int]:
-    """The first `count` targets in shard order that show cancer, one a patient: chosen by no result."""
+def examples(targets: list[Target], count: int) -> list[int]:
+    """Indices of the first `count` targets in shard order that show cancer, one per patient, whatever the result."""
     chosen: dict[str, int] = {}
-    for i, target in enumerate(wanted):
+    for i, target in enumerate(targets):
         labels = target.item.view.labels
         if labels.cancer or labels.pathology == "malignant":
             chosen.setdefault(target.item.study.patient, i)
     return list(chosen.values())[:count]
 
 
-def _patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> Floats:
+def _patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> Float32s:
     tall, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
     cut = pixels[: grid[0] * tall, : grid[1] * wide].astype(np.float32)
-    means: Floats = cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))
+    means: Float32s = cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))
     return means

@@ -1,128 +1,78 @@
-"""Figures of merit with 95 % intervals (`mama.evaluate.intervals`) from a bootstrap over patients.
+"""Classification metrics: AUC, balanced accuracy, and those of a binary decision.
 
-Every metric is computed for many weightings of the images at once: all ones for the figure itself,
-and for a resample the number of times that each image's patient was drawn. Letters: n images, K
-classes, R weightings. A metric that a weighting leaves undefined is NaN inside this module and
-`None` with a reason outside it, never 0.
+Each is computed for many weightings of the images at once (`mama.evaluate.bootstrap`). Letters: n images, K classes,
+R weightings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
-from mama.evaluate.intervals import Part, interval
+from mama.evaluate.arrays import Flags, Float64s, Ints
+from mama.evaluate.bootstrap import NO_IMAGE, Bootstrap, Estimate, Sides, estimate
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-Sides = tuple[Flags, ...]  # the images [n] that a figure rests on; of two sides the rarer one counts
+Floats = Float64s
 
 SENSITIVITY = 0.8  # at which the specificity is read
-CELLS = 4_000_000  # of a [R, n] array that is held at once
 
+# Why a metric is undefined.
 REASONS = {
     "auc": "the images are all of one class",
     "balanced_accuracy": "the images are all of one class",
     "sensitivity": "there is no positive image",
     "specificity": "there is no negative image",
-    "ppv": "no image was called positive",
-    "npv": "no image was called negative",
+    "ppv": "no image was predicted positive",
+    "npv": "no image was predicted negative",
     "f1": "there is no positive image",
     "probabilistic_f1": "there is no positive image",
     "specificity_at_sensitivity": "the images are all of one class",
 }
-ALWAYS = ("auc", "balanced_accuracy")
-NO_IMAGE = "there is no image"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95 % interval; `resamples` of the bootstrap defined it."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    resamples: int = 0
-    reason: str | None = None  # why `value` or the interval is missing
+ALWAYS = ("auc", "balanced_accuracy")  # also of more than two classes
 
 
 def measure(
-    labels: Ints, scores: Floats, patients: list[str], binary: bool, resamples: int, seed: int
+    labels: Ints, scores: Float64s, patients: list[str], binary: bool, resamples: int, seed: int
 ) -> dict[str, Estimate]:
-    """Metrics of probabilities `scores` [n, K] against `labels` [n]; an image is called what scores highest.
+    """Metrics of probabilities `scores` [n, K] against true `labels` [n]; the predicted class has the highest score.
 
-    Always `auc` (each class that occurs against the rest, averaged) and `balanced_accuracy`. If
-    `binary`, K is 2, `auc` is the AUC of class 1, and the metrics of its decision, `probabilistic_f1`
-    and `specificity_at_sensitivity` (80 %) come in addition.
+    Always `auc` (each class that occurs against the rest, averaged) and `balanced_accuracy`. With `binary`, K is 2,
+    `auc` is the AUC of class 1, and the metrics of its decision, `probabilistic_f1` and `specificity_at_sensitivity`
+    (80 %) are added.
     """
     if not len(labels):
         return {name: Estimate(None, reason=NO_IMAGE) for name in (REASONS if binary else ALWAYS)}
-    draws = _Draws(patients, resamples, seed)
+    bootstrap = Bootstrap(patients, resamples, seed)
     point = _all(labels, scores, np.ones((1, len(labels))), binary)
-    boots = [_all(labels, scores, weights, binary) for weights in draws]
+    draws = [_all(labels, scores, weights, binary) for weights in bootstrap]
     sides = _sides(labels, scores.argmax(1), binary)
-    return {name: _estimate(point[name], [b[name] for b in boots], sides[name], draws, REASONS[name]) for name in point}
+    return {
+        name: estimate(point[name], [drawn[name] for drawn in draws], sides[name], bootstrap, REASONS[name])
+        for name in point
+    }
 
 
-def mean(values: Floats, patients: list[str], resamples: int, seed: int) -> Estimate:
-    """The mean over images of `values` [n] in [0, 1], for example hits of 0 and 1."""
-    if not len(values):
-        return Estimate(None, reason=NO_IMAGE)
-    draws = _Draws(patients, resamples, seed)
-    boots = [(weights @ values / weights.sum(1))[None] for weights in draws]
-    return _estimate(values.mean()[None, None], boots, [(np.ones(len(values), bool),)], draws, NO_IMAGE)
-
-
-def confusion(labels: Ints, scores: Floats) -> Ints:
-    """Counts [K, K]: rows are the truth, columns the call."""
+def confusion(labels: Ints, scores: Float64s) -> Ints:
+    """Counts [K, K]: rows are the true class, columns the predicted one."""
     count = scores.shape[1]
     return np.bincount(labels * count + scores.argmax(1), minlength=count**2).reshape(count, count)
 
 
-def roc(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
+def roc(labels: Ints, scores: Float64s) -> tuple[Float64s, Float64s]:
     """False and true positive rates of `labels` [n] in 0, 1 by falling `scores` [n], from (0, 0) to (1, 1)."""
     above_negative, above_positive = _Ranked(scores).cumulate(np.ones((1, len(labels))), labels == 1)
     rates = [np.concatenate([[0.0], counts[0] / counts[0, -1]]) for counts in (above_negative, above_positive)]
     return rates[0], rates[1]
 
 
-class _Draws:
-    """Weightings [r, n] of the bootstrap, in pieces of bounded size.
-
-    Patients are drawn with replacement, each with all images: images of one patient resemble each
-    other, so that drawing images would make the intervals too short.
-    """
-
-    def __init__(self, patients: list[str], resamples: int, seed: int) -> None:
-        names, self.member = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-        self.patients, self.resamples, self.seed = len(names), resamples, seed
-
-    def count(self, images: Flags) -> int:
-        """How many patients these images [n] are of."""
-        return len(np.unique(self.member[images]))
-
-    def __iter__(self) -> Iterator[Floats]:
-        rng = np.random.default_rng(self.seed)
-        piece = max(1, CELLS // max(1, len(self.member)))
-        for start in range(0, self.resamples, piece):
-            size = min(piece, self.resamples - start)
-            drawn = rng.multinomial(self.patients, np.full(self.patients, 1 / self.patients), size=size)
-            yield drawn[:, self.member].astype(np.float64)
-
-
 class _Ranked:
     """Images sorted by falling score, equal scores as one step."""
 
-    def __init__(self, scores: Floats) -> None:
+    def __init__(self, scores: Float64s) -> None:
         self.order = np.argsort(-scores, kind="stable")
         ranked = scores[self.order]
         self.starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
 
-    def cumulate(self, weights: Floats, positive: Flags) -> tuple[Floats, Floats]:
+    def cumulate(self, weights: Float64s, positive: Flags) -> tuple[Float64s, Float64s]:
         """Weight of the negatives and of the positives down to each step, [R, steps] each."""
         sorted_weights = weights[:, self.order]
         flags = positive[self.order]
@@ -130,13 +80,13 @@ class _Ranked:
         return below[0], below[1]
 
 
-def _all(labels: Ints, scores: Floats, weights: Floats, binary: bool) -> dict[str, Floats]:
-    """Every metric for `weights` [R, n] as [parts, R] each: it is the mean of its parts, classes or itself alone."""
+def _all(labels: Ints, scores: Float64s, weights: Float64s, binary: bool) -> dict[str, Float64s]:
+    """Every metric for `weights` [R, n] as [parts, R]: a mean over classes has a part for each, others have one."""
     present = np.unique(labels)
     columns = [1] if binary else list(present)
     areas = [_auc(labels == k, scores[:, k], weights) for k in columns]
-    called = scores.argmax(1)
-    recalls = [_share(weights, (called == k) & (labels == k), labels == k) for k in present]
+    predicted = scores.argmax(1)
+    recalls = [_share(weights, (predicted == k) & (labels == k), labels == k) for k in present]
     single = len(present) < 2
     undefined = np.full((1, len(weights)), np.nan)
     measured = {
@@ -144,51 +94,51 @@ def _all(labels: Ints, scores: Floats, weights: Floats, binary: bool) -> dict[st
         "balanced_accuracy": undefined if single else np.stack(recalls),
     }
     if binary:
-        alone = _binary(labels == 1, called == 1, scores[:, 1], weights)
-        measured |= {name: value[None] for name, value in alone.items()}
+        decision = _binary(labels == 1, predicted == 1, scores[:, 1], weights)
+        measured |= {name: value[None] for name, value in decision.items()}
     return measured
 
 
-def _sides(labels: Ints, called: Ints, binary: bool) -> dict[str, list[Sides]]:
-    """What each part of each metric of `_all` rests on."""
+def _sides(labels: Ints, predicted: Ints, binary: bool) -> dict[str, list[Sides]]:
+    """The images that each part of each metric of `_all` rests on."""
     of_class = [labels == k for k in np.unique(labels)]
-    against = [(flags, ~flags) for flags in of_class]
-    truth, positive = labels == 1, called == 1
+    positive, predicted_positive = labels == 1, predicted == 1
     sides: dict[str, list[Sides]] = {
-        "auc": [(truth, ~truth)] if binary else [*against],
+        "auc": [(positive, ~positive)] if binary else [(flags, ~flags) for flags in of_class],
         "balanced_accuracy": [(flags,) for flags in of_class],
     }
-    alone = {
-        "sensitivity": truth,
-        "specificity": ~truth,
-        "ppv": positive,
-        "npv": ~positive,
-        "f1": truth | positive,
-        "probabilistic_f1": truth,
+    decision = {
+        "sensitivity": positive,
+        "specificity": ~positive,
+        "ppv": predicted_positive,
+        "npv": ~predicted_positive,
+        "f1": positive | predicted_positive,
+        "probabilistic_f1": positive,
     }
     if binary:
-        sides |= {name: [(flags,)] for name, flags in alone.items()}
-        sides["specificity_at_sensitivity"] = [(truth, ~truth)]
+        sides |= {name: [(flags,)] for name, flags in decision.items()}
+        sides["specificity_at_sensitivity"] = [(positive, ~positive)]
     return sides
 
 
-def _binary(truth: Flags, called: Flags, score: Floats, weights: Floats) -> dict[str, Floats]:
-    true_positive, false_positive = weights @ (truth & called), weights @ (~truth & called)
-    positives = weights @ truth
-    soft_true, soft_false = weights @ (score * truth), weights @ (score * ~truth)
+def _binary(true: Flags, predicted: Flags, score: Float64s, weights: Float64s) -> dict[str, Float64s]:
+    """Metrics [R] of the decision: `true` and `predicted` [n] flag the positive images."""
+    true_positive, false_positive = weights @ (true & predicted), weights @ (~true & predicted)
+    positives = weights @ true
+    soft_true, soft_false = weights @ (score * true), weights @ (score * ~true)
     return {
-        "sensitivity": _share(weights, truth & called, truth),
-        "specificity": _share(weights, ~truth & ~called, ~truth),
-        "ppv": _share(weights, truth & called, called),
-        "npv": _share(weights, ~truth & ~called, ~called),
+        "sensitivity": _share(weights, true & predicted, true),
+        "specificity": _share(weights, ~true & ~predicted, ~true),
+        "ppv": _share(weights, true & predicted, predicted),
+        "npv": _share(weights, ~true & ~predicted, ~predicted),
         "f1": _divide(2 * true_positive, true_positive + false_positive + positives, positives > 0),
         # The F1 of soft counts, as the RSNA breast cancer challenge scored it.
         "probabilistic_f1": _divide(2 * soft_true, soft_true + soft_false + positives, positives > 0),
-        "specificity_at_sensitivity": _specificity_at(truth, score, weights),
+        "specificity_at_sensitivity": _specificity_at(true, score, weights),
     }
 
 
-def _auc(positive: Flags, score: Floats, weights: Floats) -> Floats:
+def _auc(positive: Flags, score: Float64s, weights: Float64s) -> Float64s:
     """Area under the ROC curve as P(score of a positive > of a negative) + P(equal) / 2."""
     negatives, positives = _Ranked(score).cumulate(weights, positive)
     all_negatives, all_positives = negatives[:, -1:], positives[:, -1:]
@@ -199,7 +149,7 @@ def _auc(positive: Flags, score: Floats, weights: Floats) -> Floats:
     return _divide(pairs, total, total > 0)
 
 
-def _specificity_at(positive: Flags, score: Floats, weights: Floats) -> Floats:
+def _specificity_at(positive: Flags, score: Float64s, weights: Float64s) -> Float64s:
     """The best specificity among thresholds whose sensitivity is at least `SENSITIVITY`."""
     negatives, positives = _Ranked(score).cumulate(weights, positive)
     enough = positives >= SENSITIVITY * positives[:, -1:] - 1e-9
@@ -210,31 +160,10 @@ def _specificity_at(positive: Flags, score: Floats, weights: Floats) -> Floats:
     return _divide(total - negatives[rows, first], total, defined)
 
 
-def _share(weights: Floats, part: Flags, whole: Flags) -> Floats:
+def _share(weights: Float64s, part: Flags, whole: Flags) -> Float64s:
     total = weights @ whole
     return _divide(weights @ part, total, total > 0)
 
 
-def _divide(above: Floats, below: Floats, defined: Flags) -> Floats:
+def _divide(above: Float64s, below: Float64s, defined: Flags) -> Float64s:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=defined)
-
-
-def _estimate(point: Floats, boots: list[Floats], sides: list[Sides], draws: _Draws, reason: str) -> Estimate:
-    """From the parts of a metric for all images, [parts, 1], and for pieces of the resamples, [parts, r] each."""
-    if np.isnan(point).any():
-        return Estimate(None, reason=reason)
-    value = float(point.mean())
-    if draws.patients < 2:
-        return Estimate(value, reason="no interval: the images are of one patient")
-    drawn = np.concatenate([point[:, :0], *boots], axis=1)
-    defined = int((~np.isnan(drawn)).all(0).sum())
-    if defined < 2:
-        return Estimate(value, reason="no interval: fewer than two resamples define the metric")
-    parts = [
-        Part(float(whole[0]), of_part, min(map(draws.count, own)))
-        for whole, of_part, own in zip(point, drawn, sides, strict=True)
-    ]
-    limits = interval(parts)
-    if limits is None:
-        return Estimate(value, reason="no interval: it rests on the images of one patient")
-    return Estimate(value, *limits, defined)

@@ -1,14 +1,14 @@
-"""Examples of retrieval among held-out images: a text's nearest images, an image's nearest texts."""
+"""Retrieval examples among held-out images: the images nearest to a text, and the texts nearest to an image."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mama.data import report_text
-from mama.evaluate.embeddings import Item
+from mama.data.held_out import Item
+from mama.evaluate.arrays import Float32s
 from mama.settings.schema import Style
 from shards.schema import View
 
@@ -16,7 +16,7 @@ QUERIES, IMAGES, TEXTS = 6, 5, 3
 
 
 def distinct_texts(items: list[Item], style: Style, tell_pathology: bool = False) -> tuple[list[list[str]], list[int]]:
-    """The different texts of these images with all meta-information hidden, and each image's row among them."""
+    """The distinct texts of these images, all meta-information hidden, and for each image the index of its own."""
     hidden = frozenset(report_text.META)
     rows: dict[tuple[str, ...], int] = {}
     texts = (tuple(report_text.text(item.study, item.view, style, hidden, tell_pathology)) for item in items)
@@ -25,16 +25,12 @@ def distinct_texts(items: list[Item], style: Style, tell_pathology: bool = False
 
 
 def examples(
-    items: list[Item],
-    texts: list[list[str]],
-    own: list[int],
-    image_embeddings: NDArray[np.float32],
-    text_embeddings: NDArray[np.float32],
+    items: list[Item], texts: list[list[str]], own: list[int], image_embeddings: Float32s, text_embeddings: Float32s
 ) -> dict[str, Any]:
-    """Nearest neighbours by cosine of unit embeddings [n, D] and [t, D].
+    """Nearest neighbours by cosine of unit embeddings [n, D] and [t, D], as a JSON object.
 
-    The queries are the first images in shard order of different BI-RADS category, or where the
-    archive has none of different density: no result has a say in the choice.
+    The queries are chosen without looking at results: in shard order the first image of each BI-RADS category, or of
+    each density if the archive has no BI-RADS.
     """
     queries = _first_of_each(items)
     by_text = [image_embeddings @ text_embeddings[own[i]] for i in queries]  # [n] each
@@ -70,19 +66,19 @@ def examples(
 
 
 def facts(view: View) -> list[str]:
-    """What the archive says of an image, in short."""
+    """Side, view, labels and findings of an image, in short."""
     labels = view.labels
-    said = [f"{view.laterality} {view.view}"]
+    shown = [f"{view.laterality} {view.view}"]
     if labels.density is not None:
-        said.append(f"density {labels.density}")
+        shown.append(f"density {labels.density}")
     if labels.birads is not None:
-        said.append(f"BI-RADS {labels.birads}")
+        shown.append(f"BI-RADS {labels.birads}")
     if labels.pathology is not None or labels.cancer is not None:
-        said.append(labels.pathology or ("cancer" if labels.cancer else "no cancer"))
-    return said + [sentence.removeprefix("Findings: ").removesuffix(".") for sentence in report_text.findings(view)]
+        shown.append(labels.pathology or ("cancer" if labels.cancer else "no cancer"))
+    return shown + [sentence.removeprefix("Findings: ").removesuffix(".") for sentence in report_text.findings(view)]
 
 
-def _best(cosines: NDArray[np.float32], count: int) -> list[int]:
+def _best(cosines: Float32s, count: int) -> list[int]:
     best: list[int] = np.argsort(-cosines, kind="stable")[:count].tolist()
     return best
 

@@ -1,4 +1,7 @@
-"""A task put to a data set: which images are asked about, which classes there are, what was answered."""
+"""A task on one data set: the labelled images, the classes that occur, and the predictions for them.
+
+Letters: n images, K classes.
+"""
 
 from __future__ import annotations
 
@@ -6,60 +9,61 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mama.evaluate.embeddings import Item
-from mama.evaluate.metrics import Floats, Ints
-from mama.evaluate.tasks import Sentences, Task, Wording, prompts
-from mama.evaluate.training_vocabulary import untaught
+from mama.data.held_out import Item
+from mama.evaluate.arrays import Float64s, Ints
+from mama.evaluate.class_prompts import Sentences, Wording, prompt_ensembles
+from mama.evaluate.tasks import Task
+from mama.evaluate.training_vocabulary import unmentioned
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Probabilities [n, K] that one protocol gave with one model."""
+class Predictions:
+    """Probabilities [n, K] by one protocol with one model."""
 
     protocol: str
     model: str
-    scores: Floats
+    scores: Float64s
 
 
 @dataclass
-class Question:
-    """A task put to a split: `rows` are its labelled images, `labels` their classes.
+class TaskData:
+    """A task on a split: `rows` [n] are its labelled images, `labels` [n] their classes.
 
-    The classes are those that occur in the data set, numbered anew; the two of a binary task always.
+    The classes are renumbered, as only those that occur in the data set are kept; a binary task keeps both.
     """
 
     task: Task
     classes: list[str]
-    texts: list[list[Sentences]]
+    ensembles: list[list[Sentences]]  # class prompts of each class
     rows: Ints
     labels: Ints
     train_rows: Ints
     train_labels: Ints
-    absent: list[str]
-    untaught: list[str] | None  # classes of which no training text speaks; None where the training texts are not known
-    answers: list[Answer] = field(default_factory=list)
+    absent: list[str]  # classes without a held-out image
+    unmentioned: list[str] | None  # classes that the training texts never mention; None if those texts are unknown
+    predictions: list[Predictions] = field(default_factory=list)
 
 
-def ask(task: Task, held: list[Item], train: list[Item], wording: Wording, said: set[str] | None = None) -> Question:
-    """Find the images that `task` is about, and the classes that the data set has.
-
-    `said` are the statements of the texts that the model was trained on.
-    """
-    labels = [[task.label(item.view) for item in items] for items in (held, train)]
+def task_data(
+    task: Task, held_out: list[Item], train: list[Item], wording: Wording, mentioned: set[str] | None = None
+) -> TaskData:
+    """Find the labelled images and the classes that occur; `mentioned` are the statements of the training texts."""
+    labels = [[task.label(item.view) for item in items] for items in (held_out, train)]
     occurring = {label for part in labels for label in part if label is not None}
     kept = [k for k in range(len(task.classes)) if task.binary or k in occurring]
     rows = [np.array([i for i, label in enumerate(part) if label is not None], dtype=np.int64) for part in labels]
     numbers = [np.array([kept.index(k) for k in part if k is not None], dtype=np.int64) for part in labels]
-    texts = prompts(task, wording)
-    unsaid = None if said is None else [task.classes[k] for k in untaught(texts, said) if k in kept]
-    return Question(
+    ensembles = prompt_ensembles(task, wording)
+    return TaskData(
         task=task,
         classes=[task.classes[k] for k in kept],
-        texts=[texts[k] for k in kept],
+        ensembles=[ensembles[k] for k in kept],
         rows=rows[0],
         labels=numbers[0],
         train_rows=rows[1],
         train_labels=numbers[1],
         absent=[name for k, name in enumerate(task.classes) if k not in labels[0]],
-        untaught=unsaid,
+        unmentioned=None
+        if mentioned is None
+        else [task.classes[k] for k in unmentioned(ensembles, mentioned) if k in kept],
     )

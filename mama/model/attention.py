@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from mama.settings.schema import ConfigError
+from mama.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from mama.errors import ConfigError
 from mama.settings.pretrained import in_one_line, locate
-from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+from mama.settings.schema import TextConfig, VisionConfig
 from shards.errors import did_you_mean, one_line
 
 log = logging.getLogger(__name__)

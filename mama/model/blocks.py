@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mama.errors import ConfigError
 from mama.model.mama_model import MamaModel
-from mama.settings.schema import ConfigError, TrainConfig
+from mama.settings.schema import TrainConfig
 
 log = logging.getLogger(__name__)
 

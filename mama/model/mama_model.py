@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from mama.data import augment
 from mama.data.batches import Batch, Texts
 from mama.data.tokenizer import Tokenizer
+from mama.errors import ConfigError
 from mama.model.heads import LocalHead, LogitScale, ViewHead, countable
 from mama.model.towers import TextTower, VisionTower, build_text, build_vision
-from mama.settings.schema import Config, ConfigError, HeadsConfig, LossConfig
+from mama.settings.schema import Config, HeadsConfig, LossConfig
 
 
 class Embeddings(NamedTuple):

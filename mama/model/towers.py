@@ -19,9 +19,10 @@ from transformers.activations import NewGELUActivation
 
 from mama.data.batches import Texts
 from mama.data.tokenizer import Tokenizer
+from mama.errors import ConfigError
 from mama.model.attention import without_mask
 from mama.model.backbones import build_backbone
-from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+from mama.settings.schema import TextConfig, VisionConfig
 
 # The name of the norm after the last block in each image architecture.
 VISION_MODELS = {"dinov2": "layernorm", "dinov2_with_registers": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}

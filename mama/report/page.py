@@ -1,8 +1,8 @@
-"""report.html: what a run was, how it learned and what was measured, in one file that asks nothing of the network.
+"""report.html: settings, training curves and results of a run in one file that needs no network.
 
-It reads what the run folder holds (config, environment.json, log.jsonl, eval/, eval-on/) and takes pictures
-from the shards; it computes no figure of its own. A part that is not there is said so in words, and what was
-measured on other images than the run's own has a heading of its own.
+It shows what the run folder holds (config, environment.json, log.jsonl, eval/, eval-on/) and pictures from the shards,
+and computes no figure of its own. The page names every part that is missing; results on other images than the run's
+own test split have headings of their own.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mama.evaluate import provenance
+from mama.errors import ConfigError
+from mama.evaluate import provenance, result_folders
 from mama.evaluate.provenance import Document
-from mama.evaluate.results import shown, untaught_note
+from mama.evaluate.results_table import shown, unmentioned_note
 from mama.report import figures
 from mama.report.evaluation_section import evaluation
 from mama.run.portable import folder_name
-from mama.settings.schema import Config, ConfigError
+from mama.settings.schema import Config
+from shards.errors import ShardError
 from shards.files import atomic_write
 from shards.pages import page_template
-from shards.read.reader import load_manifest
+from shards.read.manifest import load_manifest
 from shards.read.remote import local_folder
-from shards.schema import ShardError
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
-METRICS = {
+TITLES = {  # of the metrics of a decision
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "ppv": "PPV",
@@ -39,10 +40,20 @@ METRICS = {
     "probabilistic_f1": "probabilistic F1",
     "specificity_at_sensitivity": "specificity at 80 % sensitivity",
 }
+TERMS = {  # of the loss, as log.jsonl names them
+    "view": "the two images of a pair against those of other pairs",
+    "anchor_text": "the first image of a pair against the report texts",
+    "partner_text": "the second image of a pair against the report texts",
+    "local": "patches of an image against sentences of the report texts",
+}
+FACTS = {"density": "density", "birads": "BI-RADS", "pathology": "pathology"}
 
 
 def write_report(config: Config, run: Path) -> Path:
-    """Write `<run>/report.html` from what is there; returns its path."""
+    """Write `<run>/report.html` from what the run folder holds; returns its path.
+
+    Raises `ConfigError` without a run folder, or if a JSON file in it was edited or damaged.
+    """
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder; train first")
     path, data = run / "report.html", _data(config)
@@ -57,9 +68,9 @@ def write_report(config: Config, run: Path) -> Path:
 
 def _page(config: Config, run: Path, data: list[Document]) -> str:
     model = provenance.model_of(run)
-    evaluations = [evaluation(config, run, model, *found) for found in provenance.evaluations(run)]
+    evaluations = [evaluation(config, run, model, *found) for found in result_folders.evaluations(run)]
     own = next((one for one in evaluations if one["own"]), None)
-    return page_template(TEMPLATE, estimate=shown, untaught_note=untaught_note).render(
+    return page_template(TEMPLATE, estimate=shown, unmentioned_note=unmentioned_note).render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
@@ -70,18 +81,21 @@ def _page(config: Config, run: Path, data: list[Document]) -> str:
         data=data,
         phantoms=any(one["phantoms"] for one in evaluations)
         or (not evaluations and any("phantom" in f.values() for f in data)),
-        metric_names=METRICS,
+        metric_titles=TITLES,
+        fact_titles=FACTS,
+        loss_terms=TERMS,
         curves=_curves(config, run),
     )
 
 
 def _unmarked(run: Path) -> bool:
-    """Are there results of a release that did not say what it had measured?"""
-    return not (run / "eval" / provenance.MARKER).exists() and any((run / "eval").glob("*/metrics.json"))
+    """Whether eval/ has results of an early release, which did not record what was measured."""
+    folder = run / "eval"
+    return not (folder / result_folders.MARKER).exists() and any(folder.glob(f"*/{result_folders.METRICS}"))
 
 
 def _data(config: Config) -> list[Document]:
-    """The folders that `data.shards` names, as they are now, each with a row for each split or why it has none."""
+    """The folders in `data.shards` as they are now, each with a row per split; without rows if it cannot be read."""
     folders: list[Document] = []
     for address in config.data.shards:
         try:
@@ -106,7 +120,7 @@ def _curves(config: Config, run: Path) -> Document | None:
 
 
 def _records(log: Path) -> Iterator[Document]:
-    """The lines of a log, but for one that is being written or was torn."""
+    """The lines of log.jsonl, without one that is being written or was cut off."""
     for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
         with suppress(ValueError):
             yield json.loads(line)

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mama.errors import ConfigError
 from mama.run.digests import read_object, sha256_or_reason, write_json
-from mama.settings.schema import ConfigError
 from shards.from_json import from_json
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mama.errors import ConfigError
 from mama.run.checkpoint_marker import FROZEN, damage, read_marker
 from mama.run.digests import read_object
 from mama.run.model_state import buffers, first_difference, trained
-from mama.settings.schema import ConfigError
 from shards.files import set_default_mode
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mama.settings.schema import ConfigError
+from mama.errors import ConfigError
 from shards.errors import one_line
 from shards.files import atomic_write, read_json
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from mama.settings.schema import ConfigError
+from mama.errors import ConfigError
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mama.errors import ConfigError
 from mama.run import checkpoints
 from mama.run.digests import read_object, write_json
 from mama.run.environment import environment
@@ -17,9 +18,8 @@ from mama.run.folders import make_folder
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
 from mama.settings.load import load_run, save, unnamed
-from mama.settings.schema import Config, ConfigError
-from shards.read.manifest import Manifest
-from shards.read.reader import load_manifest
+from mama.settings.schema import Config
+from shards.read.manifest import Manifest, load_manifest
 from shards.read.remote import local_folder
 
 log = logging.getLogger(__name__)

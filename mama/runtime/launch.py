@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from mama.errors import ConfigError, LaterError, RankError, StoppedError, TrainingError
 from mama.runtime import preemption
 from mama.settings.schema import Config
-from shards.schema import FetchError, ShardError
+from shards.errors import FetchError, ShardError
 from slurm.rank_environment import export_distributed_environment
 
 T = TypeVar("T")

@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from mama.errors import ConfigError
-from shards.errors import one_line
+from shards.errors import ShardError, one_line
 from shards.files import read_plain
-from shards.schema import ShardError
 
 LARGEST = 2**20  # bytes; a configuration has about 2**12
 NULL = ("null", "Null", "NULL", "~", "")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mama.settings.schema import Config, ConfigError
+from mama.errors import ConfigError
+from mama.settings.schema import Config
 from mama.train.estimate import rank_bytes, shape_of
 
 PER_CORE = 4  # ranks on one core, for tests and trials; more only wait for each other

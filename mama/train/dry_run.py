@@ -12,15 +12,16 @@ from torch import nn
 from mama.data.images import Images
 from mama.data.pairs import Pairs
 from mama.data.sample_weights import allowed
+from mama.errors import ConfigError
 from mama.model.mama_model import MamaModel
 from mama.model.memory import states
 from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import as_yaml
-from mama.settings.schema import Config, ConfigError
+from mama.settings.schema import Config
 from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.estimate import activations, parameter_count, rank_bytes, shape_of
+from shards.errors import ShardError
 from shards.read.remote import Remote
-from shards.schema import ShardError
 
 TEXTS = 3  # shown
 

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from mama.data.tokenizer import Tokenizer
+from mama.errors import ConfigError
 from mama.model.attention import KERNELS
 from mama.model.mama_model import MamaModel, build
 from mama.model.memory import Transformer, local_head_bytes, states
 from mama.model.published_shapes import SHAPES
 from mama.model.towers import TEXT_MODELS
 from mama.settings.pretrained import in_one_line, locate
-from mama.settings.schema import Config, ConfigError, TextConfig
+from mama.settings.schema import Config, TextConfig
 
 VOCABULARY = 2048  # of a learned tokenizer, unless text.config gives one
 NOT_OF_SHAPE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")

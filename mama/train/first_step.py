@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mama.errors import TrainingError
 from mama.run.model_state import digest_of, first_difference
 from mama.runtime.collectives import rank
-from mama.runtime.errors import TrainingError
 from mama.train.deepspeed_engine import load_deepspeed
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mama.runtime.errors import TrainingError
+from mama.errors import TrainingError
 from shards.progress import repeated
 
 FOLDER = "alive"

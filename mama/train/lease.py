@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mama.errors import ConfigError, LaterError, StoppedError, TrainingError
 from mama.run.folders import make_folder
 from mama.runtime import preemption
-from mama.runtime.errors import LaterError, StoppedError, TrainingError
-from mama.settings.schema import ConfigError
 from mama.train.heartbeat import BEAT, FOLDER
 from shards.files import atomic_write
 from shards.progress import repeated

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from mama.data.batches import Batch, training_batches
 from mama.data.loader import plain_failures, require_shared_memory
 from mama.data.tokenizer import Tokenizer
+from mama.errors import LaterError, StoppedError, TrainingError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
@@ -26,7 +27,6 @@ from mama.run.model_state import digests
 from mama.run.run_tokenizer import load_tokenizer
 from mama.runtime import console, preemption
 from mama.runtime.collectives import barrier, max_over_ranks, rank, sum_over_ranks, world_size
-from mama.runtime.errors import LaterError, StoppedError, TrainingError
 from mama.runtime.launch import is_rank, run_on_ranks
 from mama.settings.schema import Config
 from mama.train import checkpoint

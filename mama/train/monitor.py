@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter, summary
 
+from mama.data.colour_map import inferno
 from mama.run.flat_settings import flat
 from mama.settings.schema import Config
 from shards.files import atomic_write
@@ -114,7 +115,7 @@ def _grey(image: Tensor) -> NDArray[np.uint8]:
 def _map(shares: NDArray[np.uint8], size: tuple[int, ...], label: str) -> NDArray[np.uint8]:
     """Enlarge values of patches [h, w] to a map [H, W, 3] of `size` in false colours, with its label."""
     smooth = cv2.resize(shares, size[::-1], interpolation=cv2.INTER_LINEAR)
-    tile = cv2.cvtColor(cv2.applyColorMap(smooth, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    tile = cv2.cvtColor(inferno(np.asarray(smooth, dtype=np.uint8)), cv2.COLOR_BGR2RGB)
     place, scale = (4, size[0] - 4), size[0] / 400
     cv2.putText(tile, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
     return np.asarray(tile, dtype=np.uint8)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mama.data.held_out import Split
 from mama.data.tokenizer import Tokenizer
+from mama.errors import ConfigError
 from mama.model.embed import embed_split
 from mama.model.mama_model import MamaModel
 from mama.objective.losses import info_nce
 from mama.runtime import collectives
-from mama.settings.schema import Config, ConfigError
-from shards.schema import ShardError
+from mama.settings.schema import Config
+from shards.errors import ShardError
 
 LARGEST = 2000  # images: among all of a large archive, validation would take longer than the steps between
 DEPTHS = (1, 5, 10)

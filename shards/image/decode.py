@@ -16,14 +16,13 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import JPEG2000, JPEG2000Lossless
 
-from shards.errors import is_of_the_machine
+from shards.errors import Refused, is_of_the_machine
 from shards.image.dicom_file import find_file, is_dicom, open_unfolded, read_dicom
 from shards.image.frames import decodable_syntax, decode_frames
 from shards.image.header import TOMOSYNTHESIS, merge_functional_groups, refuse_other_objects
 from shards.image.jpeg_streams import limit, read_wavelet_header
 from shards.image.other_formats import grey_of, no_pixel_limit, read_plain
 from shards.image.stored_bits import value_bits
-from shards.schema import Refused
 
 NEEDED = ("PixelData", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored")
 LARGEST_FILE = 4 * 2**30  # bytes; the largest tomosynthesis volumes have one or two gibibytes

@@ -18,9 +18,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from shards.errors import is_of_the_machine
+from shards.errors import Refused, is_of_the_machine
 from shards.image.jpeg_streams import CUT
-from shards.schema import Refused
 
 GZIP = b"\x1f\x8b"
 PREFIX = 128  # bytes before DICM (PS3.10 7.1)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from shards.errors import Refused
 from shards.image.grayscale import DisplayLUT, apply_modality
-from shards.schema import Refused
 
 BACKGROUND = 0.5  # percentile of all pixels
 THIN = 0.25  # of the way from background to the breast's median: below lies background or skin

@@ -25,9 +25,9 @@ from pydicom.uid import (
 )
 from rle.utils import decode_pixel_data
 
+from shards.errors import Refused
 from shards.image.jpeg_streams import CUT, read_jpeg_header, read_wavelet_header
 from shards.image.stored_bits import all_bits
-from shards.schema import Refused
 
 WAVELETS = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
 TWELVE = 12  # bits

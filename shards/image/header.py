@@ -14,7 +14,8 @@ from pydicom.uid import (
     DigitalXRayImageStorageForProcessing,
 )
 
-from shards.schema import LATERALITIES, RAW, VIEWS, Refused
+from shards.errors import Refused
+from shards.schema import LATERALITIES, RAW, VIEWS
 from shards.spellings import SIDES, UNKNOWN, read_view
 
 # MG, and the modalities of film scans and old archives; RSNA files have no Modality at all.

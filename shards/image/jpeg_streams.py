@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shards.schema import Refused
+from shards.errors import Refused
 
 LARGEST = 120_000_000  # pixels of one image; the largest detectors and film scans have some 30 million
 CUT = "the file ends before its pixels do; copy or download it again"

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from shards.errors import Refused
 from shards.image.jpeg_streams import CUT, LARGEST, limit, read_jpeg_header, read_wavelet_header
 from shards.image.tiff import black_is_zero
-from shards.schema import Refused
 
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "JPEG2000", "WEBP")  # Pillow's names; PPM has PGM in it
 READ = "DICOM (with DICM at byte 128), PNG, JPEG, TIFF, PGM, BMP, JPEG 2000 and WebP files are read"

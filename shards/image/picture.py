@@ -25,12 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from shards.errors import Refused
 from shards.image.crop import Geometry, Outline, chest_wall_is_right, find_breast, small
 from shards.image.decode import Stored, decode, open_image
 from shards.image.for_processing import attenuation_lut, stretched_over_tissue, unexposed_as_background
 from shards.image.grayscale import DisplayLUT, display_luts, padding_codes, to_codes
 from shards.image.header import find_intent, find_laterality
-from shards.schema import RAW, Refused
+from shards.schema import RAW
 
 SHOWS = 0.01  # share of pixels strictly between darkest and brightest; with fewer it is blank or a silhouette
 

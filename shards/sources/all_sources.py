@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from shards.errors import ShardError
 from shards.files import PACKAGE, package_path
-from shards.schema import ShardError, SourceStudy
+from shards.schema import SourceStudy
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
 from shards.sources.cdd_cesm import cdd_cesm
 from shards.sources.cmmd import cmmd

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from shards.schema import DENSITIES, Labels, ShardError, SourceStudy, SourceView
+from shards.errors import ShardError
+from shards.schema import DENSITIES, Labels, SourceStudy, SourceView
 from shards.sources.tables import blank_unknown, read_table
 
 log = logging.getLogger(__name__)

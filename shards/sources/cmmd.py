@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.errors import ShardError
 from shards.progress import progress
-from shards.schema import LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.schema import LATERALITIES, Finding, Labels, SourceStudy, SourceView
 from shards.sources.common import agreed, agreed_age
 from shards.sources.headers import dicom_files, read_header
 from shards.sources.tables import blank_unknown, groups, read_table

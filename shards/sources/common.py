@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from shards.schema import Refused, SourceStudy, SourceView
+from shards.errors import Refused
+from shards.schema import SourceStudy, SourceView
 
 T = TypeVar("T")
 

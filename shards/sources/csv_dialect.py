@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from shards.schema import ShardError
+from shards.errors import ShardError
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from shards.errors import Refused, ShardError
 from shards.image.dicom_file import bare_name
-from shards.schema import VIEWS, Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.schema import VIEWS, Box, Finding, Labels, SourceStudy, SourceView
 from shards.sources.common import agreed_age, read_code, unidentified
 from shards.sources.headers import dicom_files
 from shards.sources.tables import blank_unknown, groups, read_table, rows

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from shards.schema import DENSITIES, VIEWS, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.errors import Refused, ShardError
+from shards.schema import DENSITIES, VIEWS, Labels, SourceStudy, SourceView
 from shards.sources.common import agreed_age, read_code, unidentified
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from shards.errors import one_line
-from shards.schema import ShardError
+from shards.errors import ShardError, one_line
 from shards.sources.csv_dialect import Dialect, check_western, clean_name, find_dialect, open_packed
 from shards.spellings import UNKNOWN
 

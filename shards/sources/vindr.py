@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from shards.schema import Box, Finding, Labels, Refused, ShardError, SourceStudy, SourceView
+from shards.errors import Refused, ShardError
+from shards.schema import Box, Finding, Labels, SourceStudy, SourceView
 from shards.sources.common import read_code, unidentified
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 

@@ -23,12 +23,12 @@ from mama.bench.synthetic import published, synthetic, tiny
 from mama.cli.main import cli
 from mama.data.augment import IDENTITY
 from mama.data.batches import Batch
+from mama.errors import ConfigError
 from mama.model.attention import KERNELS
 from mama.model.mama_model import Embeddings, MamaModel, build
 from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, LossConfig
-from mama.train.dry_run import shape_of, stand_in
+from mama.settings.schema import Config, LossConfig
 from mama.train.estimate import shape_of, stand_in
 from tests.support.alignment_loop import MASK, inputs, loop
 

@@ -23,12 +23,13 @@ import pytest
 import torch
 
 from mama.data.augment import IDENTITY
-from mama.data.batches import Batch, Collate, Pair, Pairs, tokenise, training_batches
+from mama.data.batches import Batch, Collate, tokenise, training_batches
 from mama.data.images import Images, fit, fit_geometry
-from mama.data.pairs import partner_of
-from mama.settings.schema import Config, ConfigError, DataConfig, TrainConfig
+from mama.data.pairs import Pair, Pairs, partner_of
+from mama.errors import ConfigError
+from mama.settings.schema import Config, DataConfig, TrainConfig
+from shards.errors import ShardError
 from shards.pack.workers import settle
-from shards.schema import ShardError
 from tests.support.checkout import CHECKOUT
 from tests.support.letter_shards import GLOBAL_BATCH, STORED, STUDIES, config_of, content, fingerprint, study_of, write
 from tests.support.tiny_model import tokenizer

@@ -23,10 +23,10 @@ from torch.utils.data import Dataset
 from mama.bench.synthetic import synthetic, tiny
 from mama.data import loader
 from mama.data.batches import Batch
-from mama.runtime.errors import TrainingError
-from mama.settings.schema import Config, ConfigError, DataConfig, TrainConfig
+from mama.errors import ConfigError, TrainingError
+from mama.settings.schema import Config, DataConfig, TrainConfig
 from mama.train.estimate import stand_in
-from shards.schema import ShardError
+from shards.errors import ShardError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = Config(data=DataConfig(image_size=(518, 518), workers=2), train=TrainConfig(timeout=2))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mama.data import sample_order
-from mama.settings.schema import ConfigError, TrainConfig
+from mama.errors import ConfigError
+from mama.settings.schema import TrainConfig
 
 
 def gathered(world_size: int, micro: int, steps: range) -> list[list[int]]:

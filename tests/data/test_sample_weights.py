@@ -11,14 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
-from mama.data.batches import Pairs
 from mama.data.images import Images
+from mama.data.pairs import Pairs
 from mama.data.sample_weights import chances
-from mama.settings.schema import ConfigError, DataConfig
+from mama.errors import ConfigError
+from mama.settings.schema import DataConfig
+from shards.errors import ShardError
 from shards.pack.sample import Sample
 from shards.read.labels import labels_of
 from shards.read.reader import ShardReader
-from shards.schema import Labels, ShardError
+from shards.schema import Labels
 from tests.support.letter_shards import STORED, config_of, study_of
 from tests.support.shard_folder import write_folder
 

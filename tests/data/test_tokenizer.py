@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mama.data import tokenizer as tokens
 from mama.data.tokenizer import PADDING, SEPARATOR, Tokenizer
-from mama.settings.schema import ConfigError
+from mama.errors import ConfigError
 
 SENTENCES = [
     "Procedure: screening mammogram.",

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from mama.evaluate.evaluation import evaluate
-from mama.export.consolidate import consolidate, load_model
+from mama.export.consolidate import consolidate
+from mama.export.model_folder import load_model
 from mama.report.page import write_report
 from mama.settings.load import load
 from mama.train.loop import train
 from shards.check.check import check
 from shards.pack.pack import pack
-from shards.read.reader import ShardReader, load_manifest
+from shards.read.manifest import load_manifest
+from shards.read.reader import ShardReader
 
 
 @pytest.mark.slow

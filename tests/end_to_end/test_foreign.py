@@ -15,9 +15,10 @@ import pytest
 from transformers import AutoConfig, AutoModel
 
 from mama.data import tokenizer as tokens
+from mama.errors import ConfigError
 from mama.model.backbones import build_backbone
 from mama.model.towers import build_text, build_vision
-from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+from mama.settings.schema import TextConfig, VisionConfig
 from mama.train import estimate
 from tests.support.checkout import CHECKOUT
 from tests.support.tiny_backbones import KERNEL, TEXT, VISION

@@ -15,7 +15,7 @@ import submitit
 
 from mama.quickstart import recipes
 from shards.check.check import check
-from shards.read.reader import load_manifest
+from shards.read.manifest import load_manifest
 from tests.support.browser import CHROMIUM, loaded, tensorboard
 
 pytestmark = pytest.mark.ranks

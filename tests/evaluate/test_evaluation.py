@@ -14,22 +14,25 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
+from mama.data.held_out import Split
 from mama.evaluate import localisation, retrieval
-from mama.evaluate.embeddings import Split, embed_images
-from mama.evaluate.evaluation import evaluate, results_table
-from mama.evaluate.task_data import ask
-from mama.evaluate.tasks import TASKS, Wording
-from mama.report import evaluation_section, figures
+from mama.evaluate.class_prompts import Wording
+from mama.evaluate.embeddings import embed_images
+from mama.evaluate.evaluation import evaluate
+from mama.evaluate.results_table import results_table
+from mama.evaluate.task_data import task_data
+from mama.evaluate.tasks import TASKS
+from mama.report import pictures
 from mama.report.page import write_report
 from mama.settings.load import save
 from mama.settings.schema import Config, Fit
 from tests.support.cohort import BOX, PATCH, SIZE, Oracle, write_shards
-from tests.support.oracle_run import cohort_config, install_oracle
+from tests.support.oracle_run import install_oracle, oracle_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return cohort_config(tmp_path)
+    return oracle_config(tmp_path)
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
 
 
 @pytest.mark.parametrize("style", get_args(report_text.Style))
-def test_a_model_that_knows_is_told_from_one_that_does_not(
+def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     config: Config, oracle: Oracle, style: report_text.Style
 ) -> None:
     """In every style the oracle finds density, BI-RADS and mass in the words of the prompts."""
@@ -79,7 +82,7 @@ def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(confi
     assert not list(folder.rglob("*.partial"))
 
 
-def test_bi_rads_is_asked_among_the_categories_of_the_data_set(config: Config, oracle: Oracle) -> None:
+def test_birads_has_the_categories_of_the_data_set_as_classes(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)["birads"]
     assert [c["name"] for c in found["classes"]] == ["BI-RADS 1", "BI-RADS 2", "BI-RADS 5"]
     assert found["absent"] == ["BI-RADS 0", "BI-RADS 3", "BI-RADS 4", "BI-RADS 6"]
@@ -90,8 +93,8 @@ def test_a_task_without_labels_says_so_instead_of_failing(config: Config, oracle
     items = Split(config, "test").items
     bare = [replace(i, study=replace(i.study, views=tuple(
         replace(v, labels=replace(v.labels, density=None)) for v in i.study.views))) for i in items]  # fmt: skip
-    question = ask(TASKS["density"], bare, bare, Wording())
-    assert (len(question.rows), question.classes, question.absent) == (0, [], ["A", "B", "C", "D"])
+    data = task_data(TASKS["density"], bare, bare, Wording())
+    assert (len(data.rows), data.classes, data.absent) == (0, [], ["A", "B", "C", "D"])
 
 
 def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path: Path, oracle: Oracle) -> None:
@@ -117,32 +120,35 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
 
 
-def test_a_class_of_which_no_training_text_speaks_is_marked(
+def test_a_class_that_the_training_texts_never_mention_is_marked(
     config: Config, oracle: Oracle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In metrics, log, table and report; whether it is spoken of hangs on the training split and on the settings."""
+    """In metrics, log, table and report; whether it is mentioned depends on the training split and on the settings."""
     assert all(d["untaught"] == [] for name, d in evaluate(config, config.run_folder).items() if name != "alignment")
     folder = Path(config.data.shards[0]).parent / "pathology"
     write_shards(folder, {"train": 8, "test": 8}, known=("pathology", "cancer"))
     config = replace(config, data=replace(config.data, shards=[str(folder)]))
     measured = replace(config.eval, tasks=["cancer"], intensity_baseline=False, bootstrap=0)
     config = replace(config, eval=measured)
-    assert "no training text" not in caplog.text
+    assert "never mention" not in caplog.text
     found = evaluate(config, config.run_folder)
     assert found["cancer"]["untaught"] == ["cancer"]
-    assert "cancer: no training text says what the prompts say of cancer" in caplog.text
+    assert "cancer: the training texts never mention what the class prompts say of cancer" in caplog.text
     table = results_table(found).splitlines()
     assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
         "linear probe"
     ] * 2
-    assert table[-1].startswith("* cancer: no training text says what the prompts say of cancer")
-    assert "no training text says what the prompts say of cancer" in write_report(config, config.run_folder).read_text()
-    told = replace(config, data=replace(config.data, tell_pathology=True))
-    found = evaluate(told, config.run_folder)
+    assert table[-1].startswith("* cancer: the training texts never mention what the class prompts say of cancer")
+    assert (
+        "the training texts never mention what the class prompts say of cancer"
+        in write_report(config, config.run_folder).read_text()
+    )
+    with_pathology = replace(config, data=replace(config.data, tell_pathology=True))
+    found = evaluate(with_pathology, config.run_folder)
     assert found["cancer"]["untaught"] == []
     assert found["cancer"]["prompts"]["cancer"][-1] == "Pathology: malignant."
     assert "*" not in results_table(found)
-    # Of another data set the words of the run's own training texts are what counts; gone, they are not known.
+    # On another data set, the run's own training texts count; without their shards, the answer is unknown.
     save(config, config.run_folder / "config.yaml")
     other = replace(config, data=replace(config.data, shards=[str(folder.parent / "shards")]))
     assert evaluate(other, config.run_folder)["cancer"]["untaught"] == ["cancer"]
@@ -153,7 +159,7 @@ def test_a_class_of_which_no_training_text_speaks_is_marked(
 def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Oracle) -> None:
     split = Split(config, "test")
     whole = embed_images(oracle, split, config, torch.device("cpu"), "x")  # type: ignore[arg-type]
-    one_by_one = [oracle.embed_images(split[i][0][None].float() / 127.5 - 1)[0][0] for i in range(len(split))]
+    one_by_one = [oracle.embed_images(split[i][None].float() / 127.5 - 1)[0][0] for i in range(len(split))]
     assert np.allclose(whole.embeddings, torch.stack(one_by_one).numpy())
     assert len(split.items) == 24
     assert split.items[3].key == "test001/1.jpg"
@@ -162,7 +168,7 @@ def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Orac
 def test_boxes_follow_the_image_into_its_canvas() -> None:
     size = (128, 200)  # twice as high, wider than needed
     assert localisation.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
-    low = (64, 24)  # half as high and wide: air above and below
+    low = (64, 24)  # half as high and wide: background above and below
     assert localisation.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
     assert localisation.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
     hit = localisation.region((BOX,), SIZE, (8, 6))
@@ -178,30 +184,29 @@ def test_boxes_and_heat_maps_lie_on_the_lesion_however_it_was_fitted(
 ) -> None:
     """The lesion is the only white of the image: found in the pixels, and framed in the report's picture."""
     config = replace(config, data=replace(config.data, fit=how, image_size=size))
-    monkeypatch.setattr(figures, "picture", lambda pixels: pixels)
-    pictures = evaluation_section.Pictures(config)
-    for target in localisation.targets(pictures.split, oracle.tokenizer, 200):
-        rows, columns = np.nonzero(pictures.split.pixels(target.item) > 222)
+    monkeypatch.setattr(pictures, "jpeg", lambda pixels: pixels)
+    opened = pictures.Pictures(config)
+    for target in localisation.find_targets(opened.split, oracle.tokenizer, 200):
+        rows, columns = np.nonzero(opened.split.pixels(target.item) > 222)
         found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
         np.testing.assert_allclose(target.boxes[0], found, atol=1)
-    example = {"image": target.item.key, "boxes": target.boxes}
-    drawn = evaluation_section._heat_map(pictures, example, np.zeros((4, 4), np.float32))
+    drawn = opened.heat_map(target.item.key, list(target.boxes), np.zeros((4, 4), np.float32))
     assert drawn
     shown = drawn["plain"]
-    larger = -(-evaluation_section.HEAT_MAP_HEIGHT // size[0])
-    stored = {"stretch": size, "letterbox": (85, 64)}[how]  # without the air above and below
+    larger = -(-pictures.HEAT_MAP_HEIGHT // size[0])
+    stored = {"stretch": size, "letterbox": (85, 64)}[how]  # without the background above and below
     assert shown.shape[:2] == (larger * stored[0], larger * stored[1])
-    framed = np.argwhere((shown == figures.BOX_COLOUR).all(2))
+    framed = np.argwhere((shown == pictures.BOX_COLOUR).all(2))
     assert framed.min(0).tolist() == pytest.approx([24 / 64 * shown.shape[0], 16 / 48 * shown.shape[1]], abs=2 * larger)
     assert framed.max(0).tolist() == pytest.approx([32 / 64 * shown.shape[0], 24 / 48 * shown.shape[1]], abs=2 * larger)
 
 
 def test_a_sentence_that_the_token_limit_cuts_off_is_no_target(config: Config, oracle: Oracle) -> None:
     split = Split(config, "test")
-    whole = localisation.targets(split, oracle.tokenizer, 200)
+    whole = localisation.find_targets(split, oracle.tokenizer, 200)
     assert len(whole) == 6
     assert all(t.text[t.sentence] == "Findings: irregular mass, spiculated margin, high density." for t in whole)
-    assert localisation.targets(split, oracle.tokenizer, 20) == []
+    assert localisation.find_targets(split, oracle.tokenizer, 20) == []
 
 
 def test_retrieval_lists_the_nearest_by_cosine(config: Config, oracle: Oracle) -> None:

@@ -20,11 +20,11 @@ def features(seed: int, count: int, strength: float) -> tuple[np.ndarray, np.nda
 def test_learns_what_can_be_learned_and_nothing_else() -> None:
     for strength, low, high in ((4.0, 0.95, 1.0), (0.0, 0.35, 0.65)):
         x, y = features(0, 240, strength)
-        unseen, truth = features(1, 240, strength)
+        unseen, true = features(1, 240, strength)
         classifier = linear_probe.fit(x, y, [str(i // 4) for i in range(240)], seed=0)
         shares = linear_probe.probabilities(classifier, unseen, 3)
         assert shares.sum(1) == pytest.approx(np.ones(240))
-        assert low <= roc_auc_score(truth, shares, multi_class="ovr") <= high
+        assert low <= roc_auc_score(true, shares, multi_class="ovr") <= high
 
 
 def test_noise_gets_a_strong_penalty() -> None:
@@ -48,8 +48,8 @@ def test_classes_are_weighed_alike() -> None:
     rng = np.random.default_rng(0)
     y = (np.arange(400) % 20 == 0).astype(int)
     x = rng.normal(size=(400, 3)) + 1.5 * y[:, None]
-    called = linear_probe.probabilities(linear_probe.fit(x, y, [str(i) for i in range(400)], 0), x, 2).argmax(1)
-    assert called[y == 1].mean() > 0.7
+    predicted = linear_probe.probabilities(linear_probe.fit(x, y, [str(i) for i in range(400)], 0), x, 2).argmax(1)
+    assert predicted[y == 1].mean() > 0.7
 
 
 def test_a_class_that_training_lacks_has_probability_zero() -> None:

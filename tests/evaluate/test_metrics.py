@@ -16,7 +16,8 @@ from sklearn.metrics import (
 )
 
 from mama.bench.intervals import IMAGES, coverage, simulate, true_values
-from mama.evaluate import metrics
+from mama.evaluate import bootstrap, metrics
+from mama.evaluate.bootstrap import Estimate
 
 
 def cohort(seed: int, classes: int, images: int = 120, patients: int = 30) -> tuple:
@@ -31,14 +32,14 @@ def cohort(seed: int, classes: int, images: int = 120, patients: int = 30) -> tu
     return labels, scores, names
 
 
-def values(found: dict[str, metrics.Estimate]) -> dict[str, float | None]:
+def values(found: dict[str, Estimate]) -> dict[str, float | None]:
     return {name: estimate.value for name, estimate in found.items()}
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_binary_metrics_equal_scikit_learn(seed: int) -> None:
     labels, scores, patients = cohort(seed, 2)
-    called = scores.argmax(1)
+    predicted = scores.argmax(1)
     found = values(metrics.measure(labels, scores, patients, True, 0, 0))
     soft_true, soft_false = scores[labels == 1, 1].sum(), scores[labels == 0, 1].sum()
     precision, recall = soft_true / (soft_true + soft_false), soft_true / (labels == 1).sum()
@@ -46,12 +47,12 @@ def test_binary_metrics_equal_scikit_learn(seed: int) -> None:
     assert found == pytest.approx(
         {
             "auc": roc_auc_score(labels, scores[:, 1]),
-            "balanced_accuracy": balanced_accuracy_score(labels, called),
-            "sensitivity": recall_score(labels, called),
-            "specificity": recall_score(labels, called, pos_label=0),
-            "ppv": precision_score(labels, called),
-            "npv": precision_score(labels, called, pos_label=0),
-            "f1": f1_score(labels, called),
+            "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+            "sensitivity": recall_score(labels, predicted),
+            "specificity": recall_score(labels, predicted, pos_label=0),
+            "ppv": precision_score(labels, predicted),
+            "npv": precision_score(labels, predicted, pos_label=0),
+            "f1": f1_score(labels, predicted),
             "probabilistic_f1": 2 * precision * recall / (precision + recall),
             "specificity_at_sensitivity": (1 - false_positive[true_positive >= 0.8]).max(),
         }
@@ -99,7 +100,7 @@ def redrawn(labels: NDArray, scores: NDArray, patients: list[str], resamples: in
 
 def test_intervals_are_those_of_a_bootstrap_over_patients_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores, patients = cohort(11, 2, images=60, patients=9)
-    monkeypatch.setattr(metrics, "CELLS", 60 * 7)  # several pieces
+    monkeypatch.setattr(bootstrap, "CELLS", 60 * 7)  # several pieces
     found = metrics.measure(labels, scores, patients, True, 40, 5)
     samples = redrawn(labels, scores, patients, 40, 5)
     by_hand = {
@@ -171,7 +172,7 @@ def test_no_image_is_no_figure() -> None:
         found = metrics.measure(np.zeros(0, np.int64), np.zeros((0, classes)), [], binary, 10, 0)
         assert set(found) == set(metrics.REASONS if binary else metrics.ALWAYS)
         for estimate in found.values():
-            assert estimate == metrics.Estimate(None, reason="there is no image")
+            assert estimate == Estimate(None, reason="there is no image")
 
 
 def test_where_no_image_is_wrong_the_interval_has_a_length_all_the_same() -> None:
@@ -241,12 +242,12 @@ def test_an_undefined_metric_is_none_with_a_reason_and_never_zero() -> None:
 
 def test_mean_and_roc() -> None:
     hits = np.array([1.0, 0.0, 1.0, 1.0])
-    found = metrics.mean(hits, ["a", "a", "b", "c"], 200, 0)
+    found = bootstrap.mean(hits, ["a", "a", "b", "c"], 200, 0)
     assert found.value == 0.75
     by_patient = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=200)
     drawn = by_patient @ [1, 1, 1] / (by_patient @ [2, 1, 1])
     assert (found.low, found.high) == pytest.approx(solved(0.75, drawn, 3))
-    assert metrics.mean(np.array([]), [], 10, 0).value is None
+    assert bootstrap.mean(np.array([]), [], 10, 0).value is None
     labels, scores, _ = cohort(2, 2)
     false_positive, true_positive = metrics.roc(labels, scores[:, 1])
     expected = roc_curve(labels, scores[:, 1], drop_intermediate=False)

@@ -1,4 +1,4 @@
-"""What was measured on which images, with which weights: nothing of another set or model is shown as this one's."""
+"""Provenance: results of other images or weights are never shown as those of this run."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any, Literal
 
 import pytest
 
+from mama.errors import ConfigError
 from mama.evaluate import evaluation as module
-from mama.evaluate import provenance
+from mama.evaluate import provenance, result_folders
 from mama.evaluate.evaluation import evaluate
-from mama.report import evaluation_section
 from mama.report.page import write_report
+from mama.report.pictures import open_pictures
 from mama.run.run_folder import shards_digest
 from mama.settings.load import save
-from mama.settings.schema import Config, ConfigError
+from mama.settings.schema import Config
 from shards.read.manifest import load_manifest
 from tests.support.cohort import Oracle, write_shards
-from tests.support.oracle_run import cohort_config, consolidated, install_oracle
+from tests.support.oracle_run import consolidated, install_oracle, oracle_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    whole = cohort_config(tmp_path)
-    return replace(whole, eval=replace(whole.eval, tasks=["cancer"], bootstrap=10, intensity_baseline=False))
+    every_task = oracle_config(tmp_path)
+    return replace(every_task, eval=replace(every_task.eval, tasks=["cancer"], bootstrap=10, intensity_baseline=False))
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_measured_on_other_shards_has_a_folder_and_a_heading_of_its_own(
+def test_results_on_other_shards_have_a_folder_and_a_heading_of_their_own(
     config: Config,
     oracle: Oracle,
     tmp_path: Path,
@@ -83,12 +84,12 @@ def test_what_is_measured_on_other_shards_has_a_folder_and_a_heading_of_its_own(
     assert [row["patients"] for row in written["shards"]["folders"][0]["splits"]] == [8, 4, 5]
     assert written["model"]["step"] == 240
 
-    for told in (config, on(config, other)):  # whatever the report is told: each set is shown as what it is
-        text = page(told)
+    for settings in (config, on(config, other)):  # whatever data.shards is, each set is shown as what it is
+        text = page(settings)
         own, abroad = part(text, "Results"), part(text, "On other images: abroad")
         assert "24 images of 12 patients" in own
         assert "10 images" not in own
-        assert "The model saw the train split." in own
+        assert "The model was trained on the train split." in own
         assert "10 images of 5 patients" in abroad
         assert "24 images" not in abroad
         assert "The model was trained on other shards" in abroad
@@ -129,7 +130,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     moved = Path(config.data.shards[0]).rename(tmp_path / "moved")
     evaluate(on(replace(config, eval=replace(config.eval, tasks=["birads"])), moved), run)
     marker = provenance.object_in(run / "eval" / "complete.json") or {}
-    assert marker["tasks"] == ["birads", "cancer", "density"], "measured on the very same: all of them stand"
+    assert marker["tasks"] == ["birads", "cancer", "density"], "of the same provenance: all are kept"
     text = page(config)
     assert text.count('alt="mammogram"') == 6, "where they were measured"
     moved.rename(config.data.shards[0])
@@ -151,7 +152,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     monkeypatch.undo()
 
 
-def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
+def test_results_of_other_settings_or_weights_are_not_mixed_with_new_ones(
     config: Config,
     oracle: Oracle,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,10 +169,10 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     shutil.copytree(run / "eval" / "density", run / "old")
     evaluate(config, run)
     assert {path.name for path in (run / "eval").iterdir()} == {"cancer", "alignment", "retrieval", "complete.json"}
-    assert "the earlier results of density are gone" in caplog.text
+    assert "removing the earlier results of density" in caplog.text
     assert "older model" not in page(config)
     save(config, run / "config.yaml")
-    with pytest.raises(ConfigError, match=r"^data\.tell_pathology: True, but .* was trained with the opposite"):
+    with pytest.raises(ConfigError, match=r"^data\.tell_pathology: True, but .* was trained with False"):
         evaluate(replace(config, data=replace(config.data, tell_pathology=True)), run)
     built: list[Config] = []
     blind = module.build
@@ -192,7 +193,7 @@ def test_results_of_other_settings_or_weights_do_not_stand_beside_new_ones(
     (run / "eval" / "alignment" / "maps.npz").write_bytes(b"torn")
     (run / "eval" / "retrieval" / "examples.json").write_text("[")
     text = page(config)
-    assert "Left out, as missing, damaged or measured on something else: cancer, density" in text
+    assert "Left out, as missing, damaged or measured on other images, weights or settings: cancer, density" in text
     assert "Breast density" not in text
     assert "the picture or its map is missing" in text
     assert "no retrieval examples" in text
@@ -207,13 +208,13 @@ def test_settings_that_change_figures_are_compared_and_pictures_are_fitted_as_th
     settings = [provenance.identity(other, config.run_folder)["settings"] for other in others]
     assert all(settings.count(one) == 1 for one in settings)
     evaluate(others[1], config.run_folder)
-    ((_, marker),) = provenance.evaluations(config.run_folder)
-    pictures = evaluation_section._pictures(config, marker)
+    ((_, marker),) = result_folders.evaluations(config.run_folder)
+    pictures = open_pictures(config, marker)
     assert pictures
     assert pictures.split.images.fit == "stretch"
 
 
-def test_what_is_gone_is_said_and_results_that_do_not_say_what_they_are_of_are_not_shown(
+def test_missing_files_are_reported_and_results_without_provenance_are_not_shown(
     config: Config,
     oracle: Oracle,
 ) -> None:
@@ -224,17 +225,19 @@ def test_what_is_gone_is_said_and_results_that_do_not_say_what_they_are_of_are_n
         assert "predictions.csv is missing or damaged" in page(config)
     (config.run_folder / "eval" / "complete.json").unlink()
     text = page(config)
-    assert "do not say on which images" in part(text, "Results")
+    assert "do not record on which images" in part(text, "Results")
     assert "24 images" not in text
 
 
-def test_own_shards_are_told_by_their_contents_and_not_by_their_place(config: Config, tmp_path: Path) -> None:
+def test_own_shards_are_recognised_by_their_contents_and_not_by_their_place(config: Config, tmp_path: Path) -> None:
     run = config.run_folder
     consolidated(config, step=1)
     here = Path(config.data.shards[0])
 
     def where(*folders: Path, split: Literal["train", "val", "test"] = "test") -> str:
-        return str(provenance.folder_of(provenance.shard_set(on(config, *folders, split=split)), run).relative_to(run))
+        return str(
+            result_folders.folder_of(provenance.shard_set(on(config, *folders, split=split)), run).relative_to(run)
+        )
 
     def seen(*folders: Path, split: Literal["train", "val", "test"] = "test") -> str:
         return provenance.training(provenance.shard_set(on(config, *folders, split=split)), run)
@@ -242,14 +245,16 @@ def test_own_shards_are_told_by_their_contents_and_not_by_their_place(config: Co
     moved = tmp_path / "moved"
     shutil.copytree(here, moved)
     assert where(here) == where(moved) == "eval"
-    assert seen(moved) == "The model saw the train split."
+    assert seen(moved) == "The model was trained on the train split."
     assert where(here, split="train").startswith("eval-on/shards-train-")
-    assert seen(here, split="train") == "The model saw the train split, on which these figures were measured."
+    assert (
+        seen(here, split="train") == "The model was trained on the train split, on which these figures were measured."
+    )
 
     one, two = (other_shards(tmp_path / n / "abroad", patients, "x") for n, patients in (("a", 3), ("b", 4)))
     assert len({where(one), where(two), where(one, split="val"), where(one, two), where(here, one)}) == 5
     assert where(one, two) == where(two, one)
-    assert seen(here, one) == "Of these folders the model saw the train split of shards only."
+    assert seen(here, one) == "The model was trained on the train split of shards only."
     assert seen(one).startswith("The model was trained on other shards")
     assert where(tmp_path / "a" / ".." / "b" / "abroad") == where(two)
     (run / where(two)).mkdir(parents=True)
@@ -266,18 +271,18 @@ def test_own_shards_are_told_by_their_contents_and_not_by_their_place(config: Co
     (run / "data.json").write_text(json.dumps(digests))
     assert where(one, moved) == "eval"
     assert where(moved).startswith("eval-on/")
-    assert seen(moved) == "The model saw the train split."
+    assert seen(moved) == "The model was trained on the train split."
     for damaged in ("[]", "{", ""):
         (run / "data.json").write_text(damaged)
         assert where(moved).startswith("eval-on/")
         assert "not recorded" in seen(moved)
 
 
-def test_of_two_evaluations_at_once_the_last_one_stays_whole(tmp_path: Path) -> None:
+def test_of_two_concurrent_evaluations_the_last_one_wins_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "eval"
-    with provenance.replaced(folder) as one:
+    with result_folders.replaced(folder) as one:
         (one / "of-one").touch()
-        with provenance.replaced(folder) as two:
+        with result_folders.replaced(folder) as two:
             (two / "of-two").touch()
         assert [path.name for path in folder.iterdir()] == ["of-two"]
     assert [path.name for path in folder.iterdir()] == ["of-one"]

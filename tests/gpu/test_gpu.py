@@ -20,6 +20,7 @@ from mama.bench.synthetic import synthetic, tiny
 from mama.data import augment
 from mama.data.batches import Batch, Texts
 from mama.data.loader import load
+from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
@@ -28,7 +29,7 @@ from mama.objective.local_alignment import alignment_scores
 from mama.objective.losses import objective
 from mama.run import checkpoints
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, TextConfig
+from mama.settings.schema import Config, TextConfig
 from mama.train import checkpoint, grad_cache
 from mama.train.estimate import stand_in
 from mama.train.throughput import Meter

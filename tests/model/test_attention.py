@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from mama.errors import ConfigError
 from mama.model import attention
-from mama.settings.schema import ConfigError
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {

@@ -19,13 +19,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.data import tokenizer as tokens
 from mama.data.batches import tokenise
+from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
 from mama.model.towers import TextTower, build_text, build_vision
 from mama.objective.losses import objective
 from mama.settings.pretrained import locate
-from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+from mama.settings.schema import TextConfig, VisionConfig
 from tests.support.tiny_backbones import KERNEL, LAST_NORM, TEXT, VISION, base_of, words_of
 from tests.support.tiny_model import batch_of, tiny, tokenizer
 

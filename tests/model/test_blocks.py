@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from mama.errors import ConfigError
 from mama.model import blocks
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import MamaModel, build
 from mama.objective.losses import objective
-from mama.settings.schema import Config, ConfigError, TrainConfig, VisionConfig
+from mama.settings.schema import Config, TrainConfig, VisionConfig
 from tests.support.tiny_model import batch_of, tiny, tokenizer
 
 CPU = torch.device("cpu")

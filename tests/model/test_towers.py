@@ -18,11 +18,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.data import augment
 from mama.data.batches import Texts, tokenise
+from mama.errors import ConfigError
 from mama.model.blocks import prepare_blocks
-from mama.model.mama_model import LogitScale, MamaModel, build
+from mama.model.heads import LogitScale
+from mama.model.mama_model import MamaModel, build
 from mama.model.towers import PatchProjection, TextTower, VisionTower, build_text, build_vision
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, TextConfig, VisionConfig
+from mama.settings.schema import Config, TextConfig, VisionConfig
 from tests.support.gradients import Result, assert_equal, by_autograd, by_engine
 from tests.support.tiny_backbones import KERNEL, LAST_NORM, REGISTERS, TEXT, VISION, base_of, words_of
 from tests.support.tiny_model import PAIRS, batch_of, tiny, tokenizer

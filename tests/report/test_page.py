@@ -5,21 +5,22 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from mama.errors import ConfigError
+from mama.evaluate import metrics
 from mama.evaluate.evaluation import evaluate
-from mama.report import figures
-from mama.report.page import write_report
-from mama.settings.schema import Config, ConfigError
+from mama.objective.losses import weights_at
+from mama.report.page import TERMS, TITLES, write_report
+from mama.settings.schema import Config, LossConfig
 from tests.support.browser import CHROMIUM, probe
 from tests.support.cohort import Oracle, write_shards
-from tests.support.oracle_run import cohort_config, install_oracle
+from tests.support.oracle_run import install_oracle, oracle_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return cohort_config(tmp_path)
+    return oracle_config(tmp_path)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert "&lt;Linux&gt;" in text  # facts are escaped
 
 
-def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:
+def test_the_page_shows_what_was_measured(page: Path, config: Config) -> None:
     text = page.read_text()
     for name in ("cancer", "birads", "density", "malignancy"):
         document = json.loads((config.run_folder / "eval" / name / "metrics.json").read_text())
@@ -66,9 +67,25 @@ def test_the_page_says_what_was_measured(page: Path, config: Config) -> None:
     assert len(re.findall("ROC curves, ", text)) == 2
     assert "no image of BI-RADS 0, BI-RADS 3, BI-RADS 4, BI-RADS 6" in text
     assert not re.search(r"\bNone\b|\bnan\b", re.sub(r'"data:[^"]*"', "", text))
+    # Whatever the page names by a code has its sentence.
+    notes = " ".join(re.findall(r'<p class="not(?:e|ice)">.*?</p>|<h2 id="method">.*?</p>', text, re.DOTALL)).lower()
+    rows = [*document["rows"], *json.loads((config.run_folder / "eval/alignment/metrics.json").read_text())["rows"]]
+    for code in {row.get("protocol", row["model"]) for row in rows} | {row["model"] for row in rows}:
+        assert code in notes, code
+    assert TERMS.keys() == weights_at(LossConfig(), 0).keys()
+    assert all(sentence in text for sentence in TERMS.values())
+    # A metric that is undefined has its reason in place of the figure.
+    path = config.run_folder / "eval" / "cancer" / "metrics.json"
+    document = json.loads(path.read_text())
+    assert document["rows"][0]["metrics"].keys() == metrics.REASONS.keys() == {*metrics.ALWAYS, *TITLES}
+    for name, estimate in document["rows"][0]["metrics"].items():
+        estimate |= {"value": None, "low": None, "high": None, "reason": metrics.REASONS[name]}
+    path.write_text(json.dumps(document))
+    text = write_report(config, config.run_folder).read_text()
+    assert all(f">{words}</" in text for words in (*metrics.REASONS.values(), *TITLES.values()))
 
 
-def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> None:
+def test_missing_parts_are_named(tmp_path: Path, config: Config) -> None:
     config.run_folder.mkdir(parents=True)
     text = write_report(config, config.run_folder).read_text()
     for part in ("no environment.json", "Nothing has been evaluated", "no log.jsonl", "no ROC curve",
@@ -85,7 +102,7 @@ def test_what_is_missing_is_said_in_words(tmp_path: Path, config: Config) -> Non
         ("eval/complete.json", {"settings": []}),
     ],
 )
-def test_a_file_of_another_json_type_is_one_line(config: Config, file: str, change: dict[str, object]) -> None:
+def test_a_damaged_json_file_is_an_error_of_one_line(config: Config, file: str, change: dict[str, object]) -> None:
     path = config.run_folder / file
     path.parent.mkdir(parents=True)
     whole: dict[str, object] = {
@@ -109,20 +126,6 @@ def test_pictures_without_boxes_are_announced(tmp_path: Path, config: Config, or
     text = write_report(config, config.run_folder).read_text()
     assert "Pointing game: n/a, no finding of this split has a box." in text
     assert text.count("no box known") == 2
-
-
-def test_heat_is_brightest_where_the_map_is_and_leaves_the_lowest_alone() -> None:
-    pixels = np.full((80, 60), 100, np.uint8)
-    values = np.zeros((8, 6), np.float32)
-    values[2, 4] = 1.0
-    heated = figures.heat(pixels, values)
-    y, x = np.unravel_index(heated.sum(2).argmax(), (80, 60))
-    assert (y // 10, x // 10) == (2, 4)
-    assert heated[75, 5].tolist() == [100, 100, 100]
-    assert np.array_equal(figures.heat(pixels, np.zeros((8, 6), np.float32))[..., 0], pixels)
-    framed = figures.boxed(pixels, [(10.0, 20.0, 30.0, 40.0)])
-    assert framed[20, 20].tolist() == list(figures.BOX_COLOUR)
-    assert framed[30, 20].tolist() == [100, 100, 100]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

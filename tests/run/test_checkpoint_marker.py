@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mama.errors import ConfigError
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import FROZEN, MARKER
 from mama.run.run_folder import prepare
-from mama.settings.schema import ConfigError
 from mama.train import checkpoint
 from tests.support.checkpoint_folder import saved
 from tests.support.tiny_model import tiny

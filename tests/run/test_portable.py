@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from mama.data import tokenizer as tokens
-from mama.export.consolidate import consolidate, load_model
+from mama.export.consolidate import consolidate
+from mama.export.model_folder import load_model
 from mama.run import checkpoints
 from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load

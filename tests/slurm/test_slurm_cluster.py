@@ -24,10 +24,10 @@ from mama.settings.schema import Config
 from mama.train import checkpoint
 from mama.train.loop import train
 from shards.check.check import check
+from shards.errors import ShardError
 from shards.pack.pack import make_plan, pack
 from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
-from shards.schema import ShardError
 from slurm.profile import Profile, SlurmError
 from slurm.submit import submit, submit_array
 from tests.support.checkout import CHECKOUT

@@ -44,7 +44,8 @@ def by_engine(config: Config, stage: Any) -> Result:
 
     import mama.train.deepspeed_engine as engine_module
     from mama.runtime.collectives import rank, world_size
-    from mama.train.deepspeed_engine import is_plain, start_engine
+    from mama.train.deepspeed_engine import start_engine
+    from mama.train.zero_state import is_plain
 
     count = config.train.accumulation(world_size())
     size = config.train.micro_batch

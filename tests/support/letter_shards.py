@@ -9,7 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mama.data.batches import Collate, Pair, Pairs
+from mama.data.batches import Collate
+from mama.data.pairs import Pair, Pairs
 from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.pack.sample import Sample
 from shards.schema import Labels, Study, View

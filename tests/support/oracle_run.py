@@ -1,4 +1,4 @@
-"""A run whose model is the `Oracle` of `cohort`, for tests of evaluation and report that need no training."""
+"""A run folder whose trained model is the oracle of `tests.support.cohort`, ready to be evaluated."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from safetensors.numpy import save_file
 
 from mama.data import report_text
 from mama.data import tokenizer as tokens
-from mama.evaluate import evaluation as module
-from mama.evaluate.embeddings import Split
+from mama.data.held_out import Split
+from mama.evaluate import evaluation
 from mama.run.run_folder import shards_digest
 from mama.settings.schema import Config, DataConfig, EvalConfig
-from shards.read.reader import load_manifest
+from shards.read.manifest import load_manifest
 from tests.support.cohort import SIZE, Oracle, write_shards
 
 
-def cohort_config(tmp_path: Path) -> Config:
-    """The shards of the cohort in `tmp_path` and a run that evaluates every task on them."""
-    write_shards(tmp_path / "shards", {"train": 16, "test": 12})
-    data = DataConfig(shards=[str(tmp_path / "shards")], image_size=SIZE, max_tokens=200, workers=0)
+def oracle_config(folder: Path) -> Config:
+    """Shards of 16 training and 12 test patients below `folder`, and a configuration that evaluates every task."""
+    write_shards(folder / "shards", {"train": 16, "test": 12})
+    data = DataConfig(shards=[str(folder / "shards")], image_size=SIZE, max_tokens=200, workers=0)
     measured = EvalConfig(
         tasks=["cancer", "malignancy", "birads", "density"], batch=5, bootstrap=50, intensity_baseline=True
     )
-    return Config(name="oracle", runs=str(tmp_path / "runs"), data=data, eval=measured)
+    return Config(name="oracle", runs=str(folder / "runs"), data=data, eval=measured)
 
 
 def consolidated(config: Config, step: int) -> None:
@@ -40,7 +40,7 @@ def consolidated(config: Config, step: int) -> None:
 
 
 def install_oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
-    """Evaluation then loads a trained model that reads every label off the image; its untrained one reads none."""
+    """A trained model that knows everything, an untrained one that knows nothing."""
     items = Split(config, "train").items
     styles = get_args(report_text.Style)
     tokenizer = tokens.learn(
@@ -48,6 +48,6 @@ def install_oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     )
     model = Oracle(tokenizer)
     consolidated(config, step=240)
-    monkeypatch.setattr(module, "load_model", lambda folder, device: (model, tokenizer))
-    monkeypatch.setattr(module, "build", lambda config, tokenizer, kernel: Oracle(tokenizer, blind=True))
+    monkeypatch.setattr(evaluation, "load_model", lambda folder, device: (model, tokenizer))
+    monkeypatch.setattr(evaluation, "build", lambda config, tokenizer, kernel: Oracle(tokenizer, blind=True))
     return model

@@ -12,7 +12,8 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mama.data import augment
-from mama.data.batches import Batch, Collate, Pair
+from mama.data.batches import Batch, Collate
+from mama.data.pairs import Pair
 from mama.data.tokenizer import Tokenizer
 from mama.model import attention
 from mama.model.blocks import prepare_blocks

@@ -14,11 +14,12 @@ from unittest.mock import patch
 
 import pytest
 
+from mama.errors import ConfigError
 from mama.run.checkpoint_marker import MARKER
 from mama.run.run_folder import prepare
 from mama.runtime.collectives import barrier, rank
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, DataConfig
+from mama.settings.schema import Config, DataConfig
 from mama.train import agreement
 from tests.support.checkpoint_folder import saved
 from tests.support.cohort import SIZE, write_shards

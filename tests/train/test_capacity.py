@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mama.settings.schema import Config, ConfigError
+from mama.errors import ConfigError
+from mama.settings.schema import Config
 from mama.train import capacity
 from mama.train.loop import train
 from tests.support.tiny_model import tiny

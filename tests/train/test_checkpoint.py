@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from mama.errors import ConfigError
 from mama.objective.losses import objective
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER
 from mama.run.model_state import digests
 from mama.runtime.collectives import rank, world_size
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, LossConfig
+from mama.settings.schema import Config, LossConfig
 from mama.train import checkpoint
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.first_step import FirstStep

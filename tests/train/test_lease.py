@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mama.errors import ConfigError, LaterError, StoppedError, TrainingError
 from mama.runtime import preemption
-from mama.runtime.errors import LaterError, StoppedError, TrainingError
-from mama.settings.schema import ConfigError
 from mama.train import lease
 from mama.train.lease import Holder, held
 

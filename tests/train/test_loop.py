@@ -21,20 +21,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mama.data.batches import Pairs, tokenise, training_batches
+from mama.data.batches import tokenise, training_batches
+from mama.data.held_out import Split
+from mama.data.pairs import Pairs
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate.embeddings import Split, embed_images
-from mama.export.consolidate import consolidate, load_model
+from mama.errors import ConfigError, RankError, TrainingError
+from mama.evaluate.embeddings import embed_images
+from mama.export.consolidate import consolidate
+from mama.export.model_folder import load_model
 from mama.model.mama_model import MamaModel, build
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.run.folders import remove
 from mama.run.run_folder import prepare
 from mama.run.run_tokenizer import load_tokenizer
-from mama.runtime.errors import RankError, TrainingError
 from mama.runtime.launch import run_on_ranks
 from mama.settings.load import save
-from mama.settings.schema import Config, ConfigError, OptimConfig
+from mama.settings.schema import Config, OptimConfig
 from mama.train import checkpoint
 from mama.train.loop import train, train_rank
 from mama.train.step_log import to_numbers

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 import torch
 
+from mama.errors import RankError
 from mama.model.heads import LogitScale
 from mama.objective.losses import objective
-from mama.runtime.errors import RankError
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, LossConfig, Norm
 from mama.train import grad_cache

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mama.errors import TrainingError
 from mama.objective.losses import objective
 from mama.run import checkpoints
 from mama.run.model_state import digests, first_difference, trained
 from mama.runtime.collectives import rank, world_size
-from mama.runtime.errors import TrainingError
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
 from mama.train import checkpoint, zero_state

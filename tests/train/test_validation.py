@@ -18,16 +18,18 @@ import torch
 from mama.data import report_text
 from mama.data import tokenizer as tokens
 from mama.data.batches import tokenise
+from mama.data.held_out import Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate.embeddings import Split, embed_images
+from mama.errors import ConfigError
+from mama.evaluate.embeddings import embed_images
 from mama.model.mama_model import MamaModel, build
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, ConfigError, DataConfig
+from mama.settings.schema import Config, DataConfig
 from mama.train import validation
 from mama.train.validation import HeldOut, recall
+from shards.errors import ShardError
 from shards.pack.sample import Sample
-from shards.schema import ShardError
 from tests.support.cohort import SIZE, study, write_shards
 from tests.support.shard_folder import write_folder
 from tests.support.tiny_model import tiny

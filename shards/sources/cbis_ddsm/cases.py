@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from shards.schema import VIEWS, Finding, Labels, Refused, SourceView
+from shards.errors import Refused
+from shards.schema import VIEWS, Finding, Labels, SourceView
 from shards.sources.common import agreed, breast_birads, read_code
 from shards.sources.tables import blank_unknown, column_names, groups, read_table, rows
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from shards.errors import ShardError
 from shards.progress import progress
-from shards.schema import ShardError, SourceStudy, SourceView
+from shards.schema import SourceStudy, SourceView
 from shards.sources.cbis_ddsm.cases import CSV, NAME, SIDES, Film, Place, read_films
 from shards.sources.common import unidentified
 from shards.sources.headers import dicom_files, read_header

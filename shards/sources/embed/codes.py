@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from shards.schema import Finding, Labels, Refused
+from shards.errors import Refused
+from shards.schema import Finding, Labels
 from shards.sources.common import agreed, breast_birads, read_code
 
 ASSESSMENTS = {"A": 0, "N": 1, "B": 2, "P": 3, "S": 4, "M": 5, "K": 6, "X": None}

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shards.schema import VIEWS, ShardError, SourceStudy, SourceView
+from shards.errors import ShardError
+from shards.schema import VIEWS, SourceStudy, SourceView
 from shards.sources.common import agreed, unidentified
 from shards.sources.embed.codes import Breast, breast_of
 from shards.sources.embed.regions import Orientation, regions_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from shards.schema import ShardError
+from shards.errors import ShardError
 from shards.sources.embed.codes import CODES
 from shards.sources.tables import blank_unknown, read_table
 

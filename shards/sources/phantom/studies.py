@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from shards.errors import ShardError
 from shards.files import atomic_write
 from shards.processes import start_single
 from shards.progress import progress
-from shards.schema import DENSITIES, LATERALITIES, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.schema import DENSITIES, LATERALITIES, Finding, Labels, SourceStudy, SourceView
 from shards.sources.phantom.anatomy import SPACING
 from shards.sources.phantom.dicom import TRANSFER_SYNTAXES, Exam, write_mammogram
 from shards.sources.phantom.image import Breast, draw_breast

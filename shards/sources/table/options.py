@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from shards.errors import did_you_mean
-from shards.schema import ShardError
+from shards.errors import ShardError, did_you_mean
 from shards.sources.table.cell_words import READERS, plain, read_cell
 
 IDENTIFIERS = ("patient", "study", "image")

@@ -9,7 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from shards.schema import Box, Finding, Labels, Refused, SourceStudy, SourceView
+from shards.errors import Refused
+from shards.schema import Box, Finding, Labels, SourceStudy, SourceView
 from shards.sources.table.options import DESCRIPTORS, IMAGE_FACTS, SIZE, STUDY_FACTS, box_fields
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from shards.schema import Refused, ShardError, SourceStudy, SourceView
+from shards.errors import Refused, ShardError
+from shards.schema import SourceStudy, SourceView
 from shards.sources.common import unidentified
 from shards.sources.table.cell_words import READERS, plain, read_cell, whole
 from shards.sources.table.options import FINDING_FACTS, IDENTIFIERS, column_names, own_spellings

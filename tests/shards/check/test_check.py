@@ -19,11 +19,12 @@ from PIL import Image
 
 from shards.check.check import check, check_all
 from shards.check.contact_sheet import contact_sheet
+from shards.errors import ShardError
 from shards.pack.pack import pack
 from shards.pack.sample import Sample
 from shards.pack.settings import PackConfig
 from shards.read.tar import decode_image
-from shards.schema import Labels, ShardError, Study, View
+from shards.schema import Labels, Study, View
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import tiny_source
 from tests.support.shard_folder import write_folder

@@ -31,12 +31,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from shards.errors import Refused
 from shards.image import frames as module
 from shards.image.decode import LARGEST_FILE, decode, open_image
 from shards.image.jpeg_streams import LARGEST
 from shards.image.picture import PictureConfig, read_picture
 from shards.image.stored_bits import value_bits
-from shards.schema import EXCLUDED, Refused, SourceView
+from shards.schema import EXCLUDED, SourceView
 from tests.support.archives import (
     as_mammogram,
     breast,

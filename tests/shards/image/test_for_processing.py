@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from shards.errors import Refused
 from shards.image.picture import Picture, PictureConfig, read_picture
-from shards.schema import Refused, SourceView, Study
+from shards.schema import SourceView, Study
 from tests.support.archives import breast, sample_of, write_dicom
 
 TOP = 2**14 - 1

@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from shards.errors import Refused
 from shards.image.grayscale import display_luts, to_codes
 from shards.image.picture import PictureConfig, read_picture
-from shards.schema import Refused
 from tests.support.archives import as_mammogram, mammograms, mg_header, plain, write_dicom, write_png
 
 STORED = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -8,6 +8,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from shards.errors import Refused
 from shards.image.header import (
     find_intent,
     find_laterality,
@@ -17,7 +18,7 @@ from shards.image.header import (
     refuse_other_objects,
 )
 from shards.image.picture import PictureConfig, read_picture
-from shards.schema import EXCLUDED, Refused, SourceStudy, SourceView
+from shards.schema import EXCLUDED, SourceStudy, SourceView
 from shards.sources.table.studies import table
 from tests.support.archives import breast, coded, mg_header, sample_of, write_dicom
 

@@ -36,13 +36,14 @@ from pydicom.uid import (
 )
 from scipy.fft import dctn
 
+from shards.errors import Refused
 from shards.image import dicom_file
 from shards.image.decode import decode, open_image
 from shards.image.dicom_file import find_file
 from shards.image.jpeg_streams import LARGEST
 from shards.image.picture import PictureConfig, read_picture
 from shards.processes import quiet
-from shards.schema import Refused, SourceView
+from shards.schema import SourceView
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
 from shards.sources.headers import dicom_files
 from tests.support.archives import (

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from shards.check.check import check
+from shards.errors import ShardError
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
 from shards.read.reader import ShardReader
-from shards.schema import ShardError
 from tests.support.archives import breast, write_dicom, write_png
 
 COLUMNS = {"patient": "pid", "image": "path", "laterality": "side", "view": "view", "birads": "birads", "age": "age"}

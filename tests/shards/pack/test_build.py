@@ -18,12 +18,13 @@ import pytest
 import webdataset
 
 from shards.check.check import check
+from shards.errors import ShardError
 from shards.pack import finish
 from shards.pack.pack import make_plan, pack, pack_part
 from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
 from shards.read.manifest import load_manifest
-from shards.schema import ShardError, SourceStudy, SourceView
+from shards.schema import SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, contents, tiny_source, write_dicom
 from tests.support.checkout import CHECKOUT

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from shards.errors import ShardError
 from shards.pack.plan import PLAN, Plan, PlannedShard, load_plan, save_plan
 from shards.pack.sample import Refusal
 from shards.pack.shard_record import Record, load_record, save_record
 from shards.read.manifest import Shard
-from shards.schema import ShardError
 
 NAME = "train-000000.tar"
 SHARD = Shard(NAME, "train", 1, 1024, "0" * 64, ("k",), ("p",), (2,), (0,))

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from shards.check.check import check
+from shards.errors import ShardError
 from shards.pack import pack as module
 from shards.pack.pack import make_plan, pack
 from shards.pack.settings import PackConfig
-from shards.schema import ShardError, SourceStudy, SourceView
+from shards.schema import SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import write_png
 

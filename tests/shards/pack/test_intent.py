@@ -17,13 +17,14 @@ from pydicom.uid import (
 )
 
 from shards.check.check import check
+from shards.errors import ShardError
 from shards.image.header import find_intent
 from shards.image.picture import PictureConfig
 from shards.pack.pack import make_plan, pack
 from shards.pack.sample import Sample, SampleConfig, build_sample
 from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
-from shards.schema import EXCLUDED, ShardError, SourceStudy, SourceView
+from shards.schema import EXCLUDED, SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, contents, mg_header, write_dicom, write_png
 

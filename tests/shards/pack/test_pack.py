@@ -17,13 +17,14 @@ import webdataset
 
 from shards.check.check import check
 from shards.check.quality import quality_page
+from shards.errors import ShardError
 from shards.pack import finish
 from shards.pack.identity import keyed_hash, load_key, split_of
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.read.manifest import Manifest
 from shards.read.reader import ShardReader
-from shards.schema import FALLBACKS, SPLITS, ShardError, SourceStudy, SourceView
+from shards.schema import FALLBACKS, SPLITS, SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import ACCESSION, NAME, NUMBER, breast, contents, tiny_source, write_dicom
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from mama.data.pairs import Pairs
+from shards.errors import FetchError, ShardError
 from shards.pack import sample
 from shards.read import open_files
 from shards.read import reader as read
 from shards.read.open_files import OpenFiles
 from shards.read.reader import ShardReader
-from shards.schema import FetchError, ShardError, SourceStudy, SourceView
+from shards.schema import SourceStudy, SourceView
 from shards.sources.headers import dicom_files, read_header
 from tests.support.archives import breast, write_dicom
 from tests.support.letter_shards import config_of, write

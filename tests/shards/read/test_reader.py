@@ -16,13 +16,15 @@ import cv2
 import numpy as np
 import pytest
 
+from shards.errors import ShardError
 from shards.pack.pack import pack
 from shards.pack.plan import load_plan
 from shards.pack.sample import Sample
 from shards.pack.settings import PackConfig
 from shards.pack.shard_record import load_record
-from shards.read.reader import ShardReader, load_manifest
-from shards.schema import Labels, ShardError, Study, View
+from shards.read.manifest import load_manifest
+from shards.read.reader import ShardReader
+from shards.schema import Labels, Study, View
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import tiny_source
 from tests.support.shard_folder import write_folder

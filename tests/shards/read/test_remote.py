@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mama.data.batches import Pairs
+from mama.data.pairs import Pairs
+from shards.errors import FetchError, ShardError
 from shards.read import remote
 from shards.read.reader import ShardReader
 from shards.read.remote import local_folder
-from shards.schema import FetchError, ShardError
 from tests.support.letter_shards import STUDIES, config_of, content, write
 
 

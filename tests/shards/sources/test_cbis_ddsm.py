@@ -12,9 +12,10 @@ import pandas as pd
 import pydicom
 import pytest
 
+from shards.errors import ShardError
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
-from shards.schema import EXCLUDED, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.schema import EXCLUDED, Finding, Labels, SourceStudy, SourceView
 from shards.sources.all_sources import resolve_root
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
 from tests.support.archives import breast, mammograms, write_dicom, write_png

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.errors import ShardError
+from shards.schema import Finding, Labels, SourceStudy, SourceView
 from shards.sources.cmmd import TABLE, cmmd
 from tests.support.archives import coded, sample_of, write_dicom
 

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from shards.schema import EXCLUDED, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.errors import ShardError
+from shards.schema import EXCLUDED, Finding, Labels, SourceStudy, SourceView
 from shards.sources.embed.studies import embed
 
 NAS = "/mnt/NAS2/mammo/anon_dicom"

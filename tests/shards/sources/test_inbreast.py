@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.schema import EXCLUDED, Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.errors import ShardError
+from shards.schema import EXCLUDED, Finding, Labels, SourceStudy, SourceView
 from shards.sources.inbreast import IMAGES, OUTLINES, TABLE, inbreast
 
 HEADER = "Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads"

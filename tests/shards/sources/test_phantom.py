@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from shards.schema import Finding, ShardError, SourceStudy
+from shards.errors import ShardError
+from shards.schema import Finding, SourceStudy
 from shards.sources.phantom import studies as module
 from shards.sources.phantom.anatomy import HEIGHT, SPACING, WIDTH
 from shards.sources.phantom.dicom import TRANSFER_SYNTAXES, Exam, write_mammogram

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.schema import EXCLUDED, Labels, ShardError, SourceView
+from shards.errors import ShardError
+from shards.schema import EXCLUDED, Labels, SourceView
 from shards.sources.rsna import rsna
 
 TRAIN = """

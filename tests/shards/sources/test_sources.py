@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from shards.errors import ShardError
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.read.reader import ShardReader
-from shards.schema import Labels, ShardError, SourceStudy, SourceView
+from shards.schema import Labels, SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES, resolve_root
 from shards.sources.cdd_cesm import COLUMNS, TABLE, cdd_cesm
 from tests.support.archives import write_png

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from mama.settings.load import load
+from shards.errors import ShardError
 from shards.pack.identity import split_of
-from shards.schema import Finding, Labels, ShardError, SourceStudy, SourceView
+from shards.schema import Finding, Labels, SourceStudy, SourceView
 from shards.sources.table.cell_words import READERS, read_cell
 from shards.sources.table.options import FIELDS
 from shards.sources.table.studies import table

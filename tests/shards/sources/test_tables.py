@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shards.schema import ShardError
+from shards.errors import ShardError
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 
 

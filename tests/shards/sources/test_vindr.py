@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.schema import Finding, Labels, ShardError, SourceStudy
+from shards.errors import ShardError
+from shards.schema import Finding, Labels, SourceStudy
 from shards.sources.vindr import BREASTS, FINDINGS, METADATA, vindr
 
 HEADER = "study_id,series_id,image_id,laterality,view_position,height,width,breast_birads,breast_density,split"

@@ -1,0 +1,89 @@
+"""Estimates with 95 % intervals (`mama.evaluate.intervals`) from a bootstrap over patients.
+
+A figure is computed for many weightings of the images at once: all ones for the estimate, and for a resample the number
+of times that each image's patient was drawn. A figure that a weighting leaves undefined is NaN in these arrays, and
+`None` with a reason in an `Estimate`, never 0. Letters: n images, R weightings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mama.evaluate.arrays import Flags, Float64s
+from mama.evaluate.intervals import Part, interval
+
+Sides = tuple[Flags, ...]  # the images [n] that a figure rests on; of two sides the rarer one counts
+
+CELLS = 4_000_000  # at most, of the [R, n] arrays held at once
+NO_IMAGE = "there is no image"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval, from the `resamples` in which the figure is defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    resamples: int = 0
+    reason: str | None = None  # why `value` or the interval is missing
+
+
+class Bootstrap:
+    """Weightings [r, n] of the resamples, in pieces of bounded size.
+
+    Patients are drawn with replacement, each with all images: images of one patient resemble each other, so that
+    drawing images would make the intervals too short.
+    """
+
+    def __init__(self, patients: list[str], resamples: int, seed: int) -> None:
+        names, self.patient_of = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
+        self.patients, self.resamples, self.seed = len(names), resamples, seed
+
+    def count(self, images: Flags) -> int:
+        """Number of patients of these images [n]."""
+        return len(np.unique(self.patient_of[images]))
+
+    def __iter__(self) -> Iterator[Float64s]:
+        rng = np.random.default_rng(self.seed)
+        piece = max(1, CELLS // max(1, len(self.patient_of)))
+        for start in range(0, self.resamples, piece):
+            size = min(piece, self.resamples - start)
+            drawn = rng.multinomial(self.patients, np.full(self.patients, 1 / self.patients), size=size)
+            yield drawn[:, self.patient_of].astype(np.float64)
+
+
+def mean(values: Float64s, patients: list[str], resamples: int, seed: int) -> Estimate:
+    """The mean over images of `values` [n] in [0, 1], for example hits of 0 and 1."""
+    if not len(values):
+        return Estimate(None, reason=NO_IMAGE)
+    bootstrap = Bootstrap(patients, resamples, seed)
+    draws = [(weights @ values / weights.sum(1))[None] for weights in bootstrap]
+    return estimate(values.mean()[None, None], draws, [(np.ones(len(values), bool),)], bootstrap, NO_IMAGE)
+
+
+def estimate(point: Float64s, draws: list[Float64s], sides: list[Sides], bootstrap: Bootstrap, reason: str) -> Estimate:
+    """The mean of a figure's parts: `point` [parts, 1] on all images, `draws` [parts, r] in pieces of the resamples.
+
+    `reason` says why the figure is undefined, if it is.
+    """
+    if np.isnan(point).any():
+        return Estimate(None, reason=reason)
+    value = float(point.mean())
+    if bootstrap.patients < 2:
+        return Estimate(value, reason="no interval: the images are of one patient")
+    drawn = np.concatenate([point[:, :0], *draws], axis=1)
+    defined = int((~np.isnan(drawn)).all(0).sum())
+    if defined < 2:
+        return Estimate(value, reason="no interval: fewer than two resamples define the metric")
+    parts = [
+        Part(float(whole[0]), of_part, min(map(bootstrap.count, own)))
+        for whole, of_part, own in zip(point, drawn, sides, strict=True)
+    ]
+    limits = interval(parts)
+    if limits is None:
+        return Estimate(value, reason="no interval: it rests on the images of one patient")
+    return Estimate(value, *limits, defined)

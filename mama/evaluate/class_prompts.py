@@ -1,0 +1,181 @@
+"""Class prompts: the texts that describe each class of a task to the model, one prompt ensemble a class.
+
+A class prompt is written like a training text, with all meta-information hidden, and describes a typical case of its
+class. Whatever else a training text states (density, BI-RADS, findings, reason of the exam) varies over the ensemble,
+whose embeddings `mama.evaluate.zero_shot` averages: the prompt ensembling of CLIP (Radford et al. 2021, section 3.1.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+
+from mama.data import report_text
+from mama.evaluate.tasks import Task
+from mama.settings.schema import Style
+from shards.schema import DENSITIES, Finding, Labels, Study, View
+
+Sentences = list[str]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Style and contents of a data set's report texts. Its class prompts state the same kinds of facts, no others."""
+
+    reasons: tuple[str | None, ...] = (None,)
+    density: bool = True
+    birads: bool = True
+    reports: bool = False  # findings are quoted from radiologists' reports
+    descriptors: bool = True  # findings have BI-RADS descriptors
+    assessed: bool = False  # of some findings only the BI-RADS assessment is known
+    outcomes: tuple[str, ...] = ()  # pathologies in the texts, see `data.tell_pathology`
+    style: Style = "report"
+
+
+def wording_of(studies: Iterable[Study], style: Style = "report", tell_pathology: bool = False) -> Wording:
+    """The wording of these studies' texts; `style` and `tell_pathology` as in `mama.data.report_text.text`."""
+    studies = list(studies)
+    views = [view for study in studies for view in study.views]
+    outcomes = {outcome for view in views if (outcome := report_text.outcome(view))} if tell_pathology else ()
+    return Wording(
+        reasons=tuple(sorted({study.reason for study in studies}, key=str)),
+        density=any(view.labels.density for view in views),
+        birads=any(view.labels.birads is not None for view in views),
+        reports=any(report_text.own_words(view) for view in views),
+        descriptors=any(view.findings for view in views),
+        assessed=any(report_text.assessed(view) for view in views),
+        outcomes=tuple(sorted(outcomes)),
+        style=style,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A typical image of a BI-RADS category: its findings as descriptors, as free text, or none.
+
+    With an `outcome` (see `mama.data.report_text.outcome`) the text states the pathology alone, and `birads` is the
+    category that such an image would have had.
+    """
+
+    birads: int
+    findings: tuple[Finding, ...] = ()
+    words: str | None = None
+    normal: bool = False  # its pathology is "normal", whatever the category
+    outcome: str | None = None
+
+
+def _mass(shape: str, margin: str, density: str) -> Finding:
+    return Finding(1, "mass", shape=shape, margin=margin, density=density)
+
+
+def _calcification(kind: str, distribution: str) -> Finding:
+    return Finding(2, "calcification", calcification_type=kind, distribution=distribution)
+
+
+# Descriptors and their usual assessment: ACR BI-RADS Atlas, 5th edition, mammography.
+DESCRIBED = (
+    Case(0, (_mass("irregular", "indistinct", "high"),)),
+    Case(0, (_mass("irregular", "spiculated", "high"),)),
+    Case(1, normal=True),
+    Case(2, normal=True),
+    Case(2, (_mass("oval", "circumscribed", "low"),)),
+    Case(2, (_mass("round", "circumscribed", "equal"),)),
+    Case(2, (_calcification("coarse", "grouped"),)),
+    Case(3, (_mass("oval", "circumscribed", "equal"),)),
+    Case(3, (_mass("round", "circumscribed", "low"),)),
+    Case(3, (_calcification("round", "grouped"),)),
+    Case(4, (_mass("irregular", "indistinct", "high"),)),
+    Case(4, (_mass("irregular", "spiculated", "high"),)),
+    Case(4, (_calcification("fine pleomorphic", "grouped"),)),
+    Case(5, (_mass("irregular", "spiculated", "high"),)),
+    Case(5, (_mass("irregular", "spiculated", "high"), _calcification("fine pleomorphic", "grouped"))),
+    Case(5, (_calcification("fine linear or fine linear branching", "linear"),)),
+    Case(6, (_mass("irregular", "spiculated", "high"),)),
+)
+# Radiologists' words for contrast-enhanced images, spelt as in CDD-CESM: a language model that was tuned on
+# "speculated margin" needs "speculated margin" in its prompts.
+FREE_TEXT = (
+    Case(0, words="Faint enhancement"),
+    Case(1, words="No mass or non mass enhancement"),
+    Case(2, words="Non enhancement"),
+    Case(2, words="Homogenously enhancing mass with circumscribed margin"),
+    Case(3, words="Foci of enhancement"),
+    Case(3, words="Stippled enhancement"),
+    Case(4, words="Heterogenously enhancing mass"),
+    Case(4, words="Segmental non mass enhancement"),
+    Case(5, words="Heterogenously enhancing mass with speculated margin"),
+    Case(5, words="Heterogenously enhancing irregular mass with speculated margin"),
+    Case(5, words="Multiple heterogenously enhancing masses with irregular margin"),
+    Case(6, words="Heterogenously enhancing mass with irregular margin"),
+)
+ASSESSED = tuple(Case(birads) for birads in range(7))
+OUTCOMES = (
+    Case(1, outcome="normal"),
+    Case(2, outcome="benign"),
+    Case(2, outcome="not malignant"),
+    Case(5, outcome="malignant"),
+)
+# Whether a case with this breast density is a typical image of class k, by task.
+DESCRIBES: dict[str, Callable[[Case, str, int], bool]] = {
+    "cancer": lambda case, density, k: case.birads in ((1, 2), (4, 5))[k],
+    "malignancy": lambda case, density, k: case.birads in ((1,), (4, 5))[k],
+    "birads": lambda case, density, k: case.birads == k and not case.outcome,
+    "density": lambda case, density, k: DENSITIES.index(density) == k and case.birads in (1, 2, 4, 5),
+}
+
+
+def prompt_ensembles(task: Task, wording: Wording) -> list[list[Sentences]]:
+    """The class prompts of each class, each a list of sentences as `mama.data.report_text.text` writes them.
+
+    Density and BI-RADS are left out if the data set's texts have none, unless the task is about them.
+    """
+    return [_ensemble(task, k, wording) for k in range(len(task.classes))]
+
+
+def _ensemble(task: Task, k: int, wording: Wording) -> list[Sentences]:
+    """In the data set's words, or in BI-RADS descriptors if the data set has no words for this class."""
+    with_density = wording.density or task.name == "density"
+    with_birads = wording.birads or task.name == "birads"
+    hidden, tell_pathology = frozenset(report_text.META), bool(wording.outcomes)
+    texts: dict[tuple[str, ...], None] = {}  # a dict keeps the order and drops equal texts
+    for cases in (_cases(wording), DESCRIBED):
+        for case, density, reason in product(cases, DENSITIES, wording.reasons):
+            if DESCRIBES[task.name](case, density, k):
+                view = _view(case, density if with_density else None, with_birads)
+                study = Study(key="", patient="", source="", split="", views=(view,), reason=reason)
+                texts[tuple(report_text.text(study, view, wording.style, hidden, tell_pathology))] = None
+        if texts:
+            break
+    return [list(text) for text in texts]
+
+
+def _cases(wording: Wording) -> tuple[Case, ...]:
+    """The cases that the data set's words can describe."""
+    cases: tuple[Case, ...] = FREE_TEXT if wording.reports else DESCRIBED if wording.descriptors else ()
+    cases += ASSESSED if wording.assessed else ()
+    return cases + tuple(case for case in OUTCOMES if case.outcome in wording.outcomes)
+
+
+def _view(case: Case, density: str | None, with_birads: bool) -> View:
+    """A view with the facts of `case` alone; the caller hides its side and view."""
+    outcome = "normal" if case.normal else case.outcome
+    return View(
+        member="",
+        laterality="L",
+        view="CC",
+        size=(1, 1),
+        original_size=(1, 1),
+        pixel_spacing=None,
+        crop=(0, 0, 1, 1),
+        flipped=False,
+        to_original=(1, 0, 0, 0, 1, 0),
+        labels=Labels(
+            birads=case.birads if with_birads and not case.outcome else None,
+            density=density,
+            cancer=False if outcome == "not malignant" else None,
+            pathology=None if outcome == "not malignant" else outcome,
+        ),
+        findings=case.findings,
+        report=case.words,
+    )

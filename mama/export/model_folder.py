@@ -1,0 +1,46 @@
+"""The model folder that `mama consolidate` writes: load it for inference, without DeepSpeed or peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+from mama.data.tokenizer import Tokenizer
+from mama.errors import ConfigError
+from mama.model import attention
+from mama.model.mama_model import MamaModel
+from mama.model.towers import TextTower, VisionTower
+from mama.run.digests import check_digests
+from mama.run.folders import standing
+from mama.settings.load import load
+
+WEIGHTS = "model.safetensors"
+
+
+def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer]:
+    """Load a consolidated model, in evaluation mode on `device`, and its tokenizer.
+
+    Raises `ConfigError` if there is none, or if a file has changed since it was written.
+    """
+    folder = standing(folder)
+    if not folder.parent.is_dir():
+        raise ConfigError(f"{folder.parent}: no such run folder; train first")
+    if not (folder / WEIGHTS).exists():
+        raise ConfigError(f"{folder}: no {WEIGHTS}; run `mama consolidate` first")
+    check_digests(folder, "run `mama consolidate` again")
+    config = load(folder / "config.yaml")
+    kernel = attention.choose(config.train.attention, device)
+    vision, text = (
+        AutoModel.from_config(
+            AutoConfig.from_pretrained(folder / part, trust_remote_code=False),
+            attn_implementation=kernel,
+            trust_remote_code=False,
+        )
+        for part in ("vision", "text")
+    )
+    model = MamaModel(VisionTower(vision), TextTower(text, text.config.hidden_size), config.heads, config.loss)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.to(device).eval(), Tokenizer.load(folder / "tokenizer")
