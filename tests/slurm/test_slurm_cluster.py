@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 
-pytest_plugins = ("slurm_cluster",)
+pytest_plugins = ("tests.support.slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
 TWO_RANKS = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
 
