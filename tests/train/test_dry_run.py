@@ -29,7 +29,8 @@ from mama.settings.schema import TextConfig, VisionConfig
 from mama.train.deepspeed_engine import deepspeed_settings
 from mama.train.dry_run import dry_run, shape_of, text_lines, text_transformer
 from tests.support.cohort import write_shards
-from tests.support.tiny_model import tiny, tokenizer
+from tests.support.tiny_model import tiny
+from tests.support.word_tokenizer import tokenizer
 
 Mama = Callable[..., tuple[int, str, str]]
 

@@ -27,7 +27,8 @@ from mama.settings.schema import Config, TrainConfig
 from mama.train import monitor as module
 from mama.train.monitor import Meter, Monitor, sentences_of
 from tests.support.browser import tensorboard
-from tests.support.tiny_model import PAIRS, WORDS, batch_of, tiny, tokenizer
+from tests.support.tiny_model import PAIRS, batch_of, tiny
+from tests.support.word_tokenizer import WORDS, tokenizer
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
