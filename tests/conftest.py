@@ -39,7 +39,7 @@ if not torch.cuda.is_available():
     # Fork the ranks of tests from a process that has imported everything once: spawned, each would import for ten
     # seconds. Tests that run the command line in a process of its own spawn them, as users do.
     patch.object(launch, "LaunchConfig", _launch_config).start()
-    multiprocessing.set_forkserver_preload(["mama.train.loop"])
+    multiprocessing.set_forkserver_preload(["mama.train.loop", "tests.support.imported_by_ranks"])
 
 # Set where the data is known to be present: a test that needs it and skips is then a failure.
 REQUIRE_CDD_CESM = os.environ.get("MAMA_REQUIRE_CDD_CESM") == "1"
@@ -58,8 +58,19 @@ def cdd_cesm_root() -> Path:
     return folder
 
 
-# Files that take long begin first, so that no process is left alone with one of them at the end.
-LONG = ("test_cdd_cesm", "test_pretrained", "test_hub", "test_towers", "test_bench", "test_build", "test_report")
+# Files that take long begin first, the longest in front, so that no process is left alone with one at the end.
+LONG = (
+    *("test_loop", "test_resume", "test_slurm_cluster", "test_cdd_cesm", "test_pipeline", "test_ranks", "test_build"),
+    *("test_hub", "test_bench", "test_checkpoint", "test_agreement", "test_towers", "test_validation"),
+    *("test_backbones", "test_page", "test_batches", "test_phantom", "test_evaluation", "test_processes"),
+)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: ranks wait for each other, and tests on Slurm for their jobs."""
+    return min(CORES + 1, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.conftest import LONG
 from tests.support.checkout import CHECKOUT
 
 ROOMS = ("shards", "slurm", "mama")
@@ -124,6 +125,11 @@ def test_test_files_are_no_libraries() -> None:
     tests = sorted((CHECKOUT / "tests").rglob("*.py"))
     imported = {name for path in tests for name in modules(path.read_text(encoding="utf-8"))}
     assert [name for name in sorted(imported) if name.startswith("tests.") and ".test_" in name] == []
+
+
+def test_the_files_that_begin_are_there() -> None:
+    """A renamed file that takes long would begin last, and one process be left alone with it."""
+    assert set(LONG) - {path.stem for path in (CHECKOUT / "tests").rglob("test_*.py")} == set()
 
 
 @pytest.mark.parametrize("package", ONLY_IN)

@@ -32,7 +32,7 @@ from shards.errors import ShardError
 from shards.pack.workers import settle
 from tests.support.checkout import CHECKOUT
 from tests.support.letter_shards import GLOBAL_BATCH, STORED, STUDIES, config_of, content, fingerprint, study_of, write
-from tests.support.tiny_model import tokenizer
+from tests.support.word_tokenizer import tokenizer
 
 TRAIN_IMAGES = 11
 

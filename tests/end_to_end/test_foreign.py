@@ -22,7 +22,7 @@ from mama.settings.schema import TextConfig, VisionConfig
 from mama.train import estimate
 from tests.support.checkout import CHECKOUT
 from tests.support.tiny_backbones import KERNEL, TEXT, VISION
-from tests.support.tiny_model import tokenizer
+from tests.support.word_tokenizer import tokenizer
 
 CODE = """
 from pathlib import Path

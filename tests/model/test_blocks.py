@@ -19,7 +19,8 @@ from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import MamaModel, build
 from mama.objective.losses import objective
 from mama.settings.schema import Config, TrainConfig, VisionConfig
-from tests.support.tiny_model import batch_of, tiny, tokenizer
+from tests.support.tiny_model import batch_of, tiny
+from tests.support.word_tokenizer import tokenizer
 
 CPU = torch.device("cpu")
 LAYERS = 10  # more than the compiler would compile anew for

@@ -18,7 +18,8 @@ from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
 from mama.settings.schema import Config, TextConfig
 from tests.support.tiny_backbones import TEXT
-from tests.support.tiny_model import PAIRS, batch_of, tiny, tokenizer
+from tests.support.tiny_model import PAIRS, batch_of, tiny
+from tests.support.word_tokenizer import tokenizer
 
 
 def model_of(config: Config, kind: str) -> MamaModel:

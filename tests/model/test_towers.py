@@ -27,7 +27,8 @@ from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, TextConfig, VisionConfig
 from tests.support.gradients import Result, assert_equal, by_autograd, by_engine
 from tests.support.tiny_backbones import KERNEL, LAST_NORM, REGISTERS, TEXT, VISION, base_of, words_of
-from tests.support.tiny_model import PAIRS, batch_of, tiny, tokenizer
+from tests.support.tiny_model import PAIRS, batch_of, tiny
+from tests.support.word_tokenizer import tokenizer
 
 PREFIX = {"dinov2_with_registers": 1 + REGISTERS, "dinov2": 1, "vit": 1, "dinov3_vit": 1 + REGISTERS}
 EMBEDDINGS = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings"}

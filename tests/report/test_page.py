@@ -28,9 +28,19 @@ def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     return install_oracle(config, monkeypatch)
 
 
-@pytest.fixture
-def page(config: Config, oracle: Oracle) -> Path:
-    evaluate(config, config.run_folder)
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that has been evaluated; tests read it."""
+    config = oracle_config(tmp_path_factory.mktemp("evaluated"))
+    with pytest.MonkeyPatch.context() as patch:
+        install_oracle(config, patch)
+        evaluate(config, config.run_folder)
+    return config
+
+
+@pytest.fixture(scope="module")
+def page(evaluated: Config) -> Path:
+    config = evaluated
     log = [{"step": s, "loss/total": 9 / (s + 1), "loss/local": 2.0, "accuracy/image_to_text": s / 9, "lr/heads": 1e-3,
             "scale/global": 14.0, "scale/largest": 100.0, "pairs_per_second": 20.0 + s} for s in range(5)]  # fmt: skip
     lines = "".join(json.dumps(line) + "\n" for line in log)
@@ -52,10 +62,10 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert "&lt;Linux&gt;" in text  # facts are escaped
 
 
-def test_the_page_shows_what_was_measured(page: Path, config: Config) -> None:
+def test_the_page_shows_what_was_measured(page: Path, evaluated: Config) -> None:
     text = page.read_text()
     for name in ("cancer", "birads", "density", "malignancy"):
-        document = json.loads((config.run_folder / "eval" / name / "metrics.json").read_text())
+        document = json.loads((evaluated.run_folder / "eval" / name / "metrics.json").read_text())
         assert document["title"] in text
         for row in document["rows"]:
             auc = row["metrics"]["auc"]

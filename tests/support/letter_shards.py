@@ -15,7 +15,7 @@ from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.pack.sample import Sample
 from shards.schema import Labels, Study, View
 from tests.support.shard_folder import write_folder
-from tests.support.tiny_model import tokenizer
+from tests.support.word_tokenizer import tokenizer
 
 STORED = (24, 16)  # (height, width) of every image
 # Of each split, the views of its studies.

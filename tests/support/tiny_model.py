@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from mama.data import augment
 from mama.data.batches import Batch, Collate
 from mama.data.pairs import Pair
-from mama.data.tokenizer import Tokenizer
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import MamaModel, build
@@ -28,8 +24,8 @@ from mama.settings.schema import (
     TrainConfig,
     VisionConfig,
 )
+from tests.support.word_tokenizer import WORDS, tokenizer
 
-WORDS = ["[UNK]", "alpha", "beta", "gamma", "delta", "epsilon"]
 PAIRS = 8
 
 
@@ -59,13 +55,6 @@ def tiny(ranks: int, **train: Any) -> Config:
             **train,
         ),
     )  # fmt: skip
-
-
-def tokenizer() -> Tokenizer:
-    """One token a word of `WORDS`."""
-    fast = FastTokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]"))
 
 
 def batch_of(config: Config, rows: range) -> Batch:

@@ -30,7 +30,8 @@ from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.dry_run import dry_run, text_lines
 from mama.train.estimate import shape_of, text_transformer
 from tests.support.cohort import write_shards
-from tests.support.tiny_model import tiny, tokenizer
+from tests.support.tiny_model import tiny
+from tests.support.word_tokenizer import tokenizer
 
 Mama = Callable[..., tuple[int, str, str]]
 

@@ -29,7 +29,8 @@ from mama.train.monitor import Monitor
 from mama.train.step_log import sentences_of
 from mama.train.throughput import Meter
 from tests.support.browser import tensorboard
-from tests.support.tiny_model import PAIRS, WORDS, batch_of, tiny, tokenizer
+from tests.support.tiny_model import PAIRS, batch_of, tiny
+from tests.support.word_tokenizer import WORDS, tokenizer
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
