@@ -56,7 +56,7 @@ class Chart:
 
 
 def chart(title: str, unit: str, counts: Mapping[str, Mapping[str, int]], words: Mapping[str, str] = {}) -> Chart:
-    """A chart of split -> value -> count; bars are shares of a split, so that splits of different sizes compare.
+    """A chart of split -> value -> count; bars are shares of a split, so splits of different sizes can be compared.
 
     `words` renames values.
     """

@@ -371,7 +371,7 @@ def test_data_behind_the_end_mark(folder: Path) -> None:
     with (folder / SHARD).open("ab") as file:
         file.write(b"hidden")
     agree(folder)
-    assert check(folder) == [f"{SHARD}: holds data behind its end mark"]
+    assert check(folder) == [f"{SHARD}: holds data after its end mark"]
 
 
 def test_a_tar_without_an_end_mark_and_a_pipe(folder: Path) -> None:
@@ -457,9 +457,9 @@ def test_what_is_no_folder_of_shards_is_one_line(tmp_path: Path, monkeypatch: py
     Path("bad").mkdir()
     Path("bad/manifest.json").write_text("{")
     expected = {
-        "empty": "no manifest.json, so this is no finished folder of shards; run `mama pack`",
-        "file": "is a file; name a folder that `mama pack` wrote",
-        "gone": "there is no such folder; name a folder that `mama pack` wrote",
+        "empty": "no manifest.json, so this is not a finished folder of shards; run `mama pack`",
+        "file": "is a file; give a folder that `mama pack` wrote",
+        "gone": "no such folder; give a folder that `mama pack` wrote",
         "bad": "manifest.json: cannot be read (",
     }
     for name, words in expected.items():

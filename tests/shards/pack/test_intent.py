@@ -142,7 +142,7 @@ def test_a_build_counts_what_it_leaves_out_and_what_is_raw(
     assert (manifest.images, manifest.images_excluded, manifest.images_refused) == (4, {OTHER: 3}, {})
     assert (manifest.raw, manifest.settings["intent"], manifest.settings["raw"]) == (1, "presentation", "stored")
     raw = "images are raw (FOR PROCESSING), stored"
-    assert f"1 {raw} as they are; pack.raw=processed, in another `out`, renders them" in caplog.messages
+    assert f"1 {raw} unprocessed; pack.raw=processed, in another `out`, renders them" in caplog.messages
     assert check(Path(config.out)) == []
     processed = pack(replace(config, out=config.out + "2", intent="processing", raw="processed"))
     assert (processed.raw, processed.images_excluded) == (4, {OTHER: 3})
@@ -151,8 +151,8 @@ def test_a_build_counts_what_it_leaves_out_and_what_is_raw(
     path.write_text(json.dumps({**json.loads(path.read_text()), "raw": 2}))
     (Path(config.out) / "build" / "plan.json").unlink()
     assert check(Path(config.out)) == [
-        "manifest.json: its number of raw images differs from the shards; run the same `mama pack` again, which writes "
-        "it anew"
+        "manifest.json: its number of raw images differs from the shards; run the same `mama pack` again, which "
+        "rewrites it"
     ]
 
 
