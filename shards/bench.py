@@ -27,7 +27,7 @@ from shards.pack import sample
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.pack.workers import start_worker
-from shards.processes import start_single
+from shards.processes import start_single_threaded
 from shards.sources.all_sources import resolve_root
 from shards.sources.table.studies import table
 
@@ -90,7 +90,7 @@ def _compare(label: str, files: list[Path], rounds: int) -> str:
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(1, context, start_worker) as worker,
-        ProcessPoolExecutor(1, context, start_single) as script,
+        ProcessPoolExecutor(1, context, start_single_threaded) as script,
     ):
         for _ in range(rounds + 1):
             seconds, inside = worker.submit(_time_ours, files).result()

@@ -33,7 +33,7 @@ class Refused(ShardError):
         self.reason = reason
 
 
-def is_of_the_machine(error: BaseException) -> bool:
+def is_machine_error(error: BaseException) -> bool:
     """Whether the machine caused the error (memory, disk, network, open files) and not the file that was read."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS)
 

@@ -32,7 +32,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def start_single() -> None:
+def start_single_threaded() -> None:
     """Initialise a worker of a pool that has one process a core: one OpenCV thread each."""
     die_with_parent()
     cv2.setNumThreads(1)

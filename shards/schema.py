@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from shards.errors import FetchError as FetchError
-from shards.errors import Refused as Refused
-from shards.errors import ShardError as ShardError
+from shards.errors import ShardError
 from shards.from_json import parse_json
 
 SCHEMA_VERSION = 2

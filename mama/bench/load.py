@@ -21,7 +21,7 @@ from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.pack.plan import Plan
 from shards.pack.sample import Sample
 from shards.pack.shard_record import Tally, manifest_of
-from shards.pack.workers import settle
+from shards.pack.workers import configure_process
 from shards.pack.writer import write_shard
 from shards.read.manifest import save_manifest
 from shards.schema import DENSITIES, Finding, Labels, Study, View
@@ -42,7 +42,7 @@ def bench_load(rounds: int) -> Iterator[str]:
     Times are CPU seconds of this process, with the files in the page cache; only the last line is wall-clock time, with
     a loader process.
     """
-    settle()
+    configure_process()
     with tempfile.TemporaryDirectory() as name:
         size = _write_shards(Path(name) / "shards")
         config = Config(

@@ -58,8 +58,8 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
         anchor_changes=changes[:pairs],
         partner_changes=changes[pairs:],
         texts=Texts(tokens, whole, ends.contiguous(), torch.ones_like(ends, dtype=torch.bool)),
-        anchor_text=numbers,
-        partner_text=numbers,
+        anchor_text_row=numbers,
+        partner_text_row=numbers,
         text_ids=numbers,
         partner_text_ids=numbers,
     )

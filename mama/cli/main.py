@@ -28,7 +28,7 @@ def cli(context: click.Context) -> None:
     CONFIG is a YAML file, the name of a shipped recipe (quickstart, cdd_cesm, ...), or the folder of an existing run.
     key=value behind it changes any setting, for example train.steps=100.
     """
-    console.start()
+    console.configure_logging()
     if context.invoked_subcommand != "train":  # which imports for seconds, then installs handlers of its own
         preemption.restore_default_handlers()
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mama.data.images import AIR
+from mama.data.images import BACKGROUND
 from mama.settings.schema import AugmentConfig
 
 BLUR_RADIUS = 3
@@ -37,7 +37,7 @@ def draw(config: AugmentConfig, pixels: np.ndarray, rng: np.random.Generator) ->
     A crop with less tissue than `config.min_tissue` is drawn again from the same generator, so that the row depends
     on the image and the state of the generator alone.
     """
-    affine = _draw_affine(config, pixels > AIR, rng)
+    affine = _draw_affine(config, pixels > BACKGROUND, rng)
     return np.array([*affine.ravel(), *_draw_intensity(config, rng)], dtype=np.float32)
 
 

@@ -63,11 +63,11 @@ class Batch(_Tensors):
     anchor_changes: Tensor  # float32 [b, 10], augmentation parameters, see mama.data.augment
     partner_changes: Tensor
     texts: Texts
-    anchor_text: Tensor  # int64 [b], row of the anchor's report text in `texts`
-    partner_text: Tensor  # int64 [b], of the partner's: the same row unless it shows the other breast
+    anchor_text_row: Tensor  # int64 [b], row of the anchor's report text in `texts`
+    partner_text_row: Tensor  # int64 [b], of the partner's: the same row unless it shows the other breast
     text_ids: Tensor  # int64 [b], hash of the anchor's report text: equal texts have equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
-    skipped: int = 0  # unreadable samples that pairs of this batch replace
+    unreadable: int = 0  # unreadable samples that pairs of this batch replace
 
 
 class Collate:
@@ -78,8 +78,8 @@ class Collate:
 
     def __call__(self, pairs: list[Pair]) -> Batch:
         rows: dict[tuple[str, ...], int] = {}
-        anchor_text = [rows.setdefault(tuple(p.anchor_text), len(rows)) for p in pairs]
-        partner_text = [rows.setdefault(tuple(p.partner_text), len(rows)) for p in pairs]
+        anchor_text_row = [rows.setdefault(tuple(p.anchor_sentences), len(rows)) for p in pairs]
+        partner_text_row = [rows.setdefault(tuple(p.partner_sentences), len(rows)) for p in pairs]
         return Batch(
             keys=[p.key for p in pairs],
             anchors=torch.from_numpy(np.stack([p.anchor for p in pairs])[:, None]),
@@ -87,11 +87,11 @@ class Collate:
             anchor_changes=torch.from_numpy(np.stack([p.anchor_change for p in pairs])),
             partner_changes=torch.from_numpy(np.stack([p.partner_change for p in pairs])),
             texts=tokenise(self.tokenizer, [list(text) for text in rows], self.max_tokens),
-            anchor_text=torch.tensor(anchor_text),
-            partner_text=torch.tensor(partner_text),
-            text_ids=torch.tensor([_text_id(p.anchor_text) for p in pairs]),
-            partner_text_ids=torch.tensor([_text_id(p.partner_text) for p in pairs]),
-            skipped=sum(p.skipped for p in pairs),
+            anchor_text_row=torch.tensor(anchor_text_row),
+            partner_text_row=torch.tensor(partner_text_row),
+            text_ids=torch.tensor([_text_id(p.anchor_sentences) for p in pairs]),
+            partner_text_ids=torch.tensor([_text_id(p.partner_sentences) for p in pairs]),
+            unreadable=sum(p.unreadable for p in pairs),
         )
 
 

@@ -15,7 +15,7 @@ from shards.read.reader import ShardReader
 from shards.read.tar import to_uint8
 from shards.schema import Study
 
-AIR = 8  # grey level of the background at most; tissue is brighter
+BACKGROUND = 8  # grey level of the background at most; tissue is brighter
 
 
 class Images:
@@ -53,7 +53,7 @@ class Images:
 
     def pixels(self, number: int, view: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """uint8 [H, W] of one view, scaled to the canvas `size` as `data.fit` says. Raises as `stored`."""
-        return fit(self.stored(number, view), size, self.fit)
+        return to_canvas(self.stored(number, view), size, self.fit)
 
     def stored(self, number: int, view: int) -> NDArray[np.uint8]:
         """uint8 [h, w] of one view at its stored size, 16 bits reduced to 8. Raises `ShardError` if unreadable."""
@@ -61,12 +61,12 @@ class Images:
         return to_uint8(reader.image(i, view))
 
 
-def fit(image: NDArray[np.uint8], size: tuple[int, int], how: Fit = "letterbox") -> NDArray[np.uint8]:
+def to_canvas(image: NDArray[np.uint8], size: tuple[int, int], how: Fit = "letterbox") -> NDArray[np.uint8]:
     """Scale uint8 [h, w] to (H, W): letterboxed (aspect kept, background at right, top and bottom) or stretched.
 
     The chest wall stays at the left edge, where packing puts it.
     """
-    across, down, top = fit_geometry((image.shape[0], image.shape[1]), size, how)
+    across, down, top = canvas_geometry((image.shape[0], image.shape[1]), size, how)
     height, width = max(1, round(image.shape[0] * down)), max(1, round(image.shape[1] * across))
     canvas = np.zeros(size, dtype=np.uint8)
     canvas[top : top + height, :width] = _resize(image, height, width)
@@ -82,7 +82,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     return image
 
 
-def fit_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[float, float, int]:
+def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[float, float, int]:
     """Scales and top offset of `fit`: canvas x = across * stored x, canvas y = down * stored y + top.
 
     `stored` is (h, w), `size` (H, W), in pixels.

@@ -95,7 +95,7 @@ def require_shared_memory(config: Config, images: int, ranks_here: int = 1) -> N
 def start_worker(number: int) -> None:
     """Set up a loader process: one thread, freed memory kept, ends with its rank, leaves preemption signals to it."""
     start_process()
-    preemption.ignore()
+    preemption.ignore_signals()
 
 
 class _Shared:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from mama.data import augment, report_text, sample_order
 from mama.data.images import Images
-from mama.data.sample_weights import allowed, chances
+from mama.data.sample_weights import sampling_probabilities, usable_images
 from mama.data.unreadable import UnreadableSamples
 from mama.settings.schema import Config, DataConfig
 from shards.errors import FetchError, ShardError
@@ -27,9 +27,9 @@ class Pair:
     partner: np.ndarray  # uint8 [H, W]
     anchor_change: np.ndarray  # float32 [10], augmentation parameters
     partner_change: np.ndarray
-    anchor_text: list[str]  # sentences
-    partner_text: list[str]
-    skipped: int = 0  # unreadable samples drawn before, which this one replaces
+    anchor_sentences: list[str]  # sentences
+    partner_sentences: list[str]
+    unreadable: int = 0  # unreadable samples drawn before, which this one replaces
 
 
 def partner_of(study: Study, anchor: int, config: DataConfig, rng: np.random.Generator) -> int:
@@ -57,10 +57,11 @@ class Pairs(Dataset[Pair]):
     def __init__(self, config: Config, split: str = "train") -> None:
         self.config, self.seed = config.data, config.seed
         self.images = Images(config.data, split)
-        probabilities, usable = chances(self.images, config.data), allowed(self.images, config.data)
+        usable = usable_images(self.images, config.data)
+        probabilities = sampling_probabilities(self.images, config.data)
         self.anchors = np.flatnonzero(usable) if probabilities is None else None  # drawn once an epoch each
         self.ends = np.cumsum(usable if probabilities is None else probabilities)
-        self.corrupt = UnreadableSamples(config.data.max_corrupt)
+        self.unreadable = UnreadableSamples(config.data.max_corrupt)
 
     def __getitem__(self, index: int) -> Pair:
         """An unreadable sample is replaced by another one, which depends on the index alone too.
@@ -70,11 +71,11 @@ class Pairs(Dataset[Pair]):
         for attempt in range(ATTEMPTS):
             number, anchor = self.images.locate(self._image(index, attempt))
             try:
-                return replace(self._pair(index, number, anchor), skipped=attempt)
+                return replace(self._pair(index, number, anchor), unreadable=attempt)
             except FetchError:
                 raise  # the network or disk is at fault: other samples would fail as well
             except ShardError as error:
-                self.corrupt.add(self.images.key(number), error)
+                self.unreadable.add(self.images.key(number), error)
         raise ShardError(f"data.shards: {ATTEMPTS} samples drawn, all unreadable; run `mama check`")
 
     def _image(self, index: int, attempt: int) -> int:
@@ -91,7 +92,7 @@ class Pairs(Dataset[Pair]):
         hidden = report_text.draw_hidden(rng, self.config.mask_probability)
         v, w = study.views[anchor], study.views[partner]
         style, tell = self.config.style, self.config.tell_pathology
-        anchor_text = report_text.text(study, v, style, hidden, tell)
+        anchor_sentences = report_text.text(study, v, style, hidden, tell)
         other_side = v.laterality != w.laterality
         size = self.config.image_size
         pixels = self.images.pixels(number, anchor, size)
@@ -102,6 +103,6 @@ class Pairs(Dataset[Pair]):
             partner=others,
             anchor_change=augment.draw(self.config.augment, pixels, rng),
             partner_change=augment.draw(self.config.augment, others, rng),
-            anchor_text=anchor_text,
-            partner_text=report_text.text(study, w, style, hidden, tell) if other_side else anchor_text,
+            anchor_sentences=anchor_sentences,
+            partner_sentences=report_text.text(study, w, style, hidden, tell) if other_side else anchor_sentences,
         )

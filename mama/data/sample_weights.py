@@ -16,7 +16,7 @@ from shards.schema import DENSITIES
 UNLABELLED = -1
 
 
-def chances(images: Images, config: DataConfig) -> NDArray[np.float64] | None:
+def sampling_probabilities(images: Images, config: DataConfig) -> NDArray[np.float64] | None:
     """The probability [n] of each of n images to be the anchor of a pair; None if each is drawn once an epoch.
 
     1. With `shard_weights` a shard folder is drawn by its weight; without, all folders are one.
@@ -30,7 +30,7 @@ def chances(images: Images, config: DataConfig) -> NDArray[np.float64] | None:
     counts = [sum(reader.view_counts) for reader in images.readers]
     folders = np.repeat(np.arange(len(counts)), counts)
     classes = np.zeros(len(images), np.int64) if config.balance == "none" else _classes(images, config)
-    classes = np.where(allowed(images, config), classes, UNLABELLED)
+    classes = np.where(usable_images(images, config), classes, UNLABELLED)
     if (classes == UNLABELLED).all():
         raise ConfigError(f"data.balance: no image with the facts of data.require has the label {config.balance}")
     if not config.shard_weights:
@@ -47,7 +47,7 @@ def chances(images: Images, config: DataConfig) -> NDArray[np.float64] | None:
     return probabilities
 
 
-def allowed(images: Images, config: DataConfig) -> NDArray[np.bool_]:
+def usable_images(images: Images, config: DataConfig) -> NDArray[np.bool_]:
     """Mask [n] of the images with all facts that `config.require` names. Raises `ConfigError` if there is none."""
     if not config.require:
         return np.ones(len(images), np.bool_)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mama.settings.pretrained import in_one_line
+from mama.settings.pretrained import loading_errors
 
 SEPARATOR = "<|sentence|>"
 PADDING = "<|padding|>"
@@ -76,7 +76,7 @@ class Tokenizer:
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Read the files of `save`. Raises `ConfigError` if they are missing or damaged."""
-        with in_one_line(f"{folder}: the tokenizer", "restore it from a copy"):
+        with loading_errors(f"{folder}: the tokenizer", "restore it from a copy"):
             return Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
@@ -97,5 +97,5 @@ def learn(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 def pretrained(name: str, arguments: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a language model, with `arguments` for `from_pretrained`. Raises `ConfigError` if unreadable."""
-    with in_one_line(f"text.model: the tokenizer of {name}"):
+    with loading_errors(f"text.model: the tokenizer of {name}"):
         return Tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments))

@@ -9,19 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mama.data.batches import tokenise
-from mama.data.held_out import Item, Split
+from mama.data.held_out import Split
 from mama.data.loader import require_shared_memory
 from mama.data.tokenizer import Tokenizer
+from mama.evaluate.arrays import Float32s
 from mama.model.embed import embed_split
 from mama.model.mama_model import MamaModel
 from mama.settings.schema import Config
-
-__all__ = ["Features", "Item", "Split", "embed_images", "embed_texts"]
-
-Float32s = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mama.data import report_text
 from mama.data.augment import normalise
 from mama.data.batches import tokenise
 from mama.data.held_out import Item, Split
-from mama.data.images import AIR, fit_geometry
+from mama.data.images import BACKGROUND, canvas_geometry
 from mama.data.tokenizer import Tokenizer
 from mama.evaluate import bootstrap
 from mama.evaluate.arrays import Flags, Float32s
@@ -69,7 +69,7 @@ def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
 
 def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
     """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the image fitted to (H, W)."""
-    across, down, top = fit_geometry(stored, size, how)
+    across, down, top = canvas_geometry(stored, size, how)
     x0, y0, x1, y1 = box
     return across * x0, down * y0 + top, across * x1, down * y1 + top
 
@@ -126,7 +126,7 @@ def pointing_game(
     patients = [targets[i].item.study.patient for i in boxed]
     grid = (grey.shape[1], grey.shape[2])
     regions = np.stack([region(targets[i].boxes, size, grid) for i in boxed])
-    tissue = grey[boxed] > AIR
+    tissue = grey[boxed] > BACKGROUND
     chance = (regions & tissue).sum((1, 2)) / np.maximum(tissue.sum((1, 2)), 1)
     for name, values in scores.items():
         best = values[boxed].reshape(len(boxed), -1).argmax(1)

@@ -8,7 +8,7 @@ import torch
 
 from mama.errors import ConfigError
 from mama.export.model_card import model_card
-from mama.export.model_folder import WEIGHTS, load_model
+from mama.export.model_folder import WEIGHTS
 from mama.model import attention
 from mama.model.mama_model import build
 from mama.run import checkpoints
@@ -19,8 +19,6 @@ from mama.run.portable import portable, rewrite_without_paths
 from mama.run.run_tokenizer import load_tokenizer
 from mama.settings.load import save
 from mama.settings.schema import Config
-
-__all__ = ["consolidate", "load_model"]
 
 CPU = torch.device("cpu")
 

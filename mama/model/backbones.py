@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from mama.errors import ConfigError
-from mama.settings.pretrained import in_one_line, locate
+from mama.settings.pretrained import loading_errors, locate
 from mama.settings.schema import TextConfig, VisionConfig
 from shards.errors import did_you_mean, one_line
 
@@ -71,12 +71,12 @@ def _load(section: str, model: str, ignore: list[str], known: Collection[str], a
     """Read the pretrained `model`, a folder, file or hub name. Raises `ConfigError` as `build_backbone` does."""
     field = f"{section}.model"
     name, arguments = locate(field, model)
-    with in_one_line(f"{field}: {model}"):
+    with loading_errors(f"{field}: {model}"):
         shape = AutoConfig.from_pretrained(name, trust_remote_code=False, **arguments)
     _check_known(section, shape, known)
     if shape.model_type in POOLED:
         arguments["add_pooling_layer"] = False
-    with in_one_line(f"{field}: {model}"):
+    with loading_errors(f"{field}: {model}"):
         backbone, info = AutoModel.from_pretrained(
             name,
             config=shape,

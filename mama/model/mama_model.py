@@ -82,13 +82,13 @@ class MamaModel(nn.Module):
         pairs = len(batch.anchors)
         optional: dict[str, Tensor] = {}
         if self.uses_partner_text:
-            optional |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text]}
+            optional |= {"partner": embedded[pairs:], "partner_text": texts[batch.partner_text_row]}
         if self.view_head is not None:
             views = _unit(self.view_rows(features)).chunk(2)  # [b, D] each
             optional |= {"anchor_view": views[0], "partner_view": views[1]}
         if self.patch_head is not None:
-            mask = batch.texts.sentence_mask[batch.anchor_text]  # [b, S]
-            sentences = self.sentence_rows(sentence_features[batch.anchor_text], mask)  # [b, S, D]
+            mask = batch.texts.sentence_mask[batch.anchor_text_row]  # [b, S]
+            sentences = self.sentence_rows(sentence_features[batch.anchor_text_row], mask)  # [b, S, D]
             optional |= {
                 "patches": _unit(self.patch_rows(patches[:pairs])),
                 "sentences": _unit(sentences),
@@ -98,7 +98,7 @@ class MamaModel(nn.Module):
             text_ids=batch.text_ids,
             partner_text_ids=batch.partner_text_ids,
             anchor=embedded[:pairs],
-            anchor_text=texts[batch.anchor_text],
+            anchor_text=texts[batch.anchor_text_row],
             scale=self.scale(),
             local_scale=self.local_scale(),
             **optional,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mama.model.mama_model import Embeddings
 from mama.objective.local_alignment import alignment_scores
-from mama.runtime.collectives import alone, gather, max_over_ranks
+from mama.runtime.collectives import gather, local_only, max_over_ranks
 from mama.settings.schema import LossConfig
 
 Share = Callable[[Tensor], Tensor]
@@ -127,12 +127,12 @@ def objective(e: Embeddings, config: LossConfig, step: int) -> tuple[Tensor, dic
     A term is computed before its first step too, with weight 0, so that its curve is logged and every parameter has
     a gradient.
     """
-    share = gather if config.negatives == "global" else alone
+    share = gather if config.negatives == "global" else local_only
     same_text = config.positives == "text"
     targets = positives(e.text_ids, same_text, share)
     terms: dict[str, Tensor] = {}
     if e.anchor_view is not None and e.partner_view is not None:
-        share_views = alone if config.negatives == "local" else gather
+        share_views = local_only if config.negatives == "local" else gather
         terms["view"] = view_loss(e.anchor_view, e.partner_view, config.view_temperature, share_views)
     if config.anchor_text:
         terms["anchor_text"] = clip_loss(e.anchor, e.anchor_text, e.scale, targets, share)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mama.data.colour_map import inferno
 from mama.data.held_out import Split
-from mama.data.images import fit_geometry
+from mama.data.images import canvas_geometry
 from mama.errors import ConfigError
 from mama.evaluate import provenance
 from mama.evaluate.provenance import Document
@@ -55,7 +55,7 @@ class Pictures:
             fitted = self.split.pixels(self.by_key[key], scale)
         except (ShardError, OSError, KeyError):
             return None
-        across, down, top = fit_geometry((stored.shape[0], stored.shape[1]), (height, width), self.split.images.fit)
+        across, down, top = canvas_geometry((stored.shape[0], stored.shape[1]), (height, width), self.split.images.fit)
         rows = slice(scale * top, scale * (top + round(stored.shape[0] * down)))
         columns = slice(0, scale * round(stored.shape[1] * across))
         scaled = [(scale * x0, scale * y0, scale * x1, scale * y1) for x0, y0, x1, y1 in boxes]

@@ -17,7 +17,7 @@ from mama.run.flat_settings import flat, is_among
 from mama.run.folders import make_folder
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
-from mama.settings.load import load_run, save, unnamed
+from mama.settings.load import load_run, missing_settings, save
 from mama.settings.schema import Config
 from shards.read.manifest import Manifest, load_manifest
 from shards.read.remote import local_folder
@@ -69,7 +69,7 @@ def _require_same_settings(config: Config, run: Path) -> None:
             f"{key}: {now.get(key)!r}, but {run} was started with {before.get(key)!r}; "
             f"give the run another name=... or the value it had"
         )
-    if new := [key for key in unnamed(run) if not is_among(key, MAY_CHANGE)]:
+    if new := [key for key in missing_settings(run) if not is_among(key, MAY_CHANGE)]:
         log.warning(
             "%s: an earlier release started it, without %s; its samples may be drawn differently from here on",
             *(run, ", ".join(new)),

@@ -66,7 +66,7 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def alone(tensor: Tensor) -> Tensor:
+def local_only(tensor: Tensor) -> Tensor:
     """In the place of `gather` for local negatives: return this rank's own [b, ...]."""
     return tensor
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 
-def start() -> None:
+def configure_logging() -> None:
     """Configure logging: one line a message, to stderr; ranks other than the first log warnings only.
 
     Without a terminal this also switches tqdm off; call it before a library with progress bars is imported.

@@ -100,7 +100,7 @@ def _run_while_launcher_lives(function: Callable[[Config], T], config: Config) -
         wait([sentinel])
         deadline = time.monotonic() + ORPHAN_TIMEOUT
         while not done.wait(0.5) and time.monotonic() < deadline:
-            preemption.agree(preemption.END)
+            preemption.adopt_request(preemption.END)
         os._exit(preemption.EXIT_CODE)
 
     threading.Thread(target=watch, args=(launcher.sentinel,), daemon=True).start()

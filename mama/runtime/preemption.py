@@ -23,7 +23,7 @@ REQUEST_OF = {signal.SIGTERM: END, signal.SIGINT: END, signal.SIGUSR2: REQUEUE}
 EXIT_CODE = 75  # of a run that saved and can be continued: EX_TEMPFAIL of sysexits.h
 PREEMPTION_TIMEOUT = 1800  # seconds to wait for Slurm to end a job that it preempts: longer than its grace time
 
-_told = 0  # the request received so far: 0, END or REQUEUE
+_received = 0  # the request received so far: 0, END or REQUEUE
 _replaced: dict[int, Any] = {}  # signal -> the handler that ours replaced
 _forwarding = threading.Event()  # set while a launcher waits for its ranks
 
@@ -41,34 +41,34 @@ def restore_default_handlers() -> None:
             signal.signal(number, _default_handler(number))
 
 
-def listen() -> None:
+def record_signals() -> None:
     """Record signals from now on instead of acting on them. Call it in the main thread.
 
     Raises `StoppedError` if one arrived before: a launcher starts its ranks with SIGINT blocked.
     """
     _install(_record)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)
-    if _told:
+    if _received:
         raise StoppedError("a signal ended it before its first step; run it again to continue")
 
 
-def told() -> int:
+def signal_received() -> int:
     """The request that this process received: 0 (none), `END` or `REQUEUE`."""
-    return _told
+    return _received
 
 
-def agree(request: int) -> None:
+def adopt_request(request: int) -> None:
     """Raise this process's request to `request`, for example the maximum over all ranks."""
-    global _told
-    _told = max(_told, request)
+    global _received
+    _received = max(_received, request)
 
 
 def was_forwarded(number: int) -> bool:
     """Whether a rank that signal `number` killed was killed by a signal that this launcher received and forwarded."""
-    return bool(_told) and number in REQUEST_OF
+    return bool(_received) and number in REQUEST_OF
 
 
-def requeued() -> bool:
+def let_cluster_requeue() -> bool:
     """Let the cluster requeue this job, now that the checkpoint is on disk; may wait for 30 minutes.
 
     Calls the handler that ours replaced, submitit's. Returns whether the job goes back in the queue and nothing is
@@ -80,14 +80,14 @@ def requeued() -> bool:
       job that ends by itself is never requeued.
     - otherwise (no signal, no job, `scancel`): False.
     """
-    if not _told:
+    if not _received:
         return False
-    number = signal.SIGUSR2 if _told == REQUEUE else signal.SIGTERM
+    number = signal.SIGUSR2 if _received == REQUEUE else signal.SIGTERM
     handler = _replaced.get(number)
     if not callable(handler):
         return False
     handler(number, None)
-    if _told == REQUEUE:
+    if _received == REQUEUE:
         return True
     from slurm.rank_environment import being_preempted  # submitit is slow to import, and loader processes need none
 
@@ -96,7 +96,7 @@ def requeued() -> bool:
     return False
 
 
-def ignore() -> None:
+def ignore_signals() -> None:
     """Ignore the signals, in loader processes: their rank ends them."""
     for number in REQUEST_OF:
         signal.signal(number, signal.SIG_IGN)
@@ -133,8 +133,8 @@ def _default_handler(number: int) -> Any:
 
 def _install(handler: Callable[[int, FrameType | None], None]) -> None:
     """Forget what was received, and install `handler`; remember the handlers that it replaces."""
-    global _told
-    _told = 0
+    global _received
+    _received = 0
     for number in REQUEST_OF:
         before = signal.signal(number, handler)
         if before is not handler:  # it is, for a second run in one process
@@ -147,7 +147,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _record(number: int, frame: FrameType | None) -> None:
-    agree(REQUEST_OF[signal.Signals(number)])
+    adopt_request(REQUEST_OF[signal.Signals(number)])
 
 
 def _forward(number: int, frame: FrameType | None) -> None:

@@ -110,7 +110,7 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     return load(file, overrides)
 
 
-def unnamed(run: Path) -> list[str]:
+def missing_settings(run: Path) -> list[str]:
     """The settings that the resolved config of a run lacks, as the release that wrote it did not have them."""
     given = _document(Config, run / "config.yaml")
     return [key for key, hint in _known(Config).items() if key not in given and not is_dataclass(hint)]

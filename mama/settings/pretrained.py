@@ -35,7 +35,7 @@ def locate(field: str, model: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def in_one_line(subject: str, fix: str = "") -> Iterator[None]:
+def loading_errors(subject: str, fix: str = "") -> Iterator[None]:
     """Turn whatever transformers raises while it loads `subject` into a one-line `ConfigError` that ends in `fix`."""
     try:
         yield

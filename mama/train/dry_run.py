@@ -11,7 +11,7 @@ from torch import nn
 
 from mama.data.images import Images
 from mama.data.pairs import Pairs
-from mama.data.sample_weights import allowed
+from mama.data.sample_weights import usable_images
 from mama.errors import ConfigError
 from mama.model.mama_model import MamaModel
 from mama.model.memory import states
@@ -59,7 +59,7 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
     if config.data.require and _is_remote(config):
         return [*lines, "pairs of an epoch: unknown (data.require needs the facts of shards that are not here)"]
     try:
-        images = int(allowed(Images(config.data, "train"), config.data).sum())
+        images = int(usable_images(Images(config.data, "train"), config.data).sum())
     except (ConfigError, ShardError, OSError) as error:
         return [*lines, f"pairs of an epoch: unknown ({error})"]
     return [*lines, f"{images:,} pairs in an epoch: {train.steps * train.global_batch / images:,.1f} epochs"]
@@ -72,7 +72,7 @@ def text_lines(config: Config) -> Iterator[str]:
         return
     try:
         pairs, tokenizer = Pairs(config), make_tokenizer(config)
-        texts = [pairs[number].anchor_text for number in range(TEXTS)]
+        texts = [pairs[number].anchor_sentences for number in range(TEXTS)]
     except (ConfigError, ShardError, OSError) as error:
         yield f"unknown ({error})"
         return

@@ -20,7 +20,7 @@ from mama.model.mama_model import MamaModel, build
 from mama.model.memory import Transformer, local_head_bytes, states
 from mama.model.published_shapes import SHAPES
 from mama.model.towers import TEXT_MODELS
-from mama.settings.pretrained import in_one_line, locate
+from mama.settings.pretrained import loading_errors, locate
 from mama.settings.schema import Config, TextConfig
 
 VOCABULARY = 2048  # of a learned tokenizer, unless text.config gives one
@@ -103,7 +103,7 @@ def _published(field: str, name: str) -> dict[str, Any]:
         return SHAPES[name]
     folder, arguments = locate(field, name)
     try:
-        with in_one_line(f"{field}: the configuration of {name}"):
+        with loading_errors(f"{field}: the configuration of {name}"):
             shape = AutoConfig.from_pretrained(folder, trust_remote_code=False, **arguments)
     except ConfigError as error:
         section = field.partition(".")[0]

@@ -154,7 +154,7 @@ class _Wait:
         if not self.logged:
             self.logged = True
             log.warning("%s is in use by %s; waiting for it to end", self.run, who)
-        if preemption.told():
+        if preemption.signal_received():
             raise StoppedError(f"a signal ended it while it waited for {who}; run it again to continue")
         waited = time.monotonic() - self.began
         if in_job and waited > IN_JOB:

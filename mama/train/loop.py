@@ -66,18 +66,18 @@ def train(config: Config) -> Path:
             raise StoppedError(f"a signal ended it after {taken} of {steps} steps; run it again to continue")
     except StoppedError as error:
         if isinstance(error, LaterError):
-            preemption.agree(preemption.REQUEUE)
-        if not preemption.requeued():
+            preemption.adopt_request(preemption.REQUEUE)
+        if not preemption.let_cluster_requeue():
             raise
     return config.run_folder
 
 
 def train_rank(config: Config) -> int:
     """Train on this rank, and return how many steps the run has taken since its first start."""
-    console.start()
+    console.configure_logging()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # for developers of PyTorch
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)  # fp32 is intended
-    preemption.listen()
+    preemption.record_signals()
     with held(config.run_folder) if os.environ.get("RANK", "0") == "0" else nullcontext() as lease:
         device = join_ranks(config.train.timeout)
         images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
@@ -171,8 +171,8 @@ class Training:
 
     def _signal(self) -> int:
         """Return the signal, if any, that the ranks have received so far, the same on all; every rank must call it."""
-        signal = max_over_ranks(preemption.told(), self.engine.device)
-        preemption.agree(signal)  # and not to a later one, which the other ranks do not know of
+        signal = max_over_ranks(preemption.signal_received(), self.engine.device)
+        preemption.adopt_request(signal)  # and not to a later one, which the other ranks do not know of
         return signal
 
     def _is_due(self, taken: int) -> bool:
@@ -191,7 +191,7 @@ class Training:
         self.heartbeat.doing(f"in step {step}, waiting for data")
         own = [self.meter.fetch(batches) for _ in range(self.config.train.accumulation(world_size()))]
         self.heartbeat.doing(f"in step {step}")
-        self.corrupt += sum(batch.skipped for batch in own)
+        self.corrupt += sum(batch.unreadable for batch in own)
         update = training_step(self.engine, own, self.config, step)
         self._count_skips(update.taken, step, [key for batch in own for key in batch.keys])
         if step % every and step != self.steps[-1]:

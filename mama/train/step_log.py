@@ -63,7 +63,7 @@ def show_pair(monitor: Monitor, step: int, batch: Batch, e: Embeddings, tokenize
     """
     anchor = augment.apply(batch.anchors[:1], batch.anchor_changes[:1])[0]
     partner = augment.apply(batch.partners[:1], batch.partner_changes[:1])[0]
-    sentences = sentences_of(batch.texts, int(batch.anchor_text[0]), tokenizer)
+    sentences = sentences_of(batch.texts, int(batch.anchor_text_row[0]), tokenizer)
     monitor.show_pair(step, anchor, partner, sentences)
     if e.patches is not None and e.sentences is not None:
         first = len(e.patches) - len(batch.keys)

@@ -16,7 +16,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import JPEG2000, JPEG2000Lossless
 
-from shards.errors import Refused, is_of_the_machine
+from shards.errors import Refused, is_machine_error
 from shards.image.dicom_file import find_file, is_dicom, open_unfolded, read_dicom
 from shards.image.frames import decodable_syntax, decode_frames
 from shards.image.header import TOMOSYNTHESIS, merge_functional_groups, refuse_other_objects
@@ -52,7 +52,7 @@ def open_image(path: Path) -> Dataset | NDArray[Any]:
         path = find_file(path)
         status = path.stat()
     except (OSError, ValueError) as error:
-        if is_of_the_machine(error):
+        if is_machine_error(error):
             raise
         raise Refused("missing", "no such file") from None
     if not stat.S_ISREG(status.st_mode):
@@ -63,7 +63,7 @@ def open_image(path: Path) -> Dataset | NDArray[Any]:
         with open_unfolded(path) as file:
             return read_dicom(file) if is_dicom(file) else read_plain(file.read())
     except OSError as error:
-        if is_of_the_machine(error):
+        if is_machine_error(error):
             raise
         raise Refused("unreadable", f"cannot be read: {error.strerror}") from None
 

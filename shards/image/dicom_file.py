@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from shards.errors import Refused, is_of_the_machine
+from shards.errors import Refused, is_machine_error
 from shards.image.jpeg_streams import CUT
 
 GZIP = b"\x1f\x8b"
@@ -78,7 +78,7 @@ def holds_dicom(path: Path) -> bool:
             file.seek(0)
             return is_dicom(gzip.GzipFile(fileobj=file) if packed else file)
     except (OSError, EOFError, zlib.error) as error:
-        if is_of_the_machine(error):
+        if is_machine_error(error):
             raise
         return False
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from shards.errors import ShardError, is_of_the_machine
+from shards.errors import ShardError, is_machine_error
 from shards.files import legible
 from shards.image.dicom_file import find_file
 from shards.pack.identity import keyed_hash
@@ -104,7 +104,7 @@ def _stat(path: Path) -> os.stat_result | None:
         except FileNotFoundError:
             status = os.stat(find_file(path))  # under another suffix or spelling, as the reader of images does
     except (OSError, ValueError) as error:  # ValueError: not a valid file name
-        if is_of_the_machine(error):
+        if is_machine_error(error):
             raise
         return None
     return status if stat.S_ISREG(status.st_mode) else None

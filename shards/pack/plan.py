@@ -19,7 +19,7 @@ from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.pack.identity import keyed_hash, split_of
 from shards.pack.sample import study_key
-from shards.pack.texts import with_plain_texts
+from shards.pack.texts import normalise_texts
 from shards.read.manifest import BUILD
 from shards.schema import SCHEMA_VERSION, SPLITS, SourceStudy
 
@@ -80,7 +80,7 @@ class Plan:
 def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str, SourceStudy]:
     """The studies by their key, with normalised texts. Raises `ShardError` if a source yields a study twice."""
     found: dict[str, SourceStudy] = {}
-    for study in map(with_plain_texts, studies):
+    for study in map(normalise_texts, studies):
         name = study_key(key, source, study)
         if name in found:
             raise ShardError(f"{source}: yields a study twice (key {name}); its study_id must be unique")

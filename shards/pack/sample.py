@@ -14,7 +14,7 @@ import cv2
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from shards.errors import Refused, is_of_the_machine, one_line
+from shards.errors import Refused, is_machine_error, one_line
 from shards.files import legible
 from shards.image.crop import Geometry
 from shards.image.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
@@ -96,7 +96,7 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
             if image.view.instance in seen - {None}:
                 raise Refused("duplicate", "the study has another file of the same SOP Instance UID")
         except Exception as error:  # untrusted input: a parser or decoder may raise anything
-            if isinstance(error, OSError) and is_of_the_machine(error):
+            if isinstance(error, OSError) and is_machine_error(error):
                 raise  # the image is not to blame; the same build can be continued
             refusals.append(refusal(config.root, source, error))
             continue

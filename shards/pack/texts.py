@@ -16,7 +16,7 @@ LONGEST_FACT, LONGEST_REPORT = 64, 20_000  # characters
 LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 
 
-def with_plain_texts(study: SourceStudy) -> SourceStudy:
+def normalise_texts(study: SourceStudy) -> SourceStudy:
     """The study with normalised texts: "\\n" ends a line of a report, and other facts are one line."""
     texts = {name: _plain(getattr(study, name)) for name in FACTS}
     facts: dict[str, Any] = {name: text and " ".join(re.split("[\n\t]+", text)) for name, text in texts.items()}

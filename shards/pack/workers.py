@@ -29,7 +29,7 @@ def in_order(config: SampleConfig, studies: Iterable[SourceStudy], workers: int)
     images of the study are refused.
     """
     if workers == 1:
-        settle()
+        configure_process()
         for study in studies:
             yield build_sample(config, study)
         return
@@ -85,10 +85,10 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def start_worker() -> None:
     """Initialise a worker process of a pool or of a data loader."""
     die_with_parent()
-    settle()
+    configure_process()
 
 
-def settle() -> None:
+def configure_process() -> None:
     """Configure this process for decoding: one OpenCV thread, and keep freed memory for the next image.
 
     By default glibc returns tens of megabytes to the kernel after each image and requests them again at once, and the

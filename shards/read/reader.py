@@ -10,14 +10,12 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from shards.errors import FetchError, ShardError, is_of_the_machine
+from shards.errors import FetchError, ShardError, is_machine_error
 from shards.read.manifest import load_manifest
 from shards.read.open_files import OpenFiles
 from shards.read.remote import Remote
 from shards.read.tar import BLOCK, Member, decode_image, open_shard, parse_header, parse_study
 from shards.schema import Study
-
-__all__ = ["ShardReader", "load_manifest"]
 
 _OPEN = OpenFiles()  # shared by all readers of this process
 _NUMBERS = itertools.count()
@@ -126,7 +124,7 @@ class ShardReader:
         if isinstance(error, FetchError):
             return error
         name = self._samples[i][0]
-        if self.remote and not is_of_the_machine(error):
+        if self.remote and not is_machine_error(error):
             return ShardError(f"{self.remote.url}/{name}: {where}{_reason(error)}")
         return _named(self.folder, name, error, where)
 
@@ -137,6 +135,6 @@ def _reason(error: ShardError | OSError | MemoryError) -> str:
 
 def _named(folder: Path, name: str, error: ShardError | OSError | MemoryError, where: str = "") -> ShardError:
     """The error with the path of the shard and what to do about it."""
-    if is_of_the_machine(error):
+    if is_machine_error(error):
         return FetchError(f"{folder / name}: {_reason(error)}; the samples are not to blame: {_ADVICE}")
     return ShardError(f"{folder / name}: {where}{_reason(error)}; run `mama check {folder}`")

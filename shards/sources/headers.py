@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shards.errors import is_of_the_machine
+from shards.errors import is_machine_error
 from shards.image.dicom_file import holds_dicom, is_named_dicom, open_unfolded, read_dicom
 from shards.processes import quiet
 
@@ -31,6 +31,6 @@ def read_header(path: Path, *attributes: str) -> dict[str, str]:
             header = read_dicom(file, stop_before_pixels=True, specific_tags=list(attributes))
         return {name: str(header.get(name) or "").strip() for name in attributes}
     except Exception as error:  # untrusted input: pydicom's errors about damaged files have no common type
-        if isinstance(error, OSError) and is_of_the_machine(error):
+        if isinstance(error, OSError) and is_machine_error(error):
             raise  # otherwise an intact file would be planned as one without identifiers
         return dict.fromkeys(attributes, "")

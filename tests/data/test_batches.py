@@ -24,12 +24,12 @@ import torch
 
 from mama.data.augment import IDENTITY
 from mama.data.batches import Batch, Collate, tokenise, training_batches
-from mama.data.images import Images, fit, fit_geometry
+from mama.data.images import Images, canvas_geometry, to_canvas
 from mama.data.pairs import Pair, Pairs, partner_of
 from mama.errors import ConfigError
 from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.errors import ShardError
-from shards.pack.workers import settle
+from shards.pack.workers import configure_process
 from tests.support.checkout import CHECKOUT
 from tests.support.letter_shards import GLOBAL_BATCH, STORED, STUDIES, config_of, content, fingerprint, study_of, write
 from tests.support.word_tokenizer import tokenizer
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fit_shrinks_by_the_tighter_side_and_fills_the_right_with_air() -> None:
     image = np.random.default_rng(0).integers(1, 256, (40, 20), dtype=np.uint8)
-    fitted = fit(image, (20, 30))
+    fitted = to_canvas(image, (20, 30))
     halved = image.reshape(20, 2, 10, 2).mean((1, 3))
     assert fitted.shape == (20, 30)
     assert fitted.dtype == np.uint8
@@ -58,7 +58,7 @@ def test_fit_shrinks_by_the_tighter_side_and_fills_the_right_with_air() -> None:
 def test_fit_centres_a_wide_image_between_air_and_keeps_the_chest_wall_left() -> None:
     image = np.full((20, 40), 200, np.uint8)
     image[:, :8] = 100  # the chest wall's edge
-    fitted = fit(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of background, 10 of them above
+    fitted = to_canvas(image, (31, 20))  # scale 1/2: 10 x 20, with 21 rows of background, 10 of them above
     assert not fitted[:10].any()
     assert not fitted[20:].any()
     assert (fitted[10:20, :4] == 100).all()
@@ -66,7 +66,7 @@ def test_fit_centres_a_wide_image_between_air_and_keeps_the_chest_wall_left() ->
 
 
 def test_fit_enlarges_a_small_image() -> None:
-    fitted = fit(np.full((4, 2), 90, np.uint8), (12, 8))
+    fitted = to_canvas(np.full((4, 2), 90, np.uint8), (12, 8))
     assert (fitted[:, :6] == 90).all()
     assert not fitted[:, 6:].any()
 
@@ -74,9 +74,9 @@ def test_fit_enlarges_a_small_image() -> None:
 def test_fit_geometry_tells_where_a_stored_point_lies_on_the_canvas() -> None:
     image = np.zeros((40, 60), np.uint8)
     image[8:16, 20:40] = 255
-    across, down, top = fit_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of background
+    across, down, top = canvas_geometry((40, 60), (45, 45), "letterbox")  # 30 x 45, with 15 rows of background
     assert (across, down, top) == (0.75, 0.75, 7)
-    rows, columns = np.nonzero(fit(image, (45, 45)))
+    rows, columns = np.nonzero(to_canvas(image, (45, 45)))
     assert (rows.min(), rows.max() + 1) == (top + 8 * down, top + 16 * down)
     assert (columns.min(), columns.max() + 1) == (20 * across, 40 * across)
 
@@ -86,16 +86,16 @@ def test_a_stretched_image_fills_the_canvas_and_its_points_with_it(size: tuple[i
     """Whether an axis shrinks or grows; a box that begins and ends between whole pixels of the canvas keeps them."""
     image = np.full((40, 60), 100, np.uint8)
     image[8:16, 20:40] = 200
-    across, down, top = fit_geometry((40, 60), size, "stretch")
+    across, down, top = canvas_geometry((40, 60), size, "stretch")
     assert (across, down, top) == (size[1] / 60, size[0] / 40, 0)
-    fitted = fit(image, size, "stretch")
+    fitted = to_canvas(image, size, "stretch")
     rows, columns = np.nonzero(fitted >= 150)
     assert (rows.min(), rows.max() + 1) == (8 * down, 16 * down)
     assert (columns.min(), columns.max() + 1) == (20 * across, 40 * across)
     smooth = np.add.outer(np.arange(40.0), np.arange(60.0)).astype(np.uint8) * 2
     middle = [(np.arange(n) + 0.5) * k / n - 0.5 for n, k in zip(size, smooth.shape, strict=True)]
     expected = 2 * np.add.outer(*middle)  # of a slope every average and interpolation is the value in its middle
-    assert np.abs(fit(smooth, size, "stretch") - expected)[2:-2, 2:-2].max() <= 1
+    assert np.abs(to_canvas(smooth, size, "stretch") - expected)[2:-2, 2:-2].max() <= 1
 
 
 # Finding images
@@ -106,7 +106,7 @@ def test_a_worker_starts_although_opencv_ran_threads_before_it_was_forked(folder
     cv2.resize(np.zeros((2000, 2000), np.uint8), (1000, 1000), interpolation=cv2.INTER_AREA)
     time.sleep(0.5)  # until the thread sleeps
     Images(DataConfig([str(folder)]), "train")
-    worker = multiprocessing.get_context("fork").Process(target=settle)
+    worker = multiprocessing.get_context("fork").Process(target=configure_process)
     worker.start()
     worker.join(20)
     worker.kill()  # where it hangs
@@ -205,12 +205,12 @@ def test_a_partner_of_the_other_breast_brings_the_report_of_its_own_side(folder:
     pairs = Pairs(config_of(folder, pairs=["contralateral"], mask_probability=0.0))
     pair = pairs[index_of(pairs, key)]
     here, there = (("left", 2), ("right", 4)) if key.endswith("0.jpg") else (("right", 4), ("left", 2))
-    for (side, birads), text in ((here, pair.anchor_text), (there, pair.partner_text)):
+    for (side, birads), text in ((here, pair.anchor_sentences), (there, pair.partner_sentences)):
         assert f"Image: type 2D, side {side}, view CC." in text
         assert any(sentence.startswith(f"Impression: BI-RADS {birads},") for sentence in text)
     batch = Collate(tokenizer(), 144)([pair])
-    assert batch.anchor_text.tolist() == [0]
-    assert batch.partner_text.tolist() == [1]
+    assert batch.anchor_text_row.tolist() == [0]
+    assert batch.partner_text_row.tolist() == [1]
 
 
 @pytest.mark.parametrize("policy", ["breast", "augment"])
@@ -220,15 +220,15 @@ def test_a_partner_of_the_same_breast_shares_the_text_row_of_the_anchor(folder: 
     if policy == "breast":
         pair = pairs[index_of(pairs, "train0/2.jpg")]
         assert abs(pair.anchor.astype(int) - pair.partner).max() > 4  # another image, the MLO view
-        assert "Image: type 2D, side right, view CC." in pair.partner_text
+        assert "Image: type 2D, side right, view CC." in pair.partner_sentences
     batch = Collate(tokenizer(), 144)(some)
-    assert torch.equal(batch.anchor_text, batch.partner_text)
+    assert torch.equal(batch.anchor_text_row, batch.partner_text_row)
 
 
 def test_meta_information_is_hidden_with_the_given_probability(folder: Path) -> None:
     def sides(probability: float) -> list[bool]:
         pairs = Pairs(config_of(folder, mask_probability=probability))
-        return ["side unknown" in " ".join(pairs[g].anchor_text) for g in range(300)]
+        return ["side unknown" in " ".join(pairs[g].anchor_sentences) for g in range(300)]
 
     assert not any(sides(0.0))
     assert all(sides(1.0))
@@ -296,8 +296,8 @@ def test_collate_tokenises_each_distinct_text_once_and_points_to_its_row() -> No
     assert batch.texts.separators[0].tolist() == [2, 4]
     assert batch.texts.separators[1:, 0].tolist() == [1, 3]
     assert batch.texts.sentence_mask.tolist() == [[True, True], [True, False], [True, False]]
-    assert batch.anchor_text.tolist() == [0, 1, 0, 2]
-    assert batch.partner_text.tolist() == [0, 2, 1, 2]
+    assert batch.anchor_text_row.tolist() == [0, 1, 0, 2]
+    assert batch.partner_text_row.tolist() == [0, 2, 1, 2]
     assert batch.keys == ["study/3", "study/7", "study/9", "study/0"]
     assert batch.anchors.shape == batch.partners.shape == (4, 1, *STORED)
     assert batch.anchors.dtype == torch.uint8
@@ -332,7 +332,7 @@ def rows(batches: Iterable[Batch]) -> list[tuple[Any, ...]]:
     for batch in batches:
         for i, key in enumerate(batch.keys):
             words = []
-            for row in (batch.anchor_text[i], batch.partner_text[i]):
+            for row in (batch.anchor_text_row[i], batch.partner_text_row[i]):
                 texts = batch.texts
                 ends = texts.separators[row][texts.sentence_mask[row]].tolist()
                 words.append((texts.tokens[row][texts.mask[row]].tolist(), ends))
@@ -419,15 +419,15 @@ def test_a_sample_that_cannot_be_read_is_replaced_by_the_same_other_one_everywhe
         some = [broken[g] for g in range(3 * GLOBAL_BATCH)]
     for g, pair in enumerate(some):
         assert pair.key not in ("train1/0.jpg", "train3/2.jpg")
-        if pair.skipped == 0:
+        if pair.unreadable == 0:
             assert content(pair) == content(whole[g])
         elif not settings:  # the anchor or its partner would have been one of them
             assert whole[g].key.startswith(("train1/", "train3/"))
-    assert 0 < sum(pair.skipped > 0 for pair in some) < len(some)
+    assert 0 < sum(pair.unreadable > 0 for pair in some) < len(some)
     said = [record.getMessage() for record in caplog.records if "cannot be read and is skipped" in record.getMessage()]
-    assert sorted(line.split()[0] for line in said) == sorted(broken.corrupt.errors)
-    assert "train3" in broken.corrupt.errors
-    assert "the image is cut" in broken.corrupt.errors["train3"]
+    assert sorted(line.split()[0] for line in said) == sorted(broken.unreadable.errors)
+    assert "train3" in broken.unreadable.errors
+    assert "the image is cut" in broken.unreadable.errors["train3"]
 
     for ranks, micro, workers in ((1, 12, 0), (2, 3, 1)):
         config = replace(config, train=TrainConfig(global_batch=GLOBAL_BATCH, micro_batch=micro))
@@ -435,8 +435,8 @@ def test_a_sample_that_cannot_be_read_is_replaced_by_the_same_other_one_everywhe
         each = [list(training_batches(config, tokenizer(), range(3), rank, ranks)) for rank in range(ranks)]
         batches = [batch for together in zip(*each, strict=True) for batch in together]
         assert rows(batches) == rows([Collate(tokenizer(), 144)(some)])
-        assert sum(batch.skipped for batch in batches) == sum(pair.skipped for pair in some)
-        assert batches[0].to(torch.device("cpu")).skipped == batches[0].skipped
+        assert sum(batch.unreadable for batch in batches) == sum(pair.unreadable for pair in some)
+        assert batches[0].to(torch.device("cpu")).unreadable == batches[0].unreadable
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -448,7 +448,7 @@ def test_too_many_samples_that_cannot_be_read_end_the_run_in_one_line(
 
     def run(limit: int) -> int:
         config = config_of(spoilt, max_corrupt=limit, workers=workers)
-        return sum(batch.skipped for batch in training_batches(config, tokenizer(), range(4), 0, 1))
+        return sum(batch.unreadable for batch in training_batches(config, tokenizer(), range(4), 0, 1))
 
     assert run(3) > 3, "each time that one is drawn counts in the batch, but towards the limit once"
     with pytest.raises(ShardError) as caught:

@@ -108,7 +108,7 @@ BATCH = synthetic(tiny(), stand_in(tiny().text))
 
 
 def batch_of(rows: list[int]) -> Batch:
-    return replace(BATCH, text_ids=torch.tensor(rows), skipped=len(rows))
+    return replace(BATCH, text_ids=torch.tensor(rows), unreadable=len(rows))
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
@@ -125,7 +125,7 @@ def test_batches_are_pinned_where_they_are_meant_for_a_gpu(pinned: list[Tensor],
     )
     assert [batch.text_ids.tolist() for batch in plain] == [[0, 1], [2, 3], [4, 5]]
     for one, other in zip(plain, for_gpu, strict=True):
-        assert (one.keys, one.skipped) == (other.keys, other.skipped)
+        assert (one.keys, one.unreadable) == (other.keys, other.unreadable)
         assert all(map(torch.equal, tensors_of(one), tensors_of(other)))
     found = [id(tensor) for batch in for_gpu for tensor in tensors_of(batch)]
     assert found
@@ -239,7 +239,7 @@ def test_a_full_shared_memory_is_one_line_and_no_wait(tmp_path: Path) -> None:
         pytest.skip("a /dev/shm of its own needs root")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stderr.strip().splitlines()[-1] == (
-        "mama.runtime.errors.TrainingError: a loader process has no room for its batch in /dev/shm; start the "
+        "mama.errors.TrainingError: a loader process has no room for its batch in /dev/shm; start the "
         "container with a larger --shm-size, or set data.workers=0"
     )
 

@@ -13,7 +13,7 @@ import pytest
 
 from mama.data.images import Images
 from mama.data.pairs import Pairs
-from mama.data.sample_weights import chances
+from mama.data.sample_weights import sampling_probabilities
 from mama.errors import ConfigError
 from mama.settings.schema import DataConfig
 from shards.errors import ShardError
@@ -56,7 +56,7 @@ def data_of(folders: tuple[str, ...], cache: Path, **settings: Any) -> DataConfi
 
 
 def chances_of(config: DataConfig) -> list[float] | None:
-    found = chances(Images(config, "train"), config)
+    found = sampling_probabilities(Images(config, "train"), config)
     return None if found is None else found.tolist()
 
 

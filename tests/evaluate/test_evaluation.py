@@ -159,7 +159,7 @@ def test_a_class_that_the_training_texts_never_mention_is_marked(
 def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Oracle) -> None:
     split = Split(config, "test")
     whole = embed_images(oracle, split, config, torch.device("cpu"), "x")  # type: ignore[arg-type]
-    one_by_one = [oracle.embed_images(split[i][None].float() / 127.5 - 1)[0][0] for i in range(len(split))]
+    one_by_one = [oracle.embed_images(split[i][0][None].float() / 127.5 - 1)[0][0] for i in range(len(split))]
     assert np.allclose(whole.embeddings, torch.stack(one_by_one).numpy())
     assert len(split.items) == 24
     assert split.items[3].key == "test001/1.jpg"

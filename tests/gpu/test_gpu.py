@@ -265,7 +265,7 @@ def test_batches_are_pinned_and_fetched_while_the_gpu_is_busy(workers: int) -> N
         zeros.pin_memory()  # not where a batch lies that is still to be copied
     assert not awake.query(), "the host has waited for the GPU"
     for one, two in zip(wanted, moved, strict=True):
-        assert (one.keys, one.skipped) == (two.keys, two.skipped)
+        assert (one.keys, one.unreadable) == (two.keys, two.unreadable)
         assert {tensor.device.type for tensor in tensors_of(two)} == {"cuda"}
         assert all(map(torch.equal, tensors_of(one), (tensor.cpu() for tensor in tensors_of(two))))
 
@@ -338,7 +338,7 @@ def halves(batch: Batch) -> list[Batch]:
         own = Texts(texts.tokens[rows], texts.mask[rows], texts.separators[rows], texts.sentence_mask[rows])
         numbers = torch.arange(4, device=batch.anchors.device)
         parts = {name: getattr(batch, name)[rows] for name in names}
-        found.append(Batch(**parts, texts=own, anchor_text=numbers, partner_text=numbers))
+        found.append(Batch(**parts, texts=own, anchor_text_row=numbers, partner_text_row=numbers))
     return found
 
 

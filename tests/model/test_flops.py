@@ -50,7 +50,7 @@ def expected(model: MamaModel, batch: Batch, config: Config) -> float:
         config.data.image_size,
         tokens=texts.tokens.shape[1],
         texts=len(texts.tokens) / PAIRS,
-        sentences=int(texts.sentence_mask[batch.anchor_text].sum()) / PAIRS,
+        sentences=int(texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
         recompute=config.train.activation_checkpointing,
     )
 

@@ -25,10 +25,11 @@ import sys
 import torch
 from mama.model import attention
 from mama.runtime import console
-from mama.settings.schema import ConfigError, TextConfig, VisionConfig
+from mama.errors import ConfigError
+from mama.settings.schema import TextConfig, VisionConfig
 from mama.data.tokenizer import pretrained
 from mama.model.towers import build_text, build_vision
-console.start()
+console.configure_logging()
 kernel = attention.choose("sdpa", torch.device("cpu"))
 for name in sys.argv[1:]:
     try:

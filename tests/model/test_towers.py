@@ -443,7 +443,7 @@ def test_forward_projects_every_view_and_text_of_the_batch(
 ) -> None:
     monkeypatch.setattr("mama.model.mama_model.countable", lambda mask: countable)
     batch = batch_of(config, range(8))  # the partners of even rows have a text of their own
-    assert (batch.anchor_text != batch.partner_text).any()
+    assert (batch.anchor_text_row != batch.partner_text_row).any()
     assert len(batch.texts.tokens) < 8 + 4  # some texts are shared
     with torch.no_grad():
         e = model(batch)
@@ -459,7 +459,7 @@ def test_forward_projects_every_view_and_text_of_the_batch(
             "patches": unit(head(model.patch_head)(patches)),
         }
         for i in range(8):  # each text by itself
-            for name, row in (("anchor_text", batch.anchor_text[i]), ("partner_text", batch.partner_text[i])):
+            for name, row in (("anchor_text", batch.anchor_text_row[i]), ("partner_text", batch.partner_text_row[i])):
                 one = Texts(*(t[row : row + 1] for t in vars(batch.texts).values()))
                 mean, sentences = model.text(one)
                 got = getattr(e, name)[i]
@@ -491,7 +491,7 @@ def test_embedding_images_and_texts_gives_what_training_compares(config: Config,
         texts = model.embed_texts(batch.texts)
     torch.testing.assert_close(images, e.anchor, atol=1e-4, rtol=0)
     torch.testing.assert_close(unit(model.image_head(features)), images, atol=1e-6, rtol=0)
-    torch.testing.assert_close(texts[batch.anchor_text], e.anchor_text, atol=1e-6, rtol=0)
+    torch.testing.assert_close(texts[batch.anchor_text_row], e.anchor_text, atol=1e-6, rtol=0)
 
 
 def test_alignment_is_the_cosine_of_each_sentence_with_each_patch(config: Config, model: MamaModel) -> None:

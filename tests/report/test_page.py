@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert "&lt;Linux&gt;" in text  # facts are escaped
 
 
-def test_the_page_shows_what_was_measured(page: Path, evaluated: Config) -> None:
+def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_path: Path) -> None:
     text = page.read_text()
     for name in ("cancer", "birads", "density", "malignancy"):
         document = json.loads((evaluated.run_folder / "eval" / name / "metrics.json").read_text())
@@ -79,12 +80,14 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config) -> None
     assert not re.search(r"\bNone\b|\bnan\b", re.sub(r'"data:[^"]*"', "", text))
     # Whatever the page names by a code has its sentence.
     notes = " ".join(re.findall(r'<p class="not(?:e|ice)">.*?</p>|<h2 id="method">.*?</p>', text, re.DOTALL)).lower()
-    rows = [*document["rows"], *json.loads((config.run_folder / "eval/alignment/metrics.json").read_text())["rows"]]
+    rows = [*document["rows"], *json.loads((evaluated.run_folder / "eval/alignment/metrics.json").read_text())["rows"]]
     for code in {row.get("protocol", row["model"]) for row in rows} | {row["model"] for row in rows}:
         assert code in notes, code
     assert TERMS.keys() == weights_at(LossConfig(), 0).keys()
     assert all(sentence in text for sentence in TERMS.values())
     # A metric that is undefined has its reason in place of the figure.
+    config = replace(evaluated, runs=str(tmp_path))
+    shutil.copytree(evaluated.run_folder, config.run_folder)
     path = config.run_folder / "eval" / "cancer" / "metrics.json"
     document = json.loads(path.read_text())
     assert document["rows"][0]["metrics"].keys() == metrics.REASONS.keys() == {*metrics.ALWAYS, *TITLES}

@@ -19,7 +19,7 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    preemption._told = 0
+    preemption._received = 0
 
 
 def wait_until(ready: Callable[[], object]) -> None:
@@ -38,22 +38,22 @@ def press_again() -> None:
     [(signal.SIGTERM, preemption.END), (signal.SIGINT, preemption.END), (signal.SIGUSR2, preemption.REQUEUE)],
 )
 def test_a_signal_is_recorded(number: signal.Signals, code: int) -> None:
-    preemption.listen()
-    assert preemption.told() == 0
+    preemption.record_signals()
+    assert preemption.signal_received() == 0
     os.kill(os.getpid(), number)
-    assert preemption.told() == code
-    preemption.listen()
-    assert preemption.told() == 0, "another run in the same process"
+    assert preemption.signal_received() == code
+    preemption.record_signals()
+    assert preemption.signal_received() == 0, "another run in the same process"
 
 
 def test_the_largest_request_of_all_ranks_counts() -> None:
-    preemption.listen()
+    preemption.record_signals()
     os.kill(os.getpid(), signal.SIGTERM)
-    preemption.agree(preemption.REQUEUE)
-    assert preemption.told() == preemption.REQUEUE
-    preemption.agree(0)
-    preemption.agree(preemption.END)
-    assert preemption.told() == preemption.REQUEUE
+    preemption.adopt_request(preemption.REQUEUE)
+    assert preemption.signal_received() == preemption.REQUEUE
+    preemption.adopt_request(0)
+    preemption.adopt_request(preemption.END)
+    assert preemption.signal_received() == preemption.REQUEUE
 
 
 def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,20 +63,20 @@ def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytes
     waited: list[float] = []
     monkeypatch.setattr(preemption.time, "sleep", waited.append)
     monkeypatch.setattr(rank_environment, "being_preempted", lambda: True)
-    preemption.listen()
-    assert not preemption.requeued()
+    preemption.record_signals()
+    assert not preemption.let_cluster_requeue()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert not preemption.requeued(), "the cluster did not end it after all"
+    assert not preemption.let_cluster_requeue(), "the cluster did not end it after all"
     assert (called, waited) == ([signal.SIGTERM], [preemption.PREEMPTION_TIMEOUT])
-    preemption.agree(preemption.REQUEUE)  # by another rank: this one's own signal may be on its way
-    assert preemption.requeued()
+    preemption.adopt_request(preemption.REQUEUE)  # by another rank: this one's own signal may be on its way
+    assert preemption.let_cluster_requeue()
     assert called == [signal.SIGTERM, signal.SIGUSR2]
     assert waited == [preemption.PREEMPTION_TIMEOUT]
     # The user sent it, or the job runs on this machine: nobody will end it.
     monkeypatch.setattr(rank_environment, "being_preempted", lambda: False)
-    preemption.listen()
+    preemption.record_signals()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert not preemption.requeued()
+    assert not preemption.let_cluster_requeue()
     assert waited == [preemption.PREEMPTION_TIMEOUT]
 
 
@@ -85,17 +85,17 @@ def test_without_a_job_no_handler_is_called_and_nothing_waits(monkeypatch: pytes
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     for code in (preemption.END, preemption.REQUEUE):
-        preemption.listen()
-        preemption.agree(code)
-        assert not preemption.requeued()
+        preemption.record_signals()
+        preemption.adopt_request(code)
+        assert not preemption.let_cluster_requeue()
 
 
 def test_the_launcher_forwards_while_it_waits_and_a_second_interrupt_ends_it() -> None:
     before = signal.getsignal(signal.SIGINT)
     with preemption.forwarded_to_ranks():
         os.kill(os.getpid(), signal.SIGINT)
-        wait_until(preemption.told)
-        assert preemption.told() == preemption.END
+        wait_until(preemption.signal_received)
+        assert preemption.signal_received() == preemption.END
         with pytest.raises(KeyboardInterrupt):
             press_again()
     assert signal.getsignal(signal.SIGINT) is before

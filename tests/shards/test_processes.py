@@ -33,9 +33,9 @@ from mama.settings.schema import Config, TrainConfig
 from mama.runtime.launch import run_on_ranks
 
 def rank(config):
-    preemption.listen()
+    preemption.record_signals()
     Path(config.runs, "started").touch()
-    while not preemption.told():
+    while not preemption.signal_received():
         time.sleep(0.01)
     Path(config.runs, "saved").touch()
 

@@ -18,7 +18,7 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, Expli
 
 from shards.image.picture import Picture, PictureConfig, read_picture
 from shards.pack.sample import Sample, SampleConfig, build_sample
-from shards.pack.texts import with_plain_texts
+from shards.pack.texts import normalise_texts
 from shards.schema import Finding, Labels, SourceStudy, SourceView
 
 NAME, NUMBER, ACCESSION = "PLANTEDNAME^JANE", "PLANTED-ID-4711", "PLANTED-ACC-9"
@@ -137,7 +137,7 @@ def plain(path: Path, **options: Any) -> Picture:
 def sample_of(root: Path, *views: SourceView, picture: PictureConfig | None = None, **facts: Any) -> Sample:
     """`build_sample` of a study of these views in the archive at `root`, as the builder lists it."""
     config = SampleConfig("test", root, b"k" * 32, picture or PictureConfig(long_side=64), None)
-    return build_sample(config, with_plain_texts(SourceStudy("1", "1", views, **facts)))
+    return build_sample(config, normalise_texts(SourceStudy("1", "1", views, **facts)))
 
 
 def mammograms() -> list[Path]:

@@ -72,7 +72,7 @@ def config_of(*folders: Path, micro: int = GLOBAL_BATCH, **data: Any) -> Config:
 
 def content(pair: Pair) -> tuple[Any, ...]:
     arrays = (pair.anchor, pair.partner, pair.anchor_change, pair.partner_change)
-    return pair.key, *(a.tobytes() for a in arrays), tuple(pair.anchor_text), tuple(pair.partner_text)
+    return pair.key, *(a.tobytes() for a in arrays), tuple(pair.anchor_sentences), tuple(pair.partner_sentences)
 
 
 def fingerprint(folder: str) -> str:

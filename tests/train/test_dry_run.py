@@ -115,7 +115,7 @@ def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) ->
     assert [line.split()[0] for line in told["Memory of one of 2 ranks, GiB"] if " * " in line] == ["3"]
     assert "Activations of 4 pairs, GiB" in told
     shown = told["The first texts as the language model reads them"]
-    read, texts = make_tokenizer(config), [Pairs(config)[g].anchor_text for g in range(3)]
+    read, texts = make_tokenizer(config), [Pairs(config)[g].anchor_sentences for g in range(3)]
     for line, text in zip(shown, texts, strict=True):
         whole = "<|sentence|> ".join([*text, ""]).strip()
         assert len(read.encode(text, 1000).tokens) > config.data.max_tokens == 64

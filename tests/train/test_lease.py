@@ -27,7 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(lease, name, seconds)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     yield
-    preemption._told = 0
+    preemption._received = 0
 
 
 @pytest.fixture
@@ -98,10 +98,10 @@ def test_a_requeued_job_waits_for_its_own_earlier_start_and_is_not_lost(
     write(tmp_path, 1, replace(other, job="4711"))
     with pytest.raises(LaterError, match="an earlier start of this job, still trains"), held(tmp_path):
         pass
-    preemption._told = preemption.END
+    preemption._received = preemption.END
     with pytest.raises(StoppedError, match="a signal ended it while it waited"), held(tmp_path):
         pass
-    preemption._told = 0
+    preemption._received = 0
     monkeypatch.setattr(lease, "IN_JOB", 60.0)
     with ThreadPoolExecutor() as pool:
         began = pool.submit(lambda: ExitStack().enter_context(held(tmp_path)))

@@ -317,7 +317,7 @@ def test_the_consolidated_model_embeds_as_the_trained_one(whole: Config, portabl
     split = Split(whole, "test")
     one, two = (embed_images(m, split, whole, CPU, "x") for m in (trained, loaded))
     assert torch.allclose(torch.from_numpy(one.embeddings), torch.from_numpy(two.embeddings), atol=1e-6)
-    texts = [Pairs(whole)[g].anchor_text for g in range(4)]
+    texts = [Pairs(whole)[g].anchor_sentences for g in range(4)]
     with torch.inference_mode():
         a, b = (m.embed_texts(tokenise(t, texts, 64)) for m, t in ((trained, tokenizer), (loaded, its_tokenizer)))
     assert torch.allclose(a, b, atol=1e-5)

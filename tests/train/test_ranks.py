@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -228,7 +229,7 @@ def killed(config: Config) -> None:
     from mama.runtime import preemption
     from mama.train.deepspeed_engine import join_ranks
 
-    preemption.listen()
+    preemption.record_signals()
     join_ranks()
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)

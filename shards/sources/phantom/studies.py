@@ -17,7 +17,7 @@ import numpy as np
 
 from shards.errors import ShardError
 from shards.files import atomic_write
-from shards.processes import start_single
+from shards.processes import start_single_threaded
 from shards.progress import progress
 from shards.schema import DENSITIES, LATERALITIES, Finding, Labels, SourceStudy, SourceView
 from shards.sources.phantom.anatomy import SPACING
@@ -82,7 +82,7 @@ def write_archive(root: Path, patients: int, seed: int, workers: int = 2) -> Non
     write = partial(_write_patient, root, seed)
     if workers > 1:
         # spawn: the caller may hold threads (a tensor library, OpenCV), and those do not survive a fork
-        with multiprocessing.get_context("spawn").Pool(workers, start_single) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers, start_single_threaded) as pool:
             studies = list(progress(pool.imap(write, range(patients)), patients, "drawing phantoms", "patients"))
     else:
         studies = list(progress(map(write, range(patients)), patients, "drawing phantoms", "patients"))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mama.data import augment
-from mama.data.images import AIR, fit
+from mama.data.images import BACKGROUND, to_canvas
 from mama.settings.load import load, shipped_configs
 from mama.settings.schema import AugmentConfig
 from shards.image.picture import PictureConfig, read_picture
@@ -62,11 +62,11 @@ SETTINGS = settings()
 
 def tissue_shares(image: Array, config: AugmentConfig, size: tuple[int, int], how: Any) -> Array:
     """Of `VIEWS` views of one picture, as the model gets them, the shares of pixels that are no air."""
-    canvas = fit(image, size, how)
+    canvas = to_canvas(image, size, how)
     rng = np.random.default_rng(image.shape[1])
     rows = torch.from_numpy(np.stack([augment.draw(config, canvas, rng) for _ in range(VIEWS)]))
     views = augment.apply(torch.from_numpy(canvas).expand(VIEWS, 1, -1, -1), rows)
-    return ((views + 1) * 127.5 > AIR).double().mean((1, 2, 3)).numpy()
+    return ((views + 1) * 127.5 > BACKGROUND).double().mean((1, 2, 3)).numpy()
 
 
 @pytest.mark.parametrize("name", SETTINGS)

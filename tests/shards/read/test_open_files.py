@@ -87,8 +87,8 @@ def test_too_many_open_files_are_not_a_corrupt_sample(folder: Path) -> None:
     pairs = Pairs(config_of(folder, max_corrupt=100))
     with at_most(3), pytest.raises(FetchError, match=r"train-00000\d\.tar: Too many open files; the samples are not"):
         pairs[0]
-    assert not pairs.corrupt.errors
-    assert pairs[0].skipped == 0
+    assert not pairs.unreadable.errors
+    assert pairs[0].unreadable == 0
 
 
 def test_a_copy_in_another_process_shares_no_file_with_a_reader_made_there(
