@@ -39,7 +39,15 @@ if not torch.cuda.is_available():
     # Fork the ranks of tests from a process that has imported everything once: spawned, each would import for ten
     # seconds. Tests that run the command line in a process of its own spawn them, as users do.
     patch.object(launch, "LaunchConfig", _launch_config).start()
-    multiprocessing.set_forkserver_preload(["mama.train.loop", "tests.support.imported_by_ranks"])
+    multiprocessing.set_forkserver_preload(
+        [
+            *("mama.train.loop", "tests.support.gradients", "tests.support.tiny_run"),
+            # What DeepSpeed and transformers import late; the first, by ZeRO's stage 3, brings all of torch.compile.
+            "deepspeed.runtime.zero.muon.muon_optimizer",
+            "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
+            "transformers.models.gpt2.modeling_gpt2",
+        ]
+    )
 
 # Set where the data is known to be present: a test that needs it and skips is then a failure.
 REQUIRE_CDD_CESM = os.environ.get("MAMA_REQUIRE_CDD_CESM") == "1"
