@@ -41,7 +41,7 @@ from mama.train.monitor import Monitor
 from mama.train.step_log import measure_batch, measure_gradient, show_pair
 from mama.train.throughput import Meter
 from mama.train.training_step import training_step
-from mama.train.validation import HeldOut, validate
+from mama.train.validation import validate, validation_images
 from shards.progress import progress
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Training:
         self.meter = Meter(engine.module, config.data.image_size, engine.device)
         self.norms = GradientNorms(engine, config.optim.clip_norm)
         if config.train.validate_every:
-            HeldOut(config)  # fail now, not after hours, if there is no `val` split
+            validation_images(config)  # fail now, not after hours, if there is no `val` split
         # A process killed during validation has saved its checkpoint before, without a score. ZeRO-3 cannot compute
         # one before the first training step: it does not yet gather parameters that one module takes from another.
         self.lacks_score = marker is not None and marker.score is None and self._is_due(marker.step)

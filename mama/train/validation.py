@@ -23,23 +23,21 @@ LARGEST = 2000  # images: among all of a large archive, validation would take lo
 DEPTHS = (1, 5, 10)
 
 
-class HeldOut(Split):
+def validation_images(config: Config) -> Split:
     """At most `LARGEST` images of the split `val`, the same in every run, up to `data.max_corrupt` of them unreadable.
 
     Raises `ConfigError` if the shards have no such split.
     """
-
-    def __init__(self, config: Config) -> None:
-        try:
-            super().__init__(config, "val", LARGEST, config.data.max_corrupt)
-        except ConfigError as error:
-            every = config.train.validate_every
-            raise ConfigError(f"train.validate_every: {every}, but {error}; pack some, or set it to 0") from error
+    try:
+        return Split(config, "val", LARGEST, config.data.max_corrupt)
+    except ConfigError as error:
+        every = config.train.validate_every
+        raise ConfigError(f"train.validate_every: {every}, but {error}; pack some, or set it to 0") from error
 
 
 @torch.no_grad()  # not inference mode: parameters that ZeRO-3 gathers in it could not take part in a gradient later
 def validate(model: MamaModel, config: Config, tokenizer: Tokenizer, device: torch.device) -> dict[str, float]:
-    """Recall and loss of `model` on `HeldOut`; every rank calls it between two steps and gets the same values.
+    """Recall and loss of `model` on `validation_images`; all ranks call it between two steps and get the same values.
 
     `validation/recall_at_{1,5,10}_i2t`: share of the images whose own text is among the best 1, 5 or 10 of all
     different texts; `..._t2i`: share of the different texts with an image of their own among the best of all images.
@@ -50,7 +48,7 @@ def validate(model: MamaModel, config: Config, tokenizer: Tokenizer, device: tor
     Raises `ConfigError` if the shards have no split `val`, `ShardError` if more images than `data.max_corrupt`, or
     all, are unreadable.
     """
-    held_out = HeldOut(config)
+    held_out = validation_images(config)
     training = model.training
     model.eval()
     try:
@@ -80,7 +78,7 @@ def recall(scores: Tensor, right: Tensor, depth: int) -> float:
 
 
 def _embed(
-    model: MamaModel, held_out: HeldOut, config: Config, tokenizer: Tokenizer, device: torch.device
+    model: MamaModel, held_out: Split, config: Config, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit embeddings of all readable images and of their texts, [n, D] each, and tokens [n, L]; on every rank.
 

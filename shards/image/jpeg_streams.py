@@ -39,17 +39,26 @@ def read_jpeg_header(stream: bytes) -> Jpeg:
     Raises `Refused` ("unreadable") for a missing frame header or end marker. Some writers omit the end marker of
     lossless streams; it is not required there, because their decoder notices missing pixels.
     """
+    header, kind, at = frame_header(stream)
+    if kind != LOSSLESS and stream.rfind(END, at) < 0:
+        raise Refused("unreadable", CUT)
+    if header is None:
+        raise Refused("unreadable", "its JPEG stream is damaged, or of a kind that is not read")
+    return header
+
+
+def frame_header(stream: bytes) -> tuple[Jpeg | None, int, int]:
+    """The last frame header before the coded data, if there is one; its marker (0: none); where the coded data begin."""
     at, kind, header = stream.find(b"\xff\xd8") + 2, 0, b""
     while at + 4 <= len(stream) and (marker := stream[at + 1]) != SCAN:
         if marker in FRAMES:
             kind, header = marker, stream[at + 4 : at + 9]
         # Any number of fill bytes 0xff may precede a marker.
         at += 1 if marker == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    if kind != LOSSLESS and stream.rfind(END, at) < 0:
-        raise Refused("unreadable", CUT)
-    if len(header) < 5:
-        raise Refused("unreadable", "its JPEG stream is damaged, or of a kind that is not read")
-    return Jpeg(int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big"), header[0])
+    size = (
+        Jpeg(int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big"), header[0]) if header[4:] else None
+    )
+    return size, kind, at
 
 
 def read_wavelet_header(stream: bytes) -> tuple[int, int, int, int]:

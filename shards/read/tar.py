@@ -18,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError
+from shards.image.jpeg_streams import END as JPEG_END
+from shards.image.jpeg_streams import LARGEST as LARGEST_IMAGE
+from shards.image.jpeg_streams import frame_header
 from shards.schema import Study
 
 BLOCK = tarfile.BLOCKSIZE
 MEMBER_NAME = re.compile(r"[A-Za-z0-9_-]+\.(json|\d+\.(jpg|png))")
 LARGEST_MEMBER = 2**28  # bytes; a 16-bit image of a whole film scan has about 2**26
-LARGEST_IMAGE = 120_000_000  # pixels
 PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG = b"\xff\xd8"
 
 
 class Readable(Protocol):
@@ -129,14 +131,9 @@ def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _picture_size(data: bytes) -> tuple[int, int]:
-    """(height, width) from the header of a PNG (IHDR) or JPEG (frame header, ITU-T T.81 B.2.2)."""
+    """(height, width) from the header of a PNG (IHDR) or JPEG."""
     if data.startswith(PNG) and data[12:16] == b"IHDR":
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    position = len(JPEG)
-    while data.startswith(JPEG) and len(data) >= position + 9 and data[position] == 0xFF:
-        marker = data[position + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
-            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    if data.startswith(JPEG) and (header := frame_header(data)[0]):
+        return header.height, header.width
     raise ShardError("is not a JPEG or PNG image")

@@ -27,7 +27,7 @@ from mama.model.mama_model import MamaModel, build
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, DataConfig
 from mama.train import validation
-from mama.train.validation import HeldOut, recall
+from mama.train.validation import recall, validation_images
 from shards.errors import ShardError
 from shards.pack.sample import Sample
 from tests.support.cohort import SIZE, study, write_shards
@@ -156,17 +156,17 @@ def test_an_image_that_cannot_be_read_is_left_out(config: Config, tmp_path: Path
     (place,) = [path for path in (tmp_path / "shards").glob("val-*.tar") if picture in path.read_bytes()]
     place.write_bytes(place.read_bytes().replace(picture, bytes(len(picture))))
 
-    whole = HeldOut(config)
+    whole = validation_images(config)
     rest = [image for image in whole.chosen if whole.images.locate(image) != (0, 0)]
-    with patch.object(validation, "HeldOut", partial(chosen_only, rest)):
+    with patch.object(validation, "validation_images", partial(chosen_only, rest)):
         expected = validation.validate(model, config, tokenizer, CPU)
     assert validation.validate(model, spoilt, tokenizer, CPU) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ShardError, match=r"^data\.max_corrupt: 0, but 1 samples are unreadable; the last: [^\n]+$"):
         validation.validate(model, replace(spoilt, data=replace(data, max_corrupt=0)), tokenizer, CPU)
 
 
-def chosen_only(images: list[int], config: Config) -> HeldOut:
-    held_out = HeldOut(config)
+def chosen_only(images: list[int], config: Config) -> Split:
+    held_out = validation_images(config)
     held_out.chosen = images
     return held_out
 
@@ -232,11 +232,11 @@ def test_a_model_that_says_the_same_of_everything_finds_nothing() -> None:
 
 def test_a_large_split_is_sampled_the_same_way_each_time(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "LARGEST", 7)
-    chosen = HeldOut(config).chosen
-    assert len(chosen) == len(HeldOut(config)) == len(set(chosen)) == 7
-    assert chosen == sorted(chosen) == HeldOut(replace(config, seed=99)).chosen
+    chosen = validation_images(config).chosen
+    assert len(chosen) == len(validation_images(config)) == len(set(chosen)) == 7
+    assert chosen == sorted(chosen) == validation_images(replace(config, seed=99)).chosen
     assert chosen != list(range(7))
-    item = HeldOut(config)[3][1]
+    item = validation_images(config)[3][1]
     assert item is not None
     assert report_text.report(item.study, item.view) == reports(config)[chosen[3]]
 
@@ -250,4 +250,4 @@ def test_shards_without_a_split_val_are_refused_in_one_line(tmp_path: Path, conf
     )
     line = f"train.validate_every: 5, but data.shards: {tmp_path / 'shards'} hold no image of the split 'val'"
     with pytest.raises(ConfigError, match=rf"^{re.escape(line)}; pack some, or set it to 0$"):
-        HeldOut(none)
+        validation_images(none)
