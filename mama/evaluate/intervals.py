@@ -4,7 +4,7 @@ The percentile interval of a bootstrap over few patients is too short, and has l
 Here the bootstrap only estimates the variance between draws of patients. This gives an effective number of images, and
 the interval is Wilson's score interval for that number, with Student's t in place of the normal quantile (Korn and
 Graubard 1998, there with the interval of Clopper and Pearson). For a mean over classes the limits of the classes are
-combined (Zou and Donner 2008). Measured coverage: BENCHMARKS.md. Letters: R resamples.
+combined (Zou and Donner 2008). Measured coverage: docs/benchmarks.md. Letters: R resamples.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _use_one_norm(engine: DeepSpeedEngine) -> None:
     """Let ZeRO 1 and 2 compute one norm over all gradients, and skip a step where that norm is not finite.
 
     ZeRO itself checks every tensor for inf and NaN, takes the norm of each, and checks the norm again in each group:
-    a GPU then waits for the host during a third of its step (BENCHMARKS.md). Stage 3 already checks its norm alone.
+    a GPU then waits for the host for a third of its step (docs/benchmarks.md). Stage 3 already checks its norm alone.
     """
     if is_plain(engine) or engine.zero_optimization_stage() == 3:
         return

@@ -48,17 +48,16 @@ def read_jpeg_header(stream: bytes) -> Jpeg:
 
 
 def frame_header(stream: bytes) -> tuple[Jpeg | None, int, int]:
-    """The last frame header before the coded data, if there is one; its marker (0: none); where the coded data begin."""
+    """The last frame header before the coded data or None; its marker or 0; where the coded data begin."""
     at, kind, header = stream.find(b"\xff\xd8") + 2, 0, b""
     while at + 4 <= len(stream) and (marker := stream[at + 1]) != SCAN:
         if marker in FRAMES:
             kind, header = marker, stream[at + 4 : at + 9]
         # Any number of fill bytes 0xff may precede a marker.
         at += 1 if marker == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    size = (
-        Jpeg(int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big"), header[0]) if header[4:] else None
-    )
-    return size, kind, at
+    if len(header) < 5:
+        return None, kind, at
+    return Jpeg(int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big"), header[0]), kind, at
 
 
 def read_wavelet_header(stream: bytes) -> tuple[int, int, int, int]:
