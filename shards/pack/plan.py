@@ -89,7 +89,11 @@ def listed(studies: Iterable[SourceStudy], source: str, key: bytes) -> dict[str,
 
 
 def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
-    """A keyed hash of everything the source yields about a study, independent of the archive's location."""
+    """A keyed hash of everything the source yields about a study, independent of the archive's location.
+
+    The words of a refusal are part of it, so an existing message of a source is not reworded: builds that are continued
+    would report its studies as changed.
+    """
     where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` escapes a name that is not UTF-8
     return keyed_hash(key, "digest", repr(study).replace(where, ""))
 

@@ -132,7 +132,7 @@ def _breast(breast: Sequence[Any]) -> Breast:
         for column, known in (("side", LATERALITIES), ("classification", PATHOLOGIES), ("abnormality", KINDS)):
             text = getattr(row, column)
             if text not in known and (text or column == "side"):
-                message = f"{TABLE}, row {row.row}: {column} {text!r} is not documented"
+                message = f"{TABLE}: {column} {text!r} in row {row.row} is not known"
                 return Breast(Labels(), refused=("label", message))
     pathologies = {row.classification for row in breast} - {None}
     if len(pathologies) > 1:

@@ -14,14 +14,15 @@ T = TypeVar("T")
 AGE = re.compile(r"[1-9]\d?|1[0-2]\d")  # years
 
 
-def read_code(row: Any, column: str, codes: Mapping[str, Mapping[str, Any]], where: str) -> Any:
+def read_code(row: Any, column: str, codes: Mapping[str, Mapping[str, Any]], message: str) -> Any:
     """The value of a coded cell by `codes[column]`; None for an empty cell.
 
-    Raises `Refused` ("label") for a code that the data set does not document; `where` names the table and the row.
+    Raises `Refused` ("label") with the `message` of the source, which may have the format fields {row}, {column} and
+    {text}, for a code that the data set does not document.
     """
     text = getattr(row, column)
     if text is not None and text not in codes[column]:
-        raise Refused("label", f"{where}: {column} {text[:40]!r} is not documented")
+        raise Refused("label", message.format(row=row, column=column, text=text[:40]))
     return codes[column].get(text)
 
 

@@ -42,7 +42,8 @@ CODES: dict[str, dict[str, Any]] = {
     "density": dict(zip("1234", "ABCD", strict=True)),
     "birads": {**{str(category): category for category in range(7)}, "4a": 4, "4b": 4, "4c": 4},
 }
-AGAIN = f"an earlier row of {TABLE} or an earlier file has the number {{}}"
+AGAIN = f"a row of {TABLE} or a file before it has the number {{}}"
+UNDOCUMENTED = f"{TABLE}: {{column}} {{text!r}} in row {{row.row}} is not documented"
 
 
 class Mark(NamedTuple):
@@ -131,9 +132,9 @@ def _view(root: Path, row: Any, numbers: Iterator[int], unnamed: list[str]) -> S
         view = NAMED_VIEWS.get(row.named_view)
         if view is None or row.view not in (None, *VIEWS):
             raise Refused("other-view", f"the view is {(row.view or row.named_view)[:40]!r}")
-        cells = {column: read_code(row, column, CODES, f"{TABLE}, row {row.row}") for column in CODES}
+        cells = {column: read_code(row, column, CODES, UNDOCUMENTED) for column in CODES}
         if cells["laterality"] not in (None, row.named_side) or row.view not in (None, view):
-            raise Refused("label", f"{TABLE}, row {row.row}: Laterality or View contradicts the file name")
+            raise Refused("label", f"{TABLE}: Laterality or View of row {row.row} contradicts the file's name")
         findings = tuple(_findings(root / OUTLINES / f"{row.file}.xml", numbers, unnamed))
     except Refused as error:
         return SourceView(row.path, refused=(error.reason, str(error)))
@@ -147,7 +148,7 @@ def _findings(path: Path, numbers: Iterator[int], unnamed: list[str]) -> Iterato
             unnamed.append(name)
             continue
         if name not in MARKS:
-            raise Refused("label", f"{path.name}: the outline name {name[:40]!r} is not documented")
+            raise Refused("label", f"{path.name}: the name of an outline, {name[:40]!r}, is not documented")
         mark, box = MARKS[name], _box(points)
         if mark is SPECK:
             specks.append(box)
@@ -193,9 +194,9 @@ def _box(points: Sequence[tuple[float, float]]) -> Box | None:
 
 def _without_patient(root: Path, row: Any) -> SourceView:
     if row.path is not None:
-        return SourceView(row.path, refused=("identifier", "the file name is not <number>_<patient>_MG_..._ANON"))
+        return SourceView(row.path, refused=("identifier", "the file's name is not <number>_<patient>_MG_..._ANON"))
     path = root / IMAGES / (f"{row.file}.dcm" if row.file else f"row {row.row}")
     if row.again:
         return SourceView(path, refused=("duplicate", AGAIN.format(row.file)))
-    message = f"{TABLE}, row {row.row}: no file number, or no file in {IMAGES} with it: the patient is unknown"
+    message = f"{TABLE}: row {row.row} has no file number, or no file in {IMAGES} has it: the patient is not known"
     return SourceView(path, refused=("identifier", message))

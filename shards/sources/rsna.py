@@ -36,6 +36,7 @@ CODES: dict[str, dict[str, Any]] = {
     "birads": {"0": 0, "1": 1, "2": 2},  # needs follow-up, negative, normal
     "density": {letter: letter for letter in DENSITIES},
 }
+UNDOCUMENTED = "column {column}: {text!r} in row {row.line} is not documented"
 
 
 def rsna(root: Path) -> Iterator[SourceStudy]:
@@ -88,10 +89,10 @@ def _view(root: Path, row: Any) -> SourceView:
     path = root / f"{row.part}_images" / row.patient / f"{row.image}.dcm"
     try:
         if row.again:
-            raise Refused("duplicate", f"{row.part}.csv, row {row.line}: an earlier row names the same file")
+            raise Refused("duplicate", f"{row.part}.csv: row {row.line} names a file that a row before it names")
         if row.view is not None and row.view not in VIEWS:
-            raise Refused("other-view", f"view {row.view[:40]!r} is not one of {', '.join(VIEWS)}")
-        cells = {column: read_code(row, column, CODES, f"{row.part}.csv, row {row.line}") for column in CODES}
+            raise Refused("other-view", f"column view: {row.view[:40]!r} is not one of {', '.join(VIEWS)}")
+        cells = {column: read_code(row, column, CODES, UNDOCUMENTED) for column in CODES}
     except Refused as error:
         return SourceView(path, refused=(error.reason, str(error)))
     return SourceView(path, cells["laterality"], row.view, _labels(cells))
@@ -107,5 +108,5 @@ def _labels(cells: Mapping[str, Any]) -> Labels:
 
 
 def _without_identifier(root: Path, row: Any) -> SourceView:
-    message = f"{row.part}.csv, row {row.line}: patient_id or image_id is empty"
+    message = f"{row.part}.csv: patient_id or image_id of row {row.line} is empty"
     return SourceView(root / f"{row.part}_images" / f"row {row.line}", refused=("identifier", message))

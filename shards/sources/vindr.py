@@ -41,6 +41,7 @@ CODES: dict[str, dict[str, Any]] = {
     "birads": {f"BI-RADS {number}": number for number in range(1, 6)},
     "density": {f"DENSITY {letter}": letter for letter in "ABCD"},
 }
+UNDOCUMENTED = f"{BREASTS}: {{column}} {{text!r}} is not documented"
 KINDS = {  # category -> (kind, shape)
     "Mass": ("mass", None),
     "Suspicious Calcification": ("calcification", None),
@@ -129,10 +130,10 @@ def _view(root: Path, row: Any, lines: Sequence[Any], numbers: Iterator[int]) ->
     path = root / "images" / row.study / f"{row.image}.dicom"
     try:
         if row.again:
-            raise Refused("duplicate", f"{BREASTS}: an earlier row names the same image")
+            raise Refused("duplicate", f"{BREASTS}: a row before this one names the same image")
         if not row.listed:
-            raise Refused("label", f"{FINDINGS} has rows for this image, {BREASTS} has none")
-        cells = {column: read_code(row, column, CODES, BREASTS) for column in CODES}
+            raise Refused("label", f"{BREASTS}: has no row for this image, but {FINDINGS} has")
+        cells = {column: read_code(row, column, CODES, UNDOCUMENTED) for column in CODES}
         findings = [finding for line in lines for finding in _findings(line, numbers)]
     except Refused as error:
         return SourceView(path, refused=(error.reason, str(error)))
@@ -155,7 +156,7 @@ def _categories(line: Any) -> list[str]:
     words = [word.strip().strip("'\"") for word in (inside[1] if inside else text).split(",")]
     for word in words:
         if word not in KINDS and word not in SIGNS and word != NO_FINDING:
-            raise Refused("label", f"{FINDINGS}, row {line.line}: category {word[:40]!r} is not documented")
+            raise Refused("label", f"{FINDINGS}: category {word[:40]!r} in row {line.line} is not documented")
     return words
 
 
@@ -168,7 +169,7 @@ def _box(line: Any) -> Box | None:
     except (TypeError, ValueError):
         x0 = y0 = x1 = y1 = math.nan
     if not (-math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf):
-        raise Refused("label", f"{FINDINGS}, row {line.line}: {', '.join(CORNERS)} are no box")
+        raise Refused("label", f"{FINDINGS}: {', '.join(CORNERS)} of row {line.line} are no box")
     return x0, y0, x1, y1
 
 

@@ -44,6 +44,7 @@ CODES: dict[str, dict[str, Any]] = {
     "density": {"0": None, "1": "A", "2": "B", "3": "C", "4": "D"},
     "pathology": {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"},
 }
+UNDOCUMENTED = "{row.table}: {column} {text!r} in row {row.row} is not documented"
 # "mass shape" also holds asymmetries and distortions: word -> (kind, shape).
 SHAPES: dict[str, tuple[str, str | None]] = {
     "ROUND": ("mass", "round"),
@@ -163,7 +164,7 @@ def _labels(breast: Sequence[Any]) -> Labels:
     for row in breast:
         stated = (row.stated_patient, SIDES.get(row.stated_side), row.stated_view)
         if stated != (row.patient, row.side, row.view):
-            raise Refused("label", f"{row.table}, row {row.row}: patient, breast or view contradicts the file path")
+            raise Refused("label", f"{row.table}: patient, breast or view of row {row.row} contradicts its file path")
     values = {column: [_code(row, column) for row in breast] for column in CODES}
     pathology = _pathology(values["pathology"])
     return Labels(
@@ -206,14 +207,14 @@ def _words(row: Any, column: str) -> list[Any]:
     text = getattr(row, column)
     words = [] if text is None else text.split("-")
     if unknown := [word for word in words if word not in WORDS[column]]:
-        raise Refused("label", f"{row.table}, row {row.row}: {column} {unknown[0][:40]!r} is not documented")
+        raise Refused("label", f"{row.table}: {unknown[0][:40]!r} in row {row.row} is no documented {column}")
     return [WORDS[column][word] for word in words]
 
 
 def _code(row: Any, column: str) -> Any:
-    return read_code(row, column, CODES, f"{row.table}, row {row.row}")
+    return read_code(row, column, CODES, UNDOCUMENTED)
 
 
 def _without_film(root: Path, row: Any) -> SourceView:
-    message = f"{row.table}, row {row.row}: the image file path names no patient, breast and view"
+    message = f"{row.table}: the image file path of row {row.row} names no patient, breast and view"
     return SourceView(root / f"{row.table} row {row.row}", refused=("identifier", message))

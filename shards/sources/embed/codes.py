@@ -75,6 +75,7 @@ CODES: dict[str, dict[str, Any]] = {
     "calcfind": CALCIFICATIONS,
     "calcdistri": DISTRIBUTIONS,
 }
+UNDOCUMENTED = "column {column}: {text!r} is no code of the legend"
 DESCRIPTORS = ("massshape", "massmargin", "massdens", "calcfind", "calcdistri", "calcnumber")
 
 
@@ -193,4 +194,4 @@ def _kind(row: Any) -> str | None:
 
 
 def _code(row: Any, column: str) -> Any:
-    return read_code(row, column, CODES, "clinical table")
+    return read_code(row, column, CODES, UNDOCUMENTED)

@@ -109,9 +109,9 @@ def _path(row: Any, folder: Path) -> Path:
 def _refused(row: Any) -> tuple[str, str] | None:
     """The first reason in the metadata row to refuse the image; `embed` documents the order."""
     if row.inside is None:
-        return "path", f"anon_dicom_path: {(row.file or '')[:80]!r} has no known prefix; set pack.options.prefix"
+        return "path", f"anon_dicom_path: {(row.file or '')[:80]!r} starts with no known prefix; give options.prefix"
     if row.again:
-        return "duplicate", "anon_dicom_path: an earlier row has the same file"
+        return "duplicate", "anon_dicom_path: a row before this one has the same file"
     if row.type in TYPES:
         return TYPES[row.type]
     if row.spot not in (None, "0"):
@@ -121,7 +121,7 @@ def _refused(row: Any) -> tuple[str, str] | None:
     if row.side not in ("L", "R"):
         return "laterality", f"ImageLateralityFinal: {row.side!r} is neither L nor R"
     if row.type not in (None, PLAIN):
-        return "label", f"FinalImageType: {row.type!r} is not documented"
+        return "label", f"FinalImageType: {row.type!r} is not known"
     return None
 
 
@@ -154,5 +154,5 @@ def _age(text: str | None) -> int | None:
 
 
 def _without_identifier(row: Any, folder: Path) -> SourceView:
-    message = "empi_anon or acc_anon is empty or has lost digits (4.9E+15); export them as text"
+    message = "empi_anon or acc_anon: is empty or has lost digits, as 4.9E+15 has; export them as text"
     return SourceView(_path(row, folder), refused=("identifier", message))

@@ -54,7 +54,7 @@ def _refuse(image: str, rows: Sequence[Any], owners: dict[str, int], conflict: t
         raise Refused("outside", "the path leads out of the archive's root or holds control characters")
     owner = owners.setdefault(image, rows[0].row)
     if owner != rows[0].row:
-        raise Refused("duplicate", f"row {rows[0].row}: the file belongs to another study in row {owner}")
+        raise Refused("duplicate", f"row {owner} has this file in another study; row {rows[0].row} does not count")
     for refused in (*(row.refused for row in rows), conflict):
         if refused:
             raise Refused(*refused)
@@ -92,7 +92,7 @@ def _labels(facts: Mapping[str, Any], names: Mapping[str, str]) -> Labels:
     cancer, pathology = facts.get("cancer"), facts.get("pathology")
     if pathology is not None:
         if cancer is not None and cancer != (pathology == "malignant"):
-            message = f"column {names['cancer']} is {str(cancer).lower()}, column {names['pathology']} {pathology}"
+            message = f"column {names['cancer']} says {str(cancer).lower()}, column {names['pathology']} {pathology}"
             raise Refused("label-conflict", message)
         cancer = pathology == "malignant"
     return Labels(facts.get("birads"), facts.get("density"), cancer, pathology)
@@ -114,7 +114,7 @@ def _findings(rows: Sequence[Any], names: Mapping[str, str], numbers: Iterator[i
 
 def _finding(row: Any, names: Mapping[str, str]) -> Finding:
     if row.kind is None:
-        raise Refused("label", f"column {names['kind']}: row {row.row} has a finding without a kind")
+        raise Refused("label", f"column {names['kind']}: does not say what finding row {row.row} describes")
     descriptors = {here: getattr(row, field) for field, here in DESCRIPTORS.items() if field in names}
     number = getattr(row, "number", None)
     return Finding(UNNUMBERED if number is None else number, row.kind, _box(row, names), **descriptors)
@@ -133,7 +133,7 @@ def _box(row: Any, names: Mapping[str, str]) -> Box | None:
     if SIZE[0] in names:
         x1, y1 = x0 + x1, y0 + y1
     if x0 >= x1 or y0 >= y1:
-        raise Refused("label", f"columns {columns}: row {row.row} has no box from upper left to lower right")
+        raise Refused("label", f"columns {columns}: row {row.row} holds no box from its upper left to its lower right")
     if max(x1, y1) <= 1:
-        raise Refused("label", f"columns {columns}: row {row.row} has relative coordinates; a box is in pixels")
+        raise Refused("label", f"columns {columns}: row {row.row} holds shares of the image; a box is in pixels")
     return x0, y0, x1, y1

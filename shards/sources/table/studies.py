@@ -172,7 +172,7 @@ def _with_sides(cells: pd.DataFrame, sides: pd.Series[Any], names: Mapping[str, 
         return {**names, "laterality": names["view"]}
     stated = cells["laterality"]
     differ = stated.notna() & sides.notna() & (stated != sides)
-    conflict = ("label-conflict", f"columns {names['laterality']} and {names['view']} name different sides")
+    conflict = ("label-conflict", f"columns {names['laterality']} and {names['view']}: name different sides")
     cells["refused"] = [
         known or (conflict if bad else None) for known, bad in zip(cells["refused"], differ, strict=True)
     ]

@@ -344,7 +344,7 @@ def test_undocumented_cells_refuse_the_breast_and_words_the_view(tmp_path: Path)
     ]  # fmt: skip
     assert views["Mass-Test_P_00001_LEFT_MLO"].refused == (
         "label",
-        "mass_case_description_test_set.csv, row 2: pathology 'UNPROVEN' is not documented",
+        "mass_case_description_test_set.csv: pathology 'UNPROVEN' in row 2 is not documented",
     )
 
 
@@ -374,7 +374,7 @@ def test_every_image_that_table_or_folder_knows_comes_once(tmp_path: Path, caplo
     assert of["broken.dcm"].views == (SourceView(tmp_path / "broken.dcm"),)
     assert of[""].views[0].refused == (
         "identifier",
-        "mass_case_description_test_set.csv, row 6: the image file path names no patient, breast and view",
+        "mass_case_description_test_set.csv: the image file path of row 6 names no patient, breast and view",
     )
 
 

@@ -178,7 +178,7 @@ def test_a_label_in_another_code_refuses_the_breast_and_not_the_other(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         left, right = both_breasts(tmp_path, finding("1", "L", **{column: value}), finding("1", "R"))
-    assert left.refused == ("label", f"clinical table: {column} {value!r} is not documented")
+    assert left.refused == ("label", f"column {column}: {value!r} is no code of the legend")
     assert right.refused is None
     assert f"column {column}: 1 rows have codes that are in no legend: {value}" in caplog.text
 

@@ -112,7 +112,7 @@ def test_categories_and_densities(tmp_path: Path) -> None:
         Labels(1, "A"), Labels(4), Labels(4), Labels(6, "D"), Labels(None, "C"),
     ]  # fmt: skip
     assert [reason(views[file]) for file in "12345678"] == [None] * 5 + ["label"] * 3
-    assert views["8"].refused == ("label", "INbreast.csv, row 9: birads '4d' is not documented")
+    assert views["8"].refused == ("label", "INbreast.csv: birads '4d' in row 9 is not documented")
 
 
 def test_boxes_and_kinds_of_outlines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -83,7 +83,7 @@ def test_other_views_and_undocumented_cells_say_why_they_are_left_out(tmp_path: 
         **dict.fromkeys(("both", "density", "birads", "sure", "cut"), "label"),
     }
     assert (views["viewless"].view, views["sideless"].laterality) == (None, None)
-    assert views["density"].refused == ("label", "train.csv, row 10: density 'E' is not documented")
+    assert views["density"].refused == ("label", "column density: 'E' in row 10 is not documented")
     assert "other-view" in EXCLUDED
 
 
@@ -92,12 +92,12 @@ def test_a_row_that_comes_twice_or_has_no_name_is_refused(tmp_path: Path) -> Non
     one, two, nameless = rsna(write(tmp_path, "train.csv", TRAIN, *rows))
     assert [view.refused for view in one.views] == [
         None,
-        ("duplicate", "train.csv, row 4: an earlier row names the same file"),
+        ("duplicate", "train.csv: row 4 names a file that a row before it names"),
     ]
     assert two.views[0].refused is None
     assert [view.refused for view in nameless.views] == [
-        ("identifier", "train.csv, row 5: patient_id or image_id is empty"),
-        ("identifier", "train.csv, row 6: patient_id or image_id is empty"),
+        ("identifier", "train.csv: patient_id or image_id of row 5 is empty"),
+        ("identifier", "train.csv: patient_id or image_id of row 6 is empty"),
     ]
 
 

@@ -126,7 +126,7 @@ def test_a_view_may_tell_the_side(tmp_path: Path) -> None:
     assert [(v.laterality, v.view) for v in study.views] == sides
     (study,) = studies_of(tmp_path, text, {**columns, "laterality": "Side"}, values={"view": {"RO": "R MLO"}})
     assert [(v.laterality, v.view) for v in study.views if not v.refused] == [*sides[:2], ("R", "MLO"), sides[4]]
-    assert study.views[3].refused == ("label-conflict", "columns Side and View name different sides")
+    assert study.views[3].refused == ("label-conflict", "columns Side and View: name different sides")
 
 
 def test_decimal_commas_are_of_numbers_alone(tmp_path: Path) -> None:
@@ -211,10 +211,10 @@ def test_numbers_of_the_table_stay_and_others_avoid_them(tmp_path: Path) -> None
     ("cells", "message"),
     [
         ("1,2,3,,mass", "columns X0, Y0, X1, Y1: row 3 has only some of the four numbers of a box"),
-        ("0.1,0.2,0.3,1,mass", "columns X0, Y0, X1, Y1: row 3 has relative coordinates; a box is in pixels"),
-        ("3,2,3,4,mass", "columns X0, Y0, X1, Y1: row 3 has no box from upper left to lower right"),
-        ("1,4,3,2,mass", "columns X0, Y0, X1, Y1: row 3 has no box from upper left to lower right"),
-        ("1,2,3,4,", "column Kind: row 3 has a finding without a kind"),
+        ("0.1,0.2,0.3,1,mass", "columns X0, Y0, X1, Y1: row 3 holds shares of the image; a box is in pixels"),
+        ("3,2,3,4,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
+        ("1,4,3,2,mass", "columns X0, Y0, X1, Y1: row 3 holds no box from its upper left to its lower right"),
+        ("1,2,3,4,", "column Kind: does not say what finding row 3 describes"),
         ("1,2,3,inf,mass", "column Y1: 'inf' is not understood; map it in pack.options.values.y1"),
         ("1,2,3,4,tumour", "column Kind: 'tumour' is not understood; map it in pack.options.values.kind"),
     ],
@@ -237,7 +237,7 @@ def test_a_box_by_its_size_is_that_of_its_corners(tmp_path: Path) -> None:
     assert studies == studies_of(tmp_path, sizes, by_size)
     boxes = [finding.box for view in studies[0].views for finding in view.findings]
     assert boxes == [(10.0, 20.5, 110.0, 60.0), None, (0.0, 0.0, 1.0, 2.0)]
-    none = "columns X0, Y0, W, H: row 2 has no box from upper left to lower right"
+    none = "columns X0, Y0, W, H: row 2 holds no box from its upper left to its lower right"
     assert refused(tmp_path, sizes.replace("100", "-100"), by_size) == {"a": ("label", none), "b": None}
 
 
@@ -371,8 +371,8 @@ def test_cancer_follows_from_pathology_and_must_not_contradict_it(tmp_path: Path
     assert {name: view.labels.cancer for name, view in views.items() if not view.refused} == {
         **{"a": True, "b": False, "c": False, "d": True, "g": None},
     }
-    assert views["e"].refused == ("label-conflict", "column Cancer is false, column Pathology malignant")
-    assert views["f"].refused == ("label-conflict", "column Cancer is true, column Pathology benign")
+    assert views["e"].refused == ("label-conflict", "column Cancer says false, column Pathology malignant")
+    assert views["f"].refused == ("label-conflict", "column Cancer says true, column Pathology benign")
 
 
 def test_another_view_is_left_to_the_builder(tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_the_same_file_in_two_studies_stays_in_the_first(tmp_path: Path) -> None
     text = "PatientNumber,ExamID,Path\n2,1,a.dcm\n1,2,./x/../a.dcm\n1,1,b.dcm\n1,1,a.dcm\n"
     first, second, third = studies_of(tmp_path, text, COLUMNS)
     assert [(view.path, view.refused) for view in first.views] == [(tmp_path / n, None) for n in ("b.dcm", "a.dcm")]
-    message = "row {}: the file belongs to another study in row 5"
+    message = "row 5 has this file in another study; row {} does not count"
     assert second.views == (SourceView(tmp_path / "a.dcm", refused=("duplicate", message.format(3))),)
     assert third.views == (SourceView(tmp_path / "a.dcm", refused=("duplicate", message.format(2))),)
 

@@ -108,11 +108,11 @@ def test_signs_beside_a_lesion_are_counted_and_left_out(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     ("categories", "corners", "message"),
     [
-        ("['Mole']", "1 2 3 4", "row 2: category 'Mole' is not documented"),
+        ("['Mole']", "1 2 3 4", "category 'Mole' in row 2 is not documented"),
         ("__import__('os').abort()", "1 2 3 4", "is not documented"),
         ("[" * 50_000, "1 2 3 4", "is not documented"),
-        ("[]", "", "row 2: category ''"),
-        ("['Mass']", "3 2 1 4", "row 2: xmin, ymin, xmax, ymax are no box"),
+        ("[]", "", "category '' in row 2"),
+        ("['Mass']", "3 2 1 4", "xmin, ymin, xmax, ymax of row 2 are no box"),
         ("['Mass']", "1 2 3", "are no box"),
         ("['Mass']", "1 2 3 nan", "are no box"),
         ("['Mass']", "1 2 inf 4", "are no box"),
