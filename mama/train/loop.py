@@ -145,7 +145,7 @@ class Training:
         """Train to the last step, or to the step in which a signal came; returns how many steps the run has taken."""
         taken, last = self.steps.start, self.config.train.steps
         batches = training_batches(self.config, self.tokenizer, self.steps, rank(), world_size(), self.engine.device)
-        with closing(batches), closing(self.monitor) if self.monitor else nullcontext():
+        with closing(batches):
             if self.monitor:
                 self.monitor.hparams(self.config)
             if self.lacks_score:
@@ -167,6 +167,8 @@ class Training:
                     signal = self._signal()
                 if signal:
                     break
+            if self.monitor:
+                self.monitor.close()  # not after an error: on a full disk it would raise another, in place of the first
         return taken
 
     def _signal(self) -> int:
