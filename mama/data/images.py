@@ -1,4 +1,4 @@
-"""Shards -> pixels: every image of a split by its number, scaled to the canvas that the model sees."""
+"""Shards -> pixels: every image of a split by its number, scaled to the canvas that the model sees; false colours."""
 
 from __future__ import annotations
 
@@ -91,3 +91,8 @@ def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) ->
     if how == "letterbox":
         across = down = min(across, down)
     return across, down, (size[0] - max(1, round(stored[0] * down))) // 2
+
+
+def inferno(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [h, w] -> BGR uint8 [h, w, 3] of matplotlib's "inferno", for maps over images: 0 black, 255 pale yellow."""
+    return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), dtype=np.uint8)

@@ -12,8 +12,7 @@ from mama.export.model_folder import WEIGHTS
 from mama.model import attention
 from mama.model.mama_model import build
 from mama.run import checkpoints
-from mama.run.digests import write_digests
-from mama.run.folders import remove, replace_folder
+from mama.run.files import remove, replace_folder, write_digests
 from mama.run.model_state import digests
 from mama.run.portable import portable, rewrite_without_paths
 from mama.run.run_tokenizer import load_tokenizer

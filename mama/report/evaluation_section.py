@@ -15,7 +15,7 @@ import numpy as np
 from mama.evaluate import metrics, provenance
 from mama.evaluate.provenance import Document
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.results_table import shown
+from mama.evaluate.results import shown
 from mama.report import figures
 from mama.report.pictures import Pictures, open_pictures
 from mama.settings.schema import Config

@@ -19,7 +19,7 @@ import numpy as np
 from mama.errors import ConfigError
 from mama.evaluate import provenance, result_folders
 from mama.evaluate.provenance import Document
-from mama.evaluate.results_table import shown, unmentioned_note
+from mama.evaluate.results import shown, unmentioned_note
 from mama.report import figures
 from mama.report.evaluation_section import evaluation
 from mama.run.portable import folder_name

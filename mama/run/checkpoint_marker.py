@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
-from mama.run.digests import read_object, sha256_or_reason, write_json
+from mama.run.files import read_object, sha256_or_reason, write_json
 from shards.from_json import from_json
 
 log = logging.getLogger(__name__)

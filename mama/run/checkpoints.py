@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mama.errors import ConfigError
 from mama.run.checkpoint_marker import FROZEN, damage, read_marker
-from mama.run.digests import read_object
+from mama.run.files import read_object
 from mama.run.model_state import buffers, first_difference, trained
 from shards.files import set_default_mode
 

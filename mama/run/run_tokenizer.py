@@ -7,8 +7,7 @@ from pathlib import Path
 from mama.data import report_text, tokenizer
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
-from mama.run.digests import check_digests, write_digests
-from mama.run.folders import remove, replace_folder
+from mama.run.files import check_digests, remove, replace_folder, write_digests
 from mama.settings.pretrained import locate
 from mama.settings.schema import Config
 

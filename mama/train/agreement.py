@@ -16,9 +16,8 @@ import torch.distributed as dist
 from mama.errors import ConfigError
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, damage
-from mama.run.digests import sha256_or_reason
-from mama.run.flat_settings import flat, is_among
-from mama.run.run_folder import prepare
+from mama.run.files import sha256_or_reason
+from mama.run.run_folder import flat, is_among, prepare
 from mama.runtime.collectives import rank, world_size
 from mama.settings.schema import Config
 from shards.errors import ShardError

@@ -21,8 +21,7 @@ from torch import Tensor
 from mama.errors import ConfigError, TrainingError
 from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, write_marker
 from mama.run.checkpoints import best, checkpoints, read_tensors, save_tensors
-from mama.run.digests import sha256
-from mama.run.folders import remove, replace_folder
+from mama.run.files import remove, replace_folder, sha256
 from mama.run.model_state import trained
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.train import zero_state

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError, LaterError, StoppedError, TrainingError
-from mama.run.folders import make_folder
+from mama.run.files import make_folder
 from mama.runtime import preemption
 from mama.train.heartbeat import BEAT, FOLDER
 from shards.files import atomic_write

@@ -34,11 +34,10 @@ from mama.train.agreement import prepare_and_agree
 from mama.train.capacity import require_capacity
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.first_step import FirstStep
-from mama.train.gradient_norms import GradientNorms
 from mama.train.heartbeat import Heartbeat
 from mama.train.lease import Lease, held
 from mama.train.monitor import Monitor
-from mama.train.step_log import measure_batch, measure_gradient, show_pair
+from mama.train.step_log import GradientNorms, measure_batch, measure_gradient, show_pair
 from mama.train.throughput import Meter
 from mama.train.training_step import training_step
 from mama.train.validation import validate, validation_images

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter, summary
 
-from mama.data.colour_map import inferno
-from mama.run.flat_settings import flat
+from mama.data.images import inferno
+from mama.run.run_folder import flat
 from mama.settings.schema import Config
 from shards.files import atomic_write
 

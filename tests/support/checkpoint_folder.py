@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mama.run.checkpoint_marker import FROZEN, Marker, write_marker
-from mama.run.digests import sha256
+from mama.run.files import sha256
 
 
 def saved(run: Path, step: int, score: float | None = None) -> Path:

@@ -32,7 +32,7 @@ from mama.export.model_folder import load_model
 from mama.model.mama_model import MamaModel, build
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
-from mama.run.folders import remove
+from mama.run.files import remove
 from mama.run.run_folder import prepare
 from mama.run.run_tokenizer import load_tokenizer
 from mama.runtime.launch import run_on_ranks
