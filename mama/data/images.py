@@ -52,7 +52,7 @@ class Images:
         return reader.study(i)
 
     def pixels(self, number: int, view: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """uint8 [H, W] of one view, scaled to the canvas `size` as `data.fit` says. Raises as `stored`."""
+        """uint8 [H, W] of one view, scaled to the canvas `size` according to `data.fit`. Raises as `stored`."""
         return to_canvas(self.stored(number, view), size, self.fit)
 
     def stored(self, number: int, view: int) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[float, float, int]:
-    """Scales and top offset of `fit`: canvas x = across * stored x, canvas y = down * stored y + top.
+    """Scales and top offset of `to_canvas`: canvas x = across * stored x, canvas y = down * stored y + top.
 
     `stored` is (h, w), `size` (H, W), in pixels.
     """

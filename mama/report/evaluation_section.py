@@ -1,6 +1,6 @@
 """The part of the page for one evaluation: figures from its folder, pictures from the shards if they are there.
 
-A part that is missing or damaged is None, and the page says so.
+A part that is missing or damaged is None, and the page reports it.
 """
 
 from __future__ import annotations

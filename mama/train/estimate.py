@@ -19,10 +19,10 @@ from mama.model.attention import KERNELS
 from mama.model.mama_model import MamaModel, build
 from mama.model.memory import Transformer, local_head_bytes, states
 from mama.model.towers import TEXT_MODELS
+from mama.run.run_tokenizer import VOCABULARY
 from mama.settings.pretrained import loading_errors, locate
 from mama.settings.schema import Config, TextConfig
 
-VOCABULARY = 2048  # of a learned tokenizer, unless text.config gives one
 # Hub name -> the sizes in its config.json (huggingface.co, read in November 2026), without the tokens that begin and
 # end a text, which only the tokenizer uses.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ def stand_in(text: TextConfig) -> Tokenizer:
 
 
 def text_transformer(shape: Any, text: TextConfig) -> Transformer:
-    """Return the sizes of the language model of configuration `shape`, tuned as `text` says."""
+    """Return the sizes of the language model of configuration `shape`, tuned according to `text`."""
     drops = text.tune == "lora" and text.lora_dropout > 0
     return Transformer.of(shape, text.tune != "full", len(TEXT_MODELS[shape.model_type].adapted) if drops else 0)
 

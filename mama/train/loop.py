@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,7 +150,7 @@ class Training:
             if self.lacks_score:
                 self._validate(taken)
             first_step = FirstStep(self.engine) if self.steps else None
-            for step in _with_progress(self.steps):
+            for step in progress(self.steps, len(self.steps), "train", "steps") if rank() == 0 else self.steps:
                 values = self._step(step, batches)
                 self._require_lease()  # before anything is written
                 if first_step and step == self.steps.start:
@@ -177,7 +177,7 @@ class Training:
         return signal
 
     def _is_due(self, taken: int) -> bool:
-        """Is the model to be validated after `taken` steps?"""
+        """Whether the model is validated after `taken` steps."""
         every = self.config.train.validate_every
         return bool(every) and taken > 0 and (taken % every == 0 or taken == self.config.train.steps)
 
@@ -257,8 +257,3 @@ class Training:
                 f"{run}: the checkpoint of step {taken} cannot be written ({error}); free disk space and run again: it "
                 "continues from the last complete checkpoint"
             ) from error
-
-
-def _with_progress(steps: range) -> Iterable[int]:
-    """The steps, with a progress bar on rank 0."""
-    return progress(steps, len(steps), "train", "steps") if rank() == 0 else steps

@@ -1,4 +1,4 @@
-"""What a training step logs: its scalars, and now and then a picture of a training pair."""
+"""The values that a training step logs, among them gradient norms, and at times a picture of a training pair."""
 
 from __future__ import annotations
 

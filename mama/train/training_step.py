@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Update(NamedTuple):
-    """What one step computed; loss and embeddings are of its last contrastive batch."""
+    """The results of one step; loss and embeddings are those of its last contrastive batch."""
 
     taken: bool  # False: a gradient was not finite, and all ranks skipped the update
     rates: dict[str, float]  # learning rate by tower
