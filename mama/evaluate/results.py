@@ -93,7 +93,7 @@ def results_table(results: Results) -> str:
         if name == "alignment":
             continue
         for row in document["rows"]:
-            auc, accuracy = (shown(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
+            auc, accuracy = (format_estimate(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
             chance = f"{document['chance']:.2f}" if document["chance"] else "n/a"
             sizes = (str(document["images"]), str(document["patients"]))
             mark = " *" if unmentioned_note(document) and row["protocol"] == "zero-shot" else ""
@@ -117,7 +117,7 @@ def unmentioned_note(document: dict[str, Any]) -> str | None:
     )
 
 
-def shown(estimate: dict[str, Any]) -> str:
+def format_estimate(estimate: dict[str, Any]) -> str:
     """An estimate for readers: "0.912 [0.880, 0.940]", or "n/a"."""
     if estimate["value"] is None:
         return "n/a"

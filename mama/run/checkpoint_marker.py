@@ -23,7 +23,7 @@ FROZEN = "frozen.json"
 class Marker:
     """The content of a marker file; earlier versions wrote no `sha256`."""
 
-    step: int
+    step: int  # steps taken before it
     ranks: int
     score: float | None  # of validation
     adam_steps: dict[str, float]  # by parameter group

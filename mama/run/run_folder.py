@@ -15,6 +15,7 @@ from typing import Any
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
+from mama.run.checkpoint_marker import read_marker
 from mama.run.files import make_folder, read_object, write_json
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
@@ -133,7 +134,7 @@ def _require_same_shards(config: Config, run: Path) -> None:
 
 def _warn_of_other_batch(config: Config, resumed: Path) -> None:
     now = config.contrastive_batch(world_size())
-    before = checkpoints.facts_of(resumed).get("contrastive_batch", now)
+    before = read_marker(resumed).facts.get("contrastive_batch", now)
     if before != now:
         log.warning(
             "%s: its contrastive batches had %d pairs, from here on they have %d: another number of negatives",

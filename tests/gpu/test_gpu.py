@@ -36,6 +36,7 @@ from mama.train import checkpoint, grad_cache
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.estimate import stand_in
 from mama.train.throughput import Meter
+from tests.support.checkpoint_folder import weights_of
 
 pytestmark = pytest.mark.gpu  # tests/conftest.py skips them where there is no CUDA device
 
@@ -392,7 +393,7 @@ def one_way(way: str, config: Config, batch: Batch) -> tuple[list[float], float]
     before = Path(config.runs) / way.removeprefix("resumed ") / "checkpoints"
     losses = updates(config, batch, range(1, UPDATES), before / "step-000001")
     first, whole, again = (
-        torch.cat([x.flatten() for _, x in sorted(checkpoints.weights(folder).items())])
+        torch.cat([x.flatten() for _, x in sorted(weights_of(folder).items())])
         for folder in (before / "step-000001", before / "step-000003", config.run_folder / "checkpoints/step-000003")
     )
     return losses, float((again - whole).norm() / (whole - first).norm())
