@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -41,10 +40,8 @@ from mama.train.step_log import GradientNorms, measure_batch, measure_gradient, 
 from mama.train.throughput import Meter
 from mama.train.training_step import training_step
 from mama.train.validation import validate, validation_images
+from mama.train.zero_state import DeepSpeedEngine
 from shards.progress import progress
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,10 +17,7 @@ from mama.runtime.collectives import world_size
 from mama.settings.schema import LossConfig
 from mama.train.monitor import Monitor
 from mama.train.training_step import Update
-from mama.train.zero_state import adam, is_plain
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from mama.train.zero_state import DeepSpeedEngine, adam, is_plain
 
 
 class GradientNorms:

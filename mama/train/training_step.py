@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ from mama.runtime.collectives import rank, world_size
 from mama.settings.schema import Config
 from mama.train import grad_cache
 from mama.train.optimizer import set_rates
-from mama.train.zero_state import adam, adam_tensors, is_plain
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from mama.train.zero_state import DeepSpeedEngine, adam, adam_tensors, is_plain
 
 
 class Update(NamedTuple):

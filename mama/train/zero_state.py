@@ -1,12 +1,9 @@
-"""The train state under any ZeRO stage: AdamW's tensors on this rank, and whole fp32 tensors out of ranks' partitions.
-
-DeepSpeed is imported inside functions, since `deepspeed_engine.load_deepspeed` has to set it up before.
-"""
+"""Train state under any ZeRO stage: AdamW's tensors on this rank, and whole fp32 tensors from all ranks' partitions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +11,9 @@ from torch import Tensor, nn
 from mama.run.model_state import buffers, trained
 from mama.runtime.collectives import rank
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
+# deepspeed.DeepSpeedEngine, which has no types. DeepSpeed is imported inside functions alone, since
+# `deepspeed_engine.load_deepspeed` has to set it up before.
+DeepSpeedEngine = Any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("weight", *MOMENTS)
 
