@@ -14,7 +14,7 @@ class TrainingError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal stopped the run and nothing is lost: run again, it continues. The message names the step."""
+    """A signal stopped the run, which continues when it is run again. The message names the step."""
 
 
 class LaterError(StoppedError):

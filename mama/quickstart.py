@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results_table import results_table
+from mama.evaluate.results import results_table
 from mama.export.consolidate import consolidate
 from mama.report.page import write_report
 from mama.settings.load import load

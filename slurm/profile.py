@@ -39,7 +39,7 @@ class Profile:
             if value is not None and not 0 < value < float("inf"):
                 raise SlurmError(f"{name}: {value} is not positive")
         if self.gpus_per_node < 0:
-            raise SlurmError(f"gpus_per_node: {self.gpus_per_node} is negative; 0 asks for none")
+            raise SlurmError(f"gpus_per_node: {self.gpus_per_node} is negative; 0 requests none")
         if self.cluster == "local" and self.nodes > 1:
             raise SlurmError(f"nodes: {self.nodes}, but cluster 'local' is one machine; set nodes: 1 or cluster: slurm")
 

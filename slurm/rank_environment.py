@@ -9,7 +9,7 @@ import submitit
 
 
 def export_distributed_environment() -> bool:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the job; whether it did.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and return whether it did.
 
     It does in a submitit job of more than one task and, unless a launcher has set RANK, in a step of more than one
     task that `srun` started. All tasks derive the same address (the first node) and port (from the job id), so they

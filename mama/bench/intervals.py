@@ -8,8 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 from mama.evaluate import metrics
-from mama.evaluate.arrays import Ints
-from mama.evaluate.metrics import Floats
+from mama.evaluate.arrays import Float64s, Ints
 
 PATIENTS = (20, 40, 80, 200)
 SHARES = (0.5, 0.25)  # of patients with cancer, in one breast
@@ -53,7 +52,7 @@ def true_values(area: float) -> dict[str, float]:
     return {"auc": area, "balanced_accuracy": recall, "sensitivity": recall, "specificity": recall}
 
 
-def simulate(rng: np.random.Generator, patients: int, share: float, area: float) -> tuple[Ints, Floats]:
+def simulate(rng: np.random.Generator, patients: int, share: float, area: float) -> tuple[Ints, Float64s]:
     """Draw labels [n] and probabilities [n, 2] of `IMAGES` images of each patient; both classes occur."""
     labels = np.zeros((patients, IMAGES), dtype=np.int64)
     while not labels.any():

@@ -125,10 +125,7 @@ def _picture(seed: int) -> NDArray[np.uint8]:
     for cells, contrast in ((8, 40), (32, 25), (128, 8)):
         coarse = rng.normal(size=(cells, cells)).astype(np.float32)
         tissue += contrast * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    image: NDArray[np.uint8] = np.where(depth > 0, np.clip(tissue * np.clip(8 * depth, 0, 1), 1, 255), 0).astype(
-        np.uint8
-    )
-    return image
+    return np.where(depth > 0, np.clip(tissue * np.clip(8 * depth, 0, 1), 1, 255), 0).astype(np.uint8)
 
 
 def _study(number: int) -> Study:

@@ -85,8 +85,7 @@ class PlainModel(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         pixels = (images.float() / 127.5 - 1).expand(-1, self.vision.config.num_channels, -1, -1)
-        found: Tensor = self.vision(pixel_values=pixels).last_hidden_state
-        return found
+        return self.vision(pixel_values=pixels).last_hidden_state
 
     def _states(self, texts: Texts) -> Tensor:
         """The last hidden states [b, L, d] of the language model."""
@@ -95,8 +94,7 @@ class PlainModel(nn.Module):
         )
         if self.as_published:
             _look_up(texts.tokens)
-        states: Tensor = found.last_hidden_state
-        return states
+        return found.last_hidden_state
 
     def _scales(self) -> tuple[Tensor, Tensor]:
         return self.scale.exp().clamp(max=100), self.local_scale.exp().clamp(max=100)
@@ -132,7 +130,7 @@ def plain_loss(
 def plain_step(
     config: Config, tokenizer: Tokenizer, device: torch.device, as_published: bool = False
 ) -> Callable[[Batch], Tensor]:
-    """Return the training step of a new model with AdamW; types as `train.precision` and this file's docstring say."""
+    """Return the training step of a new model with AdamW; number types by `train.precision`, see above."""
     torch.manual_seed(config.seed)
     with device, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names

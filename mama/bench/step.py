@@ -88,7 +88,8 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
         yield from _both(function, f"mama | {setting.attention}", replace(config, train=setting), rounds)
     if plain:
         yield from _both(measure_plain, "plain | sdpa", config, rounds)
-        yield from _both(measure_published, "published | sdpa, text eager", config, rounds)
+        published_code = partial(measure_plain, as_published=True)
+        yield from _both(published_code, "published | sdpa, text eager", config, rounds)
 
 
 def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
@@ -138,15 +139,10 @@ def measure_to_the_largest(config: Config) -> list[Measured]:
 
 
 def measure_plain(config: Config, as_published: bool = False) -> list[Measured]:
-    """As `measure`, for the step without this framework."""
+    """As `measure`, for the step without this framework, or with the habits of the published code."""
     start = partial(plain_step, as_published=as_published)
     found = _measured(config, start, lambda found, room: [config.train.micro_batch])
     return [replace(one, estimate_gb=None) for one in found]  # the estimate is for our step
-
-
-def measure_published(config: Config) -> list[Measured]:
-    """As `measure_plain`, with the habits of the published code."""
-    return measure_plain(config, as_published=True)
 
 
 def growing(pairs: int, found: list[Measured], room_gb: float) -> Iterator[int]:

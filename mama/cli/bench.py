@@ -18,7 +18,7 @@ def bench() -> None:
 def bench_pack(rounds: int, rows: tuple[int, ...]) -> None:
     """Packing: images a second, workers, joins of label tables.
 
-    Of RLE and JPEG 2000 images, compared with a naive loop.
+    Measured on RLE and JPEG 2000 images, and compared with a naive loop.
     """
     from shards.bench import bench_pack as run
 
@@ -79,7 +79,7 @@ def bench_load(rounds: int) -> None:
 def bench_intervals(rounds: int, resamples: int) -> None:
     """Confidence intervals: coverage and mean length.
 
-    Over simulated evaluations, whose true values are known.
+    Measured over simulated evaluations, whose true values are known.
     """
     from mama.bench.intervals import bench_intervals as run
 

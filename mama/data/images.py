@@ -1,4 +1,4 @@
-"""Shards -> pixels: every image of a split by its number, scaled to the canvas that the model sees."""
+"""Shards -> pixels: every image of a split by its number, scaled to the canvas that the model sees; false colours."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Images:
         return reader.study(i)
 
     def pixels(self, number: int, view: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """uint8 [H, W] of one view, scaled to the canvas `size` as `data.fit` says. Raises as `stored`."""
+        """uint8 [H, W] of one view, scaled to the canvas `size` according to `data.fit`. Raises as `stored`."""
         return to_canvas(self.stored(number, view), size, self.fit)
 
     def stored(self, number: int, view: int) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[float, float, int]:
-    """Scales and top offset of `fit`: canvas x = across * stored x, canvas y = down * stored y + top.
+    """Scales and top offset of `to_canvas`: canvas x = across * stored x, canvas y = down * stored y + top.
 
     `stored` is (h, w), `size` (H, W), in pixels.
     """
@@ -91,3 +91,8 @@ def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) ->
     if how == "letterbox":
         across = down = min(across, down)
     return across, down, (size[0] - max(1, round(stored[0] * down))) // 2
+
+
+def inferno(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [h, w] -> BGR uint8 [h, w, 3] of matplotlib's "inferno", for maps over images: 0 black, 255 pale yellow."""
+    return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), dtype=np.uint8)

@@ -5,7 +5,6 @@ For a GPU the batches are in pinned memory, from which they are copied asynchron
 
 from __future__ import annotations
 
-import logging
 import multiprocessing.process
 import os
 import re
@@ -27,8 +26,6 @@ from mama.runtime import preemption
 from mama.settings.schema import Config
 from shards.errors import ShardError
 from shards.pack.workers import start_worker as start_process
-
-log = logging.getLogger(__name__)
 
 SHARED = Path("/dev/shm")  # shared memory, through which loader processes pass batches to the training process
 AHEAD = 2  # batches that each process prefetches

@@ -27,7 +27,7 @@ class Pair:
     partner: np.ndarray  # uint8 [H, W]
     anchor_change: np.ndarray  # float32 [10], augmentation parameters
     partner_change: np.ndarray
-    anchor_sentences: list[str]  # sentences
+    anchor_sentences: list[str]  # of the anchor's report text
     partner_sentences: list[str]
     unreadable: int = 0  # unreadable samples drawn before, which this one replaces
 

@@ -40,7 +40,7 @@ def pick(ends: np.ndarray, share: float) -> int:
 def generator_at(index: int, seed: int) -> np.random.Generator:
     """The random generator of global sample `index`: partner, masking and augmentation.
 
-    The third word of its seed separates it from the permutations of epochs and from `drawn_at`.
+    The third element of its seed separates it from the permutations of epochs and from `drawn_at`.
     """
     return np.random.default_rng([seed, index, 1])
 

@@ -68,7 +68,7 @@ def mean(values: Float64s, patients: list[str], resamples: int, seed: int) -> Es
 def estimate(point: Float64s, draws: list[Float64s], sides: list[Sides], bootstrap: Bootstrap, reason: str) -> Estimate:
     """The mean of a figure's parts: `point` [parts, 1] on all images, `draws` [parts, r] in pieces of the resamples.
 
-    `reason` says why the figure is undefined, if it is.
+    `reason`: why the figure is undefined, if it is.
     """
     if np.isnan(point).any():
         return Estimate(None, reason=reason)

@@ -23,7 +23,7 @@ from mama.evaluate import linear_probe, localisation, provenance, result_folders
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.embeddings import Features, embed_images, embed_texts
-from mama.evaluate.results_table import Results, unmentioned_note
+from mama.evaluate.results import Results, unmentioned_note
 from mama.evaluate.task_data import Predictions, TaskData, task_data
 from mama.evaluate.tasks import TASKS
 from mama.evaluate.training_vocabulary import training_statements

@@ -28,7 +28,7 @@ from shards.schema import Box, View
 
 @dataclass(frozen=True)
 class Target:
-    """A sentence about a finding in one image, and the boxes of that finding in pixels of the fitted image."""
+    """A sentence about a finding in one image, and the boxes of that finding in pixels of the canvas."""
 
     item: Item
     text: list[str]
@@ -68,7 +68,7 @@ def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
 
 
 def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
-    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the image fitted to (H, W)."""
+    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the canvas (H, W)."""
     across, down, top = canvas_geometry(stored, size, how)
     x0, y0, x1, y1 = box
     return across * x0, down * y0 + top, across * x1, down * y1 + top
@@ -149,5 +149,4 @@ def examples(targets: list[Target], count: int) -> list[int]:
 def _patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> Float32s:
     tall, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
     cut = pixels[: grid[0] * tall, : grid[1] * wide].astype(np.float32)
-    means: Float32s = cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))
-    return means
+    return cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))

@@ -11,8 +11,6 @@ import numpy as np
 from mama.evaluate.arrays import Flags, Float64s, Ints
 from mama.evaluate.bootstrap import NO_IMAGE, Bootstrap, Estimate, Sides, estimate
 
-Floats = Float64s
-
 SENSITIVITY = 0.8  # at which the specificity is read
 
 # Why a metric is undefined.

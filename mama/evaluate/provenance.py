@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from mama.errors import ConfigError
 from mama.evaluate import intervals
 from mama.export.model_folder import WEIGHTS
-from mama.run.digests import read_object, sha256
-from mama.run.folders import standing
+from mama.run.files import read_object, sha256, surviving
 from mama.run.portable import folder_name
 from mama.run.run_folder import DATA, shards_digest
 from mama.settings.schema import Config
@@ -88,7 +87,7 @@ def counts(manifest: Manifest) -> list[Document]:
 
 def model_of(run: Path) -> Document | None:
     """Training step (None if the file does not record it) and SHA-256 of `<run>/model`; None without a model."""
-    path = standing(run / "model") / WEIGHTS
+    path = surviving(run / "model") / WEIGHTS
     try:
         digest = sha256(path)
         with safe_open(path, framework="np") as tensors:

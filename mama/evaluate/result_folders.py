@@ -16,7 +16,7 @@ from errno import EEXIST, ENOTDIR, ENOTEMPTY
 from pathlib import Path
 
 from mama.evaluate.provenance import IDENTITY, Document, is_own, object_in, same
-from mama.run.digests import write_json
+from mama.run.files import write_json
 from mama.settings.schema import Config
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The files of an evaluation: each task's `metrics.json` and `predictions.csv`, and the examples of the report."""
+"""The results of an evaluation: its files, and the table that `mama eval` prints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from mama.data.held_out import Item
 from mama.evaluate import metrics
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.results_table import Results
 from mama.evaluate.task_data import Predictions, TaskData
-from mama.run.digests import write_json
+from mama.run.files import write_json
 from mama.settings.schema import Config
 from shards.files import atomic_write
+
+Results = dict[str, dict[str, Any]]  # metrics.json by task, and that of "alignment"
 
 
 def document(data: TaskData, items: list[Item], split: str, config: Config) -> dict[str, Any]:
@@ -82,3 +83,43 @@ def _predictions_csv(data: TaskData, items: list[Item]) -> str:
             facts = [item.key, item.study.patient, data.classes[label]]
             writer.writerow([one.protocol, one.model, *facts, *shares])
     return file.getvalue()
+
+
+def results_table(results: Results) -> str:
+    """The main figures as text: one line for each task, protocol and model."""
+    head = ("task", "protocol", "model", "AUC [95 %]", "balanced accuracy [95 %]", "chance", "images", "patients")
+    lines = [head]
+    for name, document in results.items():
+        if name == "alignment":
+            continue
+        for row in document["rows"]:
+            auc, accuracy = (format_estimate(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
+            chance = f"{document['chance']:.2f}" if document["chance"] else "n/a"
+            sizes = (str(document["images"]), str(document["patients"]))
+            mark = " *" if unmentioned_note(document) and row["protocol"] == "zero-shot" else ""
+            lines.append((name, row["protocol"] + mark, row["model"], auc, accuracy, chance, *sizes))
+        if not document["rows"]:
+            lines.append((name, "no image with this label", "", "n/a", "n/a", "n/a", str(document["images"]), "0"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = [f"* {name}: {note}" for name, document in results.items() if (note := unmentioned_note(document))]
+    return "\n".join([table[0], "-" * len(table[0]), *table[1:], *notes])
+
+
+def unmentioned_note(document: dict[str, Any]) -> str | None:
+    """A caveat for zero-shot figures of classes that the training texts never mention; None if there are none."""
+    if not document.get("untaught"):
+        return None
+    names = ", ".join(document["untaught"])
+    return (
+        f"the training texts never mention what the class prompts say of {names}, "
+        "so the model was not trained for these zero-shot figures"
+    )
+
+
+def format_estimate(estimate: dict[str, Any]) -> str:
+    """An estimate for readers: "0.912 [0.880, 0.940]", or "n/a"."""
+    if estimate["value"] is None:
+        return "n/a"
+    interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]" if estimate["low"] is not None else ""
+    return f"{estimate['value']:.3f}{interval}"

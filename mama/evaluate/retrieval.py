@@ -79,8 +79,7 @@ def facts(view: View) -> list[str]:
 
 
 def _best(cosines: Float32s, count: int) -> list[int]:
-    best: list[int] = np.argsort(-cosines, kind="stable")[:count].tolist()
-    return best
+    return np.argsort(-cosines, kind="stable")[:count].tolist()
 
 
 def _first_of_each(items: list[Item]) -> list[int]:

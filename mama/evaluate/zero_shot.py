@@ -13,13 +13,11 @@ from mama.evaluate.arrays import Float32s, Float64s
 def class_embeddings(ensembles: list[Float32s]) -> Float32s:
     """Unit text embeddings of each class's prompts, [t_k, D] each -> their normalised means, [K, D]."""
     means = np.stack([texts.mean(0) for texts in ensembles])
-    unit: Float32s = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return unit
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 def probabilities(images: Float32s, classes: Float32s, scale: float) -> Float64s:
     """Softmax over the classes of scale x cosine: unit [n, D] and [K, D] -> [n, K]."""
     logits = scale * images.astype(np.float64) @ classes.astype(np.float64).T
     weights = np.exp(logits - logits.max(1, keepdims=True))
-    shares: Float64s = weights / weights.sum(1, keepdims=True)
-    return shares
+    return weights / weights.sum(1, keepdims=True)

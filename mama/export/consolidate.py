@@ -12,8 +12,8 @@ from mama.export.model_folder import WEIGHTS
 from mama.model import attention
 from mama.model.mama_model import build
 from mama.run import checkpoints
-from mama.run.digests import write_digests
-from mama.run.folders import remove, replace_folder
+from mama.run.checkpoint_marker import read_marker
+from mama.run.files import remove, replace_folder, write_digests
 from mama.run.model_state import digests
 from mama.run.portable import portable, rewrite_without_paths
 from mama.run.run_tokenizer import load_tokenizer
@@ -38,7 +38,7 @@ def consolidate(config: Config, best: bool = False) -> Path:
     partial = run / "model.partial"
     remove(partial)
     partial.mkdir()
-    step = checkpoints.step_of(checkpoint)
+    step = read_marker(checkpoint).step
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     checkpoints.save_tensors(tensors, partial / WEIGHTS, {"step": str(step)})
     model.vision.backbone.config.save_pretrained(partial / "vision")

@@ -13,8 +13,7 @@ from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.mama_model import MamaModel
 from mama.model.towers import TextTower, VisionTower
-from mama.run.digests import check_digests
-from mama.run.folders import standing
+from mama.run.files import check_digests, surviving
 from mama.settings.load import load
 
 WEIGHTS = "model.safetensors"
@@ -25,7 +24,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[MamaModel, Tokenizer
 
     Raises `ConfigError` if there is none, or if a file has changed since it was written.
     """
-    folder = standing(folder)
+    folder = surviving(folder)
     if not folder.parent.is_dir():
         raise ConfigError(f"{folder.parent}: no such run folder; train first")
     if not (folder / WEIGHTS).exists():

@@ -133,7 +133,7 @@ def _repeat_heads(module: nn.Module, heads: Tensor) -> Tensor:
 
 
 def _is_causal(module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None) -> bool:
-    """A mask already has the causal pattern; without one the call, or else the module, says whether it is causal."""
+    """A mask already has the causal pattern; without one the call, or else the module, decides."""
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     return bool(causal) and attention_mask is None
 

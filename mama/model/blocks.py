@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) -> None:
-    """Compile and checkpoint the blocks of both towers as `config` says; in evaluation they run unchanged.
+    """Compile and checkpoint the blocks of both towers according to `config`; in evaluation they run unchanged.
 
     The image tower's blocks are compiled: norms, LayerScale, residuals and activations fuse into a few kernels
     (TorchInductor; Ansel et al. 2024, "PyTorch 2"), and as all images have one size, one compilation serves all

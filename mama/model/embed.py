@@ -27,9 +27,9 @@ class Embedded(NamedTuple):
 
     images: Tensor  # fp32 [n, D], unit
     tower: Tensor  # fp32 [n, d], global feature of the image tower
-    readable: Tensor  # bool [n]; where false the row means nothing
-    texts: Tensor | None = None  # fp32 [n, D], unit
-    tokens: Tensor | None = None  # int64 [n, L], padded
+    readable: Tensor  # bool [n]; where false the other rows are meaningless
+    texts: Tensor = torch.empty(0)  # fp32 [n, D], unit; empty without a tokenizer, like `tokens`
+    tokens: Tensor = torch.empty(0)  # int64 [n, L], padded
 
 
 def embed_split(

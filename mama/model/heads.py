@@ -137,8 +137,7 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """The scale, 0-d fp32."""
-        scale: Tensor = _CappedExp.apply(self.log, self.largest)
-        return scale.squeeze()
+        return _CappedExp.apply(self.log, self.largest).squeeze()
 
 
 class _CappedExp(torch.autograd.Function):
@@ -164,5 +163,5 @@ class _CappedExp(torch.autograd.Function):
 
 
 def countable(mask: Tensor) -> bool:
-    """Can the true entries of `mask` be counted without synchronising with a GPU?"""
+    """Whether the true entries of `mask` can be counted without synchronising with a GPU."""
     return mask.device.type == "cpu"

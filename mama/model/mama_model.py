@@ -107,19 +107,14 @@ class MamaModel(nn.Module):
     def view_rows(self, features: Tensor) -> Tensor:
         """View head: [2b, d], anchors then partners, -> [2b, D]. Published batch norms see one view at a time."""
         assert self.view_head is not None
-        projected: Tensor
         if self.published_norms:
-            anchors, partners = features.chunk(2)
-            projected = torch.cat([self.view_head(anchors), self.view_head(partners)])
-        else:
-            projected = self.view_head(features)
-        return projected
+            return torch.cat([self.view_head(view) for view in features.chunk(2)])
+        return self.view_head(features)
 
     def patch_rows(self, patches: Tensor) -> Tensor:
         """Patch head: [b, P, d] -> [b, P, D]."""
         assert self.patch_head is not None
-        projected: Tensor = self.patch_head(patches.flatten(0, 1))
-        return projected.unflatten(0, patches.shape[:2])
+        return self.patch_head(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
     def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
         """Sentence head: [b, S, d] with bool `mask` [b, S] -> [b, S, D], zeros at padding.

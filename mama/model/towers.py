@@ -157,7 +157,7 @@ def build_vision(config: VisionConfig, attention: str) -> VisionTower:
 
 
 def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> TextTower:
-    """The text tower, tuned as `config.tune` says, with an embedding for every token of `tokenizer`.
+    """The text tower, tuned according to `config.tune`, with an embedding for every token of `tokenizer`.
 
     Raises `ConfigError` as `build_backbone` does, and for `text.layers` that the model does not have.
     """

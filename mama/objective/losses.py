@@ -8,8 +8,8 @@ Pre-training in Mammography", arXiv 2409.18119 (IPMI 2025); see docs/METHOD.md, 
 
 Every loss takes this rank's embeddings and a function `share` that collects those of other ranks. With `gather`
 it returns the loss of the global batch, the same value on every rank; averaging the gradients over ranks, as
-data parallelism does, then gives the gradient that one rank would compute on the whole batch. With `alone` (the
-published code, except for its view term) B = b and each rank has its own loss.
+data parallelism does, then gives the gradient that one rank would compute on the whole batch. With
+`local_only` (the published code, except for its view term) B = b and each rank has its own loss.
 """
 
 from __future__ import annotations

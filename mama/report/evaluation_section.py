@@ -1,6 +1,6 @@
 """The part of the page for one evaluation: figures from its folder, pictures from the shards if they are there.
 
-A part that is missing or damaged is None, and the page says so.
+A part that is missing or damaged is None, and the page reports it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from mama.evaluate import metrics, provenance
 from mama.evaluate.provenance import Document
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.results_table import shown
+from mama.evaluate.results import format_estimate
 from mama.report import figures
 from mama.report.pictures import Pictures, open_pictures
 from mama.settings.schema import Config
@@ -72,7 +72,7 @@ def _curve(row: Document, scores: list[tuple[bool, float]]) -> Document:
         "model": row["model"],
         "false_positive": false_positive,
         "true_positive": true_positive,
-        "label": f"{row['model']}: {shown(row['metrics']['auc'])}",
+        "label": f"{row['model']}: {format_estimate(row['metrics']['auc'])}",
     }
 
 

@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mama.data.colour_map import inferno
 from mama.data.held_out import Split
-from mama.data.images import canvas_geometry
+from mama.data.images import canvas_geometry, inferno
 from mama.errors import ConfigError
 from mama.evaluate import provenance
 from mama.evaluate.provenance import Document

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
-from mama.run.digests import read_object, sha256_or_reason, write_json
+from mama.run.files import read_object, sha256_or_reason, write_json
 from shards.from_json import from_json
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ FROZEN = "frozen.json"
 class Marker:
     """The content of a marker file; earlier versions wrote no `sha256`."""
 
-    step: int
+    step: int  # steps taken before it
     ranks: int
     score: float | None  # of validation
     adam_steps: dict[str, float]  # by parameter group

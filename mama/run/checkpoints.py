@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mama.errors import ConfigError
 from mama.run.checkpoint_marker import FROZEN, damage, read_marker
-from mama.run.digests import read_object
+from mama.run.files import read_object
 from mama.run.model_state import buffers, first_difference, trained
 from shards.files import set_default_mode
 
@@ -48,16 +48,6 @@ def best_whole(run: Path) -> Path | None:
     return _first_whole(run, _by_score(run))
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the number of steps taken before a checkpoint."""
-    return read_marker(checkpoint).step
-
-
-def facts_of(checkpoint: Path) -> dict[str, int]:
-    """Return the counts that `mama.train.checkpoint.save` was given as `facts`."""
-    return read_marker(checkpoint).facts
-
-
 def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> None:
     """Load the trained weights and the buffers into a model, before an engine is started with it.
 
@@ -75,11 +65,6 @@ def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> 
         found += 1
     if found != len(expected):
         raise ConfigError(f"{checkpoint}: holds {found} of the {len(expected)} trained tensors of this configuration")
-
-
-def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the trained tensors and buffers by name, in fp32."""
-    return {name: tensor for _, name, tensor in read_tensors(checkpoint, ("weight", "buffer"))}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
+import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
-from mama.run.digests import read_object, write_json
-from mama.run.environment import environment
-from mama.run.flat_settings import flat, is_among
-from mama.run.folders import make_folder
+from mama.run.checkpoint_marker import read_marker
+from mama.run.files import make_folder, read_object, write_json
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
 from mama.settings.load import load_run, missing_settings, save
@@ -25,6 +27,7 @@ from shards.read.remote import local_folder
 log = logging.getLogger(__name__)
 
 DATA = "data.json"
+STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
 # Settings, and whole sections of them, that may change when a run is resumed. Ranks and micro-batches decide how many
 # negatives a pair has, unless train.grad_cache takes them from the whole step: a change is logged.
 MAY_CHANGE = (
@@ -62,6 +65,48 @@ def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return next((key for key in keys if before.get(key) != now.get(key) and not is_among(key, MAY_CHANGE)), None)
 
 
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted keys such as `train.steps`; an empty dictionary stays a value."""
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Whether the dotted `key` is one of `names` or within a section that is, as `pack.root` is within `pack`."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def environment() -> dict[str, Any]:
+    """Return the contents of `environment.json`: versions, the platform and, in a checkout, the git commit."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(Path(__file__).parent.parent.parent),
+        "versions": {name: _version(name) for name in STACK},
+    }
+
+
+def _commit(root: Path) -> str | None:
+    """The commit of the checkout `root`; None if it is no checkout or git is not installed."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() if git.returncode == 0 and (root / "pyproject.toml").exists() else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _require_same_settings(config: Config, run: Path) -> None:
     before, now = flat(asdict(load_run(run))), flat(asdict(config))
     if key := changed_setting(before, now):
@@ -89,7 +134,7 @@ def _require_same_shards(config: Config, run: Path) -> None:
 
 def _warn_of_other_batch(config: Config, resumed: Path) -> None:
     now = config.contrastive_batch(world_size())
-    before = checkpoints.facts_of(resumed).get("contrastive_batch", now)
+    before = read_marker(resumed).facts.get("contrastive_batch", now)
     if before != now:
         log.warning(
             "%s: its contrastive batches had %d pairs, from here on they have %d: another number of negatives",

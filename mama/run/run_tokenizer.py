@@ -7,12 +7,12 @@ from pathlib import Path
 from mama.data import report_text, tokenizer
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
-from mama.run.digests import check_digests, write_digests
-from mama.run.folders import remove, replace_folder
+from mama.run.files import check_digests, remove, replace_folder, write_digests
 from mama.settings.pretrained import locate
 from mama.settings.schema import Config
 
 FOLDER = "tokenizer"
+VOCABULARY = 2048  # tokens of a learned tokenizer, unless text.config has a vocab_size
 
 
 def make_tokenizer(config: Config) -> Tokenizer:
@@ -24,7 +24,7 @@ def make_tokenizer(config: Config) -> Tokenizer:
     studies = (images.study(n) for n in range(len(images.studies)))
     hidden: frozenset[str] = frozenset()
     texts = (s for study in studies for view in study.views for s in report_text.text(study, view, style, hidden, tell))
-    return tokenizer.learn(texts, int(config.text.config.get("vocab_size", 2048)))
+    return tokenizer.learn(texts, int(config.text.config.get("vocab_size", VOCABULARY)))
 
 
 def save_tokenizer(config: Config) -> None:

@@ -62,8 +62,7 @@ def gather(tensor: Tensor) -> Tensor:
         return tensor
     if tensor.dtype == torch.bool:  # gloo has no boolean collectives
         return gather(tensor.to(torch.uint8)).bool()
-    gathered: Tensor = _Gather.apply(tensor)
-    return gathered
+    return _Gather.apply(tensor)
 
 
 def local_only(tensor: Tensor) -> Tensor:

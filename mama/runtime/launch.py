@@ -26,7 +26,7 @@ from slurm.rank_environment import export_distributed_environment
 T = TypeVar("T")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # which torch.distributed reads
 
-# Errors whose one line says everything: the launcher raises them with the type that they had in the rank.
+# Errors whose message is complete in one line: the launcher raises them with the type that they had in the rank.
 PLAIN = {e.__name__: e for e in (ConfigError, FetchError, LaterError, ShardError, StoppedError, TrainingError)}
 ORPHAN_TIMEOUT = 600.0  # seconds that ranks have to finish their step and save once their launcher is gone
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch.distributed as dist
@@ -16,9 +16,8 @@ import torch.distributed as dist
 from mama.errors import ConfigError
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, damage
-from mama.run.digests import sha256_or_reason
-from mama.run.flat_settings import flat, is_among
-from mama.run.run_folder import prepare
+from mama.run.files import sha256_or_reason
+from mama.run.run_folder import flat, is_among, prepare
 from mama.runtime.collectives import rank, world_size
 from mama.settings.schema import Config
 from shards.errors import ShardError
@@ -44,7 +43,7 @@ def prepare_and_agree(config: Config) -> Path | None:
     own = _read(config)
     first: list[Any] = [None]
     if rank() == 0:
-        first = [(chosen.name if chosen else None, _host(), own, _written(config, chosen))]
+        first = [(chosen.name if chosen else None, gethostname(), own, _written(config, chosen))]
     dist.broadcast_object_list(first)
     name, host, read, written = first[0]
     chosen = config.run_folder / "checkpoints" / name if name else None
@@ -72,7 +71,9 @@ def _wait_for(config: Config, chosen: Path | None, expected: dict[str, Any], hos
             warned = True
         time.sleep(1)
     if chosen is None and (own := checkpoints.checkpoints(config.run_folder)):
-        log.warning("rank %d on %s sees %s, rank 0 sees no checkpoint and starts from step 0", rank(), _host(), own[-1])
+        log.warning(
+            "rank %d on %s sees %s, rank 0 sees no checkpoint and starts from step 0", rank(), gethostname(), own[-1]
+        )
     return ""
 
 
@@ -81,7 +82,7 @@ def _differs(own: dict[str, Any], theirs: dict[str, Any], host: str) -> str:
     for key in (*theirs, *own):
         if own.get(key) != theirs.get(key):
             here, there = own.get(key, "nothing"), theirs.get(key, "nothing")
-            return f"{key}: rank {rank()} on {_host()} sees {here}, rank 0 on {host} {there}"
+            return f"{key}: rank {rank()} on {gethostname()} sees {here}, rank 0 on {host} {there}"
     return ""
 
 
@@ -114,7 +115,3 @@ def _short_digest(path: Path) -> str:
 
 def _digest(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:DIGITS]
-
-
-def _host() -> str:
-    return socket.gethostname()

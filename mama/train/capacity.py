@@ -1,4 +1,4 @@
-"""Does this machine have the cores, memory and GPUs that a run needs, within the limits of its container or job?"""
+"""The cores, memory and GPUs that a run needs, compared with those of this machine, container or job."""
 
 from __future__ import annotations
 

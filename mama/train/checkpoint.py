@@ -9,29 +9,22 @@ a run resumes from the newest checkpoint whose files agree with it. Damaged ones
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from mama.errors import ConfigError, TrainingError
 from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, write_marker
 from mama.run.checkpoints import best, checkpoints, read_tensors, save_tensors
-from mama.run.digests import sha256
-from mama.run.folders import remove, replace_folder
+from mama.run.files import remove, replace_folder, sha256
 from mama.run.model_state import trained
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.train import zero_state
-from mama.train.zero_state import adam, adam_tensors
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
-log = logging.getLogger(__name__)
+from mama.train.zero_state import DeepSpeedEngine, adam, adam_tensors
 
 PIECE = 2**31  # bytes of tensors in one file; rank 0 holds as many in memory
 

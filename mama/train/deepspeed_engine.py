@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,7 @@ from mama.runtime.collectives import local_device, world_size
 from mama.settings.schema import Config
 from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.optimizer import parameter_groups
-from mama.train.zero_state import MOMENTS, adam, adam_tensors, is_plain
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from mama.train.zero_state import MOMENTS, DeepSpeedEngine, adam, adam_tensors, is_plain
 
 log = logging.getLogger(__name__)
 

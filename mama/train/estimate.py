@@ -18,12 +18,23 @@ from mama.errors import ConfigError
 from mama.model.attention import KERNELS
 from mama.model.mama_model import MamaModel, build
 from mama.model.memory import Transformer, local_head_bytes, states
-from mama.model.published_shapes import SHAPES
 from mama.model.towers import TEXT_MODELS
+from mama.run.run_tokenizer import VOCABULARY
 from mama.settings.pretrained import loading_errors, locate
 from mama.settings.schema import Config, TextConfig
 
-VOCABULARY = 2048  # of a learned tokenizer, unless text.config gives one
+# Hub name -> the sizes in its config.json (huggingface.co, read in November 2026), without the tokens that begin and
+# end a text, which only the tokenizer uses.
+SHAPES: dict[str, dict[str, Any]] = {
+    "facebook/dinov2-with-registers-base": {
+        "model_type": "dinov2_with_registers", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "patch_size": 14, "image_size": 518, "num_register_tokens": 4,
+    },
+    "stanford-crfm/BioMedLM": {
+        "model_type": "gpt2", "vocab_size": 28896, "n_positions": 1024, "n_embd": 2560, "n_layer": 32, "n_head": 20,
+        "bos_token_id": None, "eos_token_id": None,
+    },
+}  # fmt: skip
 NOT_OF_SHAPE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -56,7 +67,7 @@ def stand_in(text: TextConfig) -> Tokenizer:
 
 
 def text_transformer(shape: Any, text: TextConfig) -> Transformer:
-    """Return the sizes of the language model of configuration `shape`, tuned as `text` says."""
+    """Return the sizes of the language model of configuration `shape`, tuned according to `text`."""
     drops = text.tune == "lora" and text.lora_dropout > 0
     return Transformer.of(shape, text.tune != "full", len(TEXT_MODELS[shape.model_type].adapted) if drops else 0)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mama.errors import TrainingError
 from mama.run.model_state import digest_of, first_difference
 from mama.runtime.collectives import rank
 from mama.train.deepspeed_engine import load_deepspeed
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from mama.train.zero_state import DeepSpeedEngine
 
 
 def digests_of_engine(engine: DeepSpeedEngine) -> dict[str, str]:

@@ -8,7 +8,6 @@ part of that gradient. Seeding before each encoding replays dropout.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,7 @@ from mama.data.batches import Batch
 from mama.model.mama_model import Embeddings
 from mama.objective.losses import objective
 from mama.settings.schema import LossConfig
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from mama.train.zero_state import DeepSpeedEngine
 
 SCALES = ("scale", "local_scale")
 

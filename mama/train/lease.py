@@ -1,7 +1,7 @@
 """One training at a time in a run folder: a lease in `alive/`, which rank 0 holds and keeps touching.
 
 Leases are numbered, and the process that creates the next number holds it: creating a file that must not exist is
-atomic on every file system; replacing an old one is not. The file with the highest number names the holder, or says
+atomic on every file system; replacing an old one is not. The file with the highest number records the holder, or
 that the lease is over. A holder on this machine is dead when its process is gone. One on another machine is dead when
 its file has not changed for `SILENCE` seconds by our own clock: clocks of machines differ, and network file systems
 show a change up to a minute late.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError, LaterError, StoppedError, TrainingError
-from mama.run.folders import make_folder
+from mama.run.files import make_folder
 from mama.runtime import preemption
 from mama.train.heartbeat import BEAT, FOLDER
 from shards.files import atomic_write
@@ -56,7 +56,7 @@ class Holder:
         return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
 
     def is_gone(self) -> bool | None:
-        """Has it ended? None if it runs on another machine or in another container."""
+        """Whether the process has ended; None if it runs on another machine or in another container."""
         return None if self.machine != _machine() else _started(self.pid) != self.started
 
 
@@ -136,7 +136,7 @@ class _Wait:
         self.seen_alive = self.logged = False
 
     def is_over(self) -> bool:
-        """Has the holder released the lease, or died?"""
+        """Whether the holder has released the lease, or died."""
         holder, content = _read(_path(self.run, self.number))
         if content != self.content:
             self.holder, self.content, self.changed, self.seen_alive = holder, content, time.monotonic(), True

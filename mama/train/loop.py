@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -34,18 +33,15 @@ from mama.train.agreement import prepare_and_agree
 from mama.train.capacity import require_capacity
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.first_step import FirstStep
-from mama.train.gradient_norms import GradientNorms
 from mama.train.heartbeat import Heartbeat
 from mama.train.lease import Lease, held
 from mama.train.monitor import Monitor
-from mama.train.step_log import measure_batch, measure_gradient, show_pair
+from mama.train.step_log import GradientNorms, measure_batch, measure_gradient, show_pair
 from mama.train.throughput import Meter
 from mama.train.training_step import training_step
 from mama.train.validation import validate, validation_images
+from mama.train.zero_state import DeepSpeedEngine
 from shards.progress import progress
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +141,13 @@ class Training:
         """Train to the last step, or to the step in which a signal came; returns how many steps the run has taken."""
         taken, last = self.steps.start, self.config.train.steps
         batches = training_batches(self.config, self.tokenizer, self.steps, rank(), world_size(), self.engine.device)
-        with closing(batches), closing(self.monitor) if self.monitor else nullcontext():
+        with closing(batches):
             if self.monitor:
                 self.monitor.hparams(self.config)
             if self.lacks_score:
                 self._validate(taken)
             first_step = FirstStep(self.engine) if self.steps else None
-            for step in _with_progress(self.steps):
+            for step in progress(self.steps, len(self.steps), "train", "steps") if rank() == 0 else self.steps:
                 values = self._step(step, batches)
                 self._require_lease()  # before anything is written
                 if first_step and step == self.steps.start:
@@ -167,6 +163,8 @@ class Training:
                     signal = self._signal()
                 if signal:
                     break
+            if self.monitor:
+                self.monitor.close()  # not after an error: on a full disk it would raise another, in place of the first
         return taken
 
     def _signal(self) -> int:
@@ -176,7 +174,7 @@ class Training:
         return signal
 
     def _is_due(self, taken: int) -> bool:
-        """Is the model to be validated after `taken` steps?"""
+        """Whether the model is validated after `taken` steps."""
         every = self.config.train.validate_every
         return bool(every) and taken > 0 and (taken % every == 0 or taken == self.config.train.steps)
 
@@ -256,8 +254,3 @@ class Training:
                 f"{run}: the checkpoint of step {taken} cannot be written ({error}); free disk space and run again: it "
                 "continues from the last complete checkpoint"
             ) from error
-
-
-def _with_progress(steps: range) -> Iterable[int]:
-    """The steps, with a progress bar on rank 0."""
-    return progress(steps, len(steps), "train", "steps") if rank() == 0 else steps

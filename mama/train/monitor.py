@@ -1,4 +1,4 @@
-"""Where a run logs: TensorBoard and log.jsonl, which a resumed run continues without a fork."""
+"""The logs of a run: TensorBoard and log.jsonl. A resumed run continues both, with one entry for each step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter, summary
 
-from mama.data.colour_map import inferno
-from mama.run.flat_settings import flat
+from mama.data.images import inferno
+from mama.run.run_folder import flat
 from mama.settings.schema import Config
 from shards.files import atomic_write
 
@@ -24,7 +24,7 @@ TILES = 4  # pictures in a row of `show_maps`
 
 
 class Monitor:
-    """Rank 0's logs. What an earlier process logged from `first_step` on is dropped, since this one logs it again.
+    """Rank 0's logs. Entries of an earlier process from `first_step` on are dropped: those steps are logged again.
 
     Values of the state after step s, which its checkpoint holds, therefore belong to s, not to s + 1.
     """
@@ -49,7 +49,10 @@ class Monitor:
         Not by `SummaryWriter.add_hparams`, which creates a second run for them.
         """
         if self.first_step == 0:
-            settings = {key: _table_value(value) for key, value in flat(asdict(config)).items()}
+            settings = {  # the table takes numbers and strings; all else as JSON
+                key: value if type(value) in (str, int, float) else json.dumps(value)
+                for key, value in flat(asdict(config)).items()
+            }
             experiment, start, _ = summary.hparams(settings, dict.fromkeys(RESULTS, 0.0))
             writer: Any = self.board.file_writer
             writer.add_summary(experiment)
@@ -97,13 +100,6 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return -1
-
-
-def _table_value(value: Any) -> float | str:
-    """A value that TensorBoard's table takes: numbers and strings as they are, all else as JSON."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return value
-    return json.dumps(value)
 
 
 def _grey(image: Tensor) -> NDArray[np.uint8]:

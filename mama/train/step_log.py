@@ -1,10 +1,11 @@
-"""What a training step logs: its scalars, and now and then a picture of a training pair."""
+"""The values that a training step logs, among them gradient norms, and at times a picture of a training pair."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mama.data import augment
@@ -12,13 +13,44 @@ from mama.data.batches import Batch, Texts
 from mama.data.tokenizer import Tokenizer
 from mama.model.mama_model import Embeddings
 from mama.objective.losses import positives, retrieval_accuracy
+from mama.runtime.collectives import world_size
 from mama.settings.schema import LossConfig
-from mama.train.gradient_norms import GradientNorms
 from mama.train.monitor import Monitor
 from mama.train.training_step import Update
+from mama.train.zero_state import DeepSpeedEngine, adam, is_plain
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+
+class GradientNorms:
+    """Sums the squares of the gradients that Adam receives on this rank, by tower."""
+
+    def __init__(self, engine: DeepSpeedEngine, clip_norm: float) -> None:
+        self.engine, self.clip_norm = engine, clip_norm
+        self.squares: dict[str, Tensor] = {}
+        adam(engine).register_step_pre_hook(self._add)
+
+    def _add(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    square = tensor.grad.float().square().sum()
+                    known = self.squares.get(group["tower"])
+                    self.squares[group["tower"]] = square if known is None else known + square
+
+    def clear(self) -> None:
+        """Forget the gradients of the step before."""
+        self.squares = {}
+
+    def read(self, total: float) -> dict[str, float]:
+        """Return the norms before clipping by tower, given the step's `total` norm; every rank must call it."""
+        if not self.squares:
+            return {}  # the step was skipped, on all ranks
+        names = ("vision", "text", "heads")
+        squares = torch.stack([self.squares.get(name, torch.zeros(())).cpu() for name in names])
+        squares = squares.to(self.engine.device)
+        if world_size() > 1 and not is_plain(self.engine):  # each rank has its own partitions
+            dist.all_reduce(squares)
+        clipped = max(1.0, total / self.clip_norm) if self.clip_norm else 1.0
+        return dict(zip(names, (squares.sqrt() * clipped).tolist(), strict=True))
 
 
 def measure_batch(update: Update, loss: LossConfig) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +16,11 @@ from mama.runtime.collectives import rank, world_size
 from mama.settings.schema import Config
 from mama.train import grad_cache
 from mama.train.optimizer import set_rates
-from mama.train.zero_state import adam, adam_tensors, is_plain
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from mama.train.zero_state import DeepSpeedEngine, adam, adam_tensors, is_plain
 
 
 class Update(NamedTuple):
-    """What one step computed; loss and embeddings are of its last contrastive batch."""
+    """The results of one step; loss and embeddings are those of its last contrastive batch."""
 
     taken: bool  # False: a gradient was not finite, and all ranks skipped the update
     rates: dict[str, float]  # learning rate by tower

@@ -42,7 +42,7 @@ def validate(model: MamaModel, config: Config, tokenizer: Tokenizer, device: tor
     `validation/recall_at_{1,5,10}_i2t`: share of the images whose own text is among the best 1, 5 or 10 of all
     different texts; `..._t2i`: share of the different texts with an image of their own among the best of all images.
     `validation/clip_loss`: symmetric InfoNCE over all n images, with equal texts as each other's positives whatever
-    `loss.positives` says. Unreadable images are left out. The model returns to the mode that it was in; no random
+    `loss.positives` is. Unreadable images are left out. The model returns to the mode that it was in; no random
     number is drawn from PyTorch's global generator.
 
     Raises `ConfigError` if the shards have no split `val`, `ShardError` if more images than `data.max_corrupt`, or
@@ -92,11 +92,8 @@ def _embed(
     readable = _in_order(embedded.readable, count, device)
     if not readable.any():
         raise ShardError("data.shards: no image of the split 'val' can be read; run `mama check`")
-    assert embedded.texts is not None
-    assert embedded.tokens is not None
-    images, texts, tokens = (
-        _in_order(part, count, device)[readable] for part in (embedded.images, embedded.texts, embedded.tokens)
-    )
+    parts = (embedded.images, embedded.texts, embedded.tokens)
+    images, texts, tokens = (_in_order(part, count, device)[readable] for part in parts)
     return images, texts, tokens
 
 

@@ -1,12 +1,9 @@
-"""The train state under any ZeRO stage: AdamW's tensors on this rank, and whole fp32 tensors out of ranks' partitions.
-
-DeepSpeed is imported inside functions, since `deepspeed_engine.load_deepspeed` has to set it up before.
-"""
+"""Train state under any ZeRO stage: AdamW's tensors on this rank, and whole fp32 tensors from all ranks' partitions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +11,21 @@ from torch import Tensor, nn
 from mama.run.model_state import buffers, trained
 from mama.runtime.collectives import rank
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
+# deepspeed.DeepSpeedEngine, which has no types. DeepSpeed is imported inside functions alone, since
+# `deepspeed_engine.load_deepspeed` has to set it up before.
+DeepSpeedEngine = Any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("weight", *MOMENTS)
 
 
 def is_plain(engine: DeepSpeedEngine) -> bool:
-    """Is this stage 0 in fp32, where the optimizer is PyTorch's own and every rank holds all of its state?"""
+    """Whether this is stage 0 in fp32, where the optimizer is PyTorch's own and every rank holds all of its state."""
     return isinstance(engine.optimizer, torch.optim.AdamW)
 
 
 def adam(engine: DeepSpeedEngine) -> torch.optim.AdamW:
     """Return PyTorch's optimizer beneath ZeRO's wrapper."""
-    optimizer: torch.optim.AdamW = engine.optimizer if is_plain(engine) else engine.optimizer.optimizer
-    return optimizer
+    return engine.optimizer if is_plain(engine) else engine.optimizer.optimizer
 
 
 def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -47,12 +43,13 @@ def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tens
 def tensors(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of the train state by `kind/name`, whole and on the CPU; every rank must iterate."""
     for name, parameter in trained(engine.module).items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under stage 3 the parameter itself is empty
         for kind in STATE:
             if is_plain(engine):
                 value = parameter if kind == "weight" else adam(engine).state[parameter][kind]
             else:
                 value = _get(parameter, kind)
-            yield f"{kind}/{name}", value.detach().cpu().view(_shape(parameter))
+            yield f"{kind}/{name}", value.detach().cpu().view(shape)
     for name, buffer in buffers(engine.module).items():
         yield f"buffer/{name}", buffer.detach().cpu()
 
@@ -65,18 +62,10 @@ def put(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str, value: Tens
         adam(engine).state[parameter][kind].copy_(value)
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The whole shape; under stage 3 the parameter itself is empty."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
 def _get(parameter: nn.Parameter, kind: str) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    value: Tensor
-    value = safe_get_full_fp32_param(parameter) if kind == "weight" else safe_get_full_optimizer_state(parameter, kind)
-    return value
+    return safe_get_full_fp32_param(parameter) if kind == "weight" else safe_get_full_optimizer_state(parameter, kind)
 
 
 def _set(parameter: nn.Parameter, kind: str, value: Tensor) -> None:

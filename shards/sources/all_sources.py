@@ -39,8 +39,8 @@ def resolve_root(root: str) -> Path:
     """
     if not root.startswith(PACKAGE):
         return Path(os.path.expanduser(root))
-    folder = package_path(root)
+    name = root.removeprefix(PACKAGE)
+    folder = package_path(root) if name.isidentifier() else None
     if folder is None:
-        name = root.removeprefix(PACKAGE)
         raise ShardError(f"pack.root: the package {name!r} is not installed; run `pip install {name}`")
     return folder

@@ -19,7 +19,7 @@ from mama.evaluate import localisation, retrieval
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results_table import results_table
+from mama.evaluate.results import results_table
 from mama.evaluate.task_data import task_data
 from mama.evaluate.tasks import TASKS
 from mama.report import pictures

@@ -21,6 +21,7 @@ from mama.bench.step import framework_step
 from mama.bench.synthetic import published, synthetic, tiny
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
+from mama.train.deepspeed_engine import join_ranks
 from mama.train.estimate import stand_in
 
 WARM, STEPS, ROWS = 2, 5, 40
@@ -29,8 +30,6 @@ LARGEST = 15 * 2**20  # bytes of a trace that is kept
 
 def profiled(config: Config) -> str:
     """On one rank: five steps behind two, as a table; the trace goes to the folder that is the run's."""
-    from mama.train.deepspeed_engine import join_ranks
-
     device = join_ranks()
     cuda = device.type == "cuda"
     tokenizer = stand_in(config.text)

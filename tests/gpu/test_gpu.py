@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mama.bench import step as bench_step
-from mama.bench.step import Measured, measure, measure_plain, measure_published, measure_to_the_largest
+from mama.bench.step import Measured, measure, measure_plain, measure_to_the_largest
 from mama.bench.synthetic import synthetic, tiny
 from mama.data import augment
 from mama.data.batches import Batch, Texts
@@ -28,11 +29,14 @@ from mama.model.towers import build_text, build_vision
 from mama.objective.local_alignment import alignment_scores
 from mama.objective.losses import objective
 from mama.run import checkpoints
+from mama.run.model_state import digests
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, TextConfig
 from mama.train import checkpoint, grad_cache
+from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.estimate import stand_in
 from mama.train.throughput import Meter
+from tests.support.checkpoint_folder import weights_of
 
 pytestmark = pytest.mark.gpu  # tests/conftest.py skips them where there is no CUDA device
 
@@ -344,9 +348,6 @@ def halves(batch: Batch) -> list[Batch]:
 
 def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) -> list[float]:
     """The loss before each update of a model that starts anew or from a checkpoint; saved after each of them."""
-    from mama.run.model_state import digests
-    from mama.train.deepspeed_engine import start_engine
-
     torch._dynamo.reset()  # its limit on compilations is of the process
     model = build(config, stand_in(config.text), attention.choose(config.train.attention, batch.anchors.device))
     prepare_blocks(model, config.train, batch.anchors.device)
@@ -372,8 +373,6 @@ def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) ->
 
 def all_ways(config: Config) -> dict[str, tuple[list[float], float] | str]:
     """On one rank: by way the three losses, and how far a resumed run's weights are from an uninterrupted one's."""
-    from mama.train.deepspeed_engine import join_ranks
-
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = join_ranks()
     batch = synthetic(config, stand_in(config.text)).to(device)
@@ -394,7 +393,7 @@ def one_way(way: str, config: Config, batch: Batch) -> tuple[list[float], float]
     before = Path(config.runs) / way.removeprefix("resumed ") / "checkpoints"
     losses = updates(config, batch, range(1, UPDATES), before / "step-000001")
     first, whole, again = (
-        torch.cat([x.flatten() for _, x in sorted(checkpoints.weights(folder).items())])
+        torch.cat([x.flatten() for _, x in sorted(weights_of(folder).items())])
         for folder in (before / "step-000001", before / "step-000003", config.run_folder / "checkpoints/step-000003")
     )
     return losses, float((again - whole).norm() / (whole - first).norm())
@@ -459,7 +458,7 @@ def test_a_step_is_measured_up_to_the_largest_batch_that_fits() -> None:
     assert wanted.rate > 0
 
 
-@pytest.mark.parametrize("measure_one", [measure_plain, measure_published])
+@pytest.mark.parametrize("measure_one", [measure_plain, partial(measure_plain, as_published=True)])
 def test_the_plain_step_is_measured(measure_one: Callable[[Config], list[Measured]]) -> None:
     (measured,) = run_on_ranks(measure_one, to_measure(attention="sdpa"))
     assert measured.rate > 0

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from mama.data.colour_map import inferno
+from mama.data.images import inferno
 from mama.report import pictures
 from mama.report.page import TEMPLATE
 

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
-from mama.run.checkpoint_marker import FROZEN, MARKER
+from mama.run.checkpoint_marker import FROZEN, MARKER, read_marker
 from mama.run.run_folder import prepare
 from mama.train import checkpoint
-from tests.support.checkpoint_folder import saved
+from tests.support.checkpoint_folder import saved, weights_of
 from tests.support.tiny_model import tiny
 
 
 def steps_of(run: Path) -> list[int]:
-    return [checkpoints.step_of(path) for path in checkpoints.checkpoints(run)]
+    return [read_marker(path).step for path in checkpoints.checkpoints(run)]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -101,17 +101,17 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     place = saved(tmp_path, 1)
     save_file({"weight/w": torch.tensor([float("nan")])}, place / "state-00000.safetensors")
     with pytest.raises(ConfigError, match=r"00\.safetensors: weight/w is not finite; remove \S+step-000001 to"):
-        checkpoints.weights(place)
+        weights_of(place)
     (place / "state-00000.safetensors").write_bytes(b"\xff" * 80)
     with pytest.raises(ConfigError, match=r"^\S+state-00000\.safetensors: [^\n]+; remove \S+ to take the one before$"):
-        checkpoints.weights(place)
+        weights_of(place)
 
 
 def test_moments_are_not_read_where_weights_are_wanted(tmp_path: Path) -> None:
     place = saved(tmp_path, 1)
     tensors = {"weight/w": torch.ones(1), "exp_avg/w": torch.tensor([float("nan")])}
     save_file(tensors, place / "state-00000.safetensors")
-    assert list(checkpoints.weights(place)) == ["w"]
+    assert list(weights_of(place)) == ["w"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from mama.run.folders import replace_folder, standing
+from mama.run.files import replace_folder, surviving
 
 
 def made(place: Path, content: str) -> Path:
@@ -45,7 +45,7 @@ def test_a_kill_between_the_two_renames_leaves_the_old_folder(tmp_path: Path) ->
     with patch.object(Path, "rename", killed), pytest.raises(KeyboardInterrupt):
         replace_folder(new, place)
     assert not place.exists()
-    assert (standing(place) / "file").read_text() == "before"
+    assert (surviving(place) / "file").read_text() == "before"
     replace_folder(new, place)
-    assert (standing(place) / "file").read_text() == "after"
+    assert (surviving(place) / "file").read_text() == "after"
     assert {path.name for path in tmp_path.iterdir()} == {"x"}

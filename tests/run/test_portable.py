@@ -19,6 +19,7 @@ from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load
 from mama.settings.schema import Config, DataConfig, HeadsConfig, TextConfig, VisionConfig
 from shards.pack.settings import PackConfig
+from tests.support.checkpoint_folder import saved
 from tests.support.cohort import write_shards
 
 
@@ -64,8 +65,7 @@ def test_a_consolidated_model_holds_no_path_of_its_machine(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens.pretrained(str(config.text.model), {}).save(config.run_folder / "tokenizer")
-    monkeypatch.setattr(checkpoints, "newest", lambda run: run / "checkpoints" / "step-000003")
-    monkeypatch.setattr(checkpoints, "step_of", lambda folder: 3)
+    saved(config.run_folder, 3)
     monkeypatch.setattr(checkpoints, "load_weights", lambda *arguments: None)
     folder = consolidate(config)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mama.run.flat_settings import flat, is_among
-from mama.run.run_folder import MAY_CHANGE, changed_setting
+from mama.run.run_folder import MAY_CHANGE, changed_setting, flat, is_among
 from mama.settings.schema import Config
 
 # A new setting belongs here or in MAY_CHANGE: decide which.

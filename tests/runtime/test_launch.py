@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mama.quickstart import recipes
-from mama.run.environment import environment
+from mama.run.run_folder import environment
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from mama.cli.main import cli
 from mama.run import checkpoints
+from mama.run.checkpoint_marker import read_marker
 from mama.settings.load import save
 from mama.settings.schema import Config
 from mama.train import checkpoint
@@ -250,7 +251,7 @@ def test_the_ranks_of_a_job_save_together_before_it_is_requeued_and_go_on(
     job = submit(train, training, profile=TWO_RANKS, folder=tmp_path)
     wait_for(lambda: len(steps_logged(training)) >= 1, 180)  # the ranks import for a while on a busy machine
     requeue(slurm_cluster, job.job_id)
-    reached = checkpoints.step_of(checkpoints.checkpoints(training.run_folder)[-1])
+    reached = read_marker(checkpoints.checkpoints(training.run_folder)[-1]).step
     assert steps_logged(training) == list(range(reached)), "saved at the end of the step in which the signal arrived"
     assert result_of(job) == training.run_folder
     wait_for(lambda: not slurm_cluster.jobs())

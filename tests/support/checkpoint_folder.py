@@ -1,4 +1,4 @@
-"""A checkpoint written without training."""
+"""A checkpoint written without training, and the weights that one holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from mama.run.checkpoint_marker import FROZEN, Marker, write_marker
-from mama.run.digests import sha256
+from mama.run.checkpoints import read_tensors
+from mama.run.files import sha256
 
 
 def saved(run: Path, step: int, score: float | None = None) -> Path:
@@ -21,3 +22,8 @@ def saved(run: Path, step: int, score: float | None = None) -> Path:
     sizes, digests = {p.name: p.stat().st_size for p in files}, {p.name: sha256(p) for p in files}
     write_marker(place, Marker(step, 1, score, {"heads/None/plain": 2.0}, {"skipped_steps": 0}, sizes, digests))
     return place
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained tensors and buffers by name, in fp32."""
+    return {name: tensor for _, name, tensor in read_tensors(checkpoint, ("weight", "buffer"))}

@@ -32,7 +32,7 @@ from mama.export.model_folder import load_model
 from mama.model.mama_model import MamaModel, build
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
-from mama.run.folders import remove
+from mama.run.files import remove
 from mama.run.run_folder import prepare
 from mama.run.run_tokenizer import load_tokenizer
 from mama.runtime.launch import run_on_ranks
@@ -42,6 +42,7 @@ from mama.train import checkpoint
 from mama.train.loop import train, train_rank
 from mama.train.step_log import to_numbers
 from shards.read.manifest import load_manifest, save_manifest
+from tests.support.checkpoint_folder import weights_of
 from tests.support.cohort import SIZE, write_shards
 from tests.support.tiny_run import STEPS, config_of
 
@@ -66,7 +67,7 @@ def whole(folder: Path) -> Config:
 
 def weights(config: Config, step: int) -> dict[str, torch.Tensor]:
     """The trained weights after `step` steps, in fp32."""
-    return checkpoints.weights(config.run_folder / "checkpoints" / f"step-{step:06d}")
+    return weights_of(config.run_folder / "checkpoints" / f"step-{step:06d}")
 
 
 def lines_of(config: Config) -> list[dict[str, float]]:
@@ -106,7 +107,7 @@ def test_a_run_told_to_stop_and_then_killed_resumes_to_the_same_weights(folder: 
     os.kill(process.pid, signal.SIGTERM)  # the launcher alone, as a cluster's step manager does
     _, said = process.communicate()
     assert process.returncode == 75, said
-    stopped = checkpoints.step_of(checkpoints.checkpoints(config.run_folder)[-1])
+    stopped = read_marker(checkpoints.checkpoints(config.run_folder)[-1]).step
     assert stopped == len(logged(config)), "saved at the end of the step in which it was told"
     assert f"a signal ended it after {stopped} of {STEPS} steps; run it again to continue" in said
 

@@ -30,7 +30,7 @@ def test_a_root_is_a_path_or_an_installed_package(tmp_path: Path, monkeypatch: p
     assert resolve_root("package:archive_in_a_package") == tmp_path / "archive_in_a_package"
 
 
-@pytest.mark.parametrize("name", ["no_such_package", "json.decoder", "../x", ""])
+@pytest.mark.parametrize("name", ["no_such_package", "json.decoder", "json/decoder.py", "../x", ""])
 def test_a_package_that_is_not_there_is_one_line(name: str) -> None:
     with pytest.raises(ShardError, match="is not installed; run `pip install"):
         resolve_root(f"package:{name}")
