@@ -41,9 +41,8 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
     problems = []
     if planned - listed:
         done = sum((folder / name).exists() for name in planned)
-        problems.append(
-            f"a build is unfinished, {done} of {len(planned)} shards are written; run the same `mama pack` again"
-        )
+        written = f"{done} of {len(planned)} shards are written"
+        problems.append(f"a build is unfinished, {written}; run the same `mama pack` again")
     foreign = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed | planned)
     if manifest is None:
         return problems
