@@ -54,7 +54,7 @@ def read_plain(data: bytes) -> NDArray[Any]:
     binary = PGM_BINARY.match(data)
     if (
         binary and grey.dtype == np.uint8
-    ):  # OpenCV scales to the PGM's maximum in text files only; 16 bits are stretched later
+    ):  # OpenCV scales to the maximum of text files only; 16 bits are stretched later
         grey = cv2.convertScaleAbs(grey, alpha=255 / max(1, int(binary[1])))
     return cv2.bitwise_not(grey) if inverted else grey
 
