@@ -46,9 +46,7 @@ def folders(config: PackConfig) -> tuple[Path, Path]:
     """The folders of `root` and `out`. Raises `ShardError` if `out` contains the archive: removing it removes both."""
     root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
     if root.resolve().is_relative_to(out.resolve()):
-        raise ShardError(
-            f"pack.out: {out} is or contains the archive {root}; give a folder beside it, or a new one inside it"
-        )
+        raise ShardError(f"pack.out: {out} is or contains the archive {root}; give a new folder beside or inside it")
     return root, out
 
 
