@@ -17,14 +17,8 @@ from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest
 REPACK = "run the same `mama pack` again, which rewrites it"
 # Fields of the manifest that no tar contains, so that only the records can confirm them.
 FROM_RECORDS = (
-    "source",
-    "settings",
-    "versions",
-    "listed",
-    "images_refused",
-    "images_excluded",
-    "studies_dropped",
-    "raw",
+    *("source", "settings", "versions"),
+    *("listed", "images_refused", "images_excluded", "studies_dropped", "raw"),
 )
 
 
