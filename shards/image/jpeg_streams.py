@@ -31,7 +31,7 @@ class Jpeg(NamedTuple):
 
 
 def limit(height: int, width: int) -> None:
-    """Raises `Refused` ("too-large") unless an image has 1 to `LARGEST` pixels."""
+    """Raise `Refused` ("too-large") unless an image has 1 to `LARGEST` pixels."""
     if not 0 < height * width <= LARGEST or height < 0:
         raise Refused("too-large", f"{width} x {height} pixels; 1 to {LARGEST} are read")
 

@@ -42,7 +42,7 @@ def pack(config: PackConfig) -> Manifest:
     since go into new shards; existing shards stay, except that a missing or truncated tar is written again. The bytes
     depend on archive, settings and key, not on the number of workers. Raises `ShardError` for a mistake in the
     configuration, for a folder that another process is building, and if more than `max_refused` of the images are
-    refused: before reading any image if the table or missing files tell, otherwise when everything is written.
+    refused: before the first image is read if table and missing files suffice for that, else when all is written.
     """
     with locked(_lock(config)), named_write_errors(Path(config.out)):
         build = open_build(config)

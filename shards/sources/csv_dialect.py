@@ -94,7 +94,7 @@ PACKED: dict[bytes, Callable[[Any], Any]] = {
 
 
 def check_western(path: Path) -> None:
-    """Raises `ShardError` unless the file at `path`, which is not UTF-8, plausibly is Windows-1252.
+    """Raise `ShardError` unless the file at `path`, which is not UTF-8, plausibly is Windows-1252.
 
     Logs a word as an example, because other encodings share most letters.
     """

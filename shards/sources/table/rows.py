@@ -49,7 +49,7 @@ def _study_facts(rows: Sequence[Any], names: Mapping[str, str]) -> tuple[dict[st
 
 
 def _refuse(image: str, rows: Sequence[Any], owners: dict[str, int], conflict: tuple[str, str] | None) -> None:
-    """Raises `Refused` for the image's path, for a cell of its rows, or for a conflict in its study."""
+    """Raise `Refused` for the image's path, for a cell of its rows, or for a conflict in its study."""
     if image.startswith(("/", "../")) or image == ".." or CONTROL.search(image):
         raise Refused("outside", "the path leads out of the archive's root or holds control characters")
     owner = owners.setdefault(image, rows[0].row)
