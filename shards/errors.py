@@ -32,6 +32,11 @@ class Refused(ShardError):
         super().__init__(message)
         self.reason = reason
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """(reason code, message), as a `SourceView` has it."""
+        return self.reason, str(self)
+
 
 def is_machine_error(error: BaseException) -> bool:
     """Whether the machine caused the error (memory, disk, network, open files) and not the file that was read."""

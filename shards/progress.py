@@ -51,8 +51,8 @@ def _shown(iterable: Iterable[T], total: int | None, label: str, unit: str, note
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            log.info(_line(done, total, label, unit, now - start) + _note(note()))
-    log.info(_line(done, total, label, unit, time.monotonic() - start) + _note(note()) + ", done")
+            log.info(_line(done, total, label, unit, now - start, note()))
+    log.info("%s, done", _line(done, total, label, unit, time.monotonic() - start, note()))
 
 
 @contextmanager
@@ -87,13 +87,9 @@ def waiting(label: str) -> Iterator[None]:
         yield
 
 
-def _note(words: str) -> str:
-    return f"; {words}" if words else ""
-
-
-def _line(done: int, total: int | None, label: str, unit: str, seconds: float) -> str:
+def _line(done: int, total: int | None, label: str, unit: str, seconds: float, note: str) -> str:
     rate = done / seconds if seconds > 0 else 0.0
     line = f"{label}: {done}{f'/{total}' if total else ''} {unit} in {seconds:.0f} s, {rate:.3g} {unit}/s"
     if total and rate > 0 and done < total:
         line += f", {(total - done) / rate:.0f} s left"
-    return line
+    return f"{line}; {note}" if note else line

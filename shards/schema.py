@@ -191,10 +191,9 @@ class Study:
         """The content of the tar member `<key>.json`: UTF-8 with sorted keys, so that equal studies are equal bytes."""
         document = {"schema": SCHEMA_VERSION, **asdict(self)}
         for view in document["views"]:
-            if not view["processed"]:
-                del view["processed"]
-            if not view["fallbacks"]:
-                del view["fallbacks"]
+            for name in ("processed", "fallbacks"):
+                if not view[name]:
+                    del view[name]
         return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
     @staticmethod

@@ -136,9 +136,7 @@ def _check_totals(manifest: Manifest, contents: Sequence[Content], earlier: Sequ
     if images != manifest.images:
         problems.append(f"{MANIFEST}: {manifest.images} images, but the shards hold {images}; {REPACK}")
     elif images + left_out != manifest.listed and not reported:
-        problems.append(
-            f"{MANIFEST}: {images} images stored and {left_out} left out are not the {manifest.listed} listed; {REPACK}"
-        )
+        problems.append(f"{MANIFEST}: {images} images stored, {left_out} left out, {manifest.listed} listed; {REPACK}")
     if manifest.raw is not None and sum(content.raw for content in contents) != manifest.raw:
         problems.append(f"{MANIFEST}: its number of raw images differs from the shards; {REPACK}")
     if add_histograms(content.labels for content in contents) != manifest.labels:

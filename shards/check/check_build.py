@@ -17,14 +17,8 @@ from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest
 REPACK = "run the same `mama pack` again, which rewrites it"
 # Fields of the manifest that no tar contains, so that only the records can confirm them.
 FROM_RECORDS = (
-    "source",
-    "settings",
-    "versions",
-    "listed",
-    "images_refused",
-    "images_excluded",
-    "studies_dropped",
-    "raw",
+    *("source", "settings", "versions"),
+    *("listed", "images_refused", "images_excluded", "studies_dropped", "raw"),
 )
 
 
@@ -41,9 +35,8 @@ def build_problems(folder: Path, manifest: Manifest | None) -> list[str]:
     problems = []
     if planned - listed:
         done = sum((folder / name).exists() for name in planned)
-        problems.append(
-            f"a build is unfinished, {done} of {len(planned)} shards are written; run the same `mama pack` again"
-        )
+        written = f"{done} of {len(planned)} shards are written"
+        problems.append(f"a build is unfinished, {written}; run the same `mama pack` again")
     foreign = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed | planned)
     if manifest is None:
         return problems

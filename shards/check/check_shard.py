@@ -47,10 +47,8 @@ class _Hashed:
         return data
 
 
-def check_shard(
-    folder: Path, shard: Shard, source: str, settings: Mapping[str, Any], sample: int | None = None
-) -> Content:
-    """Verify the tar of `shard` in `folder`. A wrong size or hash is the only problem reported of a tar.
+def check_shard(folder: Path, shard: Shard, source: str, settings: Mapping[str, Any], sample: int | None) -> Content:
+    """Verify the tar of `shard` in `folder`. If its size or hash is wrong, nothing else is reported.
 
     All images are decoded, or `sample` of them, spread evenly over the shard.
     """

@@ -67,10 +67,8 @@ def draw_view(pixels: np.ndarray, view: View, size: tuple[int, int]) -> Image.Im
     """The image [h, w] letterboxed to `size` (width, height) with its boxes; right breasts are mirrored back."""
     width, height = size
     scale = min((width - 2) / pixels.shape[1], height / pixels.shape[0])
-    image = Image.fromarray(to_uint8(pixels))
-    image = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-    )
+    shape = max(1, round(scale * pixels.shape[1])), max(1, round(scale * pixels.shape[0]))
+    image = Image.fromarray(to_uint8(pixels)).resize(shape, Image.Resampling.LANCZOS)
     mirrored = view.laterality == "R"
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -106,11 +104,8 @@ def label_line(view: View) -> str:
     labels = view.labels
     facts = [f"BI-RADS {labels.birads}"] if labels.birads is not None else []
     facts += [f"density {labels.density}"] if labels.density else []
-    facts += (
-        [labels.pathology]
-        if labels.pathology
-        else ["cancer" if labels.cancer else "no cancer"] * (labels.cancer is not None)
-    )
+    outcome = labels.pathology or {None: None, False: "no cancer", True: "cancer"}[labels.cancer]
+    facts += [outcome] if outcome else []
     return " · ".join(facts) or "no labels"
 
 

@@ -46,10 +46,7 @@ class _Set:
 
 
 def quality_page(
-    folders: Iterable[Path],
-    out: Path,
-    problems: Mapping[Path, Sequence[str]] | None = None,
-    sample: int | None = None,
+    folders: Iterable[Path], out: Path, problems: Mapping[Path, Sequence[str]] | None = None, sample: int | None = None
 ) -> Path:
     """Write the page about `folders` to `out`. `problems` is the result of `check_all(folders, sample)`, if called."""
     paths = list(dict.fromkeys(map(Path, folders)))
@@ -116,21 +113,19 @@ def _studies(reader: ShardReader) -> Iterator[Study]:
 
 
 def _splits(manifest: Manifest) -> list[dict[str, Any]]:
-    rows = []
-    for split in SPLITS:
-        shards = [shard for shard in manifest.shards if shard.split == split]
-        if shards:
-            rows.append(
-                {
-                    "name": split,
-                    "patients": len({patient for shard in shards for patient in shard.patients}),
-                    "studies": sum(shard.samples for shard in shards),
-                    "images": sum(sum(shard.view_counts) for shard in shards),
-                    "shards": len(shards),
-                    "bytes": sum(shard.bytes for shard in shards),
-                }
-            )
-    return rows
+    of_split = {split: [shard for shard in manifest.shards if shard.split == split] for split in SPLITS}
+    return [
+        {
+            "name": split,
+            "patients": len({patient for shard in shards for patient in shard.patients}),
+            "studies": sum(shard.samples for shard in shards),
+            "images": sum(sum(shard.view_counts) for shard in shards),
+            "shards": len(shards),
+            "bytes": sum(shard.bytes for shard in shards),
+        }
+        for split, shards in of_split.items()
+        if shards
+    ]
 
 
 def _left_out(manifest: Manifest) -> list[dict[str, Any]]:

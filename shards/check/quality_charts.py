@@ -68,35 +68,24 @@ def chart(title: str, unit: str, counts: Mapping[str, Mapping[str, int]], words:
     if rest := total.keys() - shown:
         rows.append((f"{len(rest)} more", [sum(counts[split].get(value, 0) for value in rest) for split in splits]))
     most = max((n / sums[split] for _, row in rows for split, n in zip(splits, row, strict=True)), default=1) or 1
+    words = {UNKNOWN: "not known", **words}
+
+    def cells(row: list[int]) -> tuple[Cell, ...]:
+        shares = [n / sums[split] for split, n in zip(splits, row, strict=True)]
+        return tuple(Cell(n, share, 100 * share / most) for n, share in zip(row, shares, strict=True))
+
     return Chart(
-        title,
-        unit,
-        splits,
-        tuple(
-            Row(
-                "not known" if value == UNKNOWN else words.get(value, value),
-                value != UNKNOWN,
-                tuple(
-                    Cell(n, n / sums[split], 100 * n / sums[split] / most) for split, n in zip(splits, row, strict=True)
-                ),
-            )
-            for value, row in rows
-        ),
+        title, unit, splits, tuple(Row(words.get(value, value), value != UNKNOWN, cells(row)) for value, row in rows)
     )
 
 
 def label_charts(manifest: Manifest) -> list[Chart]:
     """A chart for each fact of the manifest's histograms."""
-    names = [name for name in FACTS if any(name in facts for facts in manifest.labels.values())]
-    return [
-        chart(
-            FACTS[name],
-            "images",
-            {split: facts.get(name, {}) for split, facts in manifest.labels.items()},
-            WORDS.get(name, {}),
-        )
-        for name in names
-    ]
+    charts = []
+    for name, title in FACTS.items():
+        if counts := {split: facts[name] for split, facts in manifest.labels.items() if name in facts}:
+            charts.append(chart(title, "images", counts, WORDS.get(name, {})))
+    return charts
 
 
 def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:

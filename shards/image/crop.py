@@ -22,10 +22,8 @@ STRIP = 0.04  # of the long side: thinner structures are film borders and letter
 CORE = 0.08  # of the long side: no letter lies deeper below the skin
 NIPPLE = 0.03  # of the long side
 LETTERS = (0.01, 0.08)  # smallest and largest share of the breast's area
-SHARP, WHITE = (
-    0.6,
-    153,
-)  # least sharpness of letters (mean Laplacian to mean grey), and grey level of their bright pixels
+SHARP = 0.6  # least ratio of the mean Laplacian to the mean grey level of letters
+WHITE = 153  # least grey level of their bright pixels
 FULL = 0.1  # least relative difference of a breast's outer quarters, unless it fills the picture
 SMALLEST_BREAST = 0.03  # of the image area: below, there is no breast, and the whole image is kept
 

@@ -118,8 +118,8 @@ def _whole(dataset: Dataset, frames: int) -> NDArray[Any]:
 def _level(dataset: Dataset, long_side: int) -> int:
     """The number of JPEG 2000 resolution levels that need not be decoded for `long_side` pixels.
 
-    0 if the stream is not plainly what the header says (one unsigned component of BitsStored bits): pydicom resolves
-    such mismatches at full resolution. 0 if there is padding: the low-pass filter would mix it with tissue.
+    0 unless the stream agrees with the header (one unsigned component of BitsStored bits): pydicom resolves
+    mismatches at full resolution. 0 if there is padding: the low-pass filter would mix it with tissue.
     """
     if dataset.file_meta.TransferSyntaxUID not in (JPEG2000, JPEG2000Lossless) or dataset.PixelRepresentation:
         return 0

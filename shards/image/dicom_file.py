@@ -34,7 +34,7 @@ def find_file(path: Path) -> Path:
     """`path`; if there is none, the file that differs in the suffix only (a.dcm.gz, a.dicom, a); else `path`.
 
     Archives are compressed or renamed after their tables were written, and file names come in another Unicode form
-    (macOS) or in Latin-1. A missing folder is not searched: most folders are, if an archive was downloaded in part.
+    (macOS) or in Latin-1. A missing folder is not searched: most are missing if an archive was downloaded in part.
     """
     if path.is_symlink() or path.exists():
         return path
@@ -68,7 +68,7 @@ def is_named_dicom(path: Path) -> bool:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether the file begins like DICOM, gzip or not; False if it cannot be read.
+    """Whether the file is DICOM, by its first bytes, also within gzip; False if it cannot be read.
 
     Raises `OSError` when the machine is to blame and not the file, which would silently be missing from a list.
     """

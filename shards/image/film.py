@@ -22,7 +22,7 @@ WHOLE = 0.8  # share of the rows that must begin on one line at a film's edge; a
 REACHING, FAR = 3, 4  # rows and pixels: fewer are dust or a blurred edge
 TILT = 0.03  # pixels a row that a film may lean at most
 LIT = 0.6  # of the breast's upper quartile: brightness of a bright edge
-PART = 0.25  # of a side: shortest bright edge, and least background beside it that tells it from tissue
+PART = 0.25  # of a side: shortest bright edge, and least background beside it, as tissue has none
 STRAIGHT = 0.5  # share of the breast's rows that begin together if the film's edge cuts the breast off
 
 

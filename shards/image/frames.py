@@ -7,34 +7,23 @@ from typing import Any
 import gdcm
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder, iter_pixels, pixel_array
 from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000Lossless,
-    JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    RLELossless,
-)
 from rle.utils import decode_pixel_data
 
 from shards.errors import Refused
 from shards.image.jpeg_streams import CUT, read_jpeg_header, read_wavelet_header
 from shards.image.stored_bits import all_bits
 
-WAVELETS = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
+WAVELETS = (uid.JPEG2000, uid.JPEG2000Lossless, uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL)
 TWELVE = 12  # bits
-STREAMS = (*WAVELETS, *JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes)
+STREAMS = (*WAVELETS, *uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes)
 
 
-def decodable_syntax(dataset: Dataset) -> UID:
+def decodable_syntax(dataset: Dataset) -> uid.UID:
     """The transfer syntax. Raises `Refused` ("unreadable") if it is missing or has no decoder."""
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not syntax:
@@ -55,11 +44,11 @@ def decode_frames(dataset: Dataset, frames: int, wanted: range) -> list[NDArray[
         _check_length(dataset)
     streams = [get_frame(dataset.PixelData, i, number_of_frames=frames) for i in wanted if syntax in STREAMS]
     bits = [_check_stream(dataset, stream) for stream in streams]
-    if syntax == JPEGExtended12Bit and {*bits} != {8}:
+    if syntax == uid.JPEGExtended12Bit and {*bits} != {8}:
         return [_decode_12_bits(stream, depth, dataset) for stream, depth in zip(streams, bits, strict=True)]
     if frames > 1:
         return list(iter_pixels(dataset, indices=list(wanted), **all_bits(dataset)))
-    if syntax == RLELossless and dataset.BitsAllocated in (8, 16) and dataset.SamplesPerPixel == 1:
+    if syntax == uid.RLELossless and dataset.BitsAllocated in (8, 16) and dataset.SamplesPerPixel == 1:
         return [_decode_rle(dataset)]
     return [pixel_array(dataset, **all_bits(dataset))]
 

@@ -60,7 +60,7 @@ def to_codes(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def display_luts(header: Dataset | None, dtype: np.dtype[Any]) -> Iterator[DisplayLUT]:
-    """The tables of an image, the one that its header asks for first. `header` is None for a file that is not DICOM.
+    """The lookup tables of an image in the order of preference; `header` is None for a file that is not DICOM.
 
     1. Modality LUT, else rescale, else the stored values.
     2. VOI: the items of VOILUTSequence, then the windows by VOILUTFunction, in the header's order. Their output range

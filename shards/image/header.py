@@ -6,13 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    BreastProjectionXRayImageStorageForProcessing,
-    DigitalMammographyXRayImageStorageForProcessing,
-    DigitalXRayImageStorageForProcessing,
-)
 
 from shards.errors import Refused
 from shards.schema import LATERALITIES, RAW, VIEWS
@@ -20,13 +16,13 @@ from shards.spellings import SIDES, UNKNOWN, read_view
 
 # MG, and the modalities of film scans and old archives; RSNA files have no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
-# Grey, and the colour spaces in which a scanner may have stored grey; the pixels tell whether it has.
+# Grey, and the colour spaces in which a scanner may have stored grey; the pixels decide.
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"  # Breast Tomosynthesis Image Storage, PS3.4 B.5
 RAW_CLASSES = (
-    DigitalMammographyXRayImageStorageForProcessing,
-    DigitalXRayImageStorageForProcessing,
-    BreastProjectionXRayImageStorageForProcessing,
+    uid.DigitalMammographyXRayImageStorageForProcessing,
+    uid.DigitalXRayImageStorageForProcessing,
+    uid.BreastProjectionXRayImageStorageForProcessing,
 )
 # PS3.16 CID 4014 "View for Mammography", SNOMED RT (SRT) and SNOMED CT codes; any other code is another view.
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
@@ -86,7 +82,7 @@ def _replace_attributes(dataset: Dataset, item: Dataset) -> None:
 
 
 def refuse_other_objects(dataset: Dataset) -> None:
-    """Raises `Refused` for all but plain mammograms: modality, not-a-breast, specimen, 2d-synthetic, spot, colour."""
+    """Raise `Refused` for all but plain mammograms: modality, not-a-breast, specimen, 2d-synthetic, spot, colour."""
     modality = str(dataset.get("Modality") or "")
     if modality not in MODALITIES:
         raise Refused("modality", f"Modality is {modality[:40]!r}, not a mammogram")

@@ -5,6 +5,7 @@ Checked before decoding: some decoders end the process on a stream that claims t
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from shards.errors import Refused
@@ -14,7 +15,9 @@ CUT = "the file ends before its pixels do; copy or download it again"
 LOSSLESS = 0xC3
 # Frame headers: baseline, extended, progressive, lossless, two of arithmetic coding, JPEG-LS.
 FRAMES = (0xC0, 0xC1, 0xC2, LOSSLESS, 0xC9, 0xCA, 0xF7)
-SCAN, TILE_PART = 0xDA, b"\xff\x90"  # where coded data begin
+MARKER = re.compile(rb"\xff[^\x00\xff]")
+ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment: TEM, RST, SOI
+SCAN, TILE_PART = b"\xff\xda", b"\xff\x90"  # where coded data begin
 END = b"\xff\xd9"  # the end marker of either; coded data never hold it
 MOST_COMPONENTS = 4
 
@@ -28,7 +31,7 @@ class Jpeg(NamedTuple):
 
 
 def limit(height: int, width: int) -> None:
-    """Raises `Refused` ("too-large") unless an image has 1 to `LARGEST` pixels."""
+    """Raise `Refused` ("too-large") unless an image has 1 to `LARGEST` pixels."""
     if not 0 < height * width <= LARGEST or height < 0:
         raise Refused("too-large", f"{width} x {height} pixels; 1 to {LARGEST} are read")
 
@@ -48,13 +51,17 @@ def read_jpeg_header(stream: bytes) -> Jpeg:
 
 
 def frame_header(stream: bytes) -> tuple[Jpeg | None, int, int]:
-    """The last frame header before the coded data or None; its marker or 0; where the coded data begin."""
+    """The last frame header before the coded data or None; its marker or 0; where the coded data begin.
+
+    Finds markers as the decoders do, which skip fill bytes and garbage: a hidden frame header would hide the size.
+    """
     at, kind, header = stream.find(b"\xff\xd8") + 2, 0, b""
-    while at + 4 <= len(stream) and (marker := stream[at + 1]) != SCAN:
-        if marker in FRAMES:
-            kind, header = marker, stream[at + 4 : at + 9]
-        # Any number of fill bytes 0xff may precede a marker.
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    while (marker := MARKER.search(stream, at)) and marker[0] not in (SCAN, END):
+        at = marker.end()
+        if marker[0][1] in FRAMES:
+            kind, header = marker[0][1], stream[at + 2 : at + 7]
+        if marker[0][1] not in ALONE:
+            at += int.from_bytes(stream[at : at + 2], "big")
     if len(header) < 5:
         return None, kind, at
     return Jpeg(int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big"), header[0]), kind, at

@@ -54,7 +54,7 @@ def read_plain(data: bytes) -> NDArray[Any]:
     binary = PGM_BINARY.match(data)
     if (
         binary and grey.dtype == np.uint8
-    ):  # OpenCV scales to the PGM's maximum in text files only; 16 bits are stretched later
+    ):  # OpenCV scales to the maximum of text files only; 16 bits are stretched later
         grey = cv2.convertScaleAbs(grey, alpha=255 / max(1, int(binary[1])))
     return cv2.bitwise_not(grey) if inverted else grey
 
@@ -66,7 +66,7 @@ def grey_of(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def refuse_colour(image: NDArray[Any]) -> None:
-    """Raises `Refused` ("colour") unless the channels of `image` [h, w, 3] are equal, or grey in one tint."""
+    """Raise `Refused` ("colour") unless the channels of `image` [h, w, 3] are equal, or grey in one tint."""
     first, green, last = (channel.astype(np.float32) for channel in cv2.split(image))
     most = max(LEAST, int(image.max()) // EIGHTH)
     apart = np.count_nonzero(np.maximum(_beside(green, first), _beside(green, last)) > most)
@@ -86,7 +86,7 @@ def _beside(green: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[n
 
 @contextmanager
 def no_pixel_limit() -> Iterator[None]:
-    """Silence Pillow's warning about large images; `limit` is what counts."""
+    """Silence Pillow's warning about large images; `limit` checks their size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
@@ -110,7 +110,7 @@ def _check_plain(data: bytes) -> tuple[str, str]:
 
 
 def _refuse_cut(data: bytes, image: Image.Image) -> None:
-    """Raises `Refused` for a file that ends too early, by its end marker or the offsets in it.
+    """Raise `Refused` for a file that ends too early, by its end marker or the offsets in it.
 
     OpenCV fills in some cut files, depending on its release. A JPEG 2000 stream may be larger than its file claims.
     """

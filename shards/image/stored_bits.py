@@ -5,30 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSNearLossless,
-)
 
 from shards.image.jpeg_streams import is_reversible
 
-WAVELETS = (JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL)
-LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
+WAVELETS = (uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL)
+LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
 
 
 def all_bits(dataset: Dataset) -> dict[str, Any]:
     """Options for pydicom's decoders that keep all bits of a pixel, in every transfer syntax."""
-    gdcm_cuts = dataset.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1)
+    gdcm_cuts = dataset.file_meta.TransferSyntaxUID in (uid.JPEGLossless, uid.JPEGLosslessSV1)
     return {"correct_unused_bits": False, **({"bits_stored": dataset.BitsAllocated} if gdcm_cuts else {})}
 
 

@@ -15,13 +15,11 @@ FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # of VOILUTFunction, PS3.3 C.
 FEWEST_BITS = 8  # of a LUT's entries, PS3.3 C.11.2.1.1
 
 Values = NDArray[np.float64]
-# Values before -> (values after, words of `schema.FALLBACKS`). Raises any exception if the header is unusable.
-Transformation = Callable[[Values], tuple[Values, tuple[str, ...]]]
+Result = tuple[Values, tuple[str, ...]]  # values, words of `schema.FALLBACKS`
+Transformation = Callable[[Values], Result]  # raises any exception if the header is unusable
 
 
-def apply_each(
-    transformations: Iterable[Transformation], values: Values
-) -> Iterator[tuple[Values, tuple[str, ...]] | None]:
+def apply_each(transformations: Iterable[Transformation], values: Values) -> Iterator[Result | None]:
     """The result of each transformation of the same `values`; None if it fails, is not finite, or is constant."""
     for transformation in transformations:
         try:
@@ -63,16 +61,16 @@ def _all(header: Dataset, name: str) -> list[Any]:
     return list(value) if isinstance(value, MutableSequence) else [value]
 
 
-def _modality_lut(item: Dataset, header: Dataset, stored: slice, values: Values) -> tuple[Values, tuple[str, ...]]:
+def _modality_lut(item: Dataset, header: Dataset, stored: slice, values: Values) -> Result:
     entries, first, _ = _read_lut(item, header)
     return _look_up(values, values[stored], entries, first), ()
 
 
-def _rescale(header: Dataset, values: Values) -> tuple[Values, tuple[str, ...]]:
+def _rescale(header: Dataset, values: Values) -> Result:
     return values * float(header.RescaleSlope) + float(header.RescaleIntercept), ()
 
 
-def _window(center: Any, width: Any, function: str, values: Values) -> tuple[Values, tuple[str, ...]]:
+def _window(center: Any, width: Any, function: str, values: Values) -> Result:
     """PS3.3 C.11.2.1.2 and C.11.2.1.3 with an output of 0..1; LINEAR if the function is unknown."""
     middle, extent = float(center), float(width)
     words = () if function in FUNCTIONS else ("function",)
@@ -89,7 +87,7 @@ def _window(center: Any, width: Any, function: str, values: Values) -> tuple[Val
     return np.clip((values - middle) / extent + 0.5, 0, 1), words
 
 
-def _voi_lut(item: Dataset, header: Dataset, inputs: Values, values: Values) -> tuple[Values, tuple[str, ...]]:
+def _voi_lut(item: Dataset, header: Dataset, inputs: Values, values: Values) -> Result:
     """PS3.3 C.11.2.1.1 with an output of 0..1.
 
     If the entries fill another number of bits than the descriptor declares, theirs counts: some scanners (Agfa)

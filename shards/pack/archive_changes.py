@@ -205,6 +205,4 @@ def _repack_advice(shards: Mapping[str, int], out: Path) -> str:
     if len(shards) > MOST_NAMED:
         return f"to pack those shards from the archive as it is, remove {out} or give another `out`"
     records = ", ".join(f"{BUILD}/{Path(name).stem}.json" for name in sorted(shards))
-    return (
-        f"to pack those shards from the archive as it is, remove {records} in {out} and run the same `mama pack` again"
-    )
+    return f"to pack those shards from the archive as it is, remove {records} in {out} and run `mama pack` again"

@@ -12,37 +12,23 @@ from pathlib import Path
 from shards.errors import ShardError
 from shards.image.picture import PictureConfig
 from shards.pack.archive_changes import is_whole, renew, report_changes, survey
-from shards.pack.build_settings import (
-    BEFORE,
-    as_begun,
-    compare_settings,
-    folders,
-    settings_of,
-    source_options,
-    validate,
-)
+from shards.pack.build_settings import BEFORE, as_begun, compare_settings, folders, settings_of, source_options
 from shards.pack.early_checks import limit_ahead, refuse_own_files
-from shards.pack.finish import earlier_manifest
 from shards.pack.identity import load_key
 from shards.pack.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan, save_plan
 from shards.pack.sample import SampleConfig
 from shards.pack.settings import PackConfig
 from shards.pack.shard_record import load_record, records_of, remove_record
 from shards.progress import waiting
-from shards.read.manifest import BUILD, MANIFEST
+from shards.read.manifest import BUILD, MANIFEST, Manifest, load_manifest
 from shards.schema import SourceStudy
 from shards.sources.all_sources import SOURCES
 
 log = logging.getLogger(__name__)
 
 DECODERS = (
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "pydicom",
-    "pylibjpeg-openjpeg",
-    "pylibjpeg-rle",
-    "python-gdcm",
+    *("numpy", "opencv-python-headless", "pillow", "pydicom"),
+    *("pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm"),
 )
 
 
@@ -78,7 +64,6 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
 
     Raises `ShardError` for a mistake in the configuration, and for settings or an archive that do not fit the plan.
     """
-    validate(config)
     root, out = folders(config)
     options = source_options(config)
     key = load_key(Path(os.path.expanduser(config.key_file)))
@@ -98,21 +83,13 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
         kept = {name: value for name, value in settings.items() if name not in BEFORE or name in plan.settings}
         plan = _renewed(config, replace(plan, settings=kept), studies, key, because)
         save_plan(plan, out / BUILD)
-    return Build(config, _sample_config(config, root, key), out, plan, studies)
-
-
-def _sample_config(config: PackConfig, root: Path, key: bytes) -> SampleConfig:
+    slab, processed = config.tomosynthesis == "slab", config.raw == "processed"
     picture = PictureConfig(
-        config.long_side,
-        config.bits,
-        config.crop,
-        config.flip,
-        config.reduced_jpeg2000,
-        config.tomosynthesis == "slab",
-        config.raw == "processed",
+        config.long_side, config.bits, config.crop, config.flip, config.reduced_jpeg2000, slab, processed
     )
     quality = config.quality if config.codec == "jpeg" else None
-    return SampleConfig(config.source, root, key, picture, quality, config.intent)
+    sample = SampleConfig(config.source, root, key, picture, quality, config.intent)
+    return Build(config, sample, out, plan, studies)
 
 
 def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy], key: bytes, because: str) -> Plan:
@@ -145,3 +122,12 @@ def _withdraw_manifest(out: Path, repacked: set[str]) -> None:
     manifest = earlier_manifest(out) if repacked else None
     if manifest and any(shard.name in repacked for shard in manifest.shards):
         (out / MANIFEST).unlink()
+
+
+def earlier_manifest(out: Path) -> Manifest | None:
+    """The manifest in `out`; None if it is missing, or damaged, as it will be rewritten from the records."""
+    try:
+        return load_manifest(out) if (out / MANIFEST).exists() else None
+    except ShardError as error:
+        log.warning("%s; it is written again", error)
+        return None

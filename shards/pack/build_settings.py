@@ -43,12 +43,14 @@ def validate(config: PackConfig) -> None:
 
 
 def folders(config: PackConfig) -> tuple[Path, Path]:
-    """The folders of `root` and `out`. Raises `ShardError` if `out` contains the archive: removing it removes both."""
+    """The folders of `root` and `out` of a valid configuration.
+
+    Raises `ShardError` as `validate`, and if `out` contains the archive: removing it would remove both.
+    """
+    validate(config)
     root, out = resolve_root(config.root), Path(os.path.expanduser(config.out))
     if root.resolve().is_relative_to(out.resolve()):
-        raise ShardError(
-            f"pack.out: {out} is or contains the archive {root}; give a folder beside it, or a new one inside it"
-        )
+        raise ShardError(f"pack.out: {out} is or contains the archive {root}; give a new folder beside or inside it")
     return root, out
 
 

@@ -30,9 +30,7 @@ def refuse_own_files(studies: Mapping[str, SourceStudy], root: Path, out: Path) 
         prefix = str(root / inside) + os.sep
         for study in studies.values():
             if found := next((view.path for view in study.views if str(view.path).startswith(prefix)), None):
-                raise ShardError(
-                    f"pack.out: {found} is read as part of the archive; give an `out` that is not inside {root}"
-                )
+                raise ShardError(f"pack.out: {found} is read as part of the archive; give an `out` outside {root}")
 
 
 def limit_ahead(
@@ -54,11 +52,9 @@ def limit_ahead(
     (reason, number), *_ = Counter(line.reason for line in refusals).most_common(1)
     view, (_, message) = next((view, refused) for view, refused in lost if refused[0] == reason)
     what = f"{len(lost)} of {counted} images would be refused, {number} of them as {reason}"
-    what += f", such as {view.path} ({message})"
+    what += f", such as {view.path} ({message}); {config.max_refused:.1%} are allowed"
     field, fix = ("root", "name another root") if reason == "missing" else ("max_refused", "fix archive or options")
-    raise ShardError(
-        f"pack.{field}: {what}; {config.max_refused:.1%} are allowed: see {file}, {fix}, or raise pack.max_refused"
-    )
+    raise ShardError(f"pack.{field}: {what}: see {file}, {fix}, or raise pack.max_refused")
 
 
 def _views(archive: Archive, key: str) -> Iterator[tuple[SourceView, tuple[str, str] | None]]:

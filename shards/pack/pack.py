@@ -9,27 +9,30 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from shards.errors import ShardError
+from shards.files import atomic_write
 from shards.pack.archive_changes import differs, survey
-from shards.pack.build import Build, open_build
-from shards.pack.build_settings import folders, validate
+from shards.pack.build import Build, earlier_manifest, open_build
+from shards.pack.build_settings import folders
 from shards.pack.early_checks import stop_if_none_is_usable
-from shards.pack.finish import finish
 from shards.pack.lock import locked
-from shards.pack.plan import PlannedShard
-from shards.pack.sample import Sample
+from shards.pack.plan import Plan, PlannedShard
+from shards.pack.sample import Refusal, Sample, refusal_lines
 from shards.pack.settings import PackConfig
-from shards.pack.shard_record import Tally, load_record, save_record
+from shards.pack.shard_record import Tally, load_record, manifest_of, records_of, save_record
 from shards.pack.workers import in_order
 from shards.pack.writer import named_write_errors, write_shard
 from shards.progress import progress
-from shards.read.manifest import BUILD, MANIFEST, Manifest
+from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest, save_manifest
+from shards.schema import CONFLICTS, FALLBACKS
 
 log = logging.getLogger(__name__)
+
+MOST_MESSAGES = 8  # about views and labels that were not understood
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -39,13 +42,13 @@ def pack(config: PackConfig) -> Manifest:
     since go into new shards; existing shards stay, except that a missing or truncated tar is written again. The bytes
     depend on archive, settings and key, not on the number of workers. Raises `ShardError` for a mistake in the
     configuration, for a folder that another process is building, and if more than `max_refused` of the images are
-    refused: before reading any image if the table or missing files tell, otherwise when everything is written.
+    refused: before the first image is read if table and missing files suffice for that, else when all is written.
     """
     with locked(_lock(config)), named_write_errors(Path(config.out)):
         build = open_build(config)
         if pending := build.pending:
             _write(build, pending)
-        return finish(config, build.plan, build.out)
+        return _finish(config, build.plan, build.out)
 
 
 def pack_part(config: PackConfig, part: int, parts: int) -> None:
@@ -70,7 +73,6 @@ def make_plan(config: PackConfig) -> int:
 
 
 def _lock(config: PackConfig) -> Path:
-    validate(config)
     return folders(config)[1] / BUILD / "lock"
 
 
@@ -114,3 +116,72 @@ def _write(build: Build, shards: Sequence[PlannedShard]) -> None:
             (build.out / MANIFEST).unlink(missing_ok=True)
         save_record(tally.record(shard), build.records)
     next(samples, None)  # ends the progress display and the workers
+
+
+def _finish(config: PackConfig, plan: Plan, out: Path) -> Manifest:
+    """Write `refused.jsonl` and the manifest from the records, unless they are up to date.
+
+    Raises `ShardError` if no image was stored, and, after writing, if more than `max_refused` were refused.
+    """
+    records = list(records_of(plan, out / BUILD).values())
+    refusals = [refusal for record in records for refusal in record.refusals]
+    lines = refusal_lines(refusals)
+    manifest = manifest_of(plan, records)
+    refused = out / REFUSED
+    if earlier_manifest(out) == manifest and refused.exists() and refused.read_bytes() == lines:
+        log.info("%s is finished: %d studies, %d images", out, manifest.studies, manifest.images)
+        _limit_refused(manifest, config.max_refused, refused)
+        return manifest
+    atomic_write(refused, lines)
+    if not manifest.images:
+        causes = Counter(f"{line.reason} ({line.message})" for line in refusals).most_common(1)
+        most = "".join(f", {number} of them as {cause}" for cause, number in causes)
+        raise ShardError(
+            f"pack.root: {config.root} holds no usable image: {len(refusals)} are left out{most}, see {refused}; "
+            "fix the archive or the options and run the same `mama pack` again"
+        )
+    save_manifest(manifest, out)
+    _log_manifest(out, manifest)
+    _log_not_understood(refusals)
+    _limit_refused(manifest, config.max_refused, refused)
+    return manifest
+
+
+def _limit_refused(manifest: Manifest, max_refused: float, refused: Path) -> None:
+    if manifest.refused_share > max_refused:
+        raise ShardError(
+            f"pack.max_refused: {manifest.refused_share:.1%} of the images were refused, {max_refused:.1%} are "
+            f"allowed; see {refused}, fix the archive and run the same `mama pack` again, or raise pack.max_refused"
+        )
+
+
+def _log_manifest(out: Path, manifest: Manifest) -> None:
+    left_out = {**manifest.images_excluded, **manifest.images_refused}
+    log.info(
+        "%s: %d studies; of %d images %d stored, %d left out (%s)",
+        out,
+        manifest.studies,
+        manifest.listed,
+        manifest.images,
+        sum(left_out.values()),
+        ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
+    )
+    if manifest.raw:
+        unprocessed = "unprocessed; pack.raw=processed, in another `out`, renders them"
+        how = "rendered" if manifest.settings.get("raw") == "processed" else unprocessed
+        log.warning("%d images are raw (FOR PROCESSING), stored %s", manifest.raw, how)
+    for word, number in manifest.conflicts.items():
+        log.warning("%d images: %s", number, CONFLICTS.get(word, word))
+    for word, number in manifest.fallbacks.items():
+        log.warning("%d images were rendered by %s", number, FALLBACKS.get(word, word))
+    if manifest.duplicates:
+        log.warning("%d images are stored in two studies; `mama check %s` names them", manifest.duplicates, out)
+
+
+def _log_not_understood(refusals: Iterable[Refusal]) -> None:
+    """Log the messages about views and labels: a misspelt view is excluded like any other."""
+    messages = Counter((line.reason, line.message) for line in refusals if line.reason in ("other-view", "label"))
+    for (reason, message), number in messages.most_common(MOST_MESSAGES):
+        log.info("%s, %d images: %s", reason, number, message)
+    if len(messages) > MOST_MESSAGES:
+        log.info("%d more messages like these, see %s", len(messages) - MOST_MESSAGES, REFUSED)

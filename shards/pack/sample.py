@@ -16,13 +16,12 @@ from pydicom.dataset import Dataset
 
 from shards.errors import Refused, is_machine_error, one_line
 from shards.files import legible
-from shards.image.crop import Geometry
 from shards.image.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
 from shards.image.picture import Picture, PictureConfig, read_picture
 from shards.pack.identity import keyed_hash, split_of
-from shards.pack.texts import check_facts, check_report
+from shards.pack.texts import LONGEST_REPORT, check_facts, check_text
 from shards.processes import quiet
-from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, SourceStudy, SourceView, Study, View
+from shards.schema import LATERALITIES, RAW, VIEWS, Box, SourceStudy, SourceView, Study, View
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
     if source.refused:
         raise Refused(*source.refused)
     _check_path(source.path, config.root)
-    check_report(source.report)
+    check_text("report", source.report, LONGEST_REPORT, allowed="\n\t")
     picture = read_picture(source.path, config.picture, source.laterality)
     header = picture.header if picture.header is not None else Dataset()
     laterality, position, conflicts = _side_and_view(source, header)
@@ -180,7 +179,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         flipped=picture.geometry.flipped,
         to_original=picture.geometry.to_original,
         labels=source.labels,
-        findings=tuple(_to_stored(finding, picture.geometry) for finding in source.findings),
+        findings=tuple(replace(f, box=f.box and picture.geometry.box_to_stored(f.box)) for f in source.findings),
         report=source.report,
         presentation_intent=find_intent(header),
         vendor=None if picture.header is None else find_vendor(header),
@@ -199,10 +198,7 @@ def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple
     """
     conflicts = []
     known: dict[str, str] = {}
-    for name, of_table, find in (
-        ("laterality", source.laterality, find_laterality),
-        ("view", source.view, find_view),
-    ):
+    for name, of_table, find in (("laterality", source.laterality, find_laterality), ("view", source.view, find_view)):
         try:
             of_header = find(header)
         except Refused:
@@ -235,10 +231,6 @@ def _is_outside(box: Box, size: tuple[int, int]) -> bool:
     """Whether a box does not overlap the original image of `size` (height, width)."""
     x0, y0, x1, y1 = box
     return x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]
-
-
-def _to_stored(finding: Finding, geometry: Geometry) -> Finding:
-    return replace(finding, box=geometry.box_to_stored(finding.box)) if finding.box else finding
 
 
 def _check_path(path: Path, root: Path) -> None:

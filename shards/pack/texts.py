@@ -32,17 +32,13 @@ def _plain(text: str | None) -> str | None:
 def check_facts(study: SourceStudy) -> None:
     """Raise `Refused` for an impossible age, and for a fact that is too long or has control characters."""
     for name in FACTS:
-        _check_text(name, getattr(study, name), LONGEST_FACT)
+        check_text(name, getattr(study, name), LONGEST_FACT)
     if study.age is not None and not 0 <= study.age <= 130:
         raise Refused("hostile", f"age: {study.age} is not an age in years")
 
 
-def check_report(text: str | None) -> None:
-    """Raise `Refused` for a report text that is too long or has control characters other than newline and tab."""
-    _check_text("report", text, LONGEST_REPORT, allowed="\n\t")
-
-
-def _check_text(name: str, text: str | None, longest: int, allowed: str = "") -> None:
+def check_text(name: str, text: str | None, longest: int, allowed: str = "") -> None:
+    """Raise `Refused` for more than `longest` characters, and for control characters that are not `allowed`."""
     if text is None:
         return
     if len(text) > longest:

@@ -10,10 +10,10 @@ import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from shards.errors import FetchError
 from shards.files import atomic_file
@@ -21,6 +21,8 @@ from shards.read.cache import cached
 from shards.read.manifest import MANIFEST, Shard
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TRIES = 5
 PAUSE = 0.5  # seconds before the second try; doubles for each further one
@@ -58,7 +60,8 @@ class Remote:
     def manifest(self) -> Path:
         """Download the current manifest, to which a build may have added shards, and return its folder."""
         folder = self.cache / "manifests" / hashlib.sha256(self.url.encode()).hexdigest()
-        content = b"".join(_fetch_whole(f"{self.url}/{MANIFEST}"))
+        url = f"{self.url}/{MANIFEST}"
+        content = b"".join(_retried(url, lambda: list(_chunks(url, LARGEST_MANIFEST))))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(folder / MANIFEST, f".{secrets.token_hex(8)}") as file:  # other ranks write it, too
@@ -76,42 +79,31 @@ class Remote:
     def _download(self, shard: Shard, file: BinaryIO) -> None:
         log.info("fetching %s/%s, %.1f MB", self.url, shard.name, shard.bytes / 1e6)
         url = f"{self.url}/{shard.name}"
-        for last in _tries():
+
+        def write() -> None:
             file.seek(0)
             file.truncate()
             digest = hashlib.sha256()
-            try:
-                for chunk in _chunks(url, shard.bytes):
-                    digest.update(chunk)
-                    file.write(chunk)
-            except FetchError as error:
-                _give_up(url, error, last)
-                continue
-            if digest.hexdigest() == shard.sha256:
-                return
-            _give_up(url, FetchError("the SHA-256 differs from the manifest"), last)
+            for chunk in _chunks(url, shard.bytes):
+                digest.update(chunk)
+                file.write(chunk)
+            if digest.hexdigest() != shard.sha256:
+                raise FetchError("the SHA-256 differs from the manifest")
+
+        _retried(url, write)
 
 
-def _fetch_whole(url: str) -> list[bytes]:
-    for last in _tries():
-        try:
-            return list(_chunks(url, LARGEST_MANIFEST))
-        except FetchError as error:
-            _give_up(url, error, last)
-    raise AssertionError("the last try returns or raises")
-
-
-def _tries() -> Iterator[bool]:
-    """Yield for each try whether it is the last one; sleep between them."""
+def _retried(url: str, fetch: Callable[[], T]) -> T:
+    """The result of `fetch`, which is called again after an error that may pass, with growing pauses."""
     for number in range(TRIES):
-        yield number == TRIES - 1
+        try:
+            return fetch()
+        except FetchError as error:
+            if number == TRIES - 1 or isinstance(error, _Final):
+                raise FetchError(f"{url}: {error}; check the address and the server") from None
+            log.warning("%s: %s; trying again", url, error)
         time.sleep(PAUSE * 2**number)
-
-
-def _give_up(url: str, error: FetchError, last: bool) -> None:
-    if last or isinstance(error, _Final):
-        raise FetchError(f"{url}: {error}; check the address and the server") from None
-    log.warning("%s: %s; trying again", url, error)
+    raise AssertionError("the last try returns or raises")
 
 
 class _Final(FetchError):

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 TABLE = "Radiology-manual-annotations.xlsx"
 IMAGES = "subtracted"
-# Columns of the first sheet (`all`) -> their names here.
+SHEET = "all"
+# Columns of the sheet -> their names here.
 COLUMNS = {
     "Image_name": "image",
     "Patient_ID": "patient",
@@ -67,7 +68,7 @@ def cdd_cesm(root: Path) -> Iterator[SourceStudy]:
 
 def _annotations(path: Path) -> pd.DataFrame:
     """One row per image: text columns as strings or NaN, birads and age as numbers or NaN."""
-    table = blank_unknown(read_table(path, COLUMNS), {})
+    table = blank_unknown(read_table(path, COLUMNS, sheet=SHEET), {})
     table = table.dropna(subset=["image", "patient"]).drop_duplicates("image").reset_index(drop=True)
     table["density"] = _fill_density(table)
     categories = pd.to_numeric(table["birads"].str.split("$").explode(), errors="coerce")

@@ -94,9 +94,7 @@ def _patient(path: Path, patient_id: str) -> str:
 
 
 def _view(path: Path, side: str, patient: Patient | None) -> SourceView:
-    if (
-        side not in LATERALITIES
-    ):  # packing reads other attributes of the header, and refuses the image if none states the side
+    if side not in LATERALITIES:  # packing reads more attributes, and refuses the image if none states the side
         return SourceView(path)
     breast = patient.breasts.get(side) if patient else None
     if breast is None:

@@ -59,9 +59,8 @@ def find_dialect(path: Path, wanted: Collection[str], separator: str | None = No
     if "\0" in text.partition("\n")[0]:
         raise ShardError(f"{path}: holds NUL bytes: UTF-16 without its byte order mark, or no text; save it as UTF-8")
     preamble = PREAMBLE.match(text)[0]  # type: ignore[index]
-    headers = {
-        mark: _header(text[len(preamble) :], mark) for mark in (SEPARATORS if separator is None else (separator,))
-    }
+    marks = SEPARATORS if separator is None else (separator,)
+    headers = {mark: _header(text[len(preamble) :], mark) for mark in marks}
     best = max(headers, key=lambda mark: (len(set(headers[mark]) & set(wanted)), len(headers[mark])))
     return Dialect(encoding, best, headers[best], len(preamble.splitlines()))
 
@@ -95,7 +94,7 @@ PACKED: dict[bytes, Callable[[Any], Any]] = {
 
 
 def check_western(path: Path) -> None:
-    """Raises `ShardError` unless the file at `path`, which is not UTF-8, plausibly is Windows-1252.
+    """Raise `ShardError` unless the file at `path`, which is not UTF-8, plausibly is Windows-1252.
 
     Logs a word as an example, because other encodings share most letters.
     """
@@ -113,9 +112,7 @@ def check_western(path: Path) -> None:
                 if utf8_line:
                     raise ShardError(f"{path}: {byte} is not UTF-8, line {utf8_line} is; save all as UTF-8") from None
                 if FOREIGN.search(text):
-                    raise ShardError(
-                        f"{path}: {byte} is neither UTF-8 nor Windows-1252; save the table as UTF-8"
-                    ) from None
+                    raise ShardError(f"{path}: {byte} is neither UTF-8 nor Windows-1252; save it as UTF-8") from None
                 example = example or f"{_accented(text)!r} in line {number}"
     log.warning("%s: read as Windows-1252, as in %s; if that is wrong, save the table as UTF-8", path, example)
 

@@ -13,11 +13,8 @@ INDEX = "DICOMDIR"  # index of a DICOM disc (PS3.10 8.6): in DICOM format, but n
 
 def dicom_files(root: Path) -> list[Path]:
     """The DICOM files at any depth below `root`, sorted: by suffix, else by content."""
-    return sorted(path for path in root.rglob("*") if is_named_dicom(path) or _is_unnamed_dicom(path))
-
-
-def _is_unnamed_dicom(path: Path) -> bool:
-    return path.name != INDEX and path.is_file() and holds_dicom(path)
+    paths = root.rglob("*")
+    return sorted(p for p in paths if is_named_dicom(p) or (p.name != INDEX and p.is_file() and holds_dicom(p)))
 
 
 def read_header(path: Path, *attributes: str) -> dict[str, str]:

@@ -137,7 +137,7 @@ def _view(root: Path, row: Any, numbers: Iterator[int], unnamed: list[str]) -> S
             raise Refused("label", f"{TABLE}: Laterality or View of row {row.row} contradicts the file's name")
         findings = tuple(_findings(root / OUTLINES / f"{row.file}.xml", numbers, unnamed))
     except Refused as error:
-        return SourceView(row.path, refused=(error.reason, str(error)))
+        return SourceView(row.path, refused=error.pair)
     return SourceView(row.path, row.named_side, view, Labels(cells["birads"], cells["density"]), findings)
 
 

@@ -20,11 +20,7 @@ from shards.sources.tables import blank_unknown, groups, read_table, rows
 COLUMNS = {
     "patient_id": "patient",
     "image_id": "image",
-    "laterality": "laterality",
-    "view": "view",
-    "age": "age",
-    "cancer": "cancer",
-    "biopsy": "biopsy",
+    **{name: name for name in ("laterality", "view", "age", "cancer", "biopsy")},
     "BIRADS": "birads",
     "density": "density",
 }
@@ -94,7 +90,7 @@ def _view(root: Path, row: Any) -> SourceView:
             raise Refused("other-view", f"column view: {row.view[:40]!r} is not one of {', '.join(VIEWS)}")
         cells = {column: read_code(row, column, CODES, UNDOCUMENTED) for column in CODES}
     except Refused as error:
-        return SourceView(path, refused=(error.reason, str(error)))
+        return SourceView(path, refused=error.pair)
     return SourceView(path, cells["laterality"], row.view, _labels(cells))
 
 

@@ -36,14 +36,15 @@ def read_table(
     optional: Iterable[str] = (),
     separator: str | None = None,
     as_written: Collection[str] = (),
+    sheet: str | int = 0,
 ) -> pd.DataFrame:
     """Read the `columns` (name in the file -> name here) of a CSV, Parquet or Excel file, by its suffix.
 
     Every value is stripped text, or NaN for an empty cell: "NA" and "None" are texts, leading zeros stay, and a whole
     number has no point, even if Parquet stores it as a float because its column has empty cells. Column names are
     compared without surrounding spaces and byte order mark. A missing column in `optional` (names here) is filled with
-    NaN. Empty rows are left out; `index + 2` is the number of the row in a spreadsheet. Of an Excel file, the first
-    sheet is read.
+    NaN. Empty rows are left out; `index + 2` is the number of the row in a spreadsheet. Of an Excel file, `sheet` is
+    read, by its name or its number from 0.
 
     A CSV file may be compressed, in UTF-8, UTF-16 or Windows-1252, and separated by commas, semicolons, tabs or bars:
     see `csv_dialect`. Without `separator`, it is detected. If it is no comma, numbers with a decimal comma come back
@@ -51,7 +52,7 @@ def read_table(
 
     Raises `ShardError` with the path and the first column that is missing or duplicated.
     """
-    names, raw, comma = _read(path, columns, separator)
+    names, raw, comma = _read(path, columns, separator, sheet)
     table = pd.DataFrame(index=raw.index)
     for name, here in columns.items():
         places = [place for place, other in enumerate(names) if other == name]
@@ -85,7 +86,7 @@ def blank_unknown(table: pd.DataFrame, codes: Mapping[str, Collection[str]]) -> 
 
 
 def _read(
-    path: Path, columns: Collection[str], separator: str | None
+    path: Path, columns: Collection[str], separator: str | None, sheet: str | int
 ) -> tuple[list[str], pd.DataFrame, re.Pattern[str] | None]:
     """All column names, the cells by position of their column, and the pattern of numbers with a decimal comma, if any.
 
@@ -99,7 +100,11 @@ def _read(
             names = [clean_name(str(name)) for name in raw.columns]
             return names, raw.set_axis(range(len(names)), axis=1), None
         if path.suffix.lower() in (".xlsx", ".xls"):
-            raw = pd.read_excel(path, **AS_TEXT).replace(CARRIAGE_RETURN, "\r", regex=True).dropna(how="all")
+            raw = (
+                pd.read_excel(path, sheet_name=sheet, **AS_TEXT)
+                .replace(CARRIAGE_RETURN, "\r", regex=True)
+                .dropna(how="all")
+            )
             names, raw = _without_header(raw)
             return names, raw.set_axis(raw.index - 1), None
         dialect = find_dialect(path, columns, separator)

@@ -136,7 +136,7 @@ def _view(root: Path, row: Any, lines: Sequence[Any], numbers: Iterator[int]) ->
         cells = {column: read_code(row, column, CODES, UNDOCUMENTED) for column in CODES}
         findings = [finding for line in lines for finding in _findings(line, numbers)]
     except Refused as error:
-        return SourceView(path, refused=(error.reason, str(error)))
+        return SourceView(path, refused=error.pair)
     labels = Labels(cells["birads"], cells["density"])
     return SourceView(path, cells["laterality"], cells["view"], labels, tuple(findings))
 

@@ -156,7 +156,7 @@ def _film(shown: Sequence[Any], breast: Sequence[Any], numbers: Iterator[int]) -
         labels = _labels(breast)
         findings = [finding for row in shown for finding in _findings(row, next(numbers))]
     except Refused as error:
-        return Film(path=shown[0].path, refused=(error.reason, str(error)))
+        return Film(path=shown[0].path, refused=error.pair)
     return Film(labels, tuple(findings), shown[0].path)
 
 

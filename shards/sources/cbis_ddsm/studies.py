@@ -128,9 +128,7 @@ def _views(root: Path, images: list[Image], films: Mapping[Place, Film]) -> dict
         film = films.get(image.place, Film())
         views[image.place[0]].append(_view(image.path, image.place, film, refused))
     if unknown := len(seen.keys() - films.keys()):
-        log.warning(
-            "CBIS-DDSM: %d mammograms have no labels; put the four tables into %s or its folder csv", unknown, root
-        )
+        log.warning("CBIS-DDSM: %d mammograms have no labels; put the tables into %s or its folder csv", unknown, root)
     for place, film in films.items():
         if film.path and place not in seen:
             views[place[0]].append(_view(root / film.path, place, film, None))

@@ -95,7 +95,7 @@ def breast_of(rows: Sequence[Any], side: str) -> Breast:
         cancer, pathology = _pathology(rows, side)
         labels = Labels(_birads(rows, side), _density(rows, side), cancer, pathology)
     except Refused as error:
-        return Breast(Labels(), refused=(error.reason, str(error)))
+        return Breast(Labels(), refused=error.pair)
     lesions = [(number, lesion) for number, lesion in _lesions(rows) if _concerns(lesion[0], side)]
     findings = [_finding(number, lesion, side) for number, lesion in lesions]
     known = tuple(finding for finding in findings if finding)

@@ -61,9 +61,7 @@ def clinical_rows(root: Path) -> pd.DataFrame:
         unknown = table.loc[table[column].notna() & ~table[column].isin(list(codes)), column]
         if len(unknown):
             examples = ", ".join(sorted(unknown.unique())[:5])
-            log.warning(
-                "EMBED: column %s: %d rows have codes that are in no legend: %s", column, len(unknown), examples
-            )
+            log.warning("EMBED: column %s: %d rows have undocumented codes: %s", column, len(unknown), examples)
     named = table.dropna(subset=IDENTIFIERS)
     if len(named) < len(table):
         log.warning("EMBED: %d clinical rows without patient or exam are left out", len(table) - len(named))

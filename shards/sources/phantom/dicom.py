@@ -8,17 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    UID,
-    DigitalMammographyXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    RLELossless,
-)
 
-TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless)
+TRANSFER_SYNTAXES = (uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEG2000Lossless)
 BITS = 12
 WHITE = 2**BITS - 1
 
@@ -32,7 +26,6 @@ ORIENTATIONS = {
     ("L", "MLO"): ["A", "FR"],
     ("R", "MLO"): ["P", "FL"],
 }
-INSTANCES = list(ORIENTATIONS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Exam:
     study: str
     age: int
     inverted: bool
-    transfer_syntax: UID
+    transfer_syntax: uid.UID
 
 
 def write_mammogram(
@@ -51,10 +44,10 @@ def write_mammogram(
 ) -> None:
     """Write `pixels` ([H, W], 12 bits, tissue bright; `spacing` in mm) to `path`; equal arguments give equal bytes."""
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = UID(_uid(exam.study, laterality, view))
+    meta.MediaStorageSOPClassUID = uid.DigitalMammographyXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = uid.UID(_uid(exam.study, laterality, view))
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     _describe_study(dataset, exam)
@@ -87,7 +80,7 @@ def _describe_study(dataset: Dataset, exam: Exam) -> None:
 def _describe_projection(dataset: Dataset, laterality: str, view: str) -> None:
     """DX Anatomy Imaged and Mammography Image modules (PS3.3 C.8.11.2 and C.8.11.7)."""
     dataset.ImageLaterality = laterality
-    dataset.InstanceNumber = INSTANCES.index((laterality, view)) + 1
+    dataset.InstanceNumber = list(ORIENTATIONS).index((laterality, view)) + 1
     dataset.PatientOrientation = ORIENTATIONS[laterality, view]
     dataset.BodyPartExamined = dataset.OrganExposed = "BREAST"
     dataset.AnatomicRegionSequence = Sequence([_code("76752008", "Breast")])

@@ -75,9 +75,7 @@ def write_archive(root: Path, patients: int, seed: int, workers: int = 2) -> Non
     Raises `ShardError` for fewer than 1 patient and a negative seed.
     """
     if patients < 1 or seed < 0:
-        raise ShardError(
-            f"phantom: patients={patients}, seed={seed}; patients must be at least 1 and the seed not negative"
-        )
+        raise ShardError(f"phantom: patients={patients}, seed={seed}; patients must be positive, the seed not negative")
     root.mkdir(parents=True, exist_ok=True)
     write = partial(_write_patient, root, seed)
     if workers > 1:
@@ -157,10 +155,8 @@ def _lesions(pathology: str, rng: Rng) -> tuple[Lesion, ...]:
         return (Lesion(mass, size),)
     if pathology == "benign":
         if kind < 0.65:
-            shape, density = rng.choice(["round", "oval"]), rng.choice(["low", "equal"])
-            mass = Finding(
-                1, "mass", shape=str(shape), margin="circumscribed", density=str(density), pathology=pathology
-            )
+            shape, density = str(rng.choice(["round", "oval"])), str(rng.choice(["low", "equal"]))
+            mass = Finding(1, "mass", shape=shape, margin="circumscribed", density=density, pathology=pathology)
             return (Lesion(mass, rng.uniform(8, 20)),)
         name = str(rng.choice(["coarse", "round"]))
         coarse = Finding(1, "calcification", calcification_type=name, distribution="grouped", pathology=pathology)

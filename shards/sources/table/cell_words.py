@@ -69,18 +69,11 @@ def read_cell(field: str, text: str, meanings: Mapping[str, str]) -> Any:
     return None if plain(meant) in NOT_STATED else READERS[field](meant)
 
 
-def _side(text: str) -> str:
-    side = read_view(text)[0]
-    if side is None:
+def _stated(word: str | None, text: str) -> str:
+    """The side or view that `read_view` found in a text."""
+    if word is None:
         raise ValueError(text)
-    return side
-
-
-def _view(text: str) -> str:
-    view = read_view(text)[1]
-    if view is None:
-        raise ValueError(text)
-    return view
+    return word
 
 
 def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
@@ -125,8 +118,8 @@ def _descriptor(text: str) -> str:
 
 
 READERS: dict[str, Callable[[str], Any]] = {
-    "laterality": _side,
-    "view": _view,
+    "laterality": lambda text: _stated(read_view(text)[0], text),
+    "view": lambda text: _stated(read_view(text)[1], text),
     "birads": lambda text: int(_match(BIRADS, text)),
     "density": _density,
     "cancer": _one_of(YES_NO),

@@ -59,9 +59,7 @@ def own_spellings(values: Any, names: Mapping[str, str]) -> dict[str, dict[str, 
     known = [field for field in READERS if field in names]
     for field in given:
         if field not in known:
-            raise ShardError(
-                f"pack.options.values.{field}: pack.options.columns has no such field{_nearest(field, known)}"
-            )
+            raise ShardError(f"pack.options.values.{field}: pack.options.columns lacks it{_nearest(field, known)}")
     return {field: _spellings(field, _mapping(f"values.{field}", words)) for field, words in given.items()}
 
 

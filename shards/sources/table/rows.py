@@ -34,7 +34,7 @@ def study_of(rows: Sequence[Any], root: Path, names: Mapping[str, str], owners: 
             _refuse(image, of_image, owners, conflict)
             view = _view(root / image, of_image, names, numbers)
         except Refused as error:
-            view = SourceView(root / image, refused=(error.reason, str(error)))
+            view = SourceView(root / image, refused=error.pair)
         views.append(view)
     return SourceStudy(rows[0].patient, rows[0].study, tuple(views), **facts)
 
@@ -45,11 +45,11 @@ def _study_facts(rows: Sequence[Any], names: Mapping[str, str]) -> tuple[dict[st
     try:
         return _agreed(rows, STUDY_FACTS, names, f"one study differ{fix}"), None
     except Refused as error:
-        return {}, (error.reason, str(error))
+        return {}, error.pair
 
 
 def _refuse(image: str, rows: Sequence[Any], owners: dict[str, int], conflict: tuple[str, str] | None) -> None:
-    """Raises `Refused` for the image's path, for a cell of its rows, or for a conflict in its study."""
+    """Raise `Refused` for the image's path, for a cell of its rows, or for a conflict in its study."""
     if image.startswith(("/", "../")) or image == ".." or CONTROL.search(image):
         raise Refused("outside", "the path leads out of the archive's root or holds control characters")
     owner = owners.setdefault(image, rows[0].row)

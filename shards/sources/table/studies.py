@@ -120,7 +120,7 @@ def _convert(cells: pd.DataFrame, field: str, read: Callable[[str], Any]) -> Non
         try:
             values[place] = read(text)
         except Refused as error:
-            refused[place] = (error.reason, str(error))
+            refused[place] = error.pair
     cells[field] = pd.Series([values[code] for code in codes], index=cells.index, dtype="object")
     if any(refused):
         cells["refused"] = [known or refused[code] for known, code in zip(cells["refused"], codes, strict=True)]

@@ -19,7 +19,7 @@ import webdataset
 
 from shards.check.check import check
 from shards.errors import ShardError
-from shards.pack import finish
+from shards.pack import pack as module
 from shards.pack.pack import make_plan, pack, pack_part
 from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
@@ -145,7 +145,7 @@ def test_an_interrupted_extension_leaves_the_old_shards_readable(
     pack(config)
     monkeypatch.setitem(SOURCES, "tiny", lambda root, patients=12: tiny_source(root, patients + 3))
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "save_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(module, "save_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pack(config)
     assert load_manifest(Path(config.out)).studies == 12

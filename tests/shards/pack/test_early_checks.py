@@ -118,6 +118,6 @@ def test_out_must_not_hold_the_archive_nor_be_read_as_part_of_it(config: PackCon
     SOURCES["named"] = walking
     os.link(root / "000.png", root / "shards" / "sheet.png")
     for again in (inside.out, str(root / "shards")):
-        line = rf"^pack.out: {root}/shards/sheet.png is read as part of the archive; give an `out` that is not inside"
+        line = rf"^pack.out: {root}/shards/sheet.png is read as part of the archive; give an `out` outside"
         with pytest.raises(ShardError, match=line):
             pack(replace(config, out=again))

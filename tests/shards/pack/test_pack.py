@@ -18,7 +18,7 @@ import webdataset
 from shards.check.check import check
 from shards.check.quality import quality_page
 from shards.errors import ShardError
-from shards.pack import finish
+from shards.pack import pack as module
 from shards.pack.identity import keyed_hash, load_key, split_of
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
@@ -175,7 +175,7 @@ def test_an_interrupted_build_starts_over_and_ends_in_the_same_bytes(
 
     other = replace(config, out=config.out + "2")
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "save_manifest", broken)
+        patch.setattr(module, "save_manifest", broken)
         with pytest.raises(KeyboardInterrupt):
             pack(other)
     assert not (Path(other.out) / "manifest.json").exists()

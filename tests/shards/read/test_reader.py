@@ -163,11 +163,19 @@ def bomb(suffix: str) -> bytes:
     return GREY[:at] + 2 * side + GREY[at + 4 :]
 
 
+def hidden_bomb() -> bytes:
+    """The JPEG with a decoy before its frame header: decoders skip it as garbage, and find the frame header in it."""
+    image = bomb(".jpg")
+    length = 5 + image.index(b"\xff\xda")
+    return image[:2] + b"\0\xc0" + length.to_bytes(2, "big") + b"\x08\0\x14\0\x0a" + image[2:]
+
+
 @pytest.mark.parametrize(
     ("suffix", "content", "words"),
     [
         ("0.jpg", bomb(".jpg"), "claims 60000 x 60000 pixels"),
         ("0.png", bomb(".png"), "claims 60000 x 60000 pixels"),
+        ("0.jpg", hidden_bomb(), "claims 60000 x 60000 pixels"),
         ("0.jpg", b"", "is not a JPEG or PNG"),
         ("0.jpg", b"\xff\xd8" + b"\xff\xe0\0\0" * 10, "is not a JPEG or PNG"),
         ("0.jpg", GREY[:-2], "the image is cut"),

@@ -180,7 +180,7 @@ def test_a_label_in_another_code_refuses_the_breast_and_not_the_other(
         left, right = both_breasts(tmp_path, finding("1", "L", **{column: value}), finding("1", "R"))
     assert left.refused == ("label", f"column {column}: {value!r} is no code of the legend")
     assert right.refused is None
-    assert f"column {column}: 1 rows have codes that are in no legend: {value}" in caplog.text
+    assert f"column {column}: 1 rows have undocumented codes: {value}" in caplog.text
 
 
 # --- pathology
@@ -285,7 +285,7 @@ def test_an_unknown_shape_is_told_in_the_log(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         left, _ = both_breasts(tmp_path, finding("1", "L", "B", massshape="Z"))
     assert left.findings == ()
-    assert "column massshape: 1 rows have codes that are in no legend: Z" in caplog.text
+    assert "column massshape: 1 rows have undocumented codes: Z" in caplog.text
 
 
 # --- regions of interest

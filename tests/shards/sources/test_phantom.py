@@ -239,7 +239,7 @@ def test_an_archive_of_other_parameters_is_refused(root: Path, patients: int, se
 
 
 def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="patients must be at least 1"):
+    with pytest.raises(ShardError, match="patients must be positive"):
         write_archive(tmp_path / "new", 0, 0)
     assert not (tmp_path / "new").exists()
 

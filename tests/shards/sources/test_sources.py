@@ -85,6 +85,7 @@ def write_cdd(root: Path, rows: list[dict[str, str]] = ROWS) -> Path:
     root.mkdir(exist_ok=True)
     table = pd.DataFrame(rows)
     with pd.ExcelWriter(root / TABLE) as writer:
+        table.head(1).to_excel(writer, sheet_name="asymmetry", index=False)  # the order of the sheets does not matter
         table.to_excel(writer, sheet_name="all", index=False)
     for name in ("P2_L_CM_CC", "P2_L_CM_MLO", "P2_R_CM_CC", "P10_R_CM_CC", "P11_R_CM_CC", "P99_L_CM_CC"):
         suffix = "jpg" if name.startswith("P10") else "png"  # the data set comes as JPEG

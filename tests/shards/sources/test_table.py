@@ -563,8 +563,8 @@ def test_options_that_are_wrong_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"denstiy": {"1": "A"}}, "denstiy: pack.options.columns has no such field; did you mean density?"),
-        ({"patient": {"1": "2"}}, "patient: pack.options.columns has no such field; it is one of density"),
+        ({"denstiy": {"1": "A"}}, "denstiy: pack.options.columns lacks it; did you mean density?"),
+        ({"patient": {"1": "2"}}, "patient: pack.options.columns lacks it; it is one of density"),
         ({"density": {"1": "E"}}, "density.1: 'E' is not understood"),
         ({"density": "A"}, "density: 'A' is no mapping; write {key: value}"),
         *(

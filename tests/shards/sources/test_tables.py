@@ -115,7 +115,7 @@ def test_an_optional_column_may_be_missing_and_no_other(tmp_path: Path) -> None:
         (b'a,b\n1,2\n1,"2\n3,4\n', "cannot be read as a table (the quote that opens in row 3 is not closed)"),
         (gzip.compress(b"a,b\n" * 99, mtime=0)[:-9], "cannot be read as a table (Compressed file ended before"),
         ("a,b\n".encode("utf-16-le"), "holds NUL bytes: UTF-16 without its byte order mark, or no text; save it as"),
-        ("a,b\nРак,1\nРоза,\n".encode("cp1251"), "byte 0xd0 in line 3 is neither UTF-8 nor Windows-1252; save the"),
+        ("a,b\nРак,1\nРоза,\n".encode("cp1251"), "byte 0xd0 in line 3 is neither UTF-8 nor Windows-1252; save it"),
         ("a,b\nzmiana łagodna,1\n".encode("cp1250"), "byte 0xb3 in line 2 is neither UTF-8 nor Windows-1252"),
         (
             b"\xef\xbb\xbfa,b\n\xe4,1\n",
