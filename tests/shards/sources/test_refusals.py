@@ -19,13 +19,13 @@ from shards.sources.cmmd import cmmd
 from shards.sources.inbreast import IMAGES, OUTLINES
 from shards.sources.rsna import rsna
 from shards.sources.table.studies import table
-from tests.shards.sources import test_cbis_ddsm as of_cbis_ddsm
-from tests.shards.sources import test_cmmd as of_cmmd
-from tests.shards.sources import test_embed as of_embed
-from tests.shards.sources import test_inbreast as of_inbreast
-from tests.shards.sources import test_rsna as of_rsna
-from tests.shards.sources import test_table as of_table
-from tests.shards.sources import test_vindr as of_vindr
+from tests.support import cbis_ddsm_archive as of_cbis_ddsm
+from tests.support import cmmd_archive as of_cmmd
+from tests.support import embed_archive as of_embed
+from tests.support import inbreast_archive as of_inbreast
+from tests.support import rsna_archive as of_rsna
+from tests.support import table_archive as of_table
+from tests.support import vindr_archive as of_vindr
 
 LONG = "long " * 20  # only its beginning is quoted
 CUT = (8 * "long ")[:40]

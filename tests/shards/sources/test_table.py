@@ -19,9 +19,9 @@ from shards.sources.table.cell_words import READERS, read_cell
 from shards.sources.table.options import FIELDS
 from shards.sources.table.studies import table
 from shards.spellings import OTHER_VIEWS
+from tests.support.table_archive import BOX
 
 COLUMNS = {"patient": "PatientNumber", "study": "ExamID", "image": "Path"}
-BOX = {"x0": "X0", "y0": "Y0", "x1": "X1", "y1": "Y1", "kind": "Kind"}
 
 
 def studies_of(root: Path, text: str, columns: dict[str, str], **options: Any) -> list[SourceStudy]:
