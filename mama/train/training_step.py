@@ -94,6 +94,6 @@ def step_if_finite(engine: DeepSpeedEngine) -> bool:
             parameter.grad = None
         engine.gradient_clipping = lambda: 0.0  # DeepSpeed cannot clip without gradients
     engine.step()
-    vars(engine).pop("gradient_clipping", None)
+    engine.__dict__.pop("gradient_clipping", None)
     engine._global_grad_norm = norm  # ZeRO's optimizers report it to the engine, PyTorch's does not
     return finite
