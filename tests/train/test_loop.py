@@ -345,7 +345,7 @@ import sys
 sys.modules["deepspeed"] = None
 from pathlib import Path
 import torch
-from mama.export.consolidate import load_model
+from mama.export.model_folder import load_model
 model, _ = load_model(Path({str(moved)!r}), torch.device("cpu"))
 print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape))
 """
