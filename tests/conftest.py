@@ -72,13 +72,6 @@ LONG = (
     *("test_hub", "test_bench", "test_checkpoint", "test_agreement", "test_towers", "test_validation"),
     *("test_backbones", "test_page", "test_batches", "test_phantom", "test_evaluation", "test_processes"),
 )
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: ranks wait for each other, and tests on Slurm for their jobs."""
-    return min(CORES + 1, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
