@@ -275,7 +275,7 @@ def test_a_few_lines_that_stand_for_gigabytes_are_refused(tmp_path: Path) -> Non
 def test_what_is_no_plain_file_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        assert complaint(path) == f"{path}: is no plain file"
+        assert complaint(path) == f"{path}: is not a regular file"
     assert complaint(tmp_path).startswith(f"{tmp_path}: no such run folder or configuration file")
 
 
