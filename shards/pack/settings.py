@@ -10,7 +10,7 @@ from typing import Any, Literal
 class PackConfig:
     """One archive, and how to store its images. `shards.pack.build_settings.validate` checks the values."""
 
-    source: str = ""  # a name in shards.sources.SOURCES
+    source: str = ""  # a name in shards.sources.all_sources.SOURCES
     root: str = ""  # the folder of the archive, or package:NAME for data of an installed package
     out: str = ""  # a new folder, or one of an earlier build of the same archive
     options: dict[str, Any] = field(default_factory=dict)  # keywords of the source

@@ -64,7 +64,8 @@ def read_table(
         elif here in optional:
             table[here] = pd.Series(pd.NA, index=raw.index, dtype="object")
         else:
-            raise ShardError(f"{path}: has no column {name!r}; it has {', '.join(names[:12])}")
+            listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+            raise ShardError(f"{path}: has no column {name!r}; it has {listed}")
     return table
 
 
