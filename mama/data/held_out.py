@@ -16,7 +16,7 @@ from mama.data.batches import Texts, tokenise
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.data.unreadable import UnreadableSamples
-from mama.settings.schema import Config, DataConfig
+from mama.settings.schema import Config
 from shards.errors import FetchError, ShardError
 from shards.schema import Study, View
 
@@ -40,18 +40,27 @@ class Item:
         return f"{self.study.key}/{self.view.member}"
 
 
-Row = tuple[Tensor, Item | None]  # uint8 [1, H, W] and its facts; zeros and None if the image is unreadable
+# uint8 [1, H, W], its report text (no sentences unless the split is read `with_texts`; nothing is masked), and whether
+# it is readable: if not, the first are zeros and a sentence that stands in.
+Row = tuple[Tensor, list[str], bool]
 
 
 class Split(Dataset[Row]):
-    """The images of one split in manifest order: `split[i]` has pixels and facts, `items[i]` the facts alone.
+    """The images of one split in manifest order: `split[i]` has pixels and text, `items[i]` the facts.
 
     Of more than `most` images, a random sample that depends on the manifests alone: runs of any seed are compared on
     the same images. Up to `max_unreadable` studies may be unreadable; without it the first one raises `ShardError`.
     """
 
-    def __init__(self, config: Config, name: str, most: int | None = None, max_unreadable: int | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        most: int | None = None,
+        max_unreadable: int | None = None,
+        with_texts: bool = False,
+    ) -> None:
+        self.name, self.data, self.with_texts = name, config.data, with_texts
         self.size, self.style = config.data.image_size, config.data.style
         self.images = Images(config.data, name)
         count = len(self.images)
@@ -74,15 +83,19 @@ class Split(Dataset[Row]):
         """Raises `ShardError` for more unreadable studies than are allowed, `FetchError` for a failing network."""
         number, position = self.images.locate(self.chosen[index])
         try:
-            item = Item(number, position, self.images.study(number))
-            return torch.from_numpy(self.pixels(item))[None], item
+            text = self._text(number, position) if self.with_texts else []
+            return torch.from_numpy(self.images.pixels(number, position, self.size))[None], text, True
         except FetchError:
             raise
         except ShardError as error:
             if self.unreadable is None:
                 raise
             self.unreadable.add(self.images.key(number), error)
-            return torch.zeros(1, *self.size, dtype=torch.uint8), None
+            return torch.zeros(1, *self.size, dtype=torch.uint8), ["unreadable"], False
+
+    def _text(self, number: int, position: int) -> list[str]:
+        study = self.images.study(number)
+        return report_text.text(study, study.views[position], self.style, tell_pathology=self.data.tell_pathology)
 
     def pixels(self, item: Item, larger: int = 1) -> NDArray[np.uint8]:
         """uint8 [larger * H, larger * W], scaled to the canvas as in training."""
@@ -96,19 +109,11 @@ class Split(Dataset[Row]):
 class CollateRows:
     """Rows of a `Split` -> a batch; a class so that loader workers can receive it."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None) -> None:
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, tokenizer: Tokenizer | None, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def __call__(self, rows: list[Row]) -> tuple[Tensor, Tensor, Texts | None]:
-        """uint8 [b, 1, H, W], readable bool [b]; with a tokenizer the b report texts, nothing masked."""
-        pixels, items = zip(*rows, strict=True)
-        readable = torch.tensor([item is not None for item in items])
-        if self.tokenizer is None:
-            return torch.stack(pixels), readable, None
-        texts = tokenise(self.tokenizer, [self._text(item) for item in items], self.config.max_tokens)
-        return torch.stack(pixels), readable, texts
-
-    def _text(self, item: Item | None) -> list[str]:
-        if item is None:
-            return ["unreadable"]
-        return report_text.text(item.study, item.view, self.config.style, tell_pathology=self.config.tell_pathology)
+        """uint8 [b, 1, H, W], readable bool [b]; with a tokenizer the b report texts."""
+        pixels, texts, readable = zip(*rows, strict=True)
+        tokens = None if self.tokenizer is None else tokenise(self.tokenizer, list(texts), self.max_tokens)
+        return torch.stack(pixels), torch.tensor(readable), tokens

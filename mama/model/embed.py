@@ -43,12 +43,12 @@ def embed_split(
     tokenizer: Tokenizer | None = None,
     title: str | None = None,
 ) -> Embedded:
-    """Embed the images `indices` of `split`, or all, in this order; with a `tokenizer` their report texts too.
+    """Embed the images `indices` of `split`, or all, in this order; with a `tokenizer` the split's texts too.
 
     The caller sets evaluation mode and turns gradients off. `title` heads a progress display. Draws no random number
     from PyTorch's global generator. Raises as `load` does.
     """
-    collate = CollateRows(config.data, tokenizer)
+    collate = CollateRows(tokenizer, config.data.max_tokens)
     count = -(-len(split if indices is None else indices) // batch_size)
     dtype = next(model.parameters()).dtype
     parts = []

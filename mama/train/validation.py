@@ -29,7 +29,7 @@ def validation_images(config: Config) -> Split:
     Raises `ConfigError` if the shards have no such split.
     """
     try:
-        return Split(config, "val", LARGEST, config.data.max_corrupt)
+        return Split(config, "val", LARGEST, config.data.max_corrupt, with_texts=True)
     except ConfigError as error:
         every = config.train.validate_every
         raise ConfigError(f"train.validate_every: {every}, but {error}; pack some, or set it to 0") from error
