@@ -16,6 +16,7 @@ packages=(
     nvidia-cuda-runtime-cu12                                       # xformers' own, beside a torch for CUDA 13
     hjson pydantic pydantic-core annotated-types typing-inspection # DeepSpeed's own
     submitit gguf webdataset braceexpand openpyxl et-xmlfile
+    pytest-timeout                                                 # whose limit pyproject.toml sets
     pydicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle python-gdcm # imported with the readers
 )
 
