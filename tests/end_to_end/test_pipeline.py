@@ -79,8 +79,9 @@ def test_the_shards_have_the_bytes_of_earlier_releases(lab: Path) -> None:
     digest = hashlib.sha256()
     for shard in sorted((lab / "runs" / "shards" / "phantom").glob("*.tar")):
         digest.update(shard.read_bytes())
-    if cv2.__version__ == "5.0.0":  # another encoder may write other JPEGs
-        assert digest.hexdigest() == SHARDS
+    if cv2.__version__ != "5.0.0":
+        pytest.skip(f"OpenCV {cv2.__version__} may encode other JPEGs than 5.0.0, of which the digest is")
+    assert digest.hexdigest() == SHARDS
 
 
 def test_the_loss_is_that_of_earlier_releases(lab: Path) -> None:
