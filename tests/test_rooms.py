@@ -23,7 +23,7 @@ LINES = {
     "mama": (
         ("__main__",),
         ("cli",),
-        ("quickstart", "bench"),
+        ("sweep", "quickstart", "bench"),
         ("report",),
         ("evaluate", "train"),
         ("export",),
