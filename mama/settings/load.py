@@ -55,6 +55,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _build(Config, values)
 
 
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """A copy of `config` with other values of some settings, by dotted key. Raises `ConfigError`."""
+    if unknown := next((key for key in settings if key not in _known(Config)), None):
+        raise ConfigError(f"{unknown}: unknown key{_hint(unknown, Config)}")
+    return _build(Config, _dotted(config) | settings)
+
+
 def load_profile(path: str | Path) -> Profile:
     """Load the resources of a job from a YAML file, or from a shipped one by its name, such as `local`.
 
@@ -187,6 +194,15 @@ def _build(section: type[T], values: dict[str, Any], prefix: str = "") -> T:
     sections = [(name, hint) for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)]
     parts = {name: _build(hint, values, f"{prefix}{name}.") for name, hint in sections}
     return section(**given, **parts)
+
+
+def _dotted(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for every setting of a configuration."""
+    found: dict[str, Any] = {}
+    for item in fields(section):
+        value = getattr(section, item.name)
+        found |= _dotted(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
+    return found
 
 
 @cache

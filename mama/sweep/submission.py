@@ -1,0 +1,287 @@
+"""Submit what a sweep lacks, as chains of Slurm arrays: nothing twice, nothing forgotten, whenever it is killed."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mama.errors import ConfigError
+from mama.run import checkpoints
+from mama.run.run_folder import flat
+from mama.settings.load import load_profile, load_run
+from mama.sweep import batches
+from mama.sweep.batches import Batch, one_at_a_time, read_batches, write_batch
+from mama.sweep.definition import save_sweep
+from mama.sweep.state import Reader, StepState
+from mama.sweep.sweep import SHARED, Point, Sweep
+from mama.sweep.work import Work, require_settings, run_step, work_of
+from slurm.profile import Profile, SlurmError
+from slurm.queue import Limits, cancel, limits, queue, release
+from slurm.snapshot import snapshot
+from slurm.submit import script_of, submit_calls
+
+log = logging.getLogger(__name__)
+
+BROKEN = ("failed", "lost")  # states that only --retry submits again
+IN_QUEUE = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Units that lack the same steps, and wait for the same job: one array a step."""
+
+    steps: tuple[str, ...]
+    units: tuple[str, ...]
+    works: dict[str, list[Work]]  # step -> the work of each unit
+    shards: str | None = None  # name of the shards that they wait for, packed by a chain before this one
+    after: str = ""  # job in the queue that they wait for, "123_4"
+    configs: tuple[Point, ...] = ()  # the units, if they are points
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep lacks, and the states that say so."""
+
+    chains: list[Chain]  # those of shards before those of points
+    states: dict[str, list[StepState]]  # by point
+    broken: dict[str, str]  # point -> step and cause, for points that only --retry submits again
+
+
+def plan(sweep: Sweep, retry: bool = False) -> Plan:
+    """Find out what each point lacks. Raises `SlurmError` if Slurm does not answer."""
+    reader = Reader(sweep)
+    found = {point.name: reader.of_point(point) for point in sweep.points}
+    require_same_settings(sweep, found, reader.batches)
+    shared = [step for step in sweep.steps() if step in SHARED]
+    chains: dict[tuple[Any, ...], list[tuple[Point, list[Work]]]] = {}
+    packing: dict[str, Chain] = {}
+    broken: dict[str, str] = {}
+    for point in sweep.points:
+        by_step = {state.step: state for state in found[point.name]}
+        lacking = _lacking([by_step[step] for step in sweep.steps() if step not in SHARED])
+        shards = [by_step[step] for step in shared]
+        bad = next((s for s in (*shards, *(by_step[step] for step in lacking)) if s.state in BROKEN), None)
+        if bad and not retry:
+            broken[point.name] = f"{bad.step} failed: {bad.reason}"
+        if (bad and not retry) or not lacking or any(by_step[step].state in IN_QUEUE for step in lacking):
+            continue
+        missing = _lacking(shards)
+        running = next((s.job for s in reversed(shards) if s.state in IN_QUEUE), None)
+        name = None
+        if missing and running is None:
+            works = [work_of(sweep, point, step, in_job=True) for step in missing]
+            name = works[0].unit
+            packing[name] = Chain(tuple(missing), (name,), {work.step: [work] for work in works})
+        key = (tuple(lacking), name, running or "")
+        chains.setdefault(key, []).append((point, [work_of(sweep, point, step, in_job=True) for step in lacking]))
+    return Plan([*packing.values(), *(_chain(key, units) for key, units in chains.items())], found, broken)
+
+
+def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()) -> list[str]:
+    """Submit every step that a point lacks, of all points or of those named; returns lines that say what was done.
+
+    Raises `ConfigError` if another process submits this sweep, or if the settings of a point that was begun have
+    changed; `SlurmError` if Slurm refuses. What was submitted until then is recorded, and runs.
+    """
+    with one_at_a_time(sweep):
+        recover(sweep)
+        save_sweep(sweep)
+        planned = plan(sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry)
+        code = snapshot(sweep.own / "code")
+        lines: list[str] = []
+        packed: dict[str, str] = {}
+        for chain, left_out in _cut(planned.chains, limits(), len(queue()) if planned.chains else 0):
+            if left_out:
+                lines.append(f"{left_out} points wait: the cluster takes no more jobs of yours now; run this again later")
+                continue
+            batch = _submit(sweep, chain, packed, code)
+            if chain.steps[-1] in SHARED:
+                packed[chain.units[0]] = f"{batch.jobs[chain.steps[-1]]}_0"
+            numbers = ", ".join(f"{step} {batch.jobs[step]}" for step in batch.steps)
+            lines.append(f"submitted {_count(len(chain.units), 'array task')} of each of: {numbers}")
+        return lines + [f"{name}: {why}; --retry submits it again" for name, why in planned.broken.items()]
+
+
+def recover(sweep: Sweep) -> None:
+    """Complete or undo what a killed submitter left: release complete batches, cancel the jobs of others.
+
+    Also of batches that were undone before: their `sbatch` may have been on its way.
+    """
+    all_batches = read_batches(sweep)
+    jobs = queue() if all_batches else []
+    for batch in all_batches:
+        mine = [job.id for job in jobs if job.comment == batch.comment]
+        if batch.state == batches.COMPLETE:
+            release(list(batch.jobs.values()))
+            write_batch(sweep, replace(batch, state=batches.RELEASED))
+        elif batch.state != batches.RELEASED:
+            if mine:
+                cancel(mine)
+            write_batch(sweep, replace(batch, state=batches.CANCELLED))
+
+
+def scripts(sweep: Sweep, planned: Plan) -> Iterator[tuple[str, str]]:
+    """(title, batch script) of every array that would be submitted."""
+    for chain in planned.chains:
+        for step in chain.steps:
+            title = f"{step}: {', '.join(chain.units)}"
+            yield title, script_of(_calls(chain, step), **_options(sweep, chain, step, "BATCH", {}, {}))
+
+
+def gpu_hours(sweep: Sweep, planned: Plan) -> float:
+    """GPUs x time limits of all jobs that would be submitted, in hours: the most that they take without a requeue."""
+    total = 0.0
+    for chain in planned.chains:
+        for step in chain.steps:
+            profile = profile_of(sweep, step)
+            total += len(chain.units) * (profile.nodes or 1) * (profile.gpus_per_node or 0) * profile.timeout_min / 60
+    return total
+
+
+def cluster_of(sweep: Sweep) -> str:
+    """Where the jobs of the sweep run: "local" or "slurm". Raises `ConfigError` if its profiles do not agree."""
+    where = {step: profile_of(sweep, step).cluster for step in sweep.steps()}
+    if len(set(where.values())) > 1:
+        listed = ", ".join(f"{step}: {cluster}" for step, cluster in where.items())
+        raise ConfigError(f"profiles: {listed}; all stages run on one cluster, or all on this machine")
+    return next(iter(where.values()))
+
+
+def local_plan(sweep: Sweep) -> dict[str, list[str]]:
+    """The steps that each point lacks, by its name."""
+    reader = Reader(sweep)
+    lacking = {}
+    for point in sweep.points:
+        found = reader.of_point(point)
+        shared = [state for state in found if state.step in SHARED]
+        lacking[point.name] = _lacking(shared) + _lacking(found[len(shared) :])
+    return lacking
+
+
+def profile_of(sweep: Sweep, step: str) -> Profile:
+    """The profile of a step: its own, that of all evaluations for one of them, else the default."""
+    names = sweep.profiles
+    stage = "eval" if step.startswith("eval") else step
+    return load_profile(names.get(step) or names.get(stage) or names.get("default") or "local")
+
+
+def _lacking(line: list[StepState]) -> list[str]:
+    """The steps to do: all from the first of the line that is not done; evaluations do not wait for each other."""
+    lacking: list[str] = []
+    for state in line:
+        follows = any(not step.startswith("eval") for step in lacking)
+        if state.state != "done" or follows:
+            lacking.append(state.step)
+    return lacking
+
+
+def _chain(key: tuple[Any, ...], units: list[tuple[Point, list[Work]]]) -> Chain:
+    steps, shards, after = key
+    works = {step: [works[i] for _, works in units] for i, step in enumerate(steps)}
+    points = tuple(point for point, _ in units)
+    return Chain(steps, tuple(point.name for point in points), works, shards, after, points)
+
+
+def _cut(chains: list[Chain], bounds: Limits, waiting: int) -> Iterator[tuple[Chain, int]]:
+    """The chains, cut to arrays that the cluster accepts; at last how many units it does not take now."""
+    left = None if bounds.jobs is None else max(0, bounds.jobs - waiting)
+    left_out = 0
+    for chain in chains:
+        size = len(chain.units)
+        largest = min(size, bounds.array_size or size)
+        first = 0
+        while first < size:
+            count = min(largest, size - first)
+            if left is not None:
+                count = min(count, left // len(chain.steps))
+                left -= count * len(chain.steps)
+            if count == 0:
+                left_out += size - first
+                break
+            yield _part(chain, slice(first, first + count)), 0
+            first += count
+    if left_out:
+        yield chains[-1], left_out
+
+
+def _part(chain: Chain, part: slice) -> Chain:
+    works = {step: works[part] for step, works in chain.works.items()}
+    return replace(chain, units=chain.units[part], works=works, configs=chain.configs[part])
+
+
+def _submit(sweep: Sweep, chain: Chain, packed: dict[str, str], code: Path) -> Batch:
+    """Submit the arrays of a chain, held, and release them once all are recorded."""
+    settings = {point.name: flat(asdict(point.config)) for point in chain.configs}
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{secrets.token_hex(3)}"
+    batch = Batch(name, batches.SUBMITTING, chain.units, chain.steps, {}, settings)
+    write_batch(sweep, batch)
+    try:
+        for step in chain.steps:
+            options = _options(sweep, chain, step, batch.comment, batch.jobs, packed)
+            jobs = submit_calls(_calls(chain, step), **options, hold=True, code=code)
+            batch = replace(batch, jobs={**batch.jobs, step: jobs[0].job_id.partition("_")[0]})
+            write_batch(sweep, batch)
+    except SlurmError:
+        cancel(list(batch.jobs.values()))
+        write_batch(sweep, replace(batch, state=batches.CANCELLED))
+        raise
+    batch = replace(batch, state=batches.COMPLETE)
+    write_batch(sweep, batch)
+    release(list(batch.jobs.values()))
+    write_batch(sweep, replace(batch, state=batches.RELEASED))
+    return batch
+
+
+def _calls(chain: Chain, step: str) -> list[tuple[Any, tuple[Work]]]:
+    return [(run_step, (work,)) for work in chain.works[step]]
+
+
+def _options(
+    sweep: Sweep, chain: Chain, step: str, comment: str, jobs: dict[str, str], packed: dict[str, str]
+) -> dict[str, Any]:
+    """The options of `submit_calls` for the array of a step."""
+    return {
+        "profile": profile_of(sweep, step),
+        "folder": sweep.own,
+        "name": f"{sweep.name}-{step}",
+        "comment": comment,
+        "dependency": _dependency(chain, step, jobs, packed),
+        "at_once": sweep.at_once,
+    }
+
+
+def _dependency(chain: Chain, step: str, jobs: dict[str, str], packed: dict[str, str]) -> str:
+    """What the array of a step waits for: task by task for the step before it, else for the shards."""
+    line = [earlier for earlier in chain.steps[: chain.steps.index(step)] if not earlier.startswith("eval")]
+    if line:
+        return f"aftercorr:{jobs.get(line[-1], line[-1].upper())}"
+    if chain.shards:
+        return f"afterok:{packed.get(chain.shards, 'CHECK')}"
+    return f"afterok:{chain.after}" if chain.after else ""
+
+
+def require_same_settings(sweep: Sweep, found: dict[str, list[StepState]], recorded: list[Batch]) -> None:
+    """Refuse points that were begun, or are in the queue, with other settings."""
+    for point in sweep.points:
+        now = _plain(flat(asdict(point.config)))
+        run = point.config.run_folder
+        if (run / "config.yaml").exists() and checkpoints.checkpoints(run):
+            require_settings(_plain(flat(asdict(load_run(run)))), now, point.name)
+        elif any(state.state in IN_QUEUE for state in found[point.name] if state.step not in SHARED):
+            newest = next((b.settings[point.name] for b in reversed(recorded) if point.name in b.settings), None)
+            if newest is not None:
+                require_settings(newest, now, point.name)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

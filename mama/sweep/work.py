@@ -1,0 +1,162 @@
+"""The work of one step of a point: what a job of a sweep runs, on a cluster or on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mama.errors import ConfigError, StoppedError
+from mama.run import checkpoints
+from mama.run.checkpoint_marker import read_marker
+from mama.run.files import sha256_or_reason, write_json
+from mama.run.run_folder import MAY_CHANGE, flat, is_among
+from mama.settings.load import with_settings
+from mama.settings.schema import Config
+from mama.sweep import status
+from mama.sweep.sweep import SHARED, Point, Sweep
+from shards.errors import ShardError, one_line
+from shards.pack.settings import PackConfig
+from shards.read.manifest import MANIFEST
+from slurm.rank_environment import first_task, job_id
+
+ON_ALL_TASKS = ("train", "eval")  # these share the work over the tasks of a job; in other steps the first one does all
+PLACES = ("name", "runs")  # settings that say where a run lies; a point may be moved
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step of one point, or of the shards that points share."""
+
+    sweep: str  # name of the sweep
+    unit: str  # name of the point, or of the shards
+    step: str
+    config: Config  # of the point, with the evaluation's own settings
+    differs: dict[str, Any]  # as `Point.differs`
+    status: Path  # its status file
+    in_job: bool = False  # whether a Slurm job runs it
+
+    @property
+    def settings(self) -> str:
+        """The digest of the settings that the result depends on."""
+        return hashlib.sha256(json.dumps(self._relevant(), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _relevant(self) -> dict[str, Any]:
+        if self.step in SHARED:
+            packed = _without_workers(self.config.pack)
+            if self.step == "check":
+                packed["manifest"] = sha256_or_reason(Path(self.config.pack.out) / MANIFEST)
+            return packed
+        ignored = (*MAY_CHANGE, *PLACES) if self.step in ("train", "consolidate") else ("pack", "train", *PLACES)
+        return {key: value for key, value in flat(asdict(self.config)).items() if not is_among(key, ignored)}
+
+    def is_done(self) -> bool:
+        """Whether the step was done with these settings, and its result is still there."""
+        found = status.read(self.status)
+        return bool(found and found.state == "done" and found.settings == self.settings and self._result_exists())
+
+    def _result_exists(self) -> bool:
+        run = self.config.run_folder
+        if self.step == "pack":
+            return (Path(self.config.pack.out) / MANIFEST).exists()
+        if self.step == "train":
+            saved = checkpoints.checkpoints(run)
+            return bool(saved) and read_marker(saved[-1]).step >= self.config.train.steps
+        if self.step == "consolidate":
+            return (run / "model").exists()
+        if self.step == "check":
+            return True
+        return any(run.glob("eval*/complete.json")) or any(run.glob("eval-on/*/complete.json"))
+
+
+def work_of(sweep: Sweep, point: Point, step: str, in_job: bool = False) -> Work:
+    """The work of a step of a point; points with the same shards get equal work for `pack` and `check`."""
+    if step in SHARED:
+        name = shards_name(point.config.pack)
+        return Work(sweep.name, name, step, point.config, {}, sweep.own / "shared" / name / f"{step}.json", in_job)
+    changes = next((e.settings for e in sweep.evaluations if e.name == step), {})
+    config = with_settings(point.config, changes)
+    place = point.config.run_folder / "stages" / f"{step}.json"
+    return Work(sweep.name, point.name, step, config, point.differs, place, in_job)
+
+
+def shards_name(pack: PackConfig) -> str:
+    """The name that points with these shards have in common: that of the folder, and a digest of how it is packed."""
+    digest = hashlib.sha256(json.dumps(_without_workers(pack), sort_keys=True, default=str).encode()).hexdigest()
+    return f"{Path(pack.out).name}-{digest[:8]}"
+
+
+def run_step(work: Work) -> None:
+    """Do the work, and record in its status file that it runs, and how it ended.
+
+    Every task of a job calls this. Raises what the step raises.
+    """
+    first = first_task()
+    if not first and work.step not in ON_ALL_TASKS:
+        return
+    job = job_id() if work.in_job else None
+    current = status.start(work.status, work.settings, job) if first else status.read(work.status)
+    try:
+        _do(work, first)
+    except StoppedError as error:
+        if current and first:
+            status.end(work.status, current, "stopped", one_line(error))
+        raise
+    except Exception as error:
+        if current := current or status.read(work.status):
+            status.end(work.status, current, "failed", one_line(error))
+        raise
+    if current and first:
+        status.end(work.status, current, "done")
+
+
+def _do(work: Work, first: bool) -> None:
+    """Call what the verb of the command line calls; each import takes seconds, so only its own step pays for it."""
+    config = work.config
+    if work.step == "pack":
+        from shards.pack.pack import pack
+
+        pack(config.pack)
+    elif work.step == "check":
+        _check(Path(config.pack.out))
+    elif work.step == "train":
+        from mama.train.loop import train
+
+        if first:
+            config.run_folder.mkdir(parents=True, exist_ok=True)
+            write_json(config.run_folder / "point.json", {"sweep": work.sweep, "differs": work.differs})
+        train(config)
+    elif work.step == "consolidate":
+        from mama.export.consolidate import consolidate
+
+        consolidate(config)
+    else:
+        from mama.evaluate.evaluation import evaluate
+
+        evaluate(config, config.run_folder)
+
+
+def _check(folder: Path) -> None:
+    from shards.check.check import check_all
+
+    problems = [problem for found in check_all([folder]).values() for problem in found]
+    if problems:
+        more = f"; and {len(problems) - 1} more: mama check {folder}" if problems[1:] else ""
+        raise ShardError(f"{folder}: {problems[0]}{more}")
+
+
+def _without_workers(pack: PackConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(pack).items() if key != "workers"}
+
+
+def require_settings(before: dict[str, Any], now: dict[str, Any], point: str) -> None:
+    """Raise `ConfigError` if the flat settings of a point that was begun have changed in what it is trained with."""
+    ignored = (*MAY_CHANGE, *PLACES)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not is_among(key, ignored):
+            raise ConfigError(
+                f"{point}: {key}: {now.get(key)!r}, but the point was begun with {before.get(key)!r}; give that value, "
+                "or the sweep another name=..."
+            )
