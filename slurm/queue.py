@@ -1,0 +1,177 @@
+"""What Slurm says of the user's jobs, and what can be asked of it: its own commands, read by machine.
+
+Works with Slurm 22.05 and later, and without accounting. A Slurm that does not answer is a `SlurmError`, never an
+empty queue.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from slurm.profile import SlurmError
+
+ANSWER_TIMEOUT = 120  # seconds; the commands themselves try again for up to a minute
+SEPARATOR = "\x1f"  # stands in no name or comment
+ENDS = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
+)
+GONE = re.compile(r"Invalid job id|already (completing|completed|finished)", re.IGNORECASE)
+
+# Reasons (squeue(1), JOB REASON CODES) that no waiting cures -> in plain words, and what to change.
+NEVER = {
+    "AccountNotAllowed": "this account may not use the partition; change account or partition",
+    "AccountingPolicy": "the accounting rules do not allow it; change account or qos",
+    "BadConstraints": "no node of the partition has what it asks for; change constraint, gpus_per_node, cpus or memory",
+    "DependencyNeverSatisfied": "a job that it waits for has failed or is gone",
+    "InvalidAccount": "Slurm does not know the account; change account",
+    "InvalidQOS": "Slurm does not know the qos, or you may not use it; change qos",
+    "PartitionNodeLimit": "more nodes than the partition gives to one job, or has; change nodes or partition",
+    "PartitionTimeLimit": "a longer time limit than the partition gives; lower timeout_min or change partition",
+    "QOSNotAllowed": "the partition does not allow this qos; change qos or partition",
+    "QOSTimeLimit": "a longer time limit than the qos gives; lower timeout_min or change qos",
+}
+PER_JOB = re.compile(r"(Assoc|QOS)M(ax|in)\w*(PerJob|PerNode)\w*|QOSMin\w+|Max\w+PerJob|MaxMemPerLimit")
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job, or one task of an array, that waits or runs."""
+
+    id: str  # "123", or "123_4" for a task of an array
+    state: str  # PENDING, RUNNING, COMPLETING, ...
+    reason: str  # why it waits: Priority, Resources, Dependency, JobHeldUser, ...; "" if nothing is said
+    node: str  # list of nodes; "" while it waits
+    name: str
+    comment: str
+    restarts: int
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """A job, or one task of an array, that has ended, from the accounting."""
+
+    id: str
+    state: str  # one of `ENDS`
+    node: str  # list of nodes; "" if it never had one
+    exit_code: int
+    signal: int  # that ended it; 0: none
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be submitted."""
+
+    array_size: int  # MaxArraySize: the largest index of an array is one less
+    jobs: int | None  # jobs and array tasks of the user that may wait or run; None: unlimited or unknown
+
+
+def queue() -> list[QueuedJob]:
+    """The user's own jobs that wait or run, each task of an array by itself. Raises `SlurmError`."""
+    fields = ("JobArrayID", "State", "Reason", "NodeList", "Name", "Comment", "RestartCnt")
+    layout = ",".join(f"{field}:{SEPARATOR}" for field in fields)
+    lines = _answer("squeue", "--me", "--array", "--noheader", f"--Format={layout}").splitlines()
+    return [_queued(line) for line in lines if line.strip()]
+
+
+def ended(ids: Iterable[str]) -> dict[str, EndedJob]:
+    """How those of the jobs `ids` that have ended did so, by id. Empty where there is no accounting."""
+    wanted = set(ids)
+    if not wanted:
+        return {}
+    numbers = ",".join(sorted({each.partition("_")[0] for each in wanted}))
+    command = ("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,NodeList,ExitCode")
+    try:
+        lines = _answer(*command, f"--jobs={numbers}").splitlines()
+    except SlurmError:
+        return {}
+    jobs = [_ended(*line.split("|")) for line in lines if line.count("|") == 3]
+    return {job.id: job for job in jobs if job.id in wanted and job.state in ENDS}
+
+
+def limits(account: str | None = None, qos: str | None = None) -> Limits:
+    """The limits of the cluster and, where there is accounting, of the user with this account and qos.
+
+    None: whichever the user may have. Raises `SlurmError`.
+    """
+    configured = re.search(r"^MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"), re.MULTILINE)
+    return Limits(array_size=int(configured[1]) if configured else 1001, jobs=_most_jobs(account, qos))
+
+
+def hold(ids: Iterable[str]) -> None:
+    """Keep jobs that wait from starting until they are released. Raises `SlurmError`."""
+    _each("scontrol", "hold", ids=ids)
+
+
+def release(ids: Iterable[str]) -> None:
+    """Let held jobs start. A job that is not held, or has ended, stays as it is. Raises `SlurmError`."""
+    _each("scontrol", "release", ids=ids)
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """End jobs, or take them out of the queue. A job that has ended stays as it is. Raises `SlurmError`."""
+    _each("scancel", ids=ids)
+
+
+def never_starts(reason: str) -> str | None:
+    """In plain words why a job that waits for `reason` will wait for ever; None if waiting may cure it."""
+    if PER_JOB.fullmatch(reason):
+        return f"a limit of one job in your account or qos ({reason}); ask for less, or change account or qos"
+    return f"{NEVER[reason]} ({reason})" if reason in NEVER else None
+
+
+def _answer(*command: str) -> str:
+    """What a command of Slurm prints. Raises `SlurmError` in one line if there is none, or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=False)
+    except FileNotFoundError:
+        raise SlurmError(f"no {command[0]} command here; run this on a login node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"Slurm does not answer: {command[0]} took more than {ANSWER_TIMEOUT} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise SlurmError(f"Slurm does not answer: {lines[-1].strip()}")
+    return done.stdout
+
+
+def _queued(line: str) -> QueuedJob:
+    number, state, reason, node, name, comment, restarts, *_ = (part.strip() for part in line.split(SEPARATOR))
+    reason, comment = ("" if text in ("None", "(null)") else text for text in (reason, comment))
+    return QueuedJob(number, state, reason, node, name, comment, int(restarts or 0))
+
+
+def _ended(number: str, state: str, node: str, codes: str) -> EndedJob:
+    code, _, signal = codes.partition(":")
+    where = "" if node == "None assigned" else node
+    return EndedJob(number, state.partition(" ")[0], where, int(code or 0), int(signal or 0))
+
+
+def _most_jobs(account: str | None, qos: str | None) -> int | None:
+    """The smallest of the limits on submitted jobs that bind the user, as far as the accounting tells them."""
+    show = ("sacctmgr", "--noheader", "--parsable2", "show")
+    try:
+        rows = _answer(*show, "assoc", f"user={getpass.getuser()}", "format=Account,DefaultQOS,MaxSubmit,GrpSubmit")
+        own = [row for line in rows.splitlines() if account in (None, (row := line.split("|"))[0])]
+        names = {qos} if qos else {row[1] for row in own} - {""}
+        rows = _answer(*show, "qos", "format=Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit") if names else ""
+        of_qos = [row for line in rows.splitlines() if (row := line.split("|"))[0] in names]
+    except SlurmError:
+        return None
+    values = [value for row in own for value in row[2:]] + [value for row in of_qos for value in row[1:]]
+    return min((int(value) for value in values if value.isdecimal()), default=None)
+
+
+def _each(*command: str, ids: Iterable[str]) -> None:
+    """Call a command on jobs, and forgive it those that have ended meanwhile."""
+    numbers = list(ids)
+    if not numbers:
+        return
+    try:
+        _answer(*command, *(numbers if command[0] == "scancel" else [",".join(numbers)]))
+    except SlurmError as error:
+        if not GONE.search(str(error)):
+            raise
