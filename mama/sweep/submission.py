@@ -68,15 +68,19 @@ def plan(sweep: Sweep, retry: bool = False) -> Plan:
         bad = next((s for s in (*shards, *(by_step[step] for step in lacking)) if s.state in BROKEN), None)
         if bad and not retry:
             broken[point.name] = f"{bad.step} failed: {bad.reason}"
-        if (bad and not retry) or not lacking or any(by_step[step].state in IN_QUEUE for step in lacking):
-            continue
         missing = _lacking(shards)
+        in_queue = any(by_step[step].state in IN_QUEUE for step in lacking)
+        idle = not lacking if len(by_step) > len(shards) else not missing  # shards alone are no reason to pack them
+        if (bad and not retry) or in_queue or idle:
+            continue
         running = next((s.job for s in reversed(shards) if s.state in IN_QUEUE), None)
         name = None
         if missing and running is None:
             works = [work_of(sweep, point, step, in_job=True) for step in missing]
             name = works[0].unit
             packing[name] = Chain(tuple(missing), (name,), {work.step: [work] for work in works})
+        if not lacking:
+            continue
         key = (tuple(lacking), name, running or "")
         chains.setdefault(key, []).append((point, [work_of(sweep, point, step, in_job=True) for step in lacking]))
     return Plan([*packing.values(), *(_chain(key, units) for key, units in chains.items())], found, broken)
