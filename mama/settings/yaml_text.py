@@ -16,6 +16,7 @@ from mama.errors import ConfigError
 from shards.errors import ShardError, one_line
 from shards.files import read_plain
 
+Node = yaml.Node  # for those who do not know YAML
 LARGEST = 2**20  # bytes; a configuration has about 2**12
 NULL = ("null", "Null", "NULL", "~", "")
 DEEPEST = 32  # nested mappings and lists
