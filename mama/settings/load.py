@@ -101,7 +101,12 @@ def missing_settings(run: Path) -> list[str]:
 
 def as_yaml(config: Config) -> str:
     """The resolved config as YAML, as `load` reads it."""
-    return yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False)
+    return yaml_of(asdict(config))
+
+
+def yaml_of(values: dict[str, Any]) -> str:
+    """A document of nested dictionaries as YAML, of which reading makes the same values."""
+    return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ import yaml
 from mama.errors import ConfigError
 from mama.settings.schema import Config
 from mama.settings.typed_values import free_value, typed_node, value_of
-from mama.settings.yaml_text import Node, items, read, shown
+from mama.settings.yaml_text import LARGEST, Node, items, read, shown
 from shards.errors import did_you_mean
 
 T = TypeVar("T")
@@ -29,9 +29,9 @@ SYNONYMS = {
 }  # fmt: skip
 
 
-def root(file: Path) -> yaml.MappingNode:
-    """The mapping that a file holds. Raises `ConfigError` if it is empty or holds something else."""
-    node = read(file)
+def root(file: Path, largest: int = LARGEST) -> yaml.MappingNode:
+    """The mapping that a file of at most `largest` bytes holds. Raises `ConfigError` if it holds something else."""
+    node = read(file, largest)
     if node is None:
         raise ConfigError(f"{file}: holds no setting; name at least one, or give a shipped file")
     if not isinstance(node, yaml.MappingNode):
@@ -49,25 +49,22 @@ def document(section: Any, file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def flat(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, Node]]:
-    """(dotted key, node) for each setting of a run in a mapping whose keys are nested or dotted."""
-    for name, value in items(node):
+def flat(pairs: Iterable[tuple[str, Node]], prefix: str = "") -> dict[str, Node]:
+    """Dotted key -> node, for the settings of a run in the (key, node) `pairs` of a mapping, nested or dotted."""
+    found: dict[str, Node] = {}
+    for name, value in pairs:
         key = prefix + name
         hint = hint_of(key)
-        if is_dataclass(hint):
-            yield from flat(section_of(hint, value, key), f"{key}.")
-        else:
-            yield key, value
+        new = flat(items(section_of(hint, value, key)), f"{key}.") if is_dataclass(hint) else {key: value}
+        if twice := next(iter(found.keys() & new.keys()), None):
+            raise ConfigError(f"{twice}: is given twice, nested and dotted")
+        found |= new
+    return found
 
 
-def assigned(node: yaml.MappingNode) -> dict[str, Any]:
-    """Dotted key -> value, for the settings of a run in a mapping whose keys are nested or dotted."""
-    values: dict[str, Any] = {}
-    for key, value in flat(node):
-        if key in values:
-            raise ConfigError(f"{key}: is given twice, nested and dotted")
-        values[key] = typed(key, value)
-    return values
+def assigned(pairs: Iterable[tuple[str, Node]]) -> dict[str, Any]:
+    """Dotted key -> value, for the settings of a run in the (key, node) `pairs` of a mapping, nested or dotted."""
+    return {key: typed(key, value) for key, value in flat(pairs).items()}
 
 
 def override(text: str) -> dict[str, Any]:
@@ -75,11 +72,7 @@ def override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"{text}: expected key=value, for example train.steps=100")
-    hint = hint_of(key)
-    node = typed_node(hint, value, key)
-    if not is_dataclass(hint):
-        return {key: typed(key, node)}
-    return {name: typed(name, inner) for name, inner in flat(section_of(hint, node, key), f"{key}.")}
+    return assigned([(key, typed_node(hint_of(key), value, key))])
 
 
 def typed(key: str, node: Node) -> Any:
@@ -185,6 +178,8 @@ def _with(dictionary: Any, inside: str, value: Any, key: str) -> dict[str, Any]:
     return {**dictionary, first: _with(dictionary.get(first, {}), rest, value, key) if rest else value}
 
 
-@cache
 def _hints(section: Any) -> dict[str, Any]:
-    return get_type_hints(section)
+    return _cached_hints(section)
+
+
+_cached_hints = cache(get_type_hints)
