@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from mama.errors import ConfigError
-from mama.settings import load as loading
 from mama.settings.load import load, load_profile, save, shipped_configs
 from mama.settings.pretrained import locate
 from mama.settings.schema import (
@@ -22,6 +21,7 @@ from mama.settings.schema import (
     TrainConfig,
     VisionConfig,
 )
+from mama.settings.values import SYNONYMS, known_keys
 from shards.read.remote import local_folder
 from shards.sources.all_sources import SOURCES
 
@@ -180,7 +180,7 @@ def test_an_unknown_key_behind_the_file_is_named_with_the_nearest_one(
 
 
 def test_every_synonym_leads_to_a_setting() -> None:
-    assert set(loading.SYNONYMS.values()) <= set(loading._known(Config))
+    assert set(SYNONYMS.values()) <= set(known_keys(Config))
 
 
 def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
