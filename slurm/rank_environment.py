@@ -53,3 +53,14 @@ def _step_environment() -> dict[str, str]:
         "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(20_000 + (job * 97 + step) % 20_000),
     }
+
+
+def job_id() -> str | None:
+    """The number of the Slurm job that this process is a task of, "123", or "123_4" in an array; None outside."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def first_task() -> bool:
+    """Whether this process is the first task of its job; True outside of jobs."""
+    return os.environ.get("SLURM_PROCID", "0") == "0"

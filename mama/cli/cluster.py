@@ -14,7 +14,7 @@ from mama.cli.options import Verb, overrides_argument
 @click.argument("sweep")
 @overrides_argument
 @click.option("--profile", help="Profile of every stage for which the sweep names none; see `mama train --help`.")
-@click.option("--dry-run", is_flag=True, help="Print points, batch scripts and the GPU-hours asked for; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print points, batch scripts and GPU-hours; submit nothing.")
 @click.option("--retry", is_flag=True, help="Also submit the points that failed.")
 def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: bool, retry: bool) -> None:
     """Run a study: many runs, their stages and one table.
@@ -22,7 +22,8 @@ def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: 
     SWEEP is a YAML file, the name of a shipped sweep (quickstart, paper, ...), or the folder of one that was begun.
     Safe to re-run: submits what is missing, and nothing twice. On this machine it runs in the foreground.
     """
-    from mama.sweep import describe, submission
+    from mama.sweep import dry_run as describe
+    from mama.sweep import submission
     from mama.sweep.definition import load_sweep
     from mama.sweep.local import LocalRun
 

@@ -20,7 +20,7 @@ from mama.runtime import console
 from mama.runtime.preemption import EXIT_CODE
 from mama.sweep import status
 from mama.sweep.batches import one_at_a_time
-from mama.sweep.definition import save_sweep
+from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader
 from mama.sweep.submission import BROKEN, require_same_settings
 from mama.sweep.sweep import Point, Sweep

@@ -16,7 +16,7 @@ from mama.run.run_folder import flat
 from mama.settings.load import load_profile, load_run
 from mama.sweep import batches
 from mama.sweep.batches import Batch, one_at_a_time, read_batches, write_batch
-from mama.sweep.definition import save_sweep
+from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader, StepState
 from mama.sweep.sweep import SHARED, Point, Sweep
 from mama.sweep.work import Work, require_settings, run_step, work_of
@@ -95,13 +95,15 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
     with one_at_a_time(sweep):
         recover(sweep)
         save_sweep(sweep)
-        planned = plan(sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry)
+        planned = plan(
+            sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
+        )
         code = snapshot(sweep.own / "code")
         lines: list[str] = []
         packed: dict[str, str] = {}
         for chain, left_out in _cut(planned.chains, limits(), len(queue()) if planned.chains else 0):
             if left_out:
-                lines.append(f"{left_out} points wait: the cluster takes no more jobs of yours now; run this again later")
+                lines.append(f"{left_out} left out: the cluster takes no more jobs of yours now; run this again later")
                 continue
             batch = _submit(sweep, chain, packed, code)
             if chain.steps[-1] in SHARED:

@@ -13,8 +13,8 @@ from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.run.files import sha256_or_reason, write_json
 from mama.run.run_folder import MAY_CHANGE, flat, is_among
-from mama.settings.values import with_settings
 from mama.settings.schema import Config
+from mama.settings.values import with_settings
 from mama.sweep import status
 from mama.sweep.sweep import SHARED, Point, Sweep
 from shards.errors import ShardError, one_line

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mama.sweep.definition import describe_points
+
+def describe_points(sweep: Sweep) -> Iterator[str]:
+    yield from (f"{p.name}: {p.differs}" for p in sweep.points)
+
+
 from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
 from mama.sweep.sweep import Sweep
 
