@@ -33,8 +33,8 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     file = _file(Path(path))
     given = dict(items(root(file, LARGEST)))
-    saved = "base" in given
-    own = (*RUNNING,) if saved else (*POINTS, *RUNNING)
+    saved = given.keys() >= set(KEYS)
+    own = RUNNING if saved else (*POINTS, *RUNNING)
     settings = [_override(text, given, own) for text in overrides]
     if saved and any(settings):
         raise ConfigError(f"{overrides[0]}: {file} holds points that were submitted; change the sweep's own file")
