@@ -14,6 +14,7 @@ WIDEST = 32  # characters of a value
 def describe_points(sweep: Sweep) -> Iterator[str]:
     """Lines: a head, each point with its value of every axis, and how many there are."""
     axes = list(dict.fromkeys(axis for point in sweep.points for axis in point.differs))
+    axes.sort(key=lambda axis: axis == "seed")  # a stable sort: the seeds end the line, as they do in names
     rows = [["point", *axes]]
     for point in sweep.points:
         rows.append([point.name, *(_cell(point.differs[axis]) if axis in point.differs else "" for axis in axes)])
@@ -24,5 +25,5 @@ def describe_points(sweep: Sweep) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
