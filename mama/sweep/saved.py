@@ -66,7 +66,7 @@ def known_names(folder: Path) -> dict[str, str]:
 
 def _point(given: dict[str, Node], base: dict[str, Any], folder: Path) -> Point:
     if given.keys() != {"name", "differs", "settings"}:
-        raise ConfigError(f"points: holds {', '.join(given)}, not name, differs and settings; give the sweep's own file")
+        raise ConfigError(f"points: holds {', '.join(given)}, not name, differs, settings; give the sweep's own file")
     name = value_of(str, given["name"], "name")
     pairs = items(mapping(given["differs"], "differs", may_be_empty=True))
     axes = assigned((key, node) for key, node in pairs if key != "recipe")

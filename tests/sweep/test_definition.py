@@ -22,6 +22,7 @@ from mama.sweep.names import short, token
 from mama.sweep.points_table import describe_points
 from mama.sweep.saved import save_sweep
 from mama.sweep.sweep import STAGES, Evaluation, Sweep
+from tests.support.checkout import CHECKOUT
 
 SHIPPED = sorted(path.stem for path in (shipped_configs() / "sweeps").glob("*.yaml"))
 RECIPE = "name: of-the-recipe\nruns: elsewhere\ndata: {shards: [runs/shards/x]}\noptim: {warmup_steps: 7}\n"
@@ -553,6 +554,14 @@ def test_every_ablation_is_in_the_sweep_of_ablations() -> None:
 def test_the_points_of_the_paper_share_their_shards() -> None:
     points = load_sweep("paper").points
     assert all(point.config.pack == points[0].config.pack for point in points)
+
+
+def test_the_example_of_the_documents_has_as_many_points_as_it_says(tmp_path: Path) -> None:
+    block = (CHECKOUT / "docs/sweeps.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "rates.yaml").write_text(block)
+    found = load_sweep(tmp_path / "rates.yaml", (f"runs={tmp_path}",))
+    assert len(found.points) == 36
+    assert "clip_lr-2e-05_tune-frozen_seed-1" in names(found)
 
 
 def test_the_table_of_points(sweep: Write) -> None:
