@@ -160,13 +160,24 @@ def _evaluations(given: dict[str, Node], points: list[Point]) -> list[Evaluation
         settings = assigned(items(mapping(node, key, may_be_empty=True)))
         if other := next((setting for setting in settings if not setting.startswith(EVALUATED)), None):
             raise ConfigError(f"{key}: {other}: is a setting of training; an evaluation may change data and eval")
-        for point in points if settings else ():
-            try:
-                with_settings(point.config, settings)
-            except ConfigError as error:
-                raise ConfigError(f"{key}: point {point.name}: {error}") from error
         found.append(Evaluation(f"eval-{name}", settings))
+    for point in points:
+        _check_evaluations(point, found)
     return found
+
+
+def _check_evaluations(point: Point, evaluations: Sequence[Evaluation]) -> None:
+    """Raise `ConfigError` if one does not suit the point, or two would write to one folder: that of their images."""
+    of_images: dict[str, str] = {}
+    for evaluation in evaluations:
+        key = evaluation.name.replace("eval-", "evaluations.", 1)
+        try:
+            config = with_settings(point.config, evaluation.settings)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: point {point.name}: {error}") from error
+        first = of_images.setdefault(f"{config.data.shards} {config.eval.split}", key)
+        if first != key:
+            raise ConfigError(f"{key}: evaluates the images of {first}; name all tasks of these images in one of them")
 
 
 def _profiles(given: dict[str, Node], file: Path | None) -> dict[str, str]:

@@ -131,6 +131,7 @@ def test_what_is_done_with_the_points(sweep: Write) -> None:
     assert (found.profiles, found.at_once) == ({"default": "cluster", "eval": "local"}, 3)
     assert found.baseline == {"recipe": "two", "data.image_size": (64, 32)}
     assert sweep("stages: [train]\nevaluations: {a: {}}").evaluations == []
+    assert len(sweep("evaluations: {a: {}, b: {eval.split: val}, c: {data.shards: [y]}}").evaluations) == 3
 
 
 def test_the_order_of_stages_is_that_of_the_line(sweep: Write) -> None:
@@ -357,6 +358,10 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("random: {points: 2, data.style: {uniform: [report, caption]}}", "random: data.style: ['report', 'caption']"),
         ("random: {points: 2, train.compile: {uniform: [false, true]}}", "random: train.compile: ['false', 'true'] is"),
         ("random: {points: 2, optim.lr: {choice: []}}", "random: optim.lr: is empty"),
+        ("random: {points: 10001, optim.lr: {choice: [1]}}", "random: makes 10001 points; a sweep has at most 10000"),
+        (f"grid: {{optim.lr: {[1] * 101}, loss.view: {[1] * 101}}}", "grid: makes 10201 points; a sweep has at most"),
+        (f"grid: {{optim.lr: {[1] * 101}}}\nseeds: {[1] * 100}", "makes 10100 points; a sweep has at most 10000"),
+        ("evaluations: {a: {}, b: {eval.tasks: [cancer]}}", "evaluations.b: evaluates the images of evaluations.a; name"),
         ("seeds: 3", "seeds: '3' is not a list; write [3]"),
         ("seeds: []", "seeds: is empty; name at least one value, or leave it out"),
         ("seeds: [012]", "seeds: '012' is not a whole number; write 12"),
