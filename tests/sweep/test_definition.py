@@ -361,7 +361,7 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("random: {points: 10001, optim.lr: {choice: [1]}}", "random: makes 10001 points; a sweep has at most 10000"),
         (f"grid: {{optim.lr: {[1] * 101}, loss.view: {[1] * 101}}}", "grid: makes 10201 points; a sweep has at most"),
         (f"grid: {{optim.lr: {[1] * 101}}}\nseeds: {[1] * 100}", "makes 10100 points; a sweep has at most 10000"),
-        ("evaluations: {a: {}, b: {eval.tasks: [cancer]}}", "evaluations.b: evaluates the images of evaluations.a; name"),
+        ("evaluations: {a: {}, b: {eval.tasks: [cancer]}}", "evaluations.b: evaluates the images of evaluations.a;"),
         ("seeds: 3", "seeds: '3' is not a list; write [3]"),
         ("seeds: []", "seeds: is empty; name at least one value, or leave it out"),
         ("seeds: [012]", "seeds: '012' is not a whole number; write 12"),
