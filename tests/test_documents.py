@@ -15,6 +15,7 @@ import pytest
 from mama.cli.main import cli
 from mama.errors import ConfigError
 from mama.settings.load import find, is_shipped, load, load_profile
+from mama.sweep.definition import load_sweep
 from mama.train.dry_run import dry_run
 from tests.support.checkout import CHECKOUT
 
@@ -117,7 +118,7 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
     given = parsed(command)
     if not given.get("config"):
         return
-    own = re.fullmatch(r"\w+\.yaml|runs/\w+|[A-Z]+", given["config"])
+    own = re.fullmatch(r"\w+\.yaml|runs/[\w-]+|[A-Z]+", given["config"])
     config = load("table" if own else given["config"], given["overrides"])
     if "profile" not in given:
         return
@@ -128,7 +129,9 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
         config.train.accumulation(profile.tasks if given["as_job"] and profile.tasks > 1 else config.train.ranks)
 
 
-DRY_RUNS = {shlex.join(words) for _, words in COMMANDS if "--dry-run" in words and is_shipped(words[1])}
+DRY_RUNS = {
+    shlex.join(words) for _, words in COMMANDS if words[0] == "train" and "--dry-run" in words and is_shipped(words[1])
+}
 
 
 @pytest.mark.parametrize("command", sorted(DRY_RUNS))
@@ -140,10 +143,11 @@ def test_a_dry_run_of_a_shipped_recipe_runs(command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_in_a_page_load(page: str, tmp_path: Path) -> None:
+    """On the page about sweeps: the sweeps."""
     for language, block in FENCE.findall(read(page)):
         if language == "yaml":
             (tmp_path / "recipe.yaml").write_text(block)
-            load(tmp_path / "recipe.yaml")
+            assert (load_sweep if page == "docs/sweeps.md" else load)(tmp_path / "recipe.yaml")
 
 
 def anchors(page: Path) -> set[str]:

@@ -15,6 +15,7 @@ from mama.settings.values import assigned, flat, typed
 from mama.settings.yaml_text import Node, items, mapping, sequence, shown
 
 DISTRIBUTIONS = ("uniform", "loguniform", "choice")
+MOST = 10_000  # points; more are a slip
 DIGITS = 4  # significant digits of a drawn number, as names show it
 # Settings that are no axis, and what to write.
 OWNED = {
@@ -39,10 +40,17 @@ def entries(given: dict[str, Node]) -> list[dict[str, Any]]:
     return found or [{}]
 
 
+def at_most(points: int) -> None:
+    """Raise `ConfigError` if these are too many points for a sweep."""
+    if points > MOST:
+        raise ConfigError(f"makes {points} points; a sweep has at most {MOST}")
+
+
 def _grid(node: Node) -> list[dict[str, Any]]:
     """The product of all axes; the last one changes fastest."""
     given = flat(items(mapping(node, "grid")))
     axes = {axis: [typed(axis, value) for value in sequence(values, axis)] for axis, values in given.items()}
+    at_most(math.prod(map(len, axes.values())))
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -58,6 +66,7 @@ def _random(node: Node) -> list[dict[str, Any]]:
     if "points" not in numbers:
         raise ConfigError("points: is missing; how many points shall be drawn?")
     at_least_one("points", numbers["points"])
+    at_most(numbers["points"])
     seed = numbers.get("seed", 0)
     axes = {axis: draws(axis, of, random.Random(f"{seed} {axis}")) for axis, of in flat(given.items()).items()}
     if not axes:

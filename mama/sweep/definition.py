@@ -13,7 +13,7 @@ from mama.settings.load import find, shipped_configs
 from mama.settings.schema import Config
 from mama.settings.typed_values import typed_node, value_of
 from mama.settings.values import assigned, document, known_keys, override, put, root, suggestion, with_settings
-from mama.settings.yaml_text import Node, is_list, items, mapping, sequence, shown
+from mama.settings.yaml_text import Node, is_list, is_null, items, mapping, sequence, shown
 from mama.sweep.axes import entries
 from mama.sweep.points import Recipe, points_of
 from mama.sweep.saved import KEYS, LARGEST, SAVED, known_names, saved_points
@@ -33,11 +33,11 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     file = _file(Path(path))
     given = dict(items(root(file, LARGEST)))
-    saved = "base" in given
-    own = (*RUNNING,) if saved else (*POINTS, *RUNNING)
+    saved = given.keys() >= set(KEYS)
+    own = RUNNING if saved else (*POINTS, *RUNNING)
+    if changed := next((text for text in overrides if saved and text.partition("=")[0] not in RUNNING), None):
+        raise ConfigError(f"{changed}: {file} holds points that were submitted; change the sweep's own file")
     settings = [_override(text, given, own) for text in overrides]
-    if saved and any(settings):
-        raise ConfigError(f"{overrides[0]}: {file} holds points that were submitted; change the sweep's own file")
     try:
         if unknown := next((key for key in given if key not in (*own, *(KEYS if saved else ()))), None):
             raise ConfigError(f"{unknown}: unknown key{_meant(unknown, own)}")
@@ -107,7 +107,7 @@ def _points(given: dict[str, Node], file: Path, folder: Path, changes: Sequence[
 
 def _recipes(given: dict[str, Node], file: Path, settings: dict[str, Any]) -> list[Recipe]:
     """The recipes of the sweep with its `settings`; an axis of the sweep if they are a list."""
-    if "recipe" not in given:
+    if "recipe" not in given or is_null(given["recipe"]):
         raise ConfigError("recipe: is missing; name a shipped recipe or a file")
     node = given["recipe"]
     single = not is_list(node)
@@ -160,13 +160,24 @@ def _evaluations(given: dict[str, Node], points: list[Point]) -> list[Evaluation
         settings = assigned(items(mapping(node, key, may_be_empty=True)))
         if other := next((setting for setting in settings if not setting.startswith(EVALUATED)), None):
             raise ConfigError(f"{key}: {other}: is a setting of training; an evaluation may change data and eval")
-        for point in points if settings else ():
-            try:
-                with_settings(point.config, settings)
-            except ConfigError as error:
-                raise ConfigError(f"{key}: point {point.name}: {error}") from error
         found.append(Evaluation(f"eval-{name}", settings))
+    for point in points:
+        _check_evaluations(point, found)
     return found
+
+
+def _check_evaluations(point: Point, evaluations: Sequence[Evaluation]) -> None:
+    """Raise `ConfigError` if one does not suit the point, or two would write to one folder: that of their images."""
+    of_images: dict[str, str] = {}
+    for evaluation in evaluations:
+        key = evaluation.name.replace("eval-", "evaluations.", 1)
+        try:
+            config = with_settings(point.config, evaluation.settings)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: point {point.name}: {error}") from error
+        first = of_images.setdefault(f"{config.data.shards} {config.eval.split}", key)
+        if first != key:
+            raise ConfigError(f"{key}: evaluates the images of {first}; name all tasks of these images in one of them")
 
 
 def _profiles(given: dict[str, Node], file: Path | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from mama.errors import ConfigError
 from mama.settings.schema import Config
 from mama.settings.values import build, put, values_of
+from mama.sweep.axes import at_most
 from mama.sweep.names import name_of, unique
 from mama.sweep.sweep import Point
 
@@ -40,6 +41,7 @@ def points_of(
     `known` are the names of points that the sweep had, by `identity`: they keep them. Raises `ConfigError` that names
     the point.
     """
+    at_most(len(recipes) * len(entries) * max(1, len(seeds)))
     found: dict[str, Point] = {}
     products = list(itertools.product(recipes, entries, [{"seed": seed} for seed in seeds] or [{}]))
     for recipe, entry, seed in products:

@@ -10,13 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mama.errors import ConfigError
 from mama.settings.load import yaml_of
 from mama.settings.schema import Config
 from mama.settings.typed_values import value_of
 from mama.settings.values import assigned, build, put, root, values_of
 from mama.settings.yaml_text import Node, items, mapping, sequence
 from mama.sweep.points import identity
-from mama.sweep.sweep import Point, Sweep
+from mama.sweep.sweep import OWN, Point, Sweep
 from shards.files import atomic_write
 
 SAVED = "sweep.yaml"
@@ -45,19 +46,27 @@ def save_sweep(sweep: Sweep) -> Path:
 
 def saved_points(given: dict[str, Node], folder: Path) -> list[Point]:
     """The points of a saved file, in the `folder` where it lies now. Raises `ConfigError`."""
+    if not given.keys() >= set(KEYS):
+        raise ConfigError("holds no points; restore it from a copy, or take the folder away")
     base = assigned(items(mapping(given["base"], "base")))
     return [_point(dict(items(mapping(node, "points"))), base, folder) for node in sequence(given["points"], "points")]
 
 
 def known_names(folder: Path) -> dict[str, str]:
     """The names of the points of a sweep that was saved, by `identity`; empty if there is none."""
-    file = folder / "sweep" / SAVED
+    file = folder / OWN / SAVED
     if not file.exists():
         return {}
-    return {identity(point.config): point.name for point in saved_points(dict(items(root(file, LARGEST))), folder)}
+    given = dict(items(root(file, LARGEST)))
+    try:
+        return {identity(point.config): point.name for point in saved_points(given, folder)}
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _point(given: dict[str, Node], base: dict[str, Any], folder: Path) -> Point:
+    if given.keys() != {"name", "differs", "settings"}:
+        raise ConfigError(f"points: holds {', '.join(given)}, not name, differs, settings; give the sweep's own file")
     name = value_of(str, given["name"], "name")
     pairs = items(mapping(given["differs"], "differs", may_be_empty=True))
     axes = assigned((key, node) for key, node in pairs if key != "recipe")
