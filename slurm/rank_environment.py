@@ -26,6 +26,12 @@ def export_distributed_environment() -> bool:
     return True
 
 
+def first_task() -> bool:
+    """Whether this process is the first task of its job, or of its step if `srun` started it; True outside of jobs."""
+    name = "SUBMITIT_LOCAL_GLOBALID" if os.environ.get("SUBMITIT_EXECUTOR") == "local" else "SLURM_PROCID"
+    return os.environ.get(name, "0") == "0"
+
+
 def being_preempted() -> bool:
     """Whether Slurm preempts this job: it will end it after the grace time, and perhaps requeue it.
 

@@ -140,7 +140,9 @@ def _parameters(profile: Profile, name: str) -> dict[str, Any]:
         "slurm_account": profile.account,
         "slurm_signal_delay_s": min(profile.grace_s, profile.timeout_min * 30),
         "slurm_additional_parameters": profile.additional or None,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # else the other ranks would wait for one that died
+        # Else the other ranks would wait for one that died; and a cluster's WaitTime would end the job soon after the
+        # first of its tasks has nothing left to do.
+        "slurm_srun_args": ["--kill-on-bad-exit=1", "--wait=0"],
     }
     parameters = shared | (only_slurm if profile.cluster == "slurm" else {})
     return {key: value for key, value in parameters.items() if value is not None}
