@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from socket import gethostname
 from typing import Any, TypeVar
 
@@ -26,7 +28,9 @@ T = TypeVar("T")
 
 JOIN = 300.0  # seconds to wait for ranks that still import
 PATIENCE = timedelta(days=7)  # with a rank that works: its end is noticed at once, however it ends
-CAUSE = "mama/cause"  # of the end of all ranks: the error of the first
+CAUSE = "cause"  # of the end of all ranks: the error of the first
+
+_blocks = count()  # of this process: each has keys of its own in the store
 
 
 @contextmanager
@@ -40,7 +44,8 @@ def joined() -> Iterator[None]:
         yield
         return
     console.configure_logging()  # only now it is known which rank this is
-    store = _join()
+    store = dist.PrefixStore(f"mama-{next(_blocks)}", _rendezvous())
+    _join(store)
     try:
         yield
         _wait()  # a rank that left now could take data with it that others have not read
@@ -54,14 +59,14 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def over_ranks(count: int, size: int, work: Callable[[list[range]], Iterable[T]]) -> list[T]:
-    """Call `work` with batches of `count` rows, `size` each, and return what it yields, one result for each batch.
+def over_ranks(rows: int, size: int, work: Callable[[list[range]], Iterable[T]]) -> list[T]:
+    """Call `work` with batches of `rows` rows, `size` each, and return what it yields, one result for each batch.
 
     The batches are those of a single process, dealt out in turn: each has the rows and the size that it has there.
     Rank 0 returns the results of all in their order, every other rank its own. A rank for which none is left works
     on one of the others', so that it has a result if there is any.
     """
-    batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
     own = batches[rank() :: world_size()] or batches[:1]
     of_rank: list[Any] = [None] * world_size()
     of_rank[rank()] = list(work(own))
@@ -94,19 +99,32 @@ class _Gone(RuntimeError):
     """Another rank has ended."""
 
 
-def _join() -> dist.Store:
-    """Join the process group of the launcher's variables; returns the store that its ranks have in common."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # PyTorch would hold an interrupt back until all are here
-    try:
-        store, number, ranks = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN)))
+@cache
+def _rendezvous() -> dist.Store:
+    """Meet the other ranks at the launcher's address; returns the store that all have in common, kept by rank 0."""
+    with _others_awaited():
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN)))
+    return store
+
+
+def _join(store: dist.Store) -> None:
+    number, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    with _others_awaited():
         dist.init_process_group("gloo", store=store, rank=number, world_size=ranks, timeout=PATIENCE)
+
+
+@contextmanager
+def _others_awaited() -> Iterator[None]:
+    """Report in one line that ranks have not come; Ctrl-C ends the process, where PyTorch would hold it back."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
     except RuntimeError as error:
         place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         which = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} on {gethostname()}"
         raise RankError(f"{which} does not find the others at {place}: {one_line(error)}") from None
     finally:
         signal.signal(signal.SIGINT, before)
-    return store
 
 
 def _wait() -> None:
