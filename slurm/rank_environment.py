@@ -26,6 +26,12 @@ def export_distributed_environment() -> bool:
     return True
 
 
+def first_task() -> bool:
+    """Whether this process is the first task of its job, or of its step if `srun` started it; True outside of jobs."""
+    name = "SUBMITIT_LOCAL_GLOBALID" if os.environ.get("SUBMITIT_EXECUTOR") == "local" else "SLURM_PROCID"
+    return os.environ.get(name, "0") == "0"
+
+
 def being_preempted() -> bool:
     """Whether Slurm preempts this job: it will end it after the grace time, and perhaps requeue it.
 
@@ -59,8 +65,3 @@ def job_id() -> str | None:
     """The number of the Slurm job that this process is a task of, "123", or "123_4" in an array; None outside."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def first_task() -> bool:
-    """Whether this process is the first task of its job; True outside of jobs."""
-    return os.environ.get("SLURM_PROCID", "0") == "0"

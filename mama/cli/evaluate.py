@@ -13,12 +13,13 @@ from mama.cli.options import Verb, config_arguments, configured, job_options, ru
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
     """Evaluate a run on held-out patients: zero-shot, linear probe.
 
-    Needs the folder model/ that mama consolidate writes.
+    Needs the folder model/ that mama consolidate writes. Under torchrun, srun or --slurm the tasks share the images.
     """
     from mama.evaluate.evaluation import evaluate as run
 
     settings = configured(config, overrides)
-    run_or_submit(run, settings, settings.run_folder, config=settings, as_job=as_job, profile=profile)
+    folder = settings.run_folder
+    run_or_submit(run, settings, folder, config=settings, as_job=as_job, profile=profile, tasks_share=True)
 
 
 @click.command(cls=Verb)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
+from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
+
+T = TypeVar("T")
 
 
 class Verb(click.Command):
@@ -77,16 +80,28 @@ def configured(path: str, overrides: tuple[str, ...]) -> Config:
     return load_run(folder, (f"runs={folder.parent}", *overrides))
 
 
-def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config, as_job: bool, profile: str) -> None:
-    """Call `function(*arguments)` here, or submit the same call as a job and print where its log is.
+def run_or_submit(
+    function: Callable[..., T], *arguments: Any, config: Config, as_job: bool, profile: str, tasks_share: bool = False
+) -> T | None:
+    """Call `function(*arguments)` here and return its result, or submit the same call as a job and print its log.
 
-    Raises `ConfigError` or `SlurmError` if it cannot be submitted.
+    If the profile has several tasks, all of them call a function whose work `tasks_share`; any other is called in the
+    first task alone. Raises `ConfigError` or `SlurmError` if it cannot be submitted.
     """
     if not as_job:
-        function(*arguments)
-        return
+        return function(*arguments)
     from slurm.submit import submit  # submitit takes a while to import
 
     name = f"{config.name}-{function.__name__}"
-    job = submit(function, *arguments, profile=load_profile(profile), folder=config.run_folder, name=name)
+    resources = load_profile(profile)
+    job = submit(call_in_task, function, arguments, tasks_share, profile=resources, folder=config.run_folder, name=name)
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
+    return None
+
+
+def call_in_task(function: Callable[..., T], arguments: tuple[Any, ...], tasks_share: bool) -> T | None:
+    """In each task of a job: `function(*arguments)`, or nothing if another task does all the work."""
+    from slurm.rank_environment import first_task  # it imports submitit, see above
+
+    console.configure_logging()
+    return function(*arguments) if tasks_share or first_task() else None

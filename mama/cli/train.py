@@ -27,14 +27,17 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, d
         return
     from mama.train.loop import train as run
 
-    run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile)
+    run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile, tasks_share=True)
 
 
 @click.command(cls=Verb)
 @config_arguments
+@job_options
 @click.option("--best", is_flag=True, help="The checkpoint with the highest validation score instead.")
-def consolidate(config: str, overrides: tuple[str, ...], best: bool) -> None:
+def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, best: bool) -> None:
     """Export a run's newest checkpoint as a portable folder model/."""
     from mama.export.consolidate import consolidate as run
 
-    click.echo(run(configured(config, overrides), best))
+    settings = configured(config, overrides)
+    if folder := run_or_submit(run, settings, best, config=settings, as_job=as_job, profile=profile):
+        click.echo(folder)

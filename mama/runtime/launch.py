@@ -32,9 +32,15 @@ ORPHAN_TIMEOUT = 600.0  # seconds that ranks have to finish their step and save 
 
 
 def is_rank() -> bool:
-    """Whether a launcher started this process as one rank of several; in a Slurm task, set the rank's variables."""
+    """Whether a launcher started this process as one rank of several; in a Slurm task, set the rank's variables.
+
+    Raises `ConfigError` for incomplete launcher variables.
+    """
     export_distributed_environment()
-    return "RANK" in os.environ
+    if "RANK" not in os.environ:
+        return False
+    _check_launcher_variables()
+    return True
 
 
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
@@ -47,7 +53,6 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     the rank that failed first, as `RankError` unless its type is in `PLAIN`; `StoppedError` after a signal.
     """
     if is_rank():
-        _check_launcher_variables()
         return function(config)
     config.train.accumulation(config.train.ranks)  # fail now, not after the ranks have imported everything
     launch = LaunchConfig(

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-
-def describe_points(sweep: Sweep) -> Iterator[str]:
-    yield from (f"{p.name}: {p.differs}" for p in sweep.points)
-
-
+from mama.sweep.points_table import describe_points
 from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
 from mama.sweep.sweep import Sweep
 
