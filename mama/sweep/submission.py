@@ -126,9 +126,9 @@ def recover(sweep: Sweep) -> None:
             release(list(batch.jobs.values()))
             write_batch(sweep, replace(batch, state=batches.RELEASED))
         elif batch.state != batches.RELEASED:
-            if mine:
-                cancel(mine)
-            write_batch(sweep, replace(batch, state=batches.CANCELLED))
+            cancel(mine)
+            if batch.state != batches.CANCELLED:
+                write_batch(sweep, replace(batch, state=batches.CANCELLED))
 
 
 def scripts(sweep: Sweep, planned: Plan) -> Iterator[tuple[str, str]]:
