@@ -237,9 +237,10 @@ def test_axes_are_short_where_no_other_setting_ends_alike() -> None:
 
 def test_long_names_are_cut_and_differ(sweep: Write) -> None:
     axes = ("data.augment.horizontal_flip", "data.augment.vertical_flip", "loss.partner_text_start", "loss.local_start")
-    grid = ", ".join(f"{axis}: [0, 1]" for axis in (*axes, "train.activation_checkpointing"))
-    found = sweep(f"grid: {{{grid.replace('checkpointing: [0, 1]', 'checkpointing: [true, false]')}}}")
-    assert len({name.lower() for name in names(found)}) == 32
+    grid = ", ".join(f"{axis}: [0, 1]" for axis in axes)
+    found = sweep(f"grid: {{{grid}, train.activation_checkpointing: [true, false], data.mask_probability: [0, 1]}}")
+    assert len({name.lower() for name in names(found)}) == 64
+    assert max(map(len, names(found))) == 100
     for name in names(found):
         folder_name("name", name)
         assert len(name) <= 100
@@ -300,10 +301,9 @@ def test_draws_are_repeatable_and_grow_at_their_end(sweep: Write) -> None:
 
 
 def test_a_recipe_without_a_section_pack_takes_that_of_its_shards(sweep: Write) -> None:
-    found = sweep("stages: [pack, train]\nlist: [{}, {pack.long_side: 99}]", recipe="[clip, mama, slip]")
-    packs = [point.config.pack for point in found.points]
-    assert all(replace(pack, long_side=1024) == load("mama").pack for pack in packs)
-    assert [pack.long_side for pack in packs] == [1024, 99] * 3
+    found = sweep("stages: [pack, train]\nlist: [{}, {pack.root: mine}]", recipe="[clip, mama, slip]")
+    of_mama = load("mama").pack
+    assert [point.config.pack for point in found.points] == [of_mama, replace(of_mama, root="mine")] * 3
 
 
 def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]) -> None:
@@ -487,6 +487,15 @@ def test_the_type_of_a_free_value_survives(sweep: Write) -> None:
     assert [repr(value) for value in kept] == ["1", "1.0", "True", "'1'", "None", "'null'", "'1e-3'", "'on'"]
 
 
+def test_the_type_of_a_free_value_of_a_recipe_survives(sweep: Write, folder: Path) -> None:
+    for name, value in (("a", "1"), ("b", "1.0"), ("c", "true")):
+        (folder / f"{name}.yaml").write_text(f"{RECIPE}text: {{config: {{x: {value}}}}}\n")
+    first = sweep("", recipe="[a.yaml, b.yaml, c.yaml]")
+    save_sweep(first)
+    kept = [point.config.text.config["x"] for point in load_sweep(first.folder).points]
+    assert [repr(value) for value in kept] == ["1", "1.0", "True"]
+
+
 def test_a_saved_sweep_is_where_it_lies(sweep: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sweep("seeds: [0, 1]")
     save_sweep(first)
@@ -526,6 +535,7 @@ def test_a_large_sweep_is_read_back(sweep: Write) -> None:
     first = sweep(f"grid: {{text.config.a: [{texts}]}}")
     assert save_sweep(first).stat().st_size > 2**20
     assert load_sweep(first.folder) == first
+    assert sweep(f"grid: {{text.config.a: [{texts}]}}") == first
 
 
 def test_an_evaluation_is_the_point_with_other_settings(sweep: Write) -> None:
