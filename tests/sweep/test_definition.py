@@ -330,10 +330,11 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("settings: {train.steps: 012}", "train.steps: '012' is not a whole number; write 12"),
         ("settings: {train.compile: on}", "train.compile: 'on' is not true or false"),
         ("settings: {train.steps: 0}", "point one: train.steps: 0 is less than 1"),
-        ("grid:", "grid: grid: null is not a mapping; write {key: value}"),
-        ("grid: {}", "grid: grid: is empty; name at least one entry, or leave it out"),
+        ("grid:", "grid: null is not a mapping; write {key: value}"),
+        ("grid: {}", "grid: is empty; name at least one entry, or leave it out"),
         ("grid: {optim.lr: []}", "grid: optim.lr: is empty; name at least one value, or leave it out"),
         ("grid: {optim.lr: 1e-3}", "grid: optim.lr: '1e-3' is not a list; write [1e-3]"),
+        ("grid: {vision.config: {a: [1, 2]}}", "grid: vision.config: {a: ['1', '2']} is not a list; write [...]"),
         ("grid: {optim.lr: [fast]}", "grid: optim.lr: 'fast' is not a number"),
         ("grid: {optim.lr: [-1]}", "point lr--1: optim.lr: -1.0 is not a number of at least 0"),
         ("grid: {loss.vew: [0]}", "grid: loss.vew: unknown key; did you mean loss.view?"),
@@ -343,8 +344,8 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("random: {points: 2, seed: {choice: [1, 2]}, optim.lr: {choice: [1]}}", "random: seed: {choice: ['1', '2']}"),
         ("grid: {recipe: [clip]}", "grid: recipe: unknown key"),
         ("grid: {data.style: [caption]}\nlist: [{data.style: yes}]", "list: data.style: 'yes' is not one of 'report'"),
-        ("list: {}", "list: list: {} is not a list"),
-        ("list: []", "list: list: is empty"),
+        ("list: {}", "list: {} is not a list"),
+        ("list: []", "list: is empty"),
         ("list: [1]", "list: a point: '1' is not a mapping"),
         ("random: {optim.lr: {choice: [1]}}", "random: points: is missing; how many points shall be drawn?"),
         ("random: {points: 0, optim.lr: {choice: [1]}}", "random: points: 0 is less than 1"),
@@ -370,7 +371,7 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("stages: []", "stages: is empty"),
         ("stages: train", "stages: 'train' is not a list; write [train]"),
         ("evaluations: {}", "evaluations: is empty"),
-        ("evaluations: {a/b: {}}", "evaluations.a/b: 'eval-a/b' is not the name of one folder"),
+        ("evaluations: {a/b: {}}", "evaluations.a/b: a name has letters, digits and ._- only"),
         ("evaluations: {a: {optim.lr: 3}}", "evaluations.a: optim.lr: is a setting of training; an evaluation may cha"),
         ("evaluations: {a: {eval.task: [cancer]}}", "eval.task: unknown key; did you mean eval.tasks?"),
         ("evaluations: {a: {eval.tasks: [cancr]}}", "evaluations.a: point one: eval.tasks: 'cancr' is not one of canc"),
@@ -418,9 +419,19 @@ def test_changes_behind_the_sweep(sweep: Write, folder: Path) -> None:
     assert (found.name, found.at_once, found.stages) == ("on", 2, ["train"])
     assert found.folder == folder / "runs" / "on"
     assert settings(found, "optim.lr", "seed") == [(1e-3, 7)] * 2
-    found = sweep("", "grid={optim.lr: [1e-3, 2e-3]}", "recipe=[one.yaml, two.yaml]", "vision.config.a=1e-3")
+    found = sweep("", "grid={optim.lr: [1e-3, 2e-3]}", "recipe=[one.yaml, two.yaml]")
     assert len(found.points) == 4
-    assert found.points[0].config.vision.config == {"a": 1e-3}
+
+
+def test_a_change_inside_of_a_dictionary_keeps_the_rest_of_it(sweep: Write, folder: Path) -> None:
+    (folder / "shaped.yaml").write_text(f"{RECIPE}vision: {{config: {{a: 0, b: 0, c: 0, d: 0}}}}\n")
+    text = "settings: {vision.config.a: 1, vision.config.b: 1}\ngrid: {vision.config.d: [5, 6]}"
+    first, second = sweep(text, "vision.config.b=2", "vision.config.c=2", recipe="shaped.yaml").points
+    assert first.config.vision.config == {"a": 1, "b": 2, "c": 2, "d": 5}
+    assert second.config.vision.config == {"a": 1, "b": 2, "c": 2, "d": 6}
+    text = "settings: {vision.config.a: 1, vision.config: {b: 1}}"
+    (point,) = sweep(text, "vision.config.a=2", recipe="shaped.yaml").points
+    assert point.config.vision.config == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -504,7 +515,7 @@ def test_a_saved_sweep_is_where_it_lies(sweep: Write, folder: Path, monkeypatch:
     assert (found.name, found.folder) == ("moved", folder / "moved")
     assert [point.config.run_folder for point in found.points] == [folder / "moved" / name for name in names(first)]
     monkeypatch.chdir(folder / "moved")
-    assert load_sweep(".") == found
+    assert load_sweep(".") == load_sweep("sweep/sweep.yaml") == found
 
 
 @pytest.mark.parametrize("change", ["optim.lr=3", "seeds=[1]", "name=x", "runs=x", "grid={optim.lr: [1]}"])
@@ -549,6 +560,7 @@ def test_an_evaluation_is_the_point_with_other_settings(sweep: Write) -> None:
 def test_a_shipped_sweep_loads(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     found = load_sweep(name)
+    assert load_sweep(f"{name}.yaml") == found, "not the recipe of that name"
     assert found.folder.parent == Path("runs")
     assert not (shipped_configs() / f"{found.name}.yaml").exists(), "its folder would be that of the recipe's run"
     written = yaml.safe_load((shipped_configs() / "sweeps" / f"{name}.yaml").read_text())
