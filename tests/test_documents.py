@@ -27,6 +27,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)", re.MULTILINE)
 PATH = re.compile(r"(?<![\w./-])(?:mama|shards|slurm|configs|tests|docs|\.ci)/[\w./*-]*[\w/]")
 ENDS = {"&&", ";", "|", "(", ")"}  # of a command
+OWN = re.compile(r"\w+\.yaml|runs/[\w-]+|[A-Z]+(\.yaml)?")  # names of the reader's own files and folders
 README_LINES, WIDTH = 110, 120
 
 
@@ -116,9 +117,11 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
     if command[0] == "VERB":
         return
     given = parsed(command)
+    if (name := given.get("sweep")) and not OWN.fullmatch(name):
+        assert load_sweep(name, given["overrides"]).points
     if not given.get("config"):
         return
-    own = re.fullmatch(r"\w+\.yaml|runs/[\w-]+|[A-Z]+", given["config"])
+    own = OWN.fullmatch(given["config"])
     config = load("table" if own else given["config"], given["overrides"])
     if "profile" not in given:
         return

@@ -56,7 +56,7 @@ def find(path: str | Path, kind: str = "") -> Path:
     Raises `ConfigError` if there is neither.
     """
     shipped = shipped_configs() / kind
-    for candidate in (Path(path), shipped_configs() / path, shipped / f"{path}.yaml"):
+    for candidate in (Path(path), shipped / path, shipped_configs() / path, shipped / f"{path}.yaml"):
         if candidate.exists() and not candidate.is_dir():
             return candidate
     wanted = {"slurm": "profile", "sweeps": "sweep", "": "run folder or configuration file"}[kind]

@@ -67,7 +67,7 @@ def mapping(node: yaml.Node, key: str, may_be_empty: bool = False) -> yaml.Mappi
 def sequence(node: yaml.Node, key: str) -> list[yaml.Node]:
     """The nodes of a list that must not be empty. Raises `ConfigError` that names `key`."""
     if not is_list(node):
-        raise ConfigError(f"{key}: {shown(node)} is not a list; write [{getattr(node, 'value', '...')}]")
+        raise ConfigError(f"{key}: {shown(node)} is not a list; {listed(node)}")
     if not node.value:
         raise ConfigError(f"{key}: is empty; name at least one value, or leave it out")
     return list(node.value)
@@ -82,6 +82,11 @@ def shown(node: yaml.Node) -> str:
     else:
         text = "null" if is_null(node) else repr(node.value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(node: yaml.Node) -> str:
+    """How to write a list of what was given in place of one."""
+    return f"write [{node.value if isinstance(node, yaml.ScalarNode) else '...'}]"
 
 
 def is_list(node: yaml.Node) -> bool:

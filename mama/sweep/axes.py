@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mama.errors import ConfigError
@@ -28,12 +29,13 @@ OWNED = {
 def entries(given: dict[str, Node]) -> list[dict[str, Any]]:
     """(axis -> value) of every point, before recipes and seeds; one plain point if no axis is `given`."""
     found: list[dict[str, Any]] = []
-    for key, points in (("grid", _grid), ("list", _list), ("random", _random)):
-        if key in given:
-            try:
-                found += points(given[key])
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {error}") from error
+    grid, listed, drawn = given.get("grid"), given.get("list"), given.get("random")
+    if grid is not None:
+        found += _grid(items(mapping(grid, "grid")))
+    if listed is not None:
+        found += _list(sequence(listed, "list"))
+    if drawn is not None:
+        found += _random(dict(items(mapping(drawn, "random"))))
     for axis in (axis for entry in found for axis in entry):
         if axis in OWNED:
             raise ConfigError(f"{axis}: is no axis; {OWNED[axis]}")
@@ -46,22 +48,32 @@ def at_most(points: int) -> None:
         raise ConfigError(f"makes {points} points; a sweep has at most {MOST}")
 
 
-def _grid(node: Node) -> list[dict[str, Any]]:
+@contextmanager
+def _inside(key: str) -> Iterator[None]:
+    """Name `key` in an error about what it holds."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+@_inside("grid")
+def _grid(given: list[tuple[str, Node]]) -> list[dict[str, Any]]:
     """The product of all axes; the last one changes fastest."""
-    given = flat(items(mapping(node, "grid")))
-    axes = {axis: [typed(axis, value) for value in sequence(values, axis)] for axis, values in given.items()}
+    axes = {axis: [typed(axis, value) for value in sequence(values, axis)] for axis, values in flat(given).items()}
     at_most(math.prod(map(len, axes.values())))
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _list(node: Node) -> list[dict[str, Any]]:
+@_inside("list")
+def _list(given: list[Node]) -> list[dict[str, Any]]:
     """The points as they are written; `{}` is the recipe as it is."""
-    return [assigned(items(mapping(entry, "a point", may_be_empty=True))) for entry in sequence(node, "list")]
+    return [assigned(items(mapping(entry, "a point", may_be_empty=True))) for entry in given]
 
 
-def _random(node: Node) -> list[dict[str, Any]]:
+@_inside("random")
+def _random(given: dict[str, Node]) -> list[dict[str, Any]]:
     """As many points as asked for, with a value of each axis. More points leave the first ones as they are."""
-    given = dict(items(mapping(node, "random")))
     numbers = {key: value_of(int, given.pop(key), key) for key in ("points", "seed") if key in given}
     if "points" not in numbers:
         raise ConfigError("points: is missing; how many points shall be drawn?")

@@ -15,6 +15,7 @@ from mama.settings.typed_values import typed_node, value_of
 from mama.settings.values import assigned, document, known_keys, override, put, root, suggestion, with_settings
 from mama.settings.yaml_text import Node, is_list, is_null, items, mapping, sequence, shown
 from mama.sweep.axes import entries
+from mama.sweep.names import UNSAFE
 from mama.sweep.points import Recipe, points_of
 from mama.sweep.saved import KEYS, LARGEST, SAVED, known_names, saved_points
 from mama.sweep.sweep import OWN, STAGES, Evaluation, Point, Sweep
@@ -41,7 +42,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     try:
         if unknown := next((key for key in given if key not in (*own, *(KEYS if saved else ()))), None):
             raise ConfigError(f"{unknown}: unknown key{_meant(unknown, own)}")
-        folder = file.parent.parent if saved else _folder(given, file)
+        folder = _named(file.parent.parent) if saved else _folder(given, file)
         points = saved_points(given, folder) if saved else _points(given, file, folder, settings)
         return _sweep(given, folder, points, None if saved else file)
     except ConfigError as error:
@@ -52,12 +53,17 @@ def _file(path: Path) -> Path:
     """The YAML file of the sweep that `path` names."""
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        folder = path.resolve() if path.name in ("", "..") else path
+        folder = _named(path)
         if (folder / OWN / SAVED).exists():
             return folder / OWN / SAVED
         if not (shipped_configs() / "sweeps" / f"{path}.yaml").is_file():
             raise ConfigError(f"{path}: holds no sweep ({OWN}/{SAVED}); give the sweep's YAML file")
     return find(path, "sweeps")
+
+
+def _named(folder: Path) -> Path:
+    """`folder` by a path that ends in its name."""
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def _override(text: str, given: dict[str, Node], own: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +102,9 @@ def _points(given: dict[str, Node], file: Path, folder: Path, changes: Sequence[
     for new in changes:
         if axis := next((key for key in new if key in axes), None):
             raise ConfigError(f"{axis}: is an axis of the sweep; change it there")
-        put(of_all, new)
+        for key in new:
+            of_all.pop(key, None)  # what comes later counts, also where one key lies inside of the other
+        of_all |= new
     for key in ("name", "runs"):
         if key in of_all:
             raise ConfigError(f"settings: {key}: belongs to the sweep; write it beside settings")
@@ -144,9 +152,15 @@ def _sweep(given: dict[str, Node], folder: Path, points: list[Point], file: Path
     at_once = value_of(int | None, given["at_once"], "at_once") if "at_once" in given else None
     if at_once is not None:
         at_least_one("at_once", at_once)
-    evaluations = _evaluations(given, points) if "eval" in stages else []
     return Sweep(
-        folder.name, folder, points, stages, evaluations, _profiles(given, file), at_once, _baseline(given, points)
+        name=folder.name,
+        folder=folder,
+        points=points,
+        stages=stages,
+        evaluations=_evaluations(given, points) if "eval" in stages else [],
+        profiles=_profiles(given, file),
+        at_once=at_once,
+        baseline=_baseline(given, points),
     )
 
 
@@ -156,7 +170,8 @@ def _evaluations(given: dict[str, Node], points: list[Point]) -> list[Evaluation
     found = []
     for name, node in items(mapping(given["evaluations"], "evaluations")):
         key = f"evaluations.{name}"
-        folder_name(key, f"eval-{name}")
+        if not name or UNSAFE.search(name):
+            raise ConfigError(f"{key}: a name has letters, digits and ._- only")
         settings = assigned(items(mapping(node, key, may_be_empty=True)))
         if other := next((setting for setting in settings if not setting.startswith(EVALUATED)), None):
             raise ConfigError(f"{key}: {other}: is a setting of training; an evaluation may change data and eval")
@@ -202,10 +217,9 @@ def _baseline(given: dict[str, Node], points: list[Point]) -> dict[str, Any]:
     if "baseline" not in given:
         return {}
     pairs = items(mapping(given["baseline"], "baseline"))
-    recipe = {
-        key: Path(value_of(str, node, "recipe")).name.removesuffix(".yaml") for key, node in pairs if key == "recipe"
-    }
-    baseline = recipe | assigned((key, node) for key, node in pairs if key != "recipe")
+    baseline = assigned((key, node) for key, node in pairs if key != "recipe")
+    for recipe in (value_of(str, node, key) for key, node in pairs if key == "recipe"):
+        baseline["recipe"] = Path(recipe).name.removesuffix(".yaml")
     if not any(baseline.items() <= point.differs.items() for point in points):
         raise ConfigError(f"baseline: {shown(given['baseline'])} is none of the points; name values of their axes")
     return baseline

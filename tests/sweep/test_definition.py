@@ -237,9 +237,10 @@ def test_axes_are_short_where_no_other_setting_ends_alike() -> None:
 
 def test_long_names_are_cut_and_differ(sweep: Write) -> None:
     axes = ("data.augment.horizontal_flip", "data.augment.vertical_flip", "loss.partner_text_start", "loss.local_start")
-    grid = ", ".join(f"{axis}: [0, 1]" for axis in (*axes, "train.activation_checkpointing"))
-    found = sweep(f"grid: {{{grid.replace('checkpointing: [0, 1]', 'checkpointing: [true, false]')}}}")
-    assert len({name.lower() for name in names(found)}) == 32
+    grid = ", ".join(f"{axis}: [0, 1]" for axis in axes)
+    found = sweep(f"grid: {{{grid}, train.activation_checkpointing: [true, false], data.mask_probability: [0, 1]}}")
+    assert len({name.lower() for name in names(found)}) == 64
+    assert max(map(len, names(found))) == 100
     for name in names(found):
         folder_name("name", name)
         assert len(name) <= 100
@@ -300,10 +301,9 @@ def test_draws_are_repeatable_and_grow_at_their_end(sweep: Write) -> None:
 
 
 def test_a_recipe_without_a_section_pack_takes_that_of_its_shards(sweep: Write) -> None:
-    found = sweep("stages: [pack, train]\nlist: [{}, {pack.long_side: 99}]", recipe="[clip, mama, slip]")
-    packs = [point.config.pack for point in found.points]
-    assert all(replace(pack, long_side=1024) == load("mama").pack for pack in packs)
-    assert [pack.long_side for pack in packs] == [1024, 99] * 3
+    found = sweep("stages: [pack, train]\nlist: [{}, {pack.root: mine}]", recipe="[clip, mama, slip]")
+    of_mama = load("mama").pack
+    assert [point.config.pack for point in found.points] == [of_mama, replace(of_mama, root="mine")] * 3
 
 
 def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]) -> None:
@@ -330,10 +330,11 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("settings: {train.steps: 012}", "train.steps: '012' is not a whole number; write 12"),
         ("settings: {train.compile: on}", "train.compile: 'on' is not true or false"),
         ("settings: {train.steps: 0}", "point one: train.steps: 0 is less than 1"),
-        ("grid:", "grid: grid: null is not a mapping; write {key: value}"),
-        ("grid: {}", "grid: grid: is empty; name at least one entry, or leave it out"),
+        ("grid:", "grid: null is not a mapping; write {key: value}"),
+        ("grid: {}", "grid: is empty; name at least one entry, or leave it out"),
         ("grid: {optim.lr: []}", "grid: optim.lr: is empty; name at least one value, or leave it out"),
         ("grid: {optim.lr: 1e-3}", "grid: optim.lr: '1e-3' is not a list; write [1e-3]"),
+        ("grid: {vision.config: {a: [1, 2]}}", "grid: vision.config: {a: ['1', '2']} is not a list; write [...]"),
         ("grid: {optim.lr: [fast]}", "grid: optim.lr: 'fast' is not a number"),
         ("grid: {optim.lr: [-1]}", "point lr--1: optim.lr: -1.0 is not a number of at least 0"),
         ("grid: {loss.vew: [0]}", "grid: loss.vew: unknown key; did you mean loss.view?"),
@@ -343,8 +344,8 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("random: {points: 2, seed: {choice: [1, 2]}, optim.lr: {choice: [1]}}", "random: seed: {choice: ['1', '2']}"),
         ("grid: {recipe: [clip]}", "grid: recipe: unknown key"),
         ("grid: {data.style: [caption]}\nlist: [{data.style: yes}]", "list: data.style: 'yes' is not one of 'report'"),
-        ("list: {}", "list: list: {} is not a list"),
-        ("list: []", "list: list: is empty"),
+        ("list: {}", "list: {} is not a list"),
+        ("list: []", "list: is empty"),
         ("list: [1]", "list: a point: '1' is not a mapping"),
         ("random: {optim.lr: {choice: [1]}}", "random: points: is missing; how many points shall be drawn?"),
         ("random: {points: 0, optim.lr: {choice: [1]}}", "random: points: 0 is less than 1"),
@@ -370,7 +371,7 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("stages: []", "stages: is empty"),
         ("stages: train", "stages: 'train' is not a list; write [train]"),
         ("evaluations: {}", "evaluations: is empty"),
-        ("evaluations: {a/b: {}}", "evaluations.a/b: 'eval-a/b' is not the name of one folder"),
+        ("evaluations: {a/b: {}}", "evaluations.a/b: a name has letters, digits and ._- only"),
         ("evaluations: {a: {optim.lr: 3}}", "evaluations.a: optim.lr: is a setting of training; an evaluation may cha"),
         ("evaluations: {a: {eval.task: [cancer]}}", "eval.task: unknown key; did you mean eval.tasks?"),
         ("evaluations: {a: {eval.tasks: [cancr]}}", "evaluations.a: point one: eval.tasks: 'cancr' is not one of canc"),
@@ -418,9 +419,19 @@ def test_changes_behind_the_sweep(sweep: Write, folder: Path) -> None:
     assert (found.name, found.at_once, found.stages) == ("on", 2, ["train"])
     assert found.folder == folder / "runs" / "on"
     assert settings(found, "optim.lr", "seed") == [(1e-3, 7)] * 2
-    found = sweep("", "grid={optim.lr: [1e-3, 2e-3]}", "recipe=[one.yaml, two.yaml]", "vision.config.a=1e-3")
+    found = sweep("", "grid={optim.lr: [1e-3, 2e-3]}", "recipe=[one.yaml, two.yaml]")
     assert len(found.points) == 4
-    assert found.points[0].config.vision.config == {"a": 1e-3}
+
+
+def test_a_change_inside_of_a_dictionary_keeps_the_rest_of_it(sweep: Write, folder: Path) -> None:
+    (folder / "shaped.yaml").write_text(f"{RECIPE}vision: {{config: {{a: 0, b: 0, c: 0, d: 0}}}}\n")
+    text = "settings: {vision.config.a: 1, vision.config.b: 1}\ngrid: {vision.config.d: [5, 6]}"
+    first, second = sweep(text, "vision.config.b=2", "vision.config.c=2", recipe="shaped.yaml").points
+    assert first.config.vision.config == {"a": 1, "b": 2, "c": 2, "d": 5}
+    assert second.config.vision.config == {"a": 1, "b": 2, "c": 2, "d": 6}
+    text = "settings: {vision.config.a: 1, vision.config: {b: 1}}"
+    (point,) = sweep(text, "vision.config.a=2", recipe="shaped.yaml").points
+    assert point.config.vision.config == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -487,6 +498,15 @@ def test_the_type_of_a_free_value_survives(sweep: Write) -> None:
     assert [repr(value) for value in kept] == ["1", "1.0", "True", "'1'", "None", "'null'", "'1e-3'", "'on'"]
 
 
+def test_the_type_of_a_free_value_of_a_recipe_survives(sweep: Write, folder: Path) -> None:
+    for name, value in (("a", "1"), ("b", "1.0"), ("c", "true")):
+        (folder / f"{name}.yaml").write_text(f"{RECIPE}text: {{config: {{x: {value}}}}}\n")
+    first = sweep("", recipe="[a.yaml, b.yaml, c.yaml]")
+    save_sweep(first)
+    kept = [point.config.text.config["x"] for point in load_sweep(first.folder).points]
+    assert [repr(value) for value in kept] == ["1", "1.0", "True"]
+
+
 def test_a_saved_sweep_is_where_it_lies(sweep: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sweep("seeds: [0, 1]")
     save_sweep(first)
@@ -495,7 +515,7 @@ def test_a_saved_sweep_is_where_it_lies(sweep: Write, folder: Path, monkeypatch:
     assert (found.name, found.folder) == ("moved", folder / "moved")
     assert [point.config.run_folder for point in found.points] == [folder / "moved" / name for name in names(first)]
     monkeypatch.chdir(folder / "moved")
-    assert load_sweep(".") == found
+    assert load_sweep(".") == load_sweep("sweep/sweep.yaml") == found
 
 
 @pytest.mark.parametrize("change", ["optim.lr=3", "seeds=[1]", "name=x", "runs=x", "grid={optim.lr: [1]}"])
@@ -526,6 +546,7 @@ def test_a_large_sweep_is_read_back(sweep: Write) -> None:
     first = sweep(f"grid: {{text.config.a: [{texts}]}}")
     assert save_sweep(first).stat().st_size > 2**20
     assert load_sweep(first.folder) == first
+    assert sweep(f"grid: {{text.config.a: [{texts}]}}") == first
 
 
 def test_an_evaluation_is_the_point_with_other_settings(sweep: Write) -> None:
@@ -539,6 +560,7 @@ def test_an_evaluation_is_the_point_with_other_settings(sweep: Write) -> None:
 def test_a_shipped_sweep_loads(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     found = load_sweep(name)
+    assert load_sweep(f"{name}.yaml") == found, "not the recipe of that name"
     assert found.folder.parent == Path("runs")
     assert not (shipped_configs() / f"{found.name}.yaml").exists(), "its folder would be that of the recipe's run"
     written = yaml.safe_load((shipped_configs() / "sweeps" / f"{name}.yaml").read_text())
