@@ -39,7 +39,7 @@ COMMAND_LINE = {
     "bench step": ["--plain", "--rounds", "config", "overrides"],
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
-    "consolidate": ["--best", "config", "overrides"],
+    "consolidate": ["--best", *JOB, "config", "overrides"],
     "eval": [*JOB, "config", "overrides"],
     "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
     "quickstart": ["--runs", "--seed"],

@@ -208,8 +208,10 @@ def test_a_profile_reaches_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "cpus-per-task": "6", "mem": "120GB", "time": "90", "qos": "long", "job-name": "train",
     }  # fmt: skip
     assert {key: flags.get(key) for key in expected} == expected
-    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", script, re.MULTILINE), (
-        "a dead rank must not leave others waiting"
+    (srun,) = re.findall(r"^srun .*", script, re.MULTILINE)
+    assert " --kill-on-bad-exit=1 " in srun, "a dead rank must not leave others waiting"
+    assert " --wait=0 " in srun, (
+        "a task with nothing left to do must not end the others, whatever the cluster's WaitTime"
     )
     # What is put back in the queue on preemption is the job itself, to be called again.
     submission = job.submission()
