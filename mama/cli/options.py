@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 from mama.errors import ConfigError
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
+from slurm.queue import waits_for_ever
 
 
 class Verb(click.Command):
@@ -87,6 +88,16 @@ def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config,
         return
     from slurm.submit import submit  # submitit takes a while to import
 
-    name = f"{config.name}-{function.__name__}"
-    job = submit(function, *arguments, profile=load_profile(profile), folder=config.run_folder, name=name)
+    name, resources = f"{config.name}-{function.__name__}", load_profile(profile)
+    job = submit(function, *arguments, profile=resources, folder=config.run_folder, name=name)
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
+    if resources.cluster == "slurm":
+        tell_if_it_never_starts(job.job_id, profile)
+
+
+def tell_if_it_never_starts(number: str, profile: str) -> None:
+    """Say why a job that was just submitted will wait for ever. It stays in the queue: a node may come back."""
+    if why := waits_for_ever(number):
+        click.echo(
+            f"job {number} will not start: {why}; change {profile}, `scancel {number}` and submit again", err=True
+        )

@@ -318,11 +318,11 @@ def test_only_a_job_that_ran_up_to_its_signal_has_timed_out(
     ("profile", "message"),
     [
         (Profile(), "cluster: 'local' has no arrays; give a profile with cluster: slurm, or leave --jobs out"),
-        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of an array is a single task"),
-        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of an array is a single task"),
+        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of packing is a single task"),
+        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of packing is a single task"),
         (
             Profile(cluster="slurm", tasks_per_node=None, additional={"ntasks": 2}),
-            "ntasks: 2, but each job of an array",
+            "ntasks: 2, but each job of packing",
         ),
     ],
 )
