@@ -64,11 +64,10 @@ class Profile:
                 f"cluster: {self.cluster!r} has no arrays; give a profile with cluster: slurm, or leave --jobs out"
             )
 
-    def require_array(self) -> None:
-        """Raise `SlurmError` if packing cannot use this profile: each job of its array is a single task on Slurm."""
-        self.require_cluster()
+    def require_one_task(self) -> None:
+        """Raise `SlurmError` if a job has more than one task: each would do the whole work of one that shares none."""
         for name in ("nodes", "tasks_per_node"):
             if getattr(self, name) not in (None, 1):
-                raise SlurmError(f"{name}: {getattr(self, name)}, but each job of an array is a single task; set 1")
+                raise SlurmError(f"{name}: {getattr(self, name)}, but each job of packing is a single task; set 1")
         if self.tasks != 1:
-            raise SlurmError(f"additional.ntasks: {self.tasks}, but each job of an array is a single task; set 1")
+            raise SlurmError(f"additional.ntasks: {self.tasks}, but each job of packing is a single task; set 1")

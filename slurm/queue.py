@@ -9,12 +9,14 @@ from __future__ import annotations
 import getpass
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from slurm.profile import SlurmError
 
 ANSWER_TIMEOUT = 120  # seconds; the commands themselves try again for up to a minute
+FIRST_LOOK = 3.0  # seconds in which Slurm looks at a new job
 SEPARATOR = "\x1f"  # stands in no name or comment
 ENDS = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -30,6 +32,7 @@ NEVER = {
     "DependencyNeverSatisfied": "a job that it waits for has failed or is gone",
     "InvalidAccount": "Slurm does not know the account; change account",
     "InvalidQOS": "Slurm does not know the qos, or you may not use it; change qos",
+    "PartitionConfig": "the partition has no such nodes; ask for fewer nodes, tasks or cores, or change partition",
     "PartitionNodeLimit": "more nodes than the partition gives to one job, or has; change nodes or partition",
     "PartitionTimeLimit": "a longer time limit than the partition gives; lower timeout_min or change partition",
     "QOSNotAllowed": "the partition does not allow this qos; change qos or partition",
@@ -122,6 +125,25 @@ def never_starts(reason: str) -> str | None:
     if PER_JOB.fullmatch(reason):
         return f"a limit of one job in your account or qos ({reason}); ask for less, or change account or qos"
     return f"{NEVER[reason]} ({reason})" if reason in NEVER else None
+
+
+def waits_for_ever(number: str) -> str | None:
+    """In plain words why the job or array `number`, just submitted, will never start; None if it may.
+
+    Slurm says why a job waits a moment after it was submitted. None too if it does not answer.
+    """
+    why = None
+    deadline = time.monotonic() + FIRST_LOOK
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        try:
+            reasons = [job.reason for job in queue() if job.id.partition("_")[0] == number and job.state == "PENDING"]
+        except SlurmError:
+            return None
+        why = next((why for reason in reasons if (why := never_starts(reason))), None)
+        if all(reasons) and "PartitionConfig" not in reasons:  # which a more exact reason may follow
+            break
+    return why
 
 
 def _answer(*command: str) -> str:

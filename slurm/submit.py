@@ -141,7 +141,8 @@ def submit_array(
     Raises `SlurmError` if the profile suits no array or a job cannot be submitted; without its last job the array is
     cancelled.
     """
-    profile.require_array()
+    profile.require_cluster()
+    profile.require_one_task()
     jobs = submit_calls([(function, each) for each in arguments], profile=profile, folder=folder, name=name)
     number = jobs[0].job_id.partition("_")[0]
     after = f"afterany:{number}"

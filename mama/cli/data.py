@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
+from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit, tell_if_it_never_starts
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
 from mama.settings.schema import Config
@@ -31,6 +31,8 @@ def pack(
     overrides += () if workers is None else (f"pack.workers={workers}",)
     settings = configured(config, overrides)
     if jobs is None:
+        if as_job:
+            load_profile(profile).require_one_task()
         run_or_submit(run, settings.pack, config=settings, as_job=as_job, profile=profile)
     elif as_job:
         _submit_array(settings, jobs, profile)
@@ -44,7 +46,8 @@ def _submit_array(config: Config, jobs: int, profile: str) -> None:
     from slurm.submit import submit_array
 
     resources = load_profile(profile)
-    resources.require_array()
+    resources.require_cluster()
+    resources.require_one_task()
     parts = min(jobs, max(1, make_plan(config.pack)))
     arguments = [(config.pack, part, parts) for part in range(parts)]
     name = f"{config.name}-pack"
@@ -55,6 +58,7 @@ def _submit_array(config: Config, jobs: int, profile: str) -> None:
     click.echo(f"array {number} submitted: {parts} jobs, each of which writes a part of the shards")
     click.echo(f"job {last.job_id} writes the manifest after them; its log: {last.paths.stdout}")
     click.echo(f"to cancel the build: scancel {number} {last.job_id}")
+    tell_if_it_never_starts(number, profile)
 
 
 @click.command(cls=Verb)

@@ -13,6 +13,7 @@ from mama.errors import ConfigError
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
+from slurm.queue import waits_for_ever
 
 T = TypeVar("T")
 
@@ -92,10 +93,11 @@ def run_or_submit(
         return function(*arguments)
     from slurm.submit import submit  # submitit takes a while to import
 
-    name = f"{config.name}-{function.__name__}"
-    resources = load_profile(profile)
+    name, resources = f"{config.name}-{function.__name__}", load_profile(profile)
     job = submit(call_in_task, function, arguments, tasks_share, profile=resources, folder=config.run_folder, name=name)
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
+    if resources.cluster == "slurm":
+        tell_if_it_never_starts(job.job_id, profile)
     return None
 
 
@@ -105,3 +107,11 @@ def call_in_task(function: Callable[..., T], arguments: tuple[Any, ...], tasks_s
 
     console.configure_logging()
     return function(*arguments) if tasks_share or first_task() else None
+
+
+def tell_if_it_never_starts(number: str, profile: str) -> None:
+    """Say why a job that was just submitted will wait for ever. It stays in the queue: a node may come back."""
+    if why := waits_for_ever(number):
+        click.echo(
+            f"job {number} will not start: {why}; change {profile}, `scancel {number}` and submit again", err=True
+        )

@@ -22,7 +22,6 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
 from slurm.profile import Profile, SlurmError
-from slurm.rank_environment import export_distributed_environment
 from slurm.submit import script_of, submit, submit_array, submit_calls
 from tests.support.checkout import CHECKOUT
 from tests.support.jobs import result_of
@@ -129,59 +128,6 @@ def test_the_tasks_of_a_job_find_each_other(tmp_path: Path) -> None:
     job = submit(sum_of_ranks, profile=Profile(tasks_per_node=2), folder=tmp_path)
     assert result_of(job) == (21.0, "0")
     assert job.results() == [(21.0, "0"), (21.0, "1")]
-
-
-SLURM_TASK = {
-    "SUBMITIT_EXECUTOR": "slurm",
-    "SLURM_JOB_ID": "4711",
-    "SLURM_JOB_NODELIST": "gpu[07-08]",
-    "SLURM_JOB_NUM_NODES": "2",
-    "SLURM_NTASKS": "8",
-    "SLURM_NODEID": "1",
-    "SLURM_PROCID": "6",
-    "SLURM_LOCALID": "2",
-    "CUDA_VISIBLE_DEVICES": "0,1,2,3",
-    "RANK": "55",  # left over from the process that submitted the job
-}
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture
-def slurm_task(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in RANK_VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what the call exports is taken back afterwards
-        monkeypatch.delenv(name)
-    for name, value in SLURM_TASK.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
-def test_rank_variables_come_from_the_slurm_task(slurm_task: pytest.MonkeyPatch) -> None:
-    assert export_distributed_environment()
-    port = os.environ["MASTER_PORT"]
-    assert {name: os.environ[name] for name in RANK_VARIABLES} == {
-        "RANK": "6",
-        "WORLD_SIZE": "8",
-        "LOCAL_RANK": "2",
-        "LOCAL_WORLD_SIZE": "4",
-        "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": port,
-    }
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
-    slurm_task.delenv("MASTER_PORT")
-    slurm_task.setenv("SLURM_PROCID", "0")
-    assert export_distributed_environment()
-    assert (os.environ["RANK"], os.environ["MASTER_PORT"]) == ("0", port)
-
-
-def test_one_task_or_no_job_exports_nothing(slurm_task: pytest.MonkeyPatch) -> None:
-    slurm_task.setenv("SLURM_NTASKS", "1")
-    assert not export_distributed_environment()
-    slurm_task.setenv("SLURM_NTASKS", "8")
-    slurm_task.delenv("SUBMITIT_EXECUTOR")
-    assert not export_distributed_environment()
-    assert os.environ["RANK"] == "55"
-    assert "WORLD_SIZE" not in os.environ
 
 
 def _fake_slurm(folder: Path, sbatch: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,11 +320,11 @@ def test_only_a_job_that_ran_up_to_its_signal_has_timed_out(
     ("profile", "message"),
     [
         (Profile(), "cluster: 'local' has no arrays; give a profile with cluster: slurm, or leave --jobs out"),
-        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of an array is a single task"),
-        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of an array is a single task"),
+        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of packing is a single task"),
+        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of packing is a single task"),
         (
             Profile(cluster="slurm", tasks_per_node=None, additional={"ntasks": 2}),
-            "ntasks: 2, but each job of an array",
+            "ntasks: 2, but each job of packing",
         ),
     ],
 )
