@@ -1,0 +1,296 @@
+"""Before weights are loaded: can every node train, and do all ranks read the same files and run the same code?
+
+The ranks tell what they find through the store of their rendezvous. A collective would wait for ever for a rank whose
+device or network is broken; it is tried last. Rank 0 judges, so that all ranks say the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from mama.errors import ConfigError, TrainingError
+from mama.run.files import read_object, write_json
+from mama.run.run_folder import flat, is_among, versions
+from mama.runtime import preemption
+from mama.runtime.collectives import local_device, node_name
+from mama.settings.schema import Config
+from mama.train.agreement import short_digest
+from mama.train.capacity import GIB, LIBRARIES, free_memory
+from mama.train.estimate import parameter_count, shape_of
+from mama.train.heartbeat import FOLDER
+from shards.errors import ShardError, one_line
+from shards.read.manifest import MANIFEST
+from shards.read.remote import local_folder
+from slurm.requeue import job_id
+
+log = logging.getLogger(__name__)
+
+LIMIT = 60.0  # seconds for all ranks to find their facts
+VISIBLE = 10.0  # seconds in which a new file must be seen on all nodes
+SHARE = 0.2  # of a GPU's memory, that may be free on one rank and not on another
+LEFT_NODES = "left-nodes.json"  # in the run folder: the nodes that its job has left
+MAY_DIFFER = ("pack", "eval", "data.workers", "data.cache")  # settings without effect on what a rank computes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one rank finds on its node."""
+
+    node: str
+    problem: str  # why the node cannot train; empty if it can
+    free: float  # share of its GPU's memory that is free
+    settings: dict[str, str]
+    sees: dict[str, tuple[str, bool]]  # file or version -> what it is, and whether it could be read
+
+
+class Verdict(NamedTuple):
+    """Why the run cannot start, if so, and the node that is to blame: none for a mistake of the user's."""
+
+    message: str = ""
+    node: str = ""
+
+
+def meet(timeout: float) -> dist.Store:
+    """Wait for the other ranks at MASTER_ADDR and MASTER_PORT. Raises `TrainingError` if they cannot meet there."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    except dist.DistError as error:
+        raise TrainingError(f"the ranks cannot meet at {address}: {one_line(error)}") from None
+    return dist.PrefixStore(f"mama/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def check_nodes(config: Config, store: dist.Store, rank: int, ranks: int, met: Callable[[], None] = int) -> None:
+    """Compare what the ranks find on their nodes; every rank must call it, and calls `met` when all are here.
+
+    Raises the same error on all ranks: `TrainingError` with a bad node, after its job was requeued without it if it
+    can be; `ConfigError` if the settings differ, or no node is to blame.
+    """
+    if rank == 0:
+        nonce = config.run_folder / FOLDER / f"nonce-{uuid.uuid4().hex}"
+        nonce.write_text(nonce.name)
+        store.set("nonce", nonce.name)
+    store.set(f"here/{rank}", node_name())
+    nodes = [store.get(f"here/{number}").decode() for number in range(ranks)]
+    met()
+    facts = _facts(config, store.get("nonce").decode())
+    store.set(f"facts/{rank}", json.dumps(asdict(facts)))
+    if rank == 0:
+        found, late = _collected(store, ranks)
+        nonce.unlink(missing_ok=True)
+        judged = _late(late, nodes) if late else verdict([_parsed(text) for text in found])
+        store.set("verdict", json.dumps(judged if judged.message else _disk(config)))
+    _act(config, Verdict(*json.loads(store.get("verdict"))), nodes, rank)
+
+
+def check_sum(config: Config, store: dist.Store, rank: int, ranks: int, device: torch.device) -> None:
+    """Check the sum of a first all-reduce; the process group must be joined. Raises as `check_nodes` does."""
+    pattern = torch.arange(2**18, dtype=torch.float32, device=device) % 251
+    total = pattern * (rank % 7 + 1)
+    dist.all_reduce(total)
+    right = torch.equal(total, pattern * sum(number % 7 + 1 for number in range(ranks)))  # exact below 2**24
+    store.set(f"sum/{rank}", json.dumps([node_name(), right]))
+    found = [json.loads(store.get(f"sum/{number}")) for number in range(ranks)]
+    nodes = [node for node, _ in found]
+    if wrong := [number for number, (_, fine) in enumerate(found) if not fine]:
+        bad = nodes[wrong[0]]
+        message = f"rank {wrong[0]} on {bad}: an all-reduce gave a wrong sum; look at its device and network"
+        if {nodes[number] for number in wrong} == set(nodes) != {bad}:
+            raise TrainingError(f"{message}, and at those of all other nodes: they have it too")
+        _act(config, Verdict(message, bad), nodes, rank)
+
+
+def verdict(facts: list[Facts]) -> Verdict:
+    """What the facts of all ranks, in their order, come to; the first thing that is wrong."""
+    nodes = {each.node for each in facts}
+    ill = {each.node for each in facts if each.problem}
+    for rank, each in enumerate(facts):
+        if each.problem:
+            everywhere = len(nodes) > 1 and ill == nodes
+            return Verdict(f"rank {rank} on {each.node}: {each.problem}", "" if everywhere else each.node)
+    most = max(each.free for each in facts)
+    for rank, each in enumerate(facts):
+        if each.free < most - SHARE:
+            return Verdict(
+                f"rank {rank} on {each.node}: only {each.free:.0%} of its GPU's memory are free, elsewhere {most:.0%}; "
+                "look for a process that was left there",
+                each.node,
+            )
+    return _other_settings(facts) or _other_files(facts) or Verdict()
+
+
+def _other_settings(facts: list[Facts]) -> Verdict | None:
+    for rank, each in enumerate(facts):
+        for key in (*facts[0].settings, *each.settings):
+            here, there = each.settings.get(key, "nothing"), facts[0].settings.get(key, "nothing")
+            if here != there:
+                message = f"{key}: rank {rank} on {each.node} has {here}, rank 0 on {facts[0].node} {there}"
+                return Verdict(f"{message}; start all ranks with the same settings")
+    return None
+
+
+def _other_files(facts: list[Facts]) -> Verdict | None:
+    """The first difference in what the ranks see: right is what can be read, then what most nodes see, then rank 0."""
+    for key in facts[0].sees:
+        by_value: dict[tuple[str, bool], list[int]] = {}
+        for rank, each in enumerate(facts):
+            by_value.setdefault(each.sees[key], []).append(rank)
+        if len(by_value) == 1:
+            continue
+        counts = {value: len({facts[rank].node for rank in ranks}) for value, ranks in by_value.items()}
+        right = max(by_value, key=lambda value: (value[1], counts[value], 0 in by_value[value]))
+        wrong, ranks = next((value, ranks) for value, ranks in by_value.items() if value != right)
+        rank, like = ranks[0], by_value[right][0]
+        message = (
+            f"{key}: rank {rank} on {facts[rank].node} sees {wrong[0]}, rank {like} on {facts[like].node} {right[0]}; "
+            "start all ranks with the same shards and the same code, on disks that all machines share"
+        )
+        nodes = {each.node for each in facts}
+        alone = len(nodes) > 2 and counts[right] == 1  # nobody sees what one node has: it is no shared disk
+        return Verdict(message, "" if alone or len(nodes) == 1 else facts[rank].node)
+    return None
+
+
+def _facts(config: Config, nonce: str) -> Facts:
+    problem, free = _device()
+    if not problem and (memory := free_memory()) < LIBRARIES:
+        problem = f"{memory / GIB:.1f} GiB of memory are free"
+    settings = {key: repr(value) for key, value in flat(asdict(config)).items() if not is_among(key, MAY_DIFFER)}
+    sees = {str(config.run_folder): _nonce(config.run_folder / FOLDER / nonce)}
+    for folder in config.data.shards:
+        sees[f"data.shards {folder}"] = _manifest(folder, config.data.cache_folder)
+    for name, version in {"python": platform.python_version(), **versions()}.items():
+        sees[f"version of {name}"] = str(version), version is not None
+    sees["code of mama, shards and slurm"] = _code(), True
+    return Facts(node_name(), problem, free, settings, sees)
+
+
+def _device() -> tuple[str, float]:
+    """Why this rank's device cannot compute, or nothing; and the share of its memory that is free."""
+    numbers = torch.arange(256 * 256).reshape(256, 256) % 4
+    try:
+        device = local_device()
+        there = numbers.float().to(device)
+        right = torch.equal((there @ there).cpu(), (numbers @ numbers).float())  # whole numbers: exact, also in TF32
+        if device.type != "cuda":
+            return "" if right else "its processor computes wrongly", 1.0
+        free, total = torch.cuda.mem_get_info(device)
+        return "" if right else f"its GPU ({device}) computes wrongly", free / total
+    except (RuntimeError, AssertionError) as error:
+        return f"its device does not work: {one_line(error)}", 1.0
+
+
+def _nonce(file: Path) -> tuple[str, bool]:
+    """Whether this rank sees the file that rank 0 has just written, after a while if need be."""
+    deadline = time.monotonic() + VISIBLE
+    while True:
+        with suppress(OSError):
+            return ("a new file", True) if file.read_text() == file.name else ("another file", False)
+        if time.monotonic() > deadline:
+            return f"no file that is new there (after {VISIBLE:.0f} s)", False
+        time.sleep(0.2)
+
+
+def _manifest(folder: str, cache: Path) -> tuple[str, bool]:
+    """The digest of a manifest, or why it cannot be read."""
+    try:
+        file = local_folder(folder, cache) / MANIFEST
+    except ShardError as error:
+        return str(error), False
+    return short_digest(file), file.exists()
+
+
+def _code() -> str:
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for package in ("mama", "shards", "slurm"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _disk(config: Config) -> Verdict:
+    """Does the next checkpoint fit on the disk of the run folder?"""
+    try:
+        need = 12 * parameter_count(shape_of(config), trainable=True)  # fp32 weights with Adam's two moments
+    except ConfigError as error:
+        return Verdict(str(error))
+    free = shutil.disk_usage(config.run_folder).free
+    if free >= need:
+        return Verdict()
+    return Verdict(
+        f"runs: {config.run_folder} has {free / GIB:.1f} GiB free, and a checkpoint takes {need / GIB:.1f} GiB; free "
+        "some, or name another runs=..."
+    )
+
+
+def _collected(store: dist.Store, ranks: int) -> tuple[list[str], list[int]]:
+    """The facts that ranks have set within `LIMIT`, and the ranks that have not."""
+    deadline, found, late = time.monotonic() + LIMIT, [], []
+    for rank in range(ranks):
+        try:
+            store.wait([f"facts/{rank}"], timedelta(seconds=max(1.0, deadline - time.monotonic())))
+            found.append(store.get(f"facts/{rank}").decode())
+        except dist.DistStoreError:
+            late.append(rank)
+    return found, late
+
+
+def _late(late: list[int], nodes: list[str]) -> Verdict:
+    """The verdict on ranks that have not answered: a disk or a GPU hangs there."""
+    bad = nodes[late[0]]
+    everywhere = {nodes[rank] for rank in late} >= set(nodes) - {nodes[0]} and len(set(nodes)) > 2
+    message = f"rank {late[0]} on {bad}: has not looked at its device, run folder and shards within {LIMIT:.0f} s"
+    return Verdict(message, "" if everywhere else bad)
+
+
+def _parsed(text: str) -> Facts:
+    found = json.loads(text)
+    return Facts(**found | {"sees": {key: (value[0], value[1]) for key, value in found["sees"].items()}})
+
+
+def _act(config: Config, found: Verdict, nodes: list[str], rank: int) -> None:
+    """Raise what the verdict asks for; let the job leave the bad node, once, if it is a job."""
+    if not found.message:
+        return
+    if not found.node:
+        raise ConfigError(found.message)
+    job = job_id()
+    calls = next((number for number, node in enumerate(nodes) if node != found.node), 0)
+    if job and rank != calls:
+        time.sleep(LIMIT)  # Slurm ends this process meanwhile; its own end would end the other, before it has called
+    elif job and _leave(config.run_folder, job, found.node):
+        log.warning("%s; back in the queue, without node %s", found.message, found.node)
+        raise SystemExit(preemption.EXIT_CODE)
+    raise TrainingError(found.message)
+
+
+def _leave(run: Path, job: str, node: str) -> bool:
+    """Put the job back in the queue without `node`; False if it has left a node before, or Slurm refuses."""
+    from slurm.rank_environment import exclude_node_and_requeue  # submitit is slow to import
+
+    try:
+        before = read_object(run / LEFT_NODES)
+    except ConfigError:  # there is none, or it is damaged
+        before = {}
+    if before.get("job") == job:
+        return False
+    with suppress(OSError):
+        write_json(run / LEFT_NODES, {"job": job, "node": node})
+    return bool(exclude_node_and_requeue(node))
