@@ -21,7 +21,6 @@ from types import FrameType
 from mama.errors import TrainingError
 from mama.run.files import make_folder
 from mama.runtime.collectives import node_name
-from mama.runtime.ending import cleaned_up
 from mama.train.hang import end_hung
 from shards.progress import repeated
 
@@ -51,7 +50,7 @@ class Heartbeat:
         self.activity, self.steady, self.now_patience = "starting", False, patience
         self.since = self.moved = self.looked = time.monotonic()
         self.place: object = None  # where the main thread was at the last heartbeat
-        self.main = threading.main_thread().ident
+        self.main = threading.main_thread()
         self.seen: dict[int, tuple[str, float]] = {}  # by rank: its last heartbeat, and when that was first seen
         self.came: set[int] = set()  # ranks that have shown a sign of life in this start
         self.said = 0.0
@@ -76,8 +75,12 @@ class Heartbeat:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Write and watch heartbeats within the block."""
-        with cleaned_up(self._remove), repeated(self.every, self._beat):
-            yield
+        try:
+            with repeated(self.every, self._beat):
+                yield
+        finally:
+            with suppress(OSError):
+                self.files[self.rank].unlink()
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -116,8 +119,8 @@ class Heartbeat:
         self._end_if_nothing_moves(now)
 
     def _notice_movement(self, now: float) -> None:
-        """Count it as progress if the main thread is elsewhere than at the last heartbeat, but not within a step."""
-        place = _place(sys._current_frames().get(self.main or 0))
+        """Count it as progress if the main thread is elsewhere or has read or written, but not within a step."""
+        place = _place(sys._current_frames().get(self.main.ident or 0)), _traffic(self.main.native_id)
         if place != self.place and not self.steady:
             self.moved = now
         self.place = place
@@ -127,13 +130,12 @@ class Heartbeat:
         limit = self.now_patience
         if not limit or now - self.moved <= limit:
             return
-        beats = {number: self._parsed(number) for number in range(len(self.files))}
-        for number, (_, when) in self.seen.items():
-            beats[number]["still"] += now - when
-        if any(beat["still"] < limit - 2 * self.every for beat in beats.values()):
+        self._changed(self.rank, now)
+        beats = [_parsed(text, now - when) for text, when in (self.seen[number] for number in range(len(self.files)))]
+        if any(still < limit - 2 * self.every for still, _ in beats):
             return
-        behind = min(beat["count"] for beat in beats.values())
-        named = [number for number, beat in beats.items() if beat["count"] == behind]
+        behind = min(count for _, count in beats)
+        named = [number for number, (_, count) in enumerate(beats) if count == behind]
         others = f" (and {len(named) - SHOWN} more)" if len(named) > SHOWN else ""
         last = f"the last step was {self.step - 1}" if self.step else "no step was taken"
         self._end(
@@ -186,22 +188,11 @@ class Heartbeat:
         }
         self.files[self.rank].write_text(json.dumps(beat))
 
-    def _remove(self) -> None:
-        with suppress(OSError):
-            self.files[self.rank].unlink()
-
     def _read(self, number: int) -> str:
         try:
             return self.files[number].read_text()
         except OSError:
             return ""
-
-    def _parsed(self, number: int) -> dict[str, float]:
-        try:
-            beat = json.loads(self._read(number))
-            return {"still": float(beat["still"]), "count": float(beat["count"])}
-        except (ValueError, KeyError, TypeError):
-            return {"still": 0.0, "count": 0.0}
 
     def _describe(self, number: int) -> str:
         try:
@@ -209,6 +200,23 @@ class Heartbeat:
             return f"rank {number} ({beat['host']}, pid {beat['pid']}) was {beat['doing']} for {beat['seconds']} s"
         except (ValueError, KeyError):
             return f"rank {number} has left no sign of life"
+
+
+def _parsed(beat: str, age: float) -> tuple[float, int]:
+    """For how long a rank has stood still, given its heartbeat of `age` seconds ago, and how far it is."""
+    try:
+        found = json.loads(beat)
+        return float(found["still"]) + age, int(found["count"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0, 0  # a rank that has ended, or is of another release
+
+
+def _traffic(thread: int | None) -> str:
+    """What a thread has read and written so far, where the system counts it."""
+    try:
+        return Path(f"/proc/self/task/{thread}/io").read_text()
+    except OSError:
+        return ""
 
 
 def _place(frame: FrameType | None) -> object:
