@@ -18,7 +18,7 @@ from typing import Any
 from mama.errors import StoppedError
 from mama.runtime.ending import end_process
 from shards.errors import one_line
-from slurm.requeue import requeue
+from slurm.profile import SlurmError
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +90,20 @@ def _end_at_signal(reader: int) -> None:
         if number not in REQUEST_OF:
             continue
         adopt_request(REQUEST_OF[signal.Signals(number)])
-        code: Any = EXIT_CODE
-        try:
-            if let_cluster_requeue():
-                code = 0
-        except SystemExit as end:  # submitit has requeued the job
-            code = end.code
-        except Exception as error:  # submitit will not: it has been requeued too often
-            end_process(StoppedError(one_line(error)), EXIT_CODE)
-        end_process(StoppedError(BEFORE_FIRST_STEP), code if isinstance(code, int) else EXIT_CODE)
+        end_and_requeue(StoppedError(BEFORE_FIRST_STEP), let_cluster_requeue)
+
+
+def end_and_requeue(error: Exception, into_queue: Callable[[], bool]) -> None:
+    """End this process from any thread with `error`, after `let_cluster_requeue` or `requeue_later`; never returns."""
+    code: Any = EXIT_CODE
+    try:
+        if into_queue():
+            code = 0
+    except SystemExit as end:  # the job is requeued
+        code = end.code
+    except Exception as refused:  # submitit has requeued it too often
+        error = StoppedError(f"{error}; {one_line(refused)}")
+    end_process(error, code if isinstance(code, int) else EXIT_CODE)
 
 
 def signal_received() -> int:
@@ -161,9 +166,16 @@ def requeue_later() -> bool:
 
 
 def _back_in_queue() -> bool:
-    if requeue():
-        raise SystemExit(EXIT_CODE)  # no result is written: the job is not over
-    return False
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    from slurm.rank_environment import requeue
+
+    try:
+        requeue()
+    except SlurmError as error:
+        log.warning("%s", error)
+        return False
+    raise SystemExit(EXIT_CODE)  # no result is written: the job is not over
 
 
 def ignore_signals() -> None:

@@ -11,7 +11,6 @@ from mama.errors import ConfigError, LaterError, TrainingError
 from mama.run.files import read_object, write_json
 from mama.runtime import preemption
 from mama.runtime.ending import end_process
-from slurm.requeue import job_id, requeue
 
 FILE = "hung.json"  # in the run folder
 TURN = 15.0  # seconds that each rank leaves to those before it, to requeue the job
@@ -43,10 +42,9 @@ def end_hung(run: Path, rank: int, step: int, message: str) -> None:
     error = judged(run, step, message)
     if not isinstance(error, LaterError):
         end_process(error)
-    if job_id():
+    if "SLURM_JOB_ID" in os.environ:
         time.sleep(TURN * min(rank, 3))  # one of them suffices; but the first may be the one that is stopped
-        requeue()
-    end_process(error, preemption.EXIT_CODE)
+    preemption.end_and_requeue(error, preemption.requeue_later)
 
 
 def _start() -> str:

@@ -109,7 +109,7 @@ def _join(config: Config, heartbeat: Heartbeat, place: int, ranks: int) -> torch
         start_check.check_nodes(config, store, place, ranks, heartbeat.met)
         heartbeat.doing("in the first all-reduce", steady=True, patience=start_check.LIMIT)
         device = join_ranks(timeout)
-        start_check.check_sum(config, store, place, ranks, device)
+        start_check.check_sum(store, place, ranks, device)
     except dist.DistError as error:
         raise TrainingError(f"the ranks have lost each other before the first step: {one_line(error)}") from None
     return device

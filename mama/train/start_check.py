@@ -26,7 +26,6 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mama.errors import ConfigError, TrainingError
-from mama.run.files import read_object, write_json
 from mama.run.run_folder import flat, is_among, versions
 from mama.runtime import preemption
 from mama.runtime.collectives import local_device, node_name
@@ -38,14 +37,13 @@ from mama.train.heartbeat import FOLDER
 from shards.errors import ShardError, one_line
 from shards.read.manifest import MANIFEST
 from shards.read.remote import local_folder
-from slurm.requeue import job_id
+from slurm.profile import SlurmError
 
 log = logging.getLogger(__name__)
 
 LIMIT = 60.0  # seconds for all ranks to find their facts
 VISIBLE = 10.0  # seconds in which a new file must be seen on all nodes
 SHARE = 0.2  # of a GPU's memory, that may be free on one rank and not on another
-LEFT_NODES = "left-nodes.json"  # in the run folder: the nodes that its job has left
 MAY_DIFFER = ("pack", "eval", "data.workers", "data.cache")  # settings without effect on what a rank computes
 
 
@@ -97,10 +95,10 @@ def check_nodes(config: Config, store: dist.Store, rank: int, ranks: int, met: C
         nonce.unlink(missing_ok=True)
         judged = _late(late, nodes) if late else verdict([_parsed(text) for text in found])
         store.set("verdict", json.dumps(judged if judged.message else _disk(config)))
-    _act(config, Verdict(*json.loads(store.get("verdict"))), nodes, rank)
+    _act(Verdict(*json.loads(store.get("verdict"))), nodes, rank)
 
 
-def check_sum(config: Config, store: dist.Store, rank: int, ranks: int, device: torch.device) -> None:
+def check_sum(store: dist.Store, rank: int, ranks: int, device: torch.device) -> None:
     """Check the sum of a first all-reduce; the process group must be joined. Raises as `check_nodes` does."""
     pattern = torch.arange(2**18, dtype=torch.float32, device=device) % 251
     total = pattern * (rank % 7 + 1)
@@ -114,7 +112,7 @@ def check_sum(config: Config, store: dist.Store, rank: int, ranks: int, device: 
         message = f"rank {wrong[0]} on {bad}: an all-reduce gave a wrong sum; look at its device and network"
         if {nodes[number] for number in wrong} == set(nodes) != {bad}:
             raise TrainingError(f"{message}, and at those of all other nodes: they have it too")
-        _act(config, Verdict(message, bad), nodes, rank)
+        _act(Verdict(message, bad), nodes, rank)
 
 
 def verdict(facts: list[Facts]) -> Verdict:
@@ -265,32 +263,27 @@ def _parsed(text: str) -> Facts:
     return Facts(**found | {"sees": {key: (value[0], value[1]) for key, value in found["sees"].items()}})
 
 
-def _act(config: Config, found: Verdict, nodes: list[str], rank: int) -> None:
+def _act(found: Verdict, nodes: list[str], rank: int) -> None:
     """Raise what the verdict asks for; let the job leave the bad node, once, if it is a job."""
     if not found.message:
         return
     if not found.node:
         raise ConfigError(found.message)
-    job = job_id()
     calls = next((number for number, node in enumerate(nodes) if node != found.node), 0)
-    if job and rank != calls:
+    if rank != calls and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         time.sleep(LIMIT)  # Slurm ends this process meanwhile; its own end would end the other, before it has called
-    elif job and _leave(config.run_folder, job, found.node):
+    elif rank == calls and _leave(found.node):
         log.warning("%s; back in the queue, without node %s", found.message, found.node)
         raise SystemExit(preemption.EXIT_CODE)
     raise TrainingError(found.message)
 
 
-def _leave(run: Path, job: str, node: str) -> bool:
-    """Put the job back in the queue without `node`; False if it has left a node before, or Slurm refuses."""
+def _leave(node: str) -> bool:
+    """Put the job back in the queue without `node`; False if it has left a node before, is none, or Slurm refuses."""
     from slurm.rank_environment import exclude_node_and_requeue  # submitit is slow to import
 
     try:
-        before = read_object(run / LEFT_NODES)
-    except ConfigError:  # there is none, or it is damaged
-        before = {}
-    if before.get("job") == job:
+        return exclude_node_and_requeue(node)
+    except SlurmError as error:
+        log.warning("%s", error)
         return False
-    with suppress(OSError):
-        write_json(run / LEFT_NODES, {"job": job, "node": node})
-    return bool(exclude_node_and_requeue(node))

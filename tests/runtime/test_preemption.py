@@ -14,6 +14,7 @@ import pytest
 from mama.errors import StoppedError
 from mama.runtime import preemption
 from slurm import rank_environment
+from slurm.profile import SlurmError
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +65,15 @@ def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytes
     called: list[int | str] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: called.append(number))
-    accepts = iter((True, False))
-    monkeypatch.setattr(preemption, "requeue", lambda: called.append("requeue") or next(accepts))
+    answers: Iterator[SlurmError | None] = iter((None, SlurmError("Slurm refuses")))
+
+    def requeue() -> None:
+        called.append("requeue")
+        if answer := next(answers):
+            raise answer
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(rank_environment, "requeue", requeue, raising=False)
     monkeypatch.setattr(preemption.time, "sleep", lambda seconds: pytest.fail("waited"))
     monkeypatch.setattr(rank_environment, "being_preempted", lambda: True)
     preemption.record_signals()
