@@ -121,6 +121,12 @@ def ended(cluster: Cluster, job: str) -> None:
     wait_for(lambda: not cluster.jobs())
 
 
+def start_soon(cluster: Cluster, job: str) -> None:
+    """A job that was requeued would wait two minutes, for the daemon of its node to forget that it was ended."""
+    wait_for(lambda: fact(cluster, job, "JobState") == "PENDING", 15)
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+
+
 def test_a_run_on_two_nodes_that_ends_in_every_way_has_the_weights_of_one_that_does_not(
     slurm_cluster: Cluster, config: Config, tmp_path: Path
 ) -> None:
@@ -134,9 +140,7 @@ def test_a_run_on_two_nodes_that_ends_in_every_way_has_the_weights_of_one_that_d
         if end is ended:
             job = submit(slowly, config, profile=BOTH, folder=tmp_path).job_id
         else:
-            wait_for(lambda: fact(slurm_cluster, job, "JobState") == "PENDING", 15)
-            # It would wait two minutes, for the daemon of its node to forget that it was ended.
-            slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+            start_soon(slurm_cluster, job)
         if end is not without_a_daemon:  # there a rank had no time to save
             saved = read_marker(checkpoints.checkpoints(config.run_folder)[-1]).step
             assert steps_logged(config) == list(range(saved)), f"{end.__name__}: saved in the step in which it came"
