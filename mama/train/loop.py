@@ -31,10 +31,10 @@ from mama.settings.schema import Config
 from mama.train import checkpoint, start_check
 from mama.train.agreement import prepare_and_agree
 from mama.train.capacity import require_capacity
-from mama.train.deepspeed_engine import join_ranks, start_engine
+from mama.train.deepspeed_engine import start_engine
 from mama.train.first_step import FirstStep
 from mama.train.hang import judged
-from mama.train.heartbeat import MEETING, Heartbeat
+from mama.train.heartbeat import Heartbeat
 from mama.train.lease import Lease, held
 from mama.train.monitor import Monitor
 from mama.train.step_log import GradientNorms, measure_batch, measure_gradient, show_pair
@@ -42,7 +42,6 @@ from mama.train.throughput import Meter
 from mama.train.training_step import training_step
 from mama.train.validation import validate, validation_images
 from mama.train.zero_state import DeepSpeedEngine
-from shards.errors import one_line
 from shards.progress import progress
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,9 @@ def train_rank(config: Config) -> int:
             stack.enter_context(plain_failures())
             stack.enter_context(heartbeat.explaining())
             with preemption.ending_at_once():
-                device = _join(config, heartbeat, place, ranks)
+                images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
+                require_shared_memory(config, images, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+                device = start_check.join(config, heartbeat)
                 training = _start(config, device, lease, heartbeat)
             taken = training.run()
             barrier()
@@ -93,26 +94,6 @@ def train_rank(config: Config) -> int:
             return taken
     except HungError as error:
         raise judged(config.run_folder, heartbeat.step, str(error)) from error
-
-
-def _join(config: Config, heartbeat: Heartbeat, place: int, ranks: int) -> torch.device:
-    """Wait for the other ranks, check that each node can train, and join; returns this rank's device."""
-    images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
-    require_shared_memory(config, images, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    # The loader and the heartbeats, which know why a rank is late, report it before a collective times out.
-    timeout = max(3 * config.train.timeout, 60 * config.train.patience + config.train.timeout)
-    if ranks == 1:
-        return join_ranks(timeout)
-    heartbeat.doing(MEETING)
-    try:
-        store = start_check.meet(timeout)
-        start_check.check_nodes(config, store, place, ranks, heartbeat.met)
-        heartbeat.doing("in the first all-reduce", steady=True, patience=start_check.LIMIT)
-        device = join_ranks(timeout)
-        start_check.check_sum(store, place, ranks, device)
-    except dist.DistError as error:
-        raise TrainingError(f"the ranks have lost each other before the first step: {one_line(error)}") from None
-    return device
 
 
 def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat: Heartbeat) -> Training:

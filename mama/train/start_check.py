@@ -6,19 +6,15 @@ device or network is broken; it is tried last. Rank 0 judges, so that all ranks 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,36 +22,21 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mama.errors import ConfigError, TrainingError
-from mama.run.run_folder import flat, is_among, versions
 from mama.runtime import preemption
-from mama.runtime.collectives import local_device, node_name
+from mama.runtime.collectives import node_name
 from mama.settings.schema import Config
-from mama.train.agreement import short_digest
-from mama.train.capacity import GIB, LIBRARIES, free_memory
+from mama.train.capacity import GIB
+from mama.train.deepspeed_engine import join_ranks, load_deepspeed
 from mama.train.estimate import parameter_count, shape_of
-from mama.train.heartbeat import FOLDER
-from shards.errors import ShardError, one_line
-from shards.read.manifest import MANIFEST
-from shards.read.remote import local_folder
+from mama.train.heartbeat import FOLDER, MEETING, Heartbeat
+from mama.train.node_facts import Facts, facts_of
+from shards.errors import one_line
 from slurm.profile import SlurmError
 
 log = logging.getLogger(__name__)
 
 LIMIT = 60.0  # seconds for all ranks to find their facts
-VISIBLE = 10.0  # seconds in which a new file must be seen on all nodes
 SHARE = 0.2  # of a GPU's memory, that may be free on one rank and not on another
-MAY_DIFFER = ("pack", "eval", "data.workers", "data.cache")  # settings without effect on what a rank computes
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What one rank finds on its node."""
-
-    node: str
-    problem: str  # why the node cannot train; empty if it can
-    free: float  # share of its GPU's memory that is free
-    settings: dict[str, str]
-    sees: dict[str, tuple[str, bool]]  # file or version -> what it is, and whether it could be read
 
 
 class Verdict(NamedTuple):
@@ -63,6 +44,29 @@ class Verdict(NamedTuple):
 
     message: str = ""
     node: str = ""
+
+
+def join(config: Config, heartbeat: Heartbeat) -> torch.device:
+    """Wait for the other ranks, check every node, and join the process group; returns this rank's device.
+
+    Raises as `meet` and `check_nodes` do, and `TrainingError` if a rank is lost on the way.
+    """
+    rank, ranks = heartbeat.rank, len(heartbeat.files)
+    # The loader and the heartbeats, which know why a rank is late, report it before a collective times out.
+    timeout = max(3 * config.train.timeout, 60 * config.train.patience + config.train.timeout)
+    if ranks == 1:
+        return join_ranks(timeout)
+    load_deepspeed()  # takes a while, and the first all-reduce must not wait for it
+    heartbeat.doing(MEETING)
+    try:
+        store = meet(timeout)
+        check_nodes(config, store, rank, ranks, heartbeat.met)
+        heartbeat.doing("in the first all-reduce", steady=True, patience=LIMIT)
+        device = join_ranks(timeout)
+        check_sum(store, rank, ranks, device)
+    except dist.DistError as error:
+        raise TrainingError(f"the ranks have lost each other before the first step: {one_line(error)}") from None
+    return device
 
 
 def meet(timeout: float) -> dist.Store:
@@ -88,12 +92,12 @@ def check_nodes(config: Config, store: dist.Store, rank: int, ranks: int, met: C
     store.set(f"here/{rank}", node_name())
     nodes = [store.get(f"here/{number}").decode() for number in range(ranks)]
     met()
-    facts = _facts(config, store.get("nonce").decode())
+    facts = facts_of(config, store.get("nonce").decode())
     store.set(f"facts/{rank}", json.dumps(asdict(facts)))
     if rank == 0:
         found, late = _collected(store, ranks)
         nonce.unlink(missing_ok=True)
-        judged = _late(late, nodes) if late else verdict([_parsed(text) for text in found])
+        judged = _late(late, nodes) if late else verdict([Facts.parsed(text) for text in found])
         store.set("verdict", json.dumps(judged if judged.message else _disk(config)))
     _act(Verdict(*json.loads(store.get("verdict"))), nodes, rank)
 
@@ -166,63 +170,6 @@ def _other_files(facts: list[Facts]) -> Verdict | None:
     return None
 
 
-def _facts(config: Config, nonce: str) -> Facts:
-    problem, free = _device()
-    if not problem and (memory := free_memory()) < LIBRARIES:
-        problem = f"{memory / GIB:.1f} GiB of memory are free"
-    settings = {key: repr(value) for key, value in flat(asdict(config)).items() if not is_among(key, MAY_DIFFER)}
-    sees = {str(config.run_folder): _nonce(config.run_folder / FOLDER / nonce)}
-    for folder in config.data.shards:
-        sees[f"data.shards {folder}"] = _manifest(folder, config.data.cache_folder)
-    for name, version in {"python": platform.python_version(), **versions()}.items():
-        sees[f"version of {name}"] = str(version), version is not None
-    sees["code of mama, shards and slurm"] = _code(), True
-    return Facts(node_name(), problem, free, settings, sees)
-
-
-def _device() -> tuple[str, float]:
-    """Why this rank's device cannot compute, or nothing; and the share of its memory that is free."""
-    numbers = torch.arange(256 * 256).reshape(256, 256) % 4
-    try:
-        device = local_device()
-        there = numbers.float().to(device)
-        right = torch.equal((there @ there).cpu(), (numbers @ numbers).float())  # whole numbers: exact, also in TF32
-        if device.type != "cuda":
-            return "" if right else "its processor computes wrongly", 1.0
-        free, total = torch.cuda.mem_get_info(device)
-        return "" if right else f"its GPU ({device}) computes wrongly", free / total
-    except (RuntimeError, AssertionError) as error:
-        return f"its device does not work: {one_line(error)}", 1.0
-
-
-def _nonce(file: Path) -> tuple[str, bool]:
-    """Whether this rank sees the file that rank 0 has just written, after a while if need be."""
-    deadline = time.monotonic() + VISIBLE
-    while True:
-        with suppress(OSError):
-            return ("a new file", True) if file.read_text() == file.name else ("another file", False)
-        if time.monotonic() > deadline:
-            return f"no file that is new there (after {VISIBLE:.0f} s)", False
-        time.sleep(0.2)
-
-
-def _manifest(folder: str, cache: Path) -> tuple[str, bool]:
-    """The digest of a manifest, or why it cannot be read."""
-    try:
-        file = local_folder(folder, cache) / MANIFEST
-    except ShardError as error:
-        return str(error), False
-    return short_digest(file), file.exists()
-
-
-def _code() -> str:
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for package in ("mama", "shards", "slurm"):
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _disk(config: Config) -> Verdict:
     """Does the next checkpoint fit on the disk of the run folder?"""
     try:
@@ -256,11 +203,6 @@ def _late(late: list[int], nodes: list[str]) -> Verdict:
     everywhere = {nodes[rank] for rank in late} >= set(nodes) - {nodes[0]} and len(set(nodes)) > 2
     message = f"rank {late[0]} on {bad}: has not looked at its device, run folder and shards within {LIMIT:.0f} s"
     return Verdict(message, "" if everywhere else bad)
-
-
-def _parsed(text: str) -> Facts:
-    found = json.loads(text)
-    return Facts(**found | {"sees": {key: (value[0], value[1]) for key, value in found["sees"].items()}})
 
 
 def _act(found: Verdict, nodes: list[str], rank: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.settings.schema import Config
-from mama.train import loop, start_check
+from mama.train import loop, node_facts
 from slurm.profile import Profile
 from slurm.submit import submit
 from tests.support.checkout import CHECKOUT
@@ -157,7 +157,7 @@ def blind_on_n2(config: Config) -> Path:
     """Train where the shards are not mounted on the second node."""
     if os.environ["SLURMD_NODENAME"] != "n2":
         return loop.train(config)
-    with patch.object(start_check, "_manifest", return_value=("No such file or directory", False)):
+    with patch.object(node_facts, "_manifest", return_value=("No such file or directory", False)):
         return loop.train(config)
 
 

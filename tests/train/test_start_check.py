@@ -18,8 +18,9 @@ from mama.errors import ConfigError, TrainingError
 from mama.runtime.collectives import rank
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, DataConfig
-from mama.train import start_check
-from mama.train.start_check import Facts, Verdict, verdict
+from mama.train import node_facts, start_check
+from mama.train.node_facts import Facts
+from mama.train.start_check import Verdict, verdict
 from slurm import rank_environment
 from slurm.profile import SlurmError
 from tests.support.cohort import SIZE, write_shards
@@ -193,7 +194,7 @@ def own_disk(disk: Path) -> None:
 
 def outcome(config: Config, store: torch.distributed.Store, number: int, own: int) -> str:
     try:
-        with patch.object(start_check, "VISIBLE", 2.0):
+        with patch.object(node_facts, "VISIBLE", 2.0):
             start_check.check_nodes(config, torch.distributed.PrefixStore(str(number), store), own, 2)
         return ""
     except (ConfigError, TrainingError) as error:
