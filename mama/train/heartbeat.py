@@ -97,7 +97,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now - self.looked > self.limit / 2:  # this process was stopped itself, and has missed heartbeats
+        if now - self.looked > 3 * self.every:  # this process was stopped itself, and has missed heartbeats
             self.seen = {}
             self.since += now - self.looked
             self.moved += now - self.looked
