@@ -79,7 +79,7 @@ def meet(timeout: float) -> dist.Store:
     return dist.PrefixStore(f"mama/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def check_nodes(config: Config, store: dist.Store, rank: int, ranks: int, met: Callable[[], None] = int) -> None:
+def check_nodes(config: Config, store: dist.Store, rank: int, ranks: int, met: Callable[[], None]) -> None:
     """Compare what the ranks find on their nodes; every rank must call it, and calls `met` when all are here.
 
     Raises the same error on all ranks: `TrainingError` with a bad node, after its job was requeued without it if it

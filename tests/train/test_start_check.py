@@ -168,7 +168,7 @@ def see(config: Config) -> list[str]:
     own_disk(disk)
     other = replace(config, data=replace(config.data, workers=rank_number, max_tokens=64 - rank_number))
     found.append(outcome(other, met, 10, rank_number))
-    with patch.object(start_check.shutil, "disk_usage", return_value=shutil._ntuple_diskusage(1, 1, 0)):  # type: ignore[attr-defined]
+    with patch.object(start_check.shutil, "disk_usage", return_value=shutil._ntuple_diskusage(1, 1, 0)):
         found.append(outcome(config, met, 11, rank_number))
     join_ranks()
     device = torch.device("cpu")
@@ -195,7 +195,7 @@ def own_disk(disk: Path) -> None:
 def outcome(config: Config, store: torch.distributed.Store, number: int, own: int) -> str:
     try:
         with patch.object(node_facts, "VISIBLE", 2.0):
-            start_check.check_nodes(config, torch.distributed.PrefixStore(str(number), store), own, 2)
+            start_check.check_nodes(config, torch.distributed.PrefixStore(str(number), store), own, 2, lambda: None)
         return ""
     except (ConfigError, TrainingError) as error:
         return f"{type(error).__name__} {error}"
