@@ -133,7 +133,8 @@ def let_cluster_requeue() -> bool:
     - SIGTERM from Slurm's preemption: the first task puts the job back in the queue at once and ends the process, the
       others as above. Slurm itself would do so at the end of the grace time, if at all, and never for a job that has
       ended by itself.
-    - otherwise (no signal, no job, `scancel`, `scontrol requeue`): False.
+    - SIGTERM from `scontrol requeue` or for a node that is down: the process ends, and Slurm brings the job back.
+    - otherwise (no signal, no job, `scancel`): False.
     """
     if not _received:
         return False
@@ -144,9 +145,12 @@ def let_cluster_requeue() -> bool:
     handler(number, None)
     if _received == REQUEUE:
         return True
-    from slurm.rank_environment import being_preempted  # submitit is slow to import, and loader processes need none
+    from slurm.rank_environment import job_state  # submitit is slow to import, and loader processes need none
 
-    if not being_preempted():
+    state = job_state()
+    if state == "requeued":
+        raise SystemExit(EXIT_CODE)  # no result is written: the job is not over
+    if state != "preempted":
         return False
     if os.environ.get("RANK", "0") != "0":
         return True
@@ -175,7 +179,7 @@ def _back_in_queue() -> bool:
     except SlurmError as error:
         log.warning("%s", error)
         return False
-    raise SystemExit(EXIT_CODE)  # no result is written: the job is not over
+    raise SystemExit(EXIT_CODE)
 
 
 def ignore_signals() -> None:

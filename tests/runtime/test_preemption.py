@@ -75,7 +75,7 @@ def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytes
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setattr(rank_environment, "requeue", requeue, raising=False)
     monkeypatch.setattr(preemption.time, "sleep", lambda seconds: pytest.fail("waited"))
-    monkeypatch.setattr(rank_environment, "being_preempted", lambda: True)
+    monkeypatch.setattr(rank_environment, "job_state", lambda: "preempted", raising=False)
     preemption.record_signals()
     assert not preemption.let_cluster_requeue()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -90,11 +90,14 @@ def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytes
     preemption.adopt_request(preemption.REQUEUE)  # by another rank: this one's own signal may be on its way
     assert preemption.let_cluster_requeue()
     assert called.pop() == signal.SIGUSR2
-    # The user sent it, or the job runs on this machine: nobody will end it.
-    monkeypatch.setattr(rank_environment, "being_preempted", lambda: False)
-    preemption.record_signals()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert not preemption.let_cluster_requeue()
+    for state in ("running", "ended"):  # the user sent it, or the job runs on this machine; or it was cancelled
+        monkeypatch.setattr(rank_environment, "job_state", lambda state=state: state)
+        preemption.record_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not preemption.let_cluster_requeue(), state
+    monkeypatch.setattr(rank_environment, "job_state", lambda: "requeued")
+    with pytest.raises(SystemExit):
+        preemption.let_cluster_requeue()
     assert called.count("requeue") == 2
 
 
