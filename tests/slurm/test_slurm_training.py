@@ -26,6 +26,7 @@ from slurm.submit import submit
 from tests.support.checkout import CHECKOUT
 from tests.support.checkpoint_folder import weights_of
 from tests.support.cohort import write_shards
+from tests.support.slurm_cluster import NODES
 from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.ranks
 
 pytest_plugins = ("tests.support.slurm_cluster",)
 STEPS = 30
+SECOND = list(NODES)[1]
 BOTH = Profile(cluster="slurm", partition="preempted", nodes=2)
 
 
@@ -82,10 +84,10 @@ def signalled(cluster: Cluster, job: str) -> None:
 
 
 def requeued_from_a_drained_node(cluster: Cluster, job: str) -> None:
-    cluster.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
+    cluster.run("scontrol", "update", f"NodeName={SECOND}", "State=DRAIN", "Reason=test")
     time.sleep(1)  # the job goes on
     cluster.run("scontrol", "requeue", job)
-    cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    cluster.run("scontrol", "update", f"NodeName={SECOND}", "State=RESUME")
 
 
 def preempted(cluster: Cluster, job: str) -> None:
@@ -94,25 +96,25 @@ def preempted(cluster: Cluster, job: str) -> None:
 
 
 def without_a_daemon(cluster: Cluster, job: str) -> None:
-    """The daemon of n2 dies and its tasks live on; Slurm finds the node down, and starts the job again."""
+    """The daemon of the second node dies and its tasks live on; Slurm finds the node down, and starts the job again."""
     (daemon,) = [
         int(entry.name)
         for entry in Path("/proc").glob("[0-9]*")
-        if b"slurmd\0-D\0-N\0n2\0" in (entry / "cmdline").read_bytes()
+        if f"slurmd\0-D\0-N\0{SECOND}\0".encode() in (entry / "cmdline").read_bytes()
         and f"SLURM_CONF={cluster.folder}/".encode() in (entry / "environ").read_bytes()
     ]
     os.kill(daemon, signal.SIGKILL)
-    cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    cluster.run("scontrol", "update", f"NodeName={SECOND}", "State=DOWN", "Reason=test")
     wait_for(lambda: fact(cluster, job, "JobState") == "PENDING")
     subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "slurmd", "-D", "-N", "n2"],
+        ["setpriv", "--pdeathsig", "KILL", "slurmd", "-D", "-N", SECOND],
         env=cluster.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    cluster.run("scontrol", "update", f"NodeName={SECOND}", "State=RESUME")
 
 
 def ended(cluster: Cluster, job: str) -> None:
@@ -153,19 +155,21 @@ def test_a_run_on_two_nodes_that_ends_in_every_way_has_the_weights_of_one_that_d
         assert torch.equal(tensor, found[name]), name
 
 
-def blind_on_n2(config: Config) -> Path:
+def blind_on_second_node(config: Config) -> Path:
     """Train where the shards are not mounted on the second node."""
-    if os.environ["SLURMD_NODENAME"] != "n2":
+    if os.environ["SLURMD_NODENAME"] != SECOND:
         return loop.train(config)
     with patch.object(node_facts, "_manifest", return_value=("No such file or directory", False)):
         return loop.train(config)
 
 
 def test_a_job_leaves_a_node_that_sees_no_shards(slurm_cluster: Cluster, config: Config, tmp_path: Path) -> None:
-    job = submit(blind_on_n2, config, profile=BOTH, folder=tmp_path)
-    wait_for(lambda: fact(slurm_cluster, job.job_id, "ExcNodeList") == "n2")
+    job = submit(blind_on_second_node, config, profile=BOTH, folder=tmp_path)
+    wait_for(lambda: fact(slurm_cluster, job.job_id, "ExcNodeList") == SECOND)
     wait_for(lambda: fact(slurm_cluster, job.job_id, "JobState") == "PENDING")
     said = Path(job.paths.stderr).read_text()
-    assert re.search(r"data\.shards \S+/shards: rank 1 on n2 sees No such file or directory, rank 0 on \S+ ", said)
-    assert "back in the queue, without node n2" in said
+    assert re.search(
+        rf"data\.shards \S+/shards: rank 1 on {SECOND} sees No such file or directory, rank 0 on \S+ ", said
+    )
+    assert f"back in the queue, without node {SECOND}" in said
     assert steps_logged(config) == []
