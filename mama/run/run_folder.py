@@ -34,7 +34,8 @@ MAY_CHANGE = (
     *("pack", "eval", "runs", "data.workers", "data.cache", "data.max_corrupt"),
     *("train.log_every", "train.save_every", "train.keep_checkpoints", "train.validate_every", "train.max_skips"),
     *("train.ranks", "train.micro_batch", "train.zero_stage", "train.offload"),
-    *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.oversubscribe"),
+    *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.patience"),
+    *("train.oversubscribe",),
 )
 
 
@@ -87,8 +88,13 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(Path(__file__).parent.parent.parent),
-        "versions": {name: _version(name) for name in STACK},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of each distribution that a run's numbers depend on; None if it is not installed."""
+    return {name: _version(name) for name in STACK}
 
 
 def _commit(root: Path) -> str | None:

@@ -76,7 +76,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if preemption.was_forwarded(-failure.exitcode):
-            raise StoppedError("a signal ended it before its first step; run it again to continue") from None
+            raise StoppedError(preemption.BEFORE_FIRST_STEP) from None
         raise _error_of(rank, failure) from None
 
 

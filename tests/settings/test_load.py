@@ -398,6 +398,10 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
             (TrainConfig, {name: 0}, f"train.{name}: 0 is less than 1")
             for name in ("steps", "global_batch", "micro_batch", "ranks", "log_every", "save_every", "keep_checkpoints")
         ),
+        *(
+            (TrainConfig, {"patience": minutes}, f"train.patience: {minutes} is not a number of minutes of at least 0")
+            for minutes in (-1.0, float("nan"), float("inf"))
+        ),
         (
             EvalConfig,
             {"tasks": ["cancer", "birds"]},
@@ -415,7 +419,7 @@ def test_a_value_out_of_range_is_refused_when_the_section_is_built(
 
 def test_the_ends_of_every_range_are_allowed(tmp_path: Path) -> None:
     DataConfig(pair_weights=[0, 1], mask_probability=1, max_tokens=2, image_size=(1, 1))
-    TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1)
+    TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1, patience=0)
     EvalConfig(["density", "birads", "malignancy", "cancer"])
     assert complaint(written(tmp_path, "{}"), "train.steps=0") == "train.steps: 0 is less than 1"
 
