@@ -14,10 +14,12 @@ LONGEST = 300  # characters of a cause
 KILLED = "killed (SIGKILL), most often for want of memory"
 CANCELLED, PREEMPTED, NODE_FAILURE = "cancelled", "preempted, and not coming back", "node failure"
 TIME_LIMIT, REQUEUED = "time limit, and not coming back", "it was requeued, and did not come back"
+# Causes after which the same work, submitted again, goes on: nothing was wrong with the work itself.
+TAKEN_AWAY = (CANCELLED, PREEMPTED, NODE_FAILURE, TIME_LIMIT, REQUEUED)
 
 # A state of Slurm that is a cause by itself; in the others (FAILED, ...) the logs know more.
 ENDS = {
-    "BOOT_FAIL": f"{NODE_FAILURE}: it did not boot",
+    "BOOT_FAIL": NODE_FAILURE,
     "CANCELLED": CANCELLED,
     "DEADLINE": "deadline of the job",
     "NODE_FAIL": NODE_FAILURE,

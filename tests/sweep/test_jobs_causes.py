@@ -60,8 +60,9 @@ For debugging consider passing CUDA_LAUNCH_BLOCKING=1.
     : "port 29500 is in use on the first node",
     # meta-pytorch/torchtune#392
     TRACEBACK + "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network "
-    "address. The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use). The server socket has "
-    "failed to bind to 0.0.0.0:29500 (errno: 98 - Address already in use).\n": "port 29500 is in use on the first node",
+    "address. The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use). The server "
+    "socket has failed to bind to 0.0.0.0:29500 (errno: 98 - Address already in use).\n"
+    : "port 29500 is in use on the first node",
     # hiyouga/LlamaFactory#5155
     TRACEBACK + "safetensors_rust.SafetensorError: Error while serializing: IoError(Os { code: 28, kind: StorageFull, "
     'message: "No space left on device" })\n'
