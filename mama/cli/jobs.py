@@ -1,4 +1,4 @@
-"""`mama jobs ...`: the jobs of sweeps and runs. It imports what it calls when it runs: `mama --help` answers at once."""
+"""`mama jobs ...`: the jobs of sweeps and runs. It imports what it calls when it runs."""
 
 from __future__ import annotations
 

@@ -169,11 +169,10 @@ def _why(state: StepState, config: Config | None, progress: Progress | None) -> 
         return never_starts(state.reason) or WAITS.get(state.reason, state.reason)
     if state.state == "running":
         return standstill(config, progress) if config and progress and state.step == "train" else ""
-    if state.state in ("failed", "lost", UNKNOWN) and state.log:
-        return (
-            cause_of(read_logs(state.log)) or state.reason
-        )  # a status file may know only of a rank that was taken down
-    return state.reason if state.state in BROKEN else ""
+    # A status file may know only of a rank that another one took down. A job may end before it writes one: then the
+    # step is missing, but has a log.
+    logs = read_logs(state.log) if state.log and state.state in ("failed", "lost", "missing", UNKNOWN) else {}
+    return cause_of(logs) or state.reason
 
 
 def _has_jobs(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
@@ -18,6 +19,7 @@ from mama.sweep.progress import duration
 from mama.sweep.run_jobs import UNKNOWN
 from shards.files import legible
 
+ANY_WIDTH = 100_000  # columns
 INTERVAL = 5.0  # seconds between two looks of --watch
 COLOURS = {"running": "green", "failed": "red", "lost": "red", "stopped": "yellow", UNKNOWN: "yellow", "queued": "cyan"}
 COLUMNS = ("point", "stage", "state", "step", "loss", "pairs/s", "left", "restarts", "node", "job")
@@ -32,11 +34,16 @@ def show(listings: list[Listing], console: Console) -> None:
     if console.is_terminal:
         console.print(_page(listings, console))
         return
-    console.width = 10**6
+    for line in plain_lines(listings, console):
+        click.echo(line)
+
+
+def plain_lines(listings: list[Listing], console: Console) -> list[str]:
+    """The tables as wide as they are, without the blanks at the ends of their lines."""
+    console.width = ANY_WIDTH
     with console.capture() as capture:
         console.print(_page(listings, console))
-    for line in capture.get().splitlines():
-        print(line.rstrip())
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def watch(look: Callable[[], list[Listing]], console: Console) -> None:

@@ -46,7 +46,7 @@ class RunJob:
 
     @property
     def is_local(self) -> bool:
-        """Whether it runs on one machine, without Slurm: it is no task of an array, and `sbatch` was given no script."""
+        """Whether it runs on one machine: it is no task of an array, and `sbatch` was given no script for it."""
         return "_" not in self.id and not (self.folder / f"{self.id}_submission.sh").exists()
 
     @property
