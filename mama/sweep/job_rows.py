@@ -14,7 +14,7 @@ from mama.sweep.batches import read_batches
 from mama.sweep.causes import cause_of
 from mama.sweep.definition import load_sweep
 from mama.sweep.progress import Progress, read_progress, standstill
-from mama.sweep.run_jobs import UNKNOWN, read_logs, run_states
+from mama.sweep.run_jobs import UNKNOWN, read_logs, run_jobs, run_states
 from mama.sweep.state import StepState, states
 from mama.sweep.sweep import OWN, Point, Sweep
 from mama.sweep.work import work_of
@@ -176,4 +176,4 @@ def _why(state: StepState, config: Config | None, progress: Progress | None) -> 
 
 
 def _has_jobs(folder: Path) -> bool:
-    return any((folder / "jobs").glob("*")) or any((folder / "stages").glob("*.json"))
+    return bool(run_jobs(folder))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -72,7 +73,7 @@ def _parts(listing: Listing, console: Console) -> Iterator[RenderableType]:
     if listing.problem:
         yield _text(f"{listing.problem}; this is what the disk says", "yellow")
     whole = _table(listing.rows, narrow=False)
-    fits = Measurement.get(console, console.options, whole).maximum <= console.width
+    fits = Measurement.get(console, console.options.update(max_width=ANY_WIDTH), whole).maximum <= console.width
     yield whole if fits else _table(listing.rows, narrow=True)
     yield from _reasons(listing.rows)
     yield Text()
@@ -92,7 +93,8 @@ def _table(rows: list[Row], narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2 if not narrow else 1, 0, 0), header_style="bold")
     for name in COLUMNS:
         if not (narrow and name in BELOW):
-            table.add_column(name, justify="right" if name in RIGHT else "left", overflow="fold")
+            side: Literal["left", "right"] = "right" if name in RIGHT else "left"
+            table.add_column(name, justify=side, overflow="fold", no_wrap=name != "point")
     for row in rows:
         cells = _cells(row)
         if narrow:

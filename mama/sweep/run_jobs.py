@@ -66,12 +66,17 @@ class RunJob:
         return _STARTED.findall("\n".join(last_lines(self.log.with_suffix(".out"), LOG_BYTES)))
 
 
+def run_jobs(run: Path) -> list[RunJob]:
+    """The job folders of a run; submitit leaves others beside them."""
+    return [RunJob(path) for path in (run / "jobs").glob("*") if re.fullmatch(r"\d+(_\d+)?", path.name)]
+
+
 def run_states(run: Path) -> tuple[list[StepState], str]:
     """The jobs of a run in the order of submission, and a line that says so if Slurm does not answer.
 
     Of the jobs of a step that have ended only the newest is listed.
     """
-    jobs = sorted((RunJob(path) for path in (run / "jobs").glob("*") if path.is_dir()), key=_submitted)
+    jobs = sorted(run_jobs(run), key=_submitted)
     on_slurm = [job for job in jobs if not job.is_local]
     try:
         queued = {each.id: each for each in queue()} if on_slurm else {}
