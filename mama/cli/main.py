@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import click.shell_completion
 
-from mama.cli import bench, cluster, data, evaluate, train
+from mama.cli import bench, cluster, data, evaluate, jobs, train
 from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
@@ -57,7 +57,7 @@ def completion(shell: str) -> None:
 
 for verb in (
     *(quickstart, data.pack, data.check, train.train, train.consolidate, evaluate.evaluate, evaluate.report),
-    *(cluster.sweep, bench.bench, completion),
+    *(cluster.sweep, jobs.jobs, bench.bench, completion),
 ):
     cli.add_command(verb)
 

@@ -41,12 +41,16 @@ COMMAND_LINE = {
     "completion": ["shell"],
     "consolidate": ["--best", *JOB, "config", "overrides"],
     "eval": [*JOB, "config", "overrides"],
+    "jobs cancel": ["points"],
+    "jobs logs": ["--stage", "-n", "points"],
+    "jobs retry": ["points"],
+    "jobs show": ["--watch", "sweep"],
     "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
     "quickstart": ["--runs", "--seed"],
     "report": ["config", "overrides"],
     "train": ["--dry-run", *JOB, "config", "overrides"],
 }
-VERBS = ["bench", "check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]
+VERBS = ["bench", "check", "completion", "consolidate", "eval", "jobs", "pack", "quickstart", "report", "train"]
 RECIPES = [
     "cdd_cesm",
     "clip",
