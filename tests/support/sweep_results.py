@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def sweep_of(base: Config, differing: list[dict[str, Any]], baseline: dict[str, 
     points = []
     for differs in differing:
         name = "_".join(f"{axis.rpartition('.')[2]}-{value}" for axis, value in differs.items())
+        name = re.sub(r"[^\w.-]", "-", name)
         optim = {axis.removeprefix("optim."): value for axis, value in differs.items() if axis.startswith("optim.")}
         config = replace(base, name=name, seed=differs.get("seed", 42), optim=replace(base.optim, **optim))
         points.append(Point(config, differs))
