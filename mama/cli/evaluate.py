@@ -25,10 +25,20 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
 @click.command(cls=Verb)
 @config_arguments
 def report(config: str, overrides: tuple[str, ...]) -> None:
-    """Write report.html of a run: its data, training and results.
+    """Write report.html of a run (its data, training and results), or of a sweep.
 
-    Reads what training and evaluation left in runs/<name>/, and writes there.
+    CONFIG may also be a sweep: its YAML file, its name, or its folder. A run's report is written in runs/<name>/. A
+    sweep's table over all points is printed, and written in runs/<sweep>/ as HTML, Markdown and CSV.
     """
+    from mama.sweep.recognised import is_sweep
+
+    if is_sweep(config):
+        from mama.sweep.definition import load_sweep
+        from mama.sweep.report import write_report as write_sweep_report
+
+        files, table = write_sweep_report(load_sweep(config, overrides))
+        click.echo("\n".join([table, "", *map(str, files)]))
+        return
     from mama.report.page import write_report
 
     settings = configured(config, overrides)
