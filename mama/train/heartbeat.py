@@ -138,9 +138,13 @@ class Heartbeat:
         named = [number for number, (_, count) in enumerate(beats) if count == behind]
         others = f" (and {len(named) - SHOWN} more)" if len(named) > SHOWN else ""
         last = f"the last step was {self.step - 1}" if self.step else "no step was taken"
+        silent = {number: now - self.seen[number][1] for number in named}
+        whom = [
+            self._describe(number) + (f", and is silent for {silent[number]:.0f} s" if silent[number] > LATE else "")
+            for number in named[:SHOWN]
+        ]
         self._end(
-            f"train.patience: no rank has made progress for {limit / 60:.3g} minutes, {last}: "
-            f"{'; '.join(map(self._describe, named[:SHOWN]))}{others}"
+            f"train.patience: no rank has made progress for {limit / 60:.3g} minutes, {last}: {'; '.join(whom)}{others}"
         )
 
     def _say_who_is_missing(self, now: float) -> None:

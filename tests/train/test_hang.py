@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from mama.errors import LaterError, TrainingError
-from mama.train import hang
+from mama.run import checkpoints
+from mama.runtime.launch import run_on_ranks
+from mama.settings.schema import Config
+from mama.train import hang, loop
 from mama.train.heartbeat import MEETING, Heartbeat
+from tests.support.cohort import write_shards
+from tests.support.tiny_run import config_of
 
 
 def start_number(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -126,3 +136,33 @@ def test_a_rank_says_for_whom_it_waits(tmp_path: Path, caplog: pytest.LogCapture
     heart.came.discard(0)
     heart.said = 0
     assert "rank 0 of 4" in beat(31)
+
+
+def hanging(config: Config) -> int:
+    """Train, but rank 1 does not come back from its fourth step."""
+    step = loop.training_step
+
+    def hang(engine: Any, batches: Any, config: Config, number: int) -> Any:
+        if number == 3 and os.environ["RANK"] == "1":
+            threading.Event().wait()
+        return step(engine, batches, config, number)
+
+    with patch.object(loop, "training_step", hang):
+        return loop.train_rank(config)
+
+
+@pytest.mark.ranks
+def test_a_run_of_two_ranks_that_hangs_can_go_on_once(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", {"train": 10})
+    config = config_of(tmp_path, "hangs", steps=4)
+    train = replace(config.train, patience=0.1, validate_every=0)
+    config = replace(config, train=train, data=replace(config.data, workers=0))  # a loader would have to start first
+    for kind, fate in ((LaterError, "Run again, it continues"), (TrainingError, "It hung at step 3 before")):
+        said = rf"^train\.patience: .* for 0\.1 minutes, the last step was 2: rank .* in step 3 .*\. {fate}"
+        with pytest.raises(kind, match=said) as end:
+            run_on_ranks(hanging, config)
+        assert type(end.value) is kind
+        assert "\n" not in str(end.value)
+        assert [path.name for path in checkpoints.checkpoints(config.run_folder)] == ["step-000002"]
+    loop.train(config)
+    assert checkpoints.checkpoints(config.run_folder)[-1].name == "step-000004"
