@@ -53,7 +53,7 @@ def baseline_of(method: Method, sweep: Sweep, all_methods: list[Method]) -> tupl
     Where `sweep.baseline` fits several methods, it is the one that equals this one in everything else.
     """
     wanted = {axis: value for axis, value in sweep.baseline.items() if axis != SEED}
-    if not sweep.baseline:
+    if not wanted:
         return None, "the sweep names no baseline"
     fitting = [one for one in all_methods if all(one.settings.get(a) == v for a, v in wanted.items())]
     if method in fitting:

@@ -55,7 +55,8 @@ def evaluated(point: Point, skill: float, **environment: Any) -> Path:
     write_json(run / "point.json", {"sweep": "study", "differs": point.differs})
     versions = {"mama-clip": "0.1.0", "torch": "2.13.0"}
     write_json(
-        run / "environment.json", {"python": "3.11", "commit": "0123456789abcdef", "versions": versions} | environment
+        run / "environment.json",
+        {"python": "3.11", "platform": "Linux", "commit": "0123456789abcdef", "versions": versions} | environment,
     )
     consolidated(config, step=240)
     return write_evaluation(config, skill)
