@@ -149,4 +149,5 @@ def _cause(store: dist.Store, gone: _Gone) -> str:
     with suppress(RuntimeError):
         if store.check([CAUSE]):
             return store.get(CAUSE).decode()
-    return f"another rank has ended, and its own log says why ({gone})"
+    reason = str(gone).partition(". This is typically")[0]  # advice that leads nowhere here
+    return f"another rank has ended, and its own log says why ({reason})"

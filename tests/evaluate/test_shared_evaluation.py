@@ -134,7 +134,12 @@ def other_shards(config: Config) -> Config:
 
 def test_the_end_of_one_rank_is_the_end_of_all_in_one_line(run: Config) -> None:
     before = results_of(run)
-    troubles = [partial(unreadable_on, 2), partial(unreadable_on, 0), other_settings, other_shards]
+    troubles: list[Callable[[Config], Config]] = [
+        partial(unreadable_on, 2),
+        partial(unreadable_on, 0),
+        other_settings,
+        other_shards,
+    ]
     said = on_ranks(3, partial(troubled, troubles), run)
     host = socket.gethostname()
     assert isinstance(said, list)
