@@ -23,16 +23,25 @@ def snapshot(folder: str | Path) -> Path:
     Raises `SlurmError` if a copy that is there was changed.
     """
     files = _files()
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(b"%s\0%d\0" % (name.encode(), len(content)) + content)
-    place = Path(folder) / digest.hexdigest()[:16]
+    place = Path(folder) / _digest(files)
     if not place.exists():
         _write(files, place)
     changed = [name for name, content in files.items() if not _holds(place / name, content)]
     if changed:
         raise SlurmError(f"{place / changed[0]}: differs from the code that it is a copy of; delete {place}")
     return place
+
+
+def code_digest() -> str:
+    """The digest of the code that runs now, by which `snapshot` names a copy of it; that of the copy is the same."""
+    return _digest(_files())
+
+
+def _digest(files: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(b"%s\0%d\0" % (name.encode(), len(content)) + content)
+    return digest.hexdigest()[:16]
 
 
 def _files() -> dict[str, bytes]:

@@ -23,10 +23,12 @@ from mama.settings.load import load_run, missing_settings, save
 from mama.settings.schema import Config
 from shards.read.manifest import Manifest, load_manifest
 from shards.read.remote import local_folder
+from slurm.snapshot import code_digest
 
 log = logging.getLogger(__name__)
 
 DATA = "data.json"
+COMMIT = "commit"  # file in a copy of the code: the commit of the checkout that was copied
 STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
 # Settings, and whole sections of them, that may change when a run is resumed. Ranks and micro-batches decide how many
 # negatives a pair has, unless train.grad_cache takes them from the whole step: a change is logged.
@@ -83,11 +85,15 @@ def is_among(key: str, names: Iterable[str]) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Return the contents of `environment.json`: versions, the platform and, in a checkout, the git commit."""
+    """Return the contents of `environment.json`: versions, the platform, a digest of our code, and its git commit.
+
+    The commit is that of a checkout, also if what runs is a copy that `mama sweep` made of it; else None.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "commit": _commit(Path(__file__).parent.parent.parent),
+        "code": code_digest(),
+        "commit": commit(Path(__file__).parent.parent.parent),
         "versions": versions(),
     }
 
@@ -97,8 +103,10 @@ def versions() -> dict[str, str | None]:
     return {name: _version(name) for name in STACK}
 
 
-def _commit(root: Path) -> str | None:
-    """The commit of the checkout `root`; None if it is no checkout or git is not installed."""
+def commit(root: Path) -> str | None:
+    """The commit of the checkout `root`, or of the one that `root` is a copy of; None if it is neither."""
+    if (root / COMMIT).exists():
+        return (root / COMMIT).read_text().strip()
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:

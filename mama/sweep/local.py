@@ -24,8 +24,7 @@ from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader
 from mama.sweep.submission import BROKEN, require_same_settings
 from mama.sweep.sweep import Point, Sweep
-from mama.sweep.work import Work, run_step, work_of
-from slurm.snapshot import snapshot
+from mama.sweep.work import Work, copy_code, run_step, work_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class LocalRun:
             reader = Reader(self.sweep)
             require_same_settings(self.sweep, {p.name: reader.of_point(p) for p in self.sweep.points}, reader.batches)
             save_sweep(self.sweep)
-            self.code = snapshot(self.sweep.own / "code")
+            self.code = copy_code(self.sweep)
             with ThreadPoolExecutor(self.sweep.at_once or 1) as pool:
                 futures: list[Future[None]] = [pool.submit(self._point, point) for point in self.sweep.points]
                 while not all(future.done() for future in futures):

@@ -19,10 +19,9 @@ from mama.sweep.batches import Batch, one_at_a_time, read_batches, write_batch
 from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader, StepState
 from mama.sweep.sweep import SHARED, Point, Sweep
-from mama.sweep.work import Work, require_settings, run_step, work_of
+from mama.sweep.work import Work, copy_code, require_settings, run_step, work_of
 from slurm.profile import Profile, SlurmError
 from slurm.queue import Limits, cancel, limits, queue, release
-from slurm.snapshot import snapshot
 from slurm.submit import script_of, submit_calls
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
         planned = plan(
             sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
         )
-        code = snapshot(sweep.own / "code")
+        code = copy_code(sweep)
         lines: list[str] = []
         packed: dict[str, str] = {}
         for chain, left_out in _cut(planned.chains, limits(), len(queue()) if planned.chains else 0):

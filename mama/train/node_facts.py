@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -21,6 +20,7 @@ from mama.train.heartbeat import FOLDER
 from shards.errors import ShardError, one_line
 from shards.read.manifest import MANIFEST
 from shards.read.remote import local_folder
+from slurm.snapshot import code_digest
 
 VISIBLE = 10.0  # seconds in which a new file must be seen on all nodes
 MAY_DIFFER = ("pack", "eval", "data.workers", "data.cache")  # settings without effect on what a rank computes
@@ -54,7 +54,7 @@ def facts_of(config: Config, nonce: str) -> Facts:
         sees[f"data.shards {folder}"] = _manifest(folder, config.data.cache_folder)
     for name, version in {"python": platform.python_version(), **versions()}.items():
         sees[f"version of {name}"] = str(version), version is not None
-    sees["code of mama, shards and slurm"] = _code(), True
+    sees["code of mama, shards and slurm"] = code_digest(), True
     return Facts(node_name(), problem, free, settings, sees)
 
 
@@ -91,11 +91,3 @@ def _manifest(folder: str, cache: Path) -> tuple[str, bool]:
     except ShardError as error:
         return str(error), False
     return short_digest(file), file.exists()
-
-
-def _code() -> str:
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for package in ("mama", "shards", "slurm"):
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]

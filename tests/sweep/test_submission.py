@@ -95,7 +95,7 @@ def run_and_die(after: int, sweep: Sweep) -> bool:
 
         return call
 
-    for name in ("submit_calls", "release", "write_batch", "save_sweep", "snapshot"):
+    for name in ("submit_calls", "release", "write_batch", "save_sweep", "copy_code"):
         setattr(submission, name, deadly(getattr(submission, name)))
     try:
         submit_missing(sweep)
