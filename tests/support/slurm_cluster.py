@@ -32,7 +32,7 @@ PROGRAMS = (
 PATIENCE = 30.0  # seconds for each daemon to start, and for the jobs to end
 HOST = socket.gethostname().partition(".")[0]
 # CPUs of each node. The tasks of a job look their first node's name up: this machine's own is known everywhere.
-NODES = {HOST: 2, "n2": 1}
+NODES = {HOST: 2, f"{HOST}-2": 1}  # the first of a job is the alphabetically first
 
 SLURM_CONF = """\
 ClusterName=tests
