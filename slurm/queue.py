@@ -10,7 +10,7 @@ import getpass
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from slurm.profile import SlurmError
@@ -174,13 +174,13 @@ def _ended(number: str, state: str, node: str, codes: str) -> EndedJob:
     return EndedJob(number, state.partition(" ")[0], where, int(code or 0), int(signal or 0))
 
 
-def _row_of(job: str, rows: Iterable[str]) -> str | None:
+def _row_of(job: str, rows: Collection[str]) -> str | None:
     """The row of the accounting that tells of `job`: its own, else one for several tasks of its array."""
     number, _, task = job.partition("_")
-    several = [
-        row for row in rows if row == number or (row.startswith(f"{number}_[") and int(task or -1) in _tasks(row))
-    ]
-    return job if job in rows else next(iter(several), None)
+    if job in rows:
+        return job
+    groups = (row for row in rows if row == number or row.startswith(f"{number}_["))
+    return next((row for row in groups if row == number or int(task or -1) in _tasks(row)), None)
 
 
 def _tasks(row: str) -> set[int]:

@@ -214,9 +214,12 @@ def test_nodes_with_uneven_tasks_meet_at_a_port_though_the_first_places_are_occu
 def test_what_is_typed_in_a_step_is_no_rank_and_what_that_shell_starts_by_srun_is(
     slurm_cluster: Cluster, tmp_path: Path
 ) -> None:
-    program = "from mama.runtime.launch import is_rank; import os; print('RANKS', is_rank(), os.environ.get('RANK'))"
-    (tmp_path / "typed.py").write_text(program)
-    typed = f"{sys.executable} {tmp_path}/typed.py\nsrun --overlap -n 2 {sys.executable} {tmp_path}/typed.py\nexit\n"
+    (tmp_path / "typed.py").write_text(
+        "import os; from slurm.rank_environment import export_distributed_environment as export\n"
+        "print('RANKS', export(), os.environ.get('RANK'))\n"
+    )
+    python = f"{sys.executable} {tmp_path}/typed.py"
+    typed = f"{python}\nsrun --overlap -n 2 {python} < /dev/null\nexit\n"
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(CHECKOUT)
