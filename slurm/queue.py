@@ -10,8 +10,8 @@ import getpass
 import re
 import subprocess
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 from slurm.profile import SlurmError
 
@@ -93,7 +93,9 @@ def ended(ids: Iterable[str]) -> dict[str, EndedJob]:
     except SlurmError:
         return {}
     jobs = [_ended(*line.split("|")) for line in lines if line.count("|") == 3]
-    return {job.id: job for job in jobs if job.id in wanted and job.state in ENDS}
+    own = {job.id: job for job in jobs if job.state in ENDS}
+    # Tasks of an array that never started have no row of their own: 123_[0-3,7%2], or 123.
+    return {each: replace(own[row], id=each) for each in wanted if (row := _row_of(each, own))}
 
 
 def limits(account: str | None = None, qos: str | None = None) -> Limits:
@@ -170,6 +172,21 @@ def _ended(number: str, state: str, node: str, codes: str) -> EndedJob:
     code, _, signal = codes.partition(":")
     where = "" if node == "None assigned" else node
     return EndedJob(number, state.partition(" ")[0], where, int(code or 0), int(signal or 0))
+
+
+def _row_of(job: str, rows: Collection[str]) -> str | None:
+    """The row of the accounting that tells of `job`: its own, else one for several tasks of its array."""
+    number, _, task = job.partition("_")
+    if job in rows:
+        return job
+    groups = (row for row in rows if row == number or row.startswith(f"{number}_["))
+    return next((row for row in groups if row == number or int(task or -1) in _tasks(row)), None)
+
+
+def _tasks(row: str) -> set[int]:
+    """{0, 1, 2, 3, 7} for "123_[0-3,7%2]"."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", row.partition("[")[2].partition("%")[0])
+    return {task for first, last in ranges for task in range(int(first), int(last or first) + 1)}
 
 
 def _most_jobs(account: str | None, qos: str | None) -> int | None:

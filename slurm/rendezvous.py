@@ -18,7 +18,7 @@ from slurm.profile import SlurmError
 
 PATIENCE = 1800.0  # seconds in which all tasks must have started, some after the image of a container has arrived
 FIRST_WORD = 60.0  # seconds after which a task that waits says so
-ANSWER = 5.0  # seconds for a connection and for an answer
+ANSWER = 2.0  # seconds for a connection and for an answer
 PLACES = 8  # ports on which task 0 may answer: as many programs would have to occupy them all
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")  # ports that the kernel gives to outgoing connections
 
