@@ -13,12 +13,19 @@ class JobsGroup(click.Group):
     """A group whose first command may be left out: `mama jobs runs/lr` is `mama jobs show runs/lr`."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        """Parse the words behind `jobs`."""
-        first = next((word for word in arguments if not word.startswith("-")), None)
-        is_show = first not in self.commands if first else not {"-h", "--help"} & set(arguments)
-        if is_show and not context.resilient_parsing:
+        """Parse the words behind `jobs`: none, or options of `show` alone, are for `show`."""
+        is_bare = not arguments or (arguments[0].startswith("-") and arguments[0] not in context.help_option_names)
+        if is_bare and not context.resilient_parsing:
             arguments = ["show", *arguments]
         return super().parse_args(context, arguments)
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a word that is none is the sweep or the run to show."""
+        if arguments[0] not in self.commands:
+            arguments = ["show", *arguments]
+        return super().resolve_command(context, arguments)
 
 
 @click.group(cls=JobsGroup, subcommand_metavar="[SWEEP | RUN | COMMAND ...]")
