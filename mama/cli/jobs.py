@@ -69,9 +69,9 @@ def show_logs(points: tuple[Path, ...], lines: int, stage: str | None) -> None:
 
     POINT is a run folder, runs/SWEEP/POINT or runs/RUN.
     """
-    from mama.sweep.job_actions import logs
+    from mama.sweep.job_actions import folders, logs
 
-    for point in points:
+    for point in folders(points):
         for line in logs(point, lines, stage):
             click.echo(line)
 
@@ -83,9 +83,9 @@ def cancel_jobs(points: tuple[Path, ...]) -> None:
 
     POINT is a run folder, runs/SWEEP/POINT or runs/RUN. The command that submitted it submits it again.
     """
-    from mama.sweep.job_actions import cancel
+    from mama.sweep.job_actions import cancel, folders
 
-    for point in points:
+    for point in folders(points):
         for line in cancel(point):
             click.echo(line)
 
@@ -97,7 +97,7 @@ def retry_jobs(points: tuple[Path, ...]) -> None:
 
     POINT is runs/SWEEP/POINT. As mama sweep --retry, for these points alone.
     """
-    from mama.sweep.job_actions import retry
+    from mama.sweep.job_actions import folders, retry
 
-    for line in retry(points):
+    for line in retry(folders(points)):
         click.echo(line)

@@ -152,11 +152,22 @@ def test_logs_of_a_stage_of_a_point(here: Path) -> None:
             ("runs/study/one", "--stage", "trian"),
             "--stage: 'trian' is not one of train, consolidate, eval-own, eval-train; did",
         ),
+        (("runs/study",), "runs/study: is a sweep; name its points, for example runs/study/*"),
         (("runs/study/tow",), "no point of this name; did you mean two?"),
         (("runs",), "runs: is no point of a sweep, nor a run with jobs"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             mama("jobs", "logs", *arguments)
+
+
+def test_all_points_of_a_sweep_are_named_by_the_shell(here: Path) -> None:
+    sweep = study(here, ["one", "two"])
+    for name in ("one", "two"):
+        begun(sweep, name, "train", "running")
+    names = sorted(str(path) for path in Path("runs/study").glob("*"))
+    assert "runs/study/sweep" in names
+    said = mama("jobs", "cancel", *names).output.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["runs/study/one", "runs/study/two"]
 
 
 def test_a_run_that_is_called_like_a_command_can_be_reached(here: Path, ended: list[str]) -> None:
