@@ -13,12 +13,19 @@ class JobsGroup(click.Group):
     """A group whose first command may be left out: `mama jobs runs/lr` is `mama jobs show runs/lr`."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        """Parse the words behind `jobs`."""
-        first = next((word for word in arguments if not word.startswith("-")), None)
-        is_show = first not in self.commands if first else not {"-h", "--help"} & set(arguments)
-        if is_show and not context.resilient_parsing:
+        """Parse the words behind `jobs`: none, or options of `show` alone, are for `show`."""
+        is_bare = not arguments or (arguments[0].startswith("-") and arguments[0] not in context.help_option_names)
+        if is_bare and not context.resilient_parsing:
             arguments = ["show", *arguments]
         return super().parse_args(context, arguments)
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a word that is none is the sweep or the run to show."""
+        if arguments[0] not in self.commands:
+            arguments = ["show", *arguments]
+        return super().resolve_command(context, arguments)
 
 
 @click.group(cls=JobsGroup, subcommand_metavar="[SWEEP | RUN | COMMAND ...]")
@@ -62,9 +69,9 @@ def show_logs(points: tuple[Path, ...], lines: int, stage: str | None) -> None:
 
     POINT is a run folder, runs/SWEEP/POINT or runs/RUN.
     """
-    from mama.sweep.job_actions import logs
+    from mama.sweep.job_actions import folders, logs
 
-    for point in points:
+    for point in folders(points):
         for line in logs(point, lines, stage):
             click.echo(line)
 
@@ -76,9 +83,9 @@ def cancel_jobs(points: tuple[Path, ...]) -> None:
 
     POINT is a run folder, runs/SWEEP/POINT or runs/RUN. The command that submitted it submits it again.
     """
-    from mama.sweep.job_actions import cancel
+    from mama.sweep.job_actions import cancel, folders
 
-    for point in points:
+    for point in folders(points):
         for line in cancel(point):
             click.echo(line)
 
@@ -90,7 +97,7 @@ def retry_jobs(points: tuple[Path, ...]) -> None:
 
     POINT is runs/SWEEP/POINT. As mama sweep --retry, for these points alone.
     """
-    from mama.sweep.job_actions import retry
+    from mama.sweep.job_actions import folders, retry
 
-    for line in retry(points):
+    for line in retry(folders(points)):
         click.echo(line)

@@ -11,18 +11,29 @@ from pathlib import Path
 
 from mama.errors import ConfigError
 from mama.sweep.causes import cause_of
-from mama.sweep.job_rows import point_of, states_of
+from mama.sweep.job_rows import is_sweep, named, point_of, states_of
 from mama.sweep.progress import last_lines
 from mama.sweep.run_jobs import RunJob, read_logs
 from mama.sweep.state import StepState
 from mama.sweep.submission import cluster_of, submit_missing
-from mama.sweep.sweep import SHARED, Sweep
+from mama.sweep.sweep import OWN, SHARED, Sweep
 from shards.errors import did_you_mean
 from slurm.profile import SlurmError
 from slurm.queue import cancel as cancel_jobs
 from slurm.stop import stop
 
 LOG_BYTES = 2**20  # of a log that is read for its last lines
+
+
+def folders(words: Sequence[Path]) -> list[Path]:
+    """The run folders of points; the sweep's own folder among them, as in `runs/lr/*`, is passed over.
+
+    Raises `ConfigError` for the folder of a whole sweep.
+    """
+    runs = [named(word) for word in words]
+    if whole := next((run for run in runs if is_sweep(run)), None):
+        raise ConfigError(f"{whole}: is a sweep; name its points, for example {whole}/*")
+    return [run for run in runs if not (run.name == OWN and is_sweep(run.parent))]
 
 
 def logs(run: Path, lines: int, stage: str | None) -> Iterator[str]:

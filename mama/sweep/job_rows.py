@@ -64,7 +64,12 @@ def listings(word: str | None, runs: Path = Path("runs")) -> list[Listing]:
     folders = [path for path in sorted(runs.glob("*")) if is_sweep(path) or _has_jobs(path)]
     if not folders:
         raise ConfigError(f"{runs}: no sweep and no run in this folder has jobs; name one: mama jobs PATH")
-    return [_listing(str(folder), runs) for folder in folders]
+    return [_listing_or_problem(folder) for folder in folders]
+
+
+def named(folder: Path) -> Path:
+    """The folder by a path that ends in its name: not `.` or `..`."""
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def is_sweep(folder: Path) -> bool:
@@ -100,8 +105,16 @@ def states_of(run: Path) -> tuple[list[StepState], str]:
     return run_states(run)
 
 
+def _listing_or_problem(folder: Path) -> Listing:
+    """The listing of one of several folders: a damaged one does not hide the others."""
+    try:
+        return _listing(str(folder), folder.parent)
+    except ConfigError as error:
+        return Listing(str(folder), [], str(error))
+
+
 def _listing(word: str, runs: Path) -> Listing:
-    for folder in (Path(word), runs / word):
+    for folder in (named(Path(word)), runs / word):
         if is_sweep(folder):
             return _of_sweep(load_sweep(folder))
         if is_sweep(folder.parent) or _has_jobs(folder):
@@ -128,7 +141,7 @@ def _sweep_states(sweep: Sweep, points: Sequence[Point]) -> tuple[dict[str, list
     try:
         return states(sweep, points), ""
     except SlurmError as error:
-        return {point.name: list(_on_disk(sweep, point)) for point in points}, str(error)
+        return {point.name: list(_on_disk(sweep, point)) for point in points}, f"{error}; this is what the disk says"
 
 
 def _on_disk(sweep: Sweep, point: Point) -> Iterator[StepState]:
@@ -169,9 +182,11 @@ def _why(state: StepState, config: Config | None, progress: Progress | None) -> 
         return never_starts(state.reason) or WAITS.get(state.reason, state.reason)
     if state.state == "running":
         return standstill(config, progress) if config and progress and state.step == "train" else ""
-    # A status file may know only of a rank that another one took down. A job may end before it writes one: then the
-    # step is missing, but has a log.
-    logs = read_logs(state.log) if state.log and state.state in ("failed", "lost", "missing", UNKNOWN) else {}
+    if state.state not in ("failed", "lost", "missing", UNKNOWN):
+        return state.reason
+    # The status file of a job may know only of a rank that another one took down. A job may also end before it writes
+    # one: then the step is missing, but has a log. A log of this machine holds earlier failures too.
+    logs = read_logs(state.log) if state.log and (state.job or not state.reason) else {0: state.reason}
     return cause_of(logs) or state.reason
 
 

@@ -69,9 +69,11 @@ def _page(listings: list[Listing], console: Console) -> RenderableType:
 
 def _parts(listing: Listing, console: Console) -> Iterator[RenderableType]:
     """A line that counts, the table, and below it why what stands there failed, waits or stands still."""
-    yield _text(f"{listing.name}: {_count(listing.rows)}", "bold")
+    yield _text(f"{listing.name}: {_count(listing.rows)}" if listing.rows else listing.name, "bold")
     if listing.problem:
-        yield _text(f"{listing.problem}; this is what the disk says", "yellow")
+        yield _text(listing.problem, "yellow")
+    if not listing.rows:
+        return
     whole = _table(listing.rows, narrow=False)
     fits = Measurement.get(console, console.options.update(max_width=ANY_WIDTH), whole).maximum <= console.width
     yield whole if fits else _table(listing.rows, narrow=True)

@@ -82,7 +82,7 @@ def run_states(run: Path) -> tuple[list[StepState], str]:
         queued = {each.id: each for each in queue()} if on_slurm else {}
         ends, problem = ended(job.id for job in on_slurm if job.id not in queued and not job.result()), ""
     except SlurmError as error:
-        queued, ends, problem = {}, {}, str(error)
+        queued, ends, problem = {}, {}, f"{error}; this is what the disk says"
     states = [_state(job, queued.get(job.id), ends.get(job.id), problem) for job in jobs]
     newest = {state.step: state for state in states}
     return [each for each in states if each is newest[each.step] or each.state in ("queued", "running")], problem

@@ -152,11 +152,22 @@ def test_logs_of_a_stage_of_a_point(here: Path) -> None:
             ("runs/study/one", "--stage", "trian"),
             "--stage: 'trian' is not one of train, consolidate, eval-own, eval-train; did",
         ),
+        (("runs/study",), "runs/study: is a sweep; name its points, for example runs/study/*"),
         (("runs/study/tow",), "no point of this name; did you mean two?"),
         (("runs",), "runs: is no point of a sweep, nor a run with jobs"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             mama("jobs", "logs", *arguments)
+
+
+def test_all_points_of_a_sweep_are_named_by_the_shell(here: Path) -> None:
+    sweep = study(here, ["one", "two"])
+    for name in ("one", "two"):
+        begun(sweep, name, "train", "running")
+    names = sorted(str(path) for path in Path("runs/study").glob("*"))
+    assert "runs/study/sweep" in names
+    said = mama("jobs", "cancel", *names).output.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["runs/study/one", "runs/study/two"]
 
 
 def test_a_run_that_is_called_like_a_command_can_be_reached(here: Path, ended: list[str]) -> None:
@@ -203,12 +214,12 @@ def test_watch_ends_at_ctrl_c_without_a_traceback(here: Path, ended: list[str]) 
     command = [sys.executable, "-m", "mama", "jobs", "--watch", "runs/mine"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
-    assert process.stdout.readline() == "runs/mine: 1 point, 1 failed\n"
+    shown = [process.stdout.readline() for _ in range(4)]
+    assert shown[0] == "runs/mine: 1 point, 1 failed\n"
+    assert shown[3] == "mine: job failed: optim.lr: -1 is not positive\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    assert process.communicate(timeout=30)[1] == ""
     assert process.returncode == 0
-    assert err == ""
-    assert "optim.lr: -1 is not positive" in out
 
 
 def test_watch_looks_again(here: Path, ended: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
 from mama.cli.main import cli
-from mama.errors import ConfigError
+from mama.errors import ConfigError, StoppedError
 from mama.sweep.state import states
+from mama.train.loop import train
 from slurm.profile import Profile
 from slurm.submit import submit
 from tests.support.checkout import CHECKOUT
@@ -63,6 +65,20 @@ def fail(text: str) -> None:
     raise ConfigError(text)
 
 
+def stop_at_a_signal(ready: Path, *_: Any) -> None:
+    """Like a training: SIGTERM makes it save, for longer than Slurm waits (KillWait), and end with `StoppedError`."""
+
+    def stop(number: int, frame: object) -> None:
+        raise StoppedError("a signal ended it after 3 of 9 steps; run it again to continue")
+
+    signal.signal(signal.SIGTERM, stop)
+    ready.touch()
+    try:
+        time.sleep(300)
+    finally:
+        time.sleep(7)
+
+
 def test_the_states_of_jobs(slurm_cluster: Cluster, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = submit(fail, "optim.lr: -1 is not positive", profile=CPU, folder=here / "runs" / "wrong").job_id
     sleeps = submit(time.sleep, 300, profile=CPU, folder=here / "runs" / "sleeps").job_id
@@ -94,6 +110,17 @@ def test_the_states_of_jobs(slurm_cluster: Cluster, here: Path, monkeypatch: pyt
     assert "waits: job lost: ended, cause unknown: its log does not say, and there is no accounting\n" in mama(
         "jobs", "waits"
     )
+
+
+def test_a_training_that_is_cancelled_has_time_to_save(slurm_cluster: Cluster, here: Path) -> None:
+    run = here / "runs" / "trains"
+    job = submit(stop_at_a_signal, here / "ready", train, profile=CPU, folder=run).job_id  # its pickle names `train`
+    wait_for((here / "ready").exists)
+    assert mama("jobs", "cancel", str(run)) == (
+        f"{run}: train (job {job}) was asked to save and stop; scancel {job} ends it at once\n"
+    )
+    wait_for(lambda: not slurm_cluster.jobs())
+    wait_for(lambda: "trains: train stopped: a signal ended it after 3 of 9 steps; run it" in mama("jobs", "trains"))
 
 
 def test_cancel_and_retry_are_for_the_named_points(closed: Cluster, here: Path) -> None:

@@ -317,3 +317,25 @@ def test_a_slurm_that_does_not_answer_leaves_what_the_disk_says(here: Path, comm
     assert row(text, "b")[:4] == ["b", "train", "unknown", "31/1000"]
     assert row(text, "c")[:3] == ["c", "train", "failed"]
     assert "c: train failed: optim.lr: -1 is not positive\n" in text
+
+
+def test_the_log_of_a_local_step_holds_earlier_failures_which_are_not_its_cause(here: Path) -> None:
+    config = begun(study(here, ["one"]), "one", "train", "failed", "CUDA out of memory. Tried to allocate 2 GiB. GPU 0")
+    (config.run_folder / "stages" / "train.log").write_text("mama: optim.lr: -1 is not positive\n")
+    assert "one: train failed: out of memory on the GPU: Tried to allocate 2 GiB\n" in shown(listings("runs/study"))
+
+
+def test_a_damaged_sweep_does_not_hide_the_others(here: Path) -> None:
+    study(here, ["one"])
+    (here / "runs" / "bad" / "sweep").mkdir(parents=True)
+    (here / "runs" / "bad" / "sweep" / "sweep.yaml").write_text("{")
+    text = shown(listings(None))
+    assert re.match(r"runs/bad\n.*sweep.yaml: .*\nruns/study: 1 point, 1 missing\n", text)
+
+
+def test_the_working_directory_is_a_name_too(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sweep.folder / "done")
+    assert row(shown(listings(".")), "done")[:3] == ["done", "train", "done"]
+    assert row(shown(listings("..")), "fresh")[:3] == ["fresh", "train", "missing"]
+    monkeypatch.chdir(sweep.folder)
+    assert row(shown(listings("broke")), "broke")[:3] == ["broke", "train", "failed"]
