@@ -14,6 +14,8 @@ import pytest
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
+from mama.evaluate import intervals, metrics
+from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.result_folders import MARKER
 from mama.run.files import read_object, write_json
 from mama.sweep.methods import common_settings, methods, short_keys
@@ -154,6 +156,13 @@ def test_a_comparison_is_paired_by_patient_and_averages_the_seeds(made: Sweep, t
     found = cell(table, "mama, lr=0.0001").against
     assert found
     assert found.value == pytest.approx(difference(patients), abs=1e-4)
+    resampled = Bootstrap([trainings[0][i][0] for i in images], 1000, 0)  # one for all
+    labels = np.array([trainings[0][i][1] for i in images], dtype=np.int64)
+    scores = [np.array([[1 - t[i][2], t[i][2]] for i in images]) for t in trainings]
+    parts = [metrics.drawn_parts(labels, one, resampled, True)["auc"] for one in scores]
+    same = intervals.difference(parts[3:], parts[:3])
+    assert same
+    assert (found.low, found.high, found.p) == pytest.approx((same.low, same.high, same.p))
     rng = np.random.default_rng(0)
     draws = [difference(list(rng.choice(patients, len(patients)))) for _ in range(60)]
     assert found.high - found.low == pytest.approx(4 * np.std(draws), rel=0.4)
