@@ -20,6 +20,7 @@ from mama.runtime import console
 from mama.runtime.preemption import EXIT_CODE
 from mama.sweep import status
 from mama.sweep.batches import one_at_a_time
+from mama.sweep.progress import duration, read_progress
 from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader
 from mama.sweep.submission import BROKEN, require_same_settings
@@ -29,6 +30,7 @@ from mama.sweep.work import Work, copy_code, run_step, work_of
 log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+INTERVAL = 30.0  # seconds between two lines on the progress of a training
 CHILD = "import pickle, sys; from mama.sweep.local import work_here; work_here(pickle.load(sys.stdin.buffer))"
 
 
@@ -39,11 +41,12 @@ class LocalRun:
         self.sweep, self.retry, self.say = sweep, retry, say
         self.outcome: dict[str, str] = {}
         self.stopping = threading.Event()
-        self.running: set[subprocess.Popen[bytes]] = set()
+        self.running: dict[subprocess.Popen[bytes], Work] = {}
         self.guard = threading.Lock()  # of `running`
         self.locks: dict[Path, threading.Lock] = {}  # by status file: points share some steps
         self.tried: set[Path] = set()  # status files of the steps that were begun in this run
         self.code = Path()
+        self.said = time.monotonic()  # when progress was last said
 
     def run(self) -> dict[str, str]:
         """Run what the points lack. Returns, by point, "done" or why it is not; after a signal everything is saved."""
@@ -56,9 +59,23 @@ class LocalRun:
                 futures: list[Future[None]] = [pool.submit(self._point, point) for point in self.sweep.points]
                 while not all(future.done() for future in futures):
                     time.sleep(0.2)  # signals are handled in this thread
+                    self._say_progress()
                 for future in futures:
                     future.result()
         return {point.name: self.outcome[point.name] for point in self.sweep.points}
+
+    def _say_progress(self) -> None:
+        """From time to time, a line for each training that runs."""
+        if time.monotonic() - self.said < INTERVAL:
+            return
+        self.said = time.monotonic()
+        for work in list(self.running.values()):
+            found = read_progress(work.config) if work.step == "train" else None
+            if found and found.loss is not None and found.seconds_left is not None:
+                self.say(
+                    f"{work.unit}: step {found.taken} of {found.steps}, loss {found.loss:.3f}, "
+                    f"{found.pairs_per_second:.3g} pairs/s, {duration(found.seconds_left)} left"
+                )
 
     def _point(self, point: Point) -> None:
         for step in self.sweep.steps():
@@ -117,12 +134,12 @@ class LocalRun:
             child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment, start_new_session=True
             )
-            self.running.add(child)
+            self.running[child] = work
             if self.stopping.is_set():
                 child.send_signal(signal.SIGTERM)
         child.communicate(pickle.dumps(work))
         with self.guard:
-            self.running.discard(child)
+            del self.running[child]
         return child.returncode
 
     @contextmanager

@@ -1,0 +1,113 @@
+"""A sweep on this machine: each step in a process of its own; what fails, stops or is at work elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mama.errors import ConfigError
+from mama.settings.schema import Config
+from mama.sweep import status
+from mama.sweep.batches import one_at_a_time
+from mama.sweep.dry_run import exit_code
+from mama.sweep.local import LocalRun
+from mama.sweep.saved import save_sweep
+from mama.sweep.state import states
+from mama.sweep.sweep import Point, Sweep
+from mama.sweep.work import work_of
+from shards.pack.settings import PackConfig
+from tests.support.checkout import CHECKOUT
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Three points whose shards are packed and checked: two share theirs, those of the third cannot be packed."""
+    folder = tmp_path / "runs" / "study"
+    points = []
+    for seed, name in enumerate(("a", "a", "b")):
+        root = str(tmp_path / "dicom") if name == "a" else str(tmp_path / "missing")
+        source = "phantom" if name == "a" else "embed"
+        options = {"patients": 4} if name == "a" else {}
+        pack = PackConfig(
+            source=source, root=root, out=str(tmp_path / name), options=options, long_side=64, workers=1,
+            key_file=str(tmp_path / "hash.key"),
+        )  # fmt: skip
+        points.append(Point(Config(name=f"seed-{seed}", runs=str(folder), seed=seed, pack=pack), {"seed": seed}))
+    return Sweep("study", folder, points, ["pack", "check"], [], at_once=2)
+
+
+def test_points_share_steps_and_one_that_fails_stops_no_other(sweep: Sweep) -> None:
+    said: list[str] = []
+    outcome = LocalRun(sweep, False, said.append).run()
+    assert (outcome["seed-0"], outcome["seed-1"]) == ("done", "done")
+    assert outcome["seed-2"].startswith("pack failed: ")
+    assert exit_code(outcome) == 1
+    assert len([line for line in said if "pack started" in line]) == 2, "two points have the same shards"
+    assert [[s.state for s in line] for line in states(sweep).values()] == [["done"] * 2] * 2 + [["failed", "missing"]]
+
+    said.clear()
+    again = LocalRun(sweep, False, said.append).run()
+    assert said == []
+    assert again["seed-2"].endswith("--retry runs it again")
+    LocalRun(sweep, True, said.append).run()
+    assert [line for line in said if "started" in line] == [said[0]]
+    assert said[0].endswith("pack started")
+
+    shutil.rmtree(sweep.points[0].config.pack.out)
+    assert states(sweep)["seed-0"][0].state == "missing", "what was done is gone"
+
+
+def test_exit_codes() -> None:
+    assert exit_code({"a": "done"}) == 0
+    assert exit_code({"a": "done", "b": "stopped; run it again to continue"}) == 75
+    assert exit_code({"a": "train stopped; run it again", "b": "train failed: x"}) == 1
+
+
+def test_a_second_run_of_a_sweep_is_refused(sweep: Sweep) -> None:
+    with one_at_a_time(sweep), pytest.raises(ConfigError, match=rf"pid {os.getpid()} on .* is at work on this sweep"):
+        LocalRun(sweep, False, print).run()
+
+
+def test_a_step_at_work_elsewhere_is_left_alone_and_a_dead_one_is_lost(sweep: Sweep) -> None:
+    one = replace(sweep, points=sweep.points[:1])
+    work = work_of(one, one.points[0], "pack")
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        found = status.start(work.status, work.settings, None)
+        status.end(work.status, replace(found, pid=sleeper.pid), "running")
+        (word,) = LocalRun(one, True, print).run().values()
+        assert word.startswith("pack is at work elsewhere")
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert states(one)["seed-0"][0].state == "lost"
+    assert set(LocalRun(one, True, print).run().values()) == {"done"}
+
+
+def test_ctrl_c_stops_every_step_and_the_same_command_goes_on(sweep: Sweep, tmp_path: Path) -> None:
+    """In a process of its own, as from a terminal: the step that runs ends as stopped, and no other begins."""
+    packs = replace(sweep.points[0].config.pack, options={"patients": 400}, long_side=512)
+    large = Point(replace(sweep.points[0].config, pack=packs), {"seed": 0})
+    one = replace(sweep, points=[large])
+    save_sweep(one)
+    command = [sys.executable, "-m", "mama", "sweep", str(one.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    work = work_of(one, large, "pack")
+    deadline = time.monotonic() + 60
+    while status.read(work.status) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "pack stopped" in output
+    assert [state.state for state in states(one)["seed-0"]] == ["stopped", "missing"]
