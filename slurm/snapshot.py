@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def snapshot(folder: str | Path) -> Path:
     return place
 
 
+@cache
 def code_digest() -> str:
-    """The digest of the code that runs now, by which `snapshot` names a copy of it; that of the copy is the same."""
+    """The digest of the code that this process runs, by which `snapshot` names a copy; that of the copy is the same."""
     return _digest(_files())
 
 

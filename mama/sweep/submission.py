@@ -22,6 +22,7 @@ from mama.sweep.sweep import SHARED, Point, Sweep
 from mama.sweep.work import Work, copy_code, require_settings, run_step, work_of
 from slurm.profile import Profile, SlurmError
 from slurm.queue import Limits, cancel, limits, queue, release
+from slurm.snapshot import code_digest
 from slurm.submit import script_of, submit_calls
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ def scripts(sweep: Sweep, planned: Plan) -> Iterator[tuple[str, str]]:
     for chain in planned.chains:
         for step in chain.steps:
             title = f"{step}: {', '.join(chain.units)}"
-            yield title, script_of(_calls(chain, step), **_options(sweep, chain, step, "BATCH", {}, {}))
+            options = _options(sweep, chain, step, "BATCH", {}, {})
+            yield title, script_of(_calls(chain, step), **options, hold=True, code=sweep.own / "code" / code_digest())
 
 
 def gpu_hours(sweep: Sweep, planned: Plan) -> float:
