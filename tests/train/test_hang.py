@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ from unittest.mock import patch
 
 import pytest
 
-from mama.errors import LaterError, TrainingError
+from mama.errors import HungError, LaterError, TrainingError
 from mama.run import checkpoints
+from mama.runtime import preemption
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
 from mama.train import hang, loop
@@ -166,3 +168,23 @@ def test_a_run_of_two_ranks_that_hangs_can_go_on_once(tmp_path: Path) -> None:
         assert [path.name for path in checkpoints.checkpoints(config.run_folder)] == ["step-000002"]
     loop.train(config)
     assert checkpoints.checkpoints(config.run_folder)[-1].name == "step-000004"
+
+
+def test_a_loader_that_hangs_is_a_run_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(name="run", runs=str(tmp_path))
+    handlers = {number: signal.getsignal(number) for number in preemption.REQUEST_OF}
+
+    def hang(*_: Any) -> None:
+        raise HungError("no batch from the loader process 7")
+
+    monkeypatch.setattr(loop.start_check, "join", hang)
+    monkeypatch.setattr(loop, "require_shared_memory", lambda *_: None)
+    try:
+        for number, kind in enumerate((LaterError, TrainingError)):
+            start_number(monkeypatch, number)
+            with pytest.raises(kind, match=r"^no batch from the loader process 7\. ") as end:
+                loop.train_rank(config)
+            assert type(end.value) is kind
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
