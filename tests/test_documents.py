@@ -129,7 +129,6 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
     profile = load_profile(profile_of(given["profile"]))
     if given.get("jobs"):
         profile.require_cluster()
-    if command[0] == "pack":
         profile.require_one_task()
     if profile.cluster == "slurm":
         assert "#SBATCH --partition" in script_of([(print, ())], profile=profile, folder="runs")

@@ -31,8 +31,6 @@ def pack(
     overrides += () if workers is None else (f"pack.workers={workers}",)
     settings = configured(config, overrides)
     if jobs is None:
-        if as_job:
-            load_profile(profile).require_one_task()
         run_or_submit(run, settings.pack, config=settings, as_job=as_job, profile=profile)
     elif as_job:
         _submit_array(settings, jobs, profile)

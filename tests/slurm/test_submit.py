@@ -410,6 +410,17 @@ def test_the_shipped_profiles_load() -> None:
     assert (cpu.cluster, cpu.tasks, cpu.gpus_per_node) == ("slurm", 1, 0)
 
 
+def test_the_profile_on_the_page_about_clusters_and_each_line_that_a_shipped_one_proposes_load(tmp_path: Path) -> None:
+    (page,) = re.findall(r"```yml\n(.*?)```", (CHECKOUT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    (tmp_path / "page.yaml").write_text(page)
+    profile = load_profile(tmp_path / "page.yaml")
+    assert (profile.tasks, profile.srun["container-image"]) == (8, "nvcr.io#nvidia/pytorch:24.05-py3")
+    for name in ("cluster", "cpu"):
+        proposed = re.sub(r"^# (?=\w+: )", "", (CONFIGS / f"{name}.yaml").read_text(), flags=re.MULTILINE)
+        (tmp_path / f"{name}.yaml").write_text(proposed)
+        assert load_profile(tmp_path / f"{name}.yaml").account == "my_group"
+
+
 def test_submitit_still_calls_what_a_resumable_provides() -> None:
     """submitit looks for `checkpoint` by name: without it, a job that reaches its limit is lost."""
     from slurm.submit import Resumable
