@@ -58,7 +58,7 @@ def begun(sweep: Sweep, name: str, step: str, word: Any, cause: str | None = Non
 def submitted(sweep: Sweep, number: str = "77") -> dict[str, str]:
     """Record a batch of train jobs, one for each point; returns point -> job."""
     names = [point.name for point in sweep.points]
-    write_batch(sweep, Batch("one", RELEASED, names, ["train"], {"train": number}))
+    write_batch(sweep, Batch("one", RELEASED, tuple(names), ("train",), {"train": number}))
     return {name: f"{number}_{index}" for index, name in enumerate(names)}
 
 
