@@ -70,7 +70,7 @@ def false_alarms(patients: int, share: float, area: float, rounds: int, resample
         for name in COMPARED:
             if found := intervals.difference([ours[name]], [theirs[name]]):
                 alarms[name].append(found.p < 0.05)
-    return {name: float(np.mean(of_metric or [np.nan])) for name, of_metric in alarms.items()}
+    return {name: float(np.mean(of_metric)) if of_metric else float("nan") for name, of_metric in alarms.items()}
 
 
 def true_values(area: float) -> dict[str, float]:

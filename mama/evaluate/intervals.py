@@ -94,7 +94,7 @@ class _WeightedSum:
         down, up = self.values - low, high - self.values
         # What is subtracted pulls the sum down where it goes up itself.
         arms = [np.where(self.weights > 0, one, other) * self.weights for one, other in ((down, up), (up, down))]
-        lengths = [float(np.sqrt(max(0.0, arm @ self.related @ arm))) for arm in arms]
+        lengths = [max(0.0, float(arm @ self.related @ arm)) ** 0.5 for arm in arms]
         middle = float(self.weights @ self.values)
         return middle - lengths[0], middle + lengths[1]
 

@@ -62,9 +62,8 @@ def _page(table: Table) -> str:
     steps: dict[int | None, set[str]] = defaultdict(set)
     for one in table.measured:
         steps[one.step].add(one.point.name)
-    return page_template(
-        TEMPLATE, title=report_text.title, against=report_text.difference_parts, count=report_text.count, shown=shown
-    ).render(
+    return page_template(TEMPLATE, title=report_text.title, count=report_text.count, shown=shown).render(
+        difference_parts=report_text.difference_parts,
         table=table,
         sweep=sweep,
         date=_date(datetime.now().astimezone()),

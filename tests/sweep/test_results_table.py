@@ -24,7 +24,7 @@ from mama.sweep.sweep import Sweep
 from tests.support.cohort import write_shards
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of, write_evaluation
 
-DIFFERING = [
+DIFFERING: list[dict[str, Any]] = [
     *({"recipe": "clip", "optim.lr": 1e-4, "seed": seed} for seed in (1, 2, 3)),
     *({"recipe": "mama", "optim.lr": 1e-4, "seed": seed} for seed in (1, 2, 3)),
     {"recipe": "clip", "optim.lr": 1e-3, "seed": 1},
