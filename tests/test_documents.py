@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from mama.cli.main import cli
+from mama.cli.main import HELP, cli
 from mama.errors import ConfigError
 from mama.settings.load import find, is_shipped, load, load_profile
 from mama.sweep.definition import load_sweep
@@ -86,7 +86,7 @@ COMMANDS = calls("mama")
 def parsed(arguments: list[str]) -> dict[str, Any]:
     """What the command line makes of the arguments; nothing runs. Empty for a verb that is only named."""
     command: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **HELP)
     while isinstance(command, click.Group):
         name, found, arguments = command.resolve_command(context, arguments)
         assert found is not None

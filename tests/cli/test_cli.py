@@ -48,9 +48,12 @@ COMMAND_LINE = {
     "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
     "quickstart": ["--runs", "--seed"],
     "report": ["config", "overrides"],
+    "sweep": ["--dry-run", "--profile", "--retry", "overrides", "sweep"],
     "train": ["--dry-run", *JOB, "config", "overrides"],
 }
-VERBS = ["bench", "check", "completion", "consolidate", "eval", "jobs", "pack", "quickstart", "report", "train"]
+VERBS = [
+    *("bench", "check", "completion", "consolidate", "eval", "jobs", "pack", "quickstart", "report", "sweep", "train"),
+]
 RECIPES = [
     "cdd_cesm",
     "clip",
@@ -465,7 +468,7 @@ def test_a_shell_without_completion_is_named_beside_those_with_it(mama: Mama) ->
 
 
 def offered(incomplete: str) -> list[CompletionItem]:
-    context = click.Context(cli.commands["train"])
+    context = click.Context(cli.commands["train"], help_option_names=["-h", "--help"])
     return complete_config(context, cli.commands["train"].params[0], incomplete)
 
 
