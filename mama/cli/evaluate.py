@@ -24,10 +24,10 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
 @click.command(cls=Verb)
 @config_arguments
 def report(config: str, overrides: tuple[str, ...]) -> None:
-    """Write report.html of a run (its data, training and results), or of a sweep.
+    """Write report.html of a run, or of a sweep: one table.
 
-    CONFIG may also be a sweep: its YAML file, its name, or its folder. A run's report is written in runs/<name>/. A
-    sweep's table over all points is printed, and written in runs/<sweep>/ as HTML, Markdown and CSV.
+    Reads what training and evaluation left in runs/<name>/, and writes there. CONFIG may also be a sweep: its YAML
+    file, its name, or its folder. Its table over all points is printed too, and written as Markdown and CSV.
     """
     from mama.sweep.recognised import is_sweep
 
