@@ -27,8 +27,8 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
 def report(config: str, overrides: tuple[str, ...]) -> None:
     """Write report.html of a run, or of a sweep with all its runs.
 
-    CONFIG may also be a sweep: its YAML file, its name, or its folder. A run's report is written in runs/<name>/. A
-    sweep's table over all points is printed, and written in runs/<sweep>/ as HTML, Markdown and CSV.
+    Reads what training and evaluation left in runs/<name>/, and writes there. CONFIG may also be a sweep: its YAML
+    file, its name, or its folder. Its table over all points is printed too, and written as Markdown and CSV.
     """
     from mama.sweep.recognised import is_sweep
 
