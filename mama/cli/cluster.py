@@ -35,8 +35,10 @@ def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: 
         for line in describe.dry_run(found, retry):
             click.echo(line)
     elif on_slurm:
-        for line in submission.submit_missing(found, retry):
+        lines = submission.submit_missing(found, retry)
+        for line in lines or ["nothing to submit: every point is done or in the queue"]:
             click.echo(line)
+        click.echo(f"to see how it goes: mama jobs {found.folder}")
     else:
         outcome = LocalRun(found, retry, click.echo).run()
         click.echo(f"{list(outcome.values()).count('done')} of {len(outcome)} points are done")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mama.sweep import status
-from mama.sweep.batches import Batch, read_batches
+from mama.sweep.batches import read_batches
 from mama.sweep.sweep import Point, Sweep
 from mama.sweep.work import Work, work_of
 from slurm.queue import QueuedJob, ended, queue
@@ -66,6 +66,8 @@ class Reader:
             reason = waiting.reason if state == "queued" else ""
             starts = found.starts if found and found.job == waiting.id else 0
             return StepState(work.step, state, waiting.id, reason, waiting.node or None, starts, log)
+        if job and log and log.exists() and (found is None or found.job not in (None, job)):
+            return StepState(work.step, "failed", job, "it ended before its work began; see its log", log=log)
         if found is None:
             return StepState(work.step, "missing", job, log=log)
         word, reason = self._last_word(work, found)
@@ -104,8 +106,3 @@ def _log(sweep: Sweep, job: str | None, work: Work) -> Path | None:
         return sweep.own / "jobs" / job / f"{job}_0_log.err"
     local = work.status.with_suffix(".log")
     return local if local.exists() else None
-
-
-def unreleased(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches whose submission was interrupted."""
-    return [batch for batch in batches if batch.state not in ("released", "cancelled")]

@@ -21,7 +21,7 @@ from mama.sweep.state import Reader, StepState
 from mama.sweep.sweep import SHARED, Point, Sweep
 from mama.sweep.work import Work, copy_code, require_settings, run_step, work_of
 from slurm.profile import Profile, SlurmError
-from slurm.queue import Limits, cancel, limits, queue, release
+from slurm.queue import Limits, cancel, limits, queue, release, waits_for_ever
 from slurm.snapshot import code_digest
 from slurm.submit import script_of, submit_calls
 
@@ -101,6 +101,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
         code = copy_code(sweep)
         lines: list[str] = []
         packed: dict[str, str] = {}
+        submitted: list[Batch] = []
         for chain, left_out in _cut(planned.chains, limits(), len(queue()) if planned.chains else 0):
             if left_out:
                 lines.append(f"{left_out} left out: the cluster takes no more jobs of yours now; run this again later")
@@ -109,7 +110,9 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
             if chain.steps[-1] in SHARED:
                 packed[chain.units[0]] = f"{batch.jobs[chain.steps[-1]]}_0"
             numbers = ", ".join(f"{step} {batch.jobs[step]}" for step in batch.steps)
-            lines.append(f"submitted {_count(len(chain.units), 'array task')} of each of: {numbers}")
+            lines.append(f"submitted {_count(len(chain.units), 'job')} in each array: {numbers}")
+            submitted.append(batch)
+        lines += [line for batch in submitted if (line := _never(batch))]
         return lines + [f"{name}: {why}; --retry submits it again" for name, why in planned.broken.items()]
 
 
@@ -242,6 +245,17 @@ def _submit(sweep: Sweep, chain: Chain, packed: dict[str, str], code: Path) -> B
     release(list(batch.jobs.values()))
     write_batch(sweep, replace(batch, state=batches.RELEASED))
     return batch
+
+
+def _never(batch: Batch) -> str:
+    """Why the first array of a batch will wait for ever, or "". It stays in the queue: a node may come back."""
+    number = batch.jobs[batch.steps[0]]
+    why = waits_for_ever(number)
+    return (
+        f"array {number} will not start: {why}; change the profile, scancel its arrays and run this again"
+        if why
+        else ""
+    )
 
 
 def _calls(chain: Chain, step: str) -> list[tuple[Any, tuple[Work]]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mama.errors import ConfigError, StoppedError
+from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.run.files import sha256_or_reason, write_json
@@ -21,6 +21,7 @@ from shards.errors import ShardError, one_line
 from shards.files import atomic_write
 from shards.pack.settings import PackConfig
 from shards.read.manifest import MANIFEST
+from slurm.profile import SlurmError
 from slurm.rank_environment import first_task, job_id
 from slurm.snapshot import snapshot
 
@@ -65,7 +66,8 @@ class Work:
             return (Path(self.config.pack.out) / MANIFEST).exists()
         if self.step == "train":
             saved = checkpoints.checkpoints(run)
-            return bool(saved) and read_marker(saved[-1]).step >= self.config.train.steps
+            trained = bool(saved) and read_marker(saved[-1]).step >= self.config.train.steps
+            return trained or (run / "model").exists()  # checkpoints may be deleted once there is a model
         if self.step == "consolidate":
             return (run / "model").exists()
         if self.step == "check":
@@ -116,10 +118,16 @@ def run_step(work: Work) -> None:
         raise
     except Exception as error:
         if current := current or status.read(work.status):
-            status.end(work.status, current, "failed", one_line(error))
+            status.end(work.status, current, "failed", _cause(error))
         raise
     if current and first:
         status.end(work.status, current, "done")
+
+
+def _cause(error: Exception) -> str:
+    """The error in one line: our own messages are complete, others need their type."""
+    own = isinstance(error, ConfigError | RankError | ShardError | SlurmError | TrainingError)
+    return one_line(error) if own else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _do(work: Work, first: bool) -> None:

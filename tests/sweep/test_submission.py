@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -222,3 +223,19 @@ def test_a_refusal_of_slurm_leaves_nothing_behind(closed: Cluster, sweep: Sweep,
     assert [batch.state for batch in read_batches(sweep)] == [batches.CANCELLED]
     submit_missing(sweep)
     assert in_queue(closed, sweep) == all_once(sweep)
+
+
+def test_a_job_that_ends_before_its_work_begins_has_failed_and_is_not_submitted_for_ever(
+    slurm_cluster: Cluster, sweep: Sweep, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text(PROFILE + "setup: [exit 3]\n")
+    one = replace(sweep, points=sweep.points[:1], profiles={"default": str(tmp_path / "bad.yaml")})
+    submit_missing(one)
+    deadline = time.monotonic() + 60
+    while slurm_cluster.jobs():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    found = states(one)["seed-0"]
+    assert [state.state for state in found] == ["failed", "missing", "missing", "missing"]
+    assert submit_missing(one) == [f"seed-0: train failed: {found[0].reason}; --retry submits it again"]
+    assert slurm_cluster.jobs() == []
