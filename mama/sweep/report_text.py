@@ -24,8 +24,8 @@ SEEDS = (
 )
 PAIRED = (
     f"Differences from the baseline: {RESAMPLES:,} resamples of the patients, the same for both methods and all their "
-    "seeds, over which each resample is averaged; 95 % intervals, and p values of single comparisons, not corrected "
-    "for their number. They hold for these trainings: what other seeds would change is in ±."
+    "seeds; in each the figure is averaged over the seeds. 95 % intervals, and p values of single comparisons, not "
+    "corrected for their number. They hold for these trainings: what other seeds would change is in ±."
 )
 
 
