@@ -112,6 +112,5 @@ def call_in_task(function: Callable[..., T], arguments: tuple[Any, ...], tasks_s
 def tell_if_it_never_starts(number: str, profile: str) -> None:
     """Say why a job that was just submitted will wait for ever. It stays in the queue: a node may come back."""
     if why := waits_for_ever(number):
-        click.echo(
-            f"job {number} will not start: {why}; change {profile}, `scancel {number}` and submit again", err=True
-        )
+        what = f"`scancel {number}`, change the profile {profile}, and submit again"
+        click.echo(f"job {number} will wait for ever: {why}; {what}", err=True)

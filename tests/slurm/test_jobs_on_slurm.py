@@ -7,9 +7,11 @@ import os
 import pty
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import submitit
 
+from mama.cli.options import tell_if_it_never_starts
 from slurm.profile import Profile, SlurmError
 from slurm.queue import cancel, ended, hold, limits, queue, release, waits_for_ever
 from slurm.rendezvous import PLACES
@@ -123,12 +126,18 @@ def test_a_job_whose_dependency_fails_leaves_the_queue(slurm_cluster: Cluster, t
     assert states[first.job_id].exit_code != 0
 
 
-def test_a_cluster_says_its_limits_and_what_it_will_never_start(slurm_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_cluster_says_its_limits_and_what_it_will_never_start(
+    slurm_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (limits().array_size, limits().jobs) == (1001, None)
     job = submit(print, profile=replace(CPU, nodes=3), folder=tmp_path)
     why = waits_for_ever(job.job_id)
     assert why is not None
     assert "more nodes than the partition gives" in why
+    tell_if_it_never_starts(job.job_id, "my_cluster.yaml")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"job {job.job_id} will wait for ever: more nodes" in line
+    assert f"`scancel {job.job_id}`, change the profile my_cluster.yaml" in line
     hold([job.job_id])
     cancel([job.job_id])
 
@@ -225,6 +234,8 @@ def test_what_is_typed_in_a_step_is_no_rank_and_what_that_shell_starts_by_srun_i
         os.chdir(CHECKOUT)
         os.execvp("srun", ["srun", "--nodes=1", "--ntasks=2", "--pty", "bash", "--norc", "-i"])
     os.write(terminal, typed.encode())
+    guard = threading.Timer(60, os.kill, (child, signal.SIGKILL))
+    guard.start()
     shown = b""
     while True:
         try:
@@ -232,6 +243,7 @@ def test_what_is_typed_in_a_step_is_no_rank_and_what_that_shell_starts_by_srun_i
         except OSError:  # the shell has ended
             break
     os.waitpid(child, 0)
+    guard.cancel()
     found = sorted(re.findall(r"RANKS (\w+ \w+)", shown.decode()))
     assert found == ["False None", "True 0", "True 1"], shown.decode()
 
