@@ -53,7 +53,8 @@ class Monitor:
     def hparams(self, config: Config) -> None:
         """Add the settings by dotted name to TensorBoard's table of runs, unless the run is resumed.
 
-        Of a point of a sweep only those that differ between its points: a table of all would hide them. Not by
+        Of a point of a sweep only those that differ between its points, as a table of all would hide them, and without
+        a list of columns: TensorBoard takes that of any one run for all, and other points have other axes. Not by
         `SummaryWriter.add_hparams`, which creates a second run for them.
         """
         if self.first_step == 0:
@@ -64,7 +65,8 @@ class Monitor:
             }
             experiment, start, _ = summary.hparams(settings, dict.fromkeys(RESULTS, 0.0))
             writer: Any = self.board.file_writer
-            writer.add_summary(experiment)
+            if not point.exists():
+                writer.add_summary(experiment)
             writer.add_summary(start)
 
     def show_pair(self, step: int, anchor: Tensor, partner: Tensor, text: list[str]) -> None:
