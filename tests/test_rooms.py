@@ -23,6 +23,7 @@ LINES = {
     "mama": (
         ("__main__",),
         ("cli",),
+        ("jobs", "compare"),
         ("sweep", "quickstart", "bench"),
         ("report",),
         ("evaluate", "train"),

@@ -33,8 +33,8 @@ def report(config: str, overrides: tuple[str, ...]) -> None:
     from mama.sweep.recognised import is_sweep
 
     if is_sweep(config):
+        from mama.compare.report import write_report as write_sweep_report
         from mama.sweep.definition import load_sweep
-        from mama.sweep.report import write_report as write_sweep_report
 
         files, table = write_sweep_report(load_sweep(config, overrides))
         click.echo("\n".join([table, "", *map(str, files)]))

@@ -50,8 +50,8 @@ def show_jobs(sweep: str | None, watch: bool) -> None:
     """
     from rich.console import Console
 
-    from mama.sweep import jobs_table
-    from mama.sweep.job_rows import listings
+    from mama.jobs import table as jobs_table
+    from mama.jobs.rows import listings
 
     console = Console(highlight=False)
     if watch:
@@ -69,7 +69,7 @@ def show_logs(points: tuple[Path, ...], lines: int, stage: str | None) -> None:
 
     POINT is a run folder, runs/SWEEP/POINT or runs/RUN.
     """
-    from mama.sweep.job_actions import folders, logs
+    from mama.jobs.actions import folders, logs
 
     for point in folders(points):
         for line in logs(point, lines, stage):
@@ -83,7 +83,7 @@ def cancel_jobs(points: tuple[Path, ...]) -> None:
 
     POINT is a run folder, runs/SWEEP/POINT or runs/RUN. The command that submitted it submits it again.
     """
-    from mama.sweep.job_actions import cancel, folders
+    from mama.jobs.actions import cancel, folders
 
     for point in folders(points):
         for line in cancel(point):
@@ -97,7 +97,7 @@ def retry_jobs(points: tuple[Path, ...]) -> None:
 
     POINT is runs/SWEEP/POINT. As mama sweep --retry, for these points alone.
     """
-    from mama.sweep.job_actions import folders, retry
+    from mama.jobs.actions import folders, retry
 
     for line in retry(folders(points)):
         click.echo(line)

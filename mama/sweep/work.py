@@ -65,9 +65,8 @@ class Work:
         if self.step == "pack":
             return (Path(self.config.pack.out) / MANIFEST).exists()
         if self.step == "train":
-            saved = checkpoints.checkpoints(run)
-            trained = bool(saved) and read_marker(saved[-1]).step >= self.config.train.steps
-            return trained or (run / "model").exists()  # checkpoints may be deleted once there is a model
+            # Checkpoints may be deleted once there is a model.
+            return _steps_taken(run) >= self.config.train.steps or (run / "model").exists()
         if self.step == "consolidate":
             return (run / "model").exists()
         if self.step == "check":
@@ -149,11 +148,21 @@ def _do(work: Work, first: bool) -> None:
     elif work.step == "consolidate":
         from mama.export.consolidate import consolidate
 
+        if (taken := _steps_taken(config.run_folder)) < config.train.steps:
+            steps = config.train.steps
+            raise ConfigError(
+                f"{config.run_folder}: has taken {taken} of {steps} steps; run the sweep again to train it"
+            )
         consolidate(config)
     else:
         from mama.evaluate.evaluation import evaluate
 
         evaluate(config, config.run_folder)
+
+
+def _steps_taken(run: Path) -> int:
+    saved = checkpoints.checkpoints(run)
+    return read_marker(saved[-1]).step if saved else 0
 
 
 def _check(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mama.sweep.causes import cause_of
+from mama.jobs.causes import cause_of
 
 TRACEBACK = """\
 submitit ERROR (2026-08-22 02:06:11,453) - Submitted job triggered an exception

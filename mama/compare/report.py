@@ -1,6 +1,6 @@
 """The report of a sweep: report.html, report.md, report.csv and report-methods.csv in its folder.
 
-They show what the points' folders hold (`mama.sweep.results_table`), and never fail for a point that lacks something.
+They show what the points' folders hold (`mama.compare.results_table`), and never fail for a point that lacks something.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mama.compare import report_text
+from mama.compare.methods import common_settings, short_keys, shown
+from mama.compare.report_text import BOLD, PAIRED, SEEDS
+from mama.compare.results_table import TRAINED, ImageSet, Table, results_table
 from mama.errors import ConfigError
 from mama.evaluate.provenance import object_in
-from mama.sweep import report_text
-from mama.sweep.methods import common_settings, short_keys, shown
-from mama.sweep.report_text import BOLD, PAIRED, SEEDS
-from mama.sweep.results_table import TRAINED, ImageSet, Table, results_table
 from mama.sweep.sweep import Sweep
 from shards.files import atomic_write
 from shards.pages import page_template

@@ -14,12 +14,12 @@ import pytest
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
+from mama.compare.methods import common_settings, methods, short_keys
+from mama.compare.results_table import Cell, Column, Table, results_table
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.result_folders import MARKER
 from mama.run.files import read_object, write_json
-from mama.sweep.methods import common_settings, methods, short_keys
-from mama.sweep.results_table import Cell, Column, Table, results_table
 from mama.sweep.sweep import Sweep
 from tests.support.cohort import write_shards
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of, write_evaluation

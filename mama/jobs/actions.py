@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from mama.errors import ConfigError
-from mama.sweep.causes import cause_of
-from mama.sweep.job_rows import is_sweep, named, point_of, states_of
+from mama.jobs.causes import cause_of
+from mama.jobs.rows import is_sweep, named, point_of, states_of
+from mama.jobs.run_jobs import RunJob, read_logs
 from mama.sweep.progress import last_lines
-from mama.sweep.run_jobs import RunJob, read_logs
 from mama.sweep.state import StepState
 from mama.sweep.submission import cluster_of, submit_missing
 from mama.sweep.sweep import OWN, SHARED, Sweep

@@ -19,8 +19,8 @@ from submitit.core.core import Job
 
 from mama.cli.main import cli
 from mama.errors import ConfigError
-from mama.sweep import jobs_table
-from mama.sweep.run_jobs import run_states
+from mama.jobs import table as jobs_table
+from mama.jobs.run_jobs import run_states
 from mama.train.loop import train
 from slurm.profile import Profile
 from slurm.submit import submit

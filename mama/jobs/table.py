@@ -15,9 +15,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mama.sweep.job_rows import Listing, Row
+from mama.jobs.rows import Listing, Row
+from mama.jobs.run_jobs import UNKNOWN
 from mama.sweep.progress import duration
-from mama.sweep.run_jobs import UNKNOWN
 from shards.files import legible
 
 ANY_WIDTH = 100_000  # columns

@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from mama.compare.methods import Method
+from mama.compare.results_table import RESAMPLES, Cell, Column, ImageSet, Table
 from mama.evaluate.intervals import Difference
 from mama.evaluate.provenance import object_in
 from mama.report.page import TITLES
-from mama.sweep.methods import Method
-from mama.sweep.results_table import RESAMPLES, Cell, Column, ImageSet, Table
 
 METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", **TITLES, "hit_rate": "hit rate"}
 BOLD = (

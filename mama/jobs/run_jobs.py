@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from mama.sweep.causes import TAKEN_AWAY, cause_of
+from mama.jobs.causes import TAKEN_AWAY, cause_of
 from mama.sweep.progress import last_lines
 from mama.sweep.state import StepState
 from slurm.profile import SlurmError

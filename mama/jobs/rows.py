@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mama.errors import ConfigError
+from mama.jobs.causes import cause_of
+from mama.jobs.run_jobs import UNKNOWN, read_logs, run_jobs, run_states
 from mama.settings.load import load_run
 from mama.settings.schema import Config
 from mama.sweep import status
 from mama.sweep.batches import read_batches
-from mama.sweep.causes import cause_of
 from mama.sweep.definition import load_sweep
 from mama.sweep.progress import Progress, read_progress, standstill
-from mama.sweep.run_jobs import UNKNOWN, read_logs, run_jobs, run_states
 from mama.sweep.state import StepState, states
 from mama.sweep.sweep import OWN, Point, Sweep
 from mama.sweep.work import work_of

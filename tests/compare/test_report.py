@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mama.compare.report import write_report
 from mama.errors import ConfigError
-from mama.sweep.report import write_report
 from mama.sweep.sweep import Sweep
 from tests.support.browser import CHROMIUM, probe
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of

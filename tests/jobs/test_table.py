@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from mama.errors import ConfigError
-from mama.sweep import jobs_table
-from mama.sweep.job_rows import Listing, listings
+from mama.jobs import table as jobs_table
+from mama.jobs.rows import Listing, listings
 from mama.sweep.progress import duration, read_progress, standstill
 from mama.sweep.sweep import Sweep
 from tests.support.study import STEPS, begun, logged, study, submitted
@@ -290,7 +290,7 @@ def test_a_job_that_ended_before_it_could_say_anything_has_a_cause(here: Path, c
     (sweep.own / "jobs" / job).mkdir(parents=True)
     (sweep.own / "jobs" / job / f"{job}_0_log.err").write_text("slurm_script: line 4: conda: command not found\n")
     answers(commands, "squeue", "")
-    assert "one: train missing: environment: conda: command not found\n" in shown(listings("runs/study"))
+    assert "one: train failed: environment: conda: command not found\n" in shown(listings("runs/study"))
 
 
 def test_a_status_of_a_rank_that_was_taken_down_is_not_the_cause(here: Path, commands: Path) -> None:

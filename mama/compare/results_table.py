@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import stdtrit
 
+from mama.compare.measured import POINTING, Column, ImageSet, Measured, absence, measurements
+from mama.compare.methods import Method, baseline_of, methods
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.intervals import LEVEL, Difference, Part, difference
 from mama.evaluate.results import Scored, read_predictions
-from mama.sweep.measured import POINTING, Column, ImageSet, Measured, absence, measurements
-from mama.sweep.methods import Method, baseline_of, methods
 from mama.sweep.sweep import Sweep
 from shards.progress import progress
 
