@@ -23,6 +23,10 @@ class Method:
     settings: dict[str, Any]  # what its points differ in from others, without the seed
     points: list[Point]
 
+    def value(self, axis: str) -> Any:
+        """The value of an axis of the sweep: where the sweep does not name it for these points, their setting."""
+        return self.settings[axis] if axis in self.settings else flat(asdict(self.points[0].config)).get(axis)
+
 
 def methods(sweep: Sweep) -> list[Method]:
     """In the order in which the sweep names them."""

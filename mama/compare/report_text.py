@@ -117,7 +117,7 @@ def _figure_lines(table: Table, method_of: dict[str, Method], axes: list[str]) -
         environment = object_in(one.point.config.run_folder / "environment.json") or {}
         code = [environment.get("commit"), (environment.get("versions") or {}).get("mama-clip")]
         method = method_of[one.point.name]
-        begin = [table.sweep.name, one.point.name, method.name, *(method.settings.get(axis) for axis in axes)]
+        begin = [table.sweep.name, one.point.name, method.name, *(method.value(axis) for axis in axes)]
         for metric, estimate in one.estimates.items():
             yield [
                 *(*begin, one.point.config.seed, *_keys(table, one.column, metric)),
@@ -127,7 +127,7 @@ def _figure_lines(table: Table, method_of: dict[str, Method], axes: list[str]) -
 
 
 def _method_lines(table: Table, axes: list[str]) -> Iterator[list[Any]]:
-    settings = {method.name: [method.settings.get(axis) for axis in axes] for method in table.methods}
+    settings = {method.name: [method.value(axis) for axis in axes] for method in table.methods}
     for (name, column, metric), cell in table.cells.items():
         found = cell.against
         compared = [found.value, found.low, found.high, found.p] if found else [None] * 4

@@ -222,7 +222,8 @@ def _absent(table: Table) -> list[tuple[str, str]]:
             missing.append((point.name, absence(table.sweep, point)))
             continue
         like = {one.column for one in trained if one.point.config.data.shards == point.config.data.shards}
-        if lacking := like - own:
+        # Without the local term there is nothing that could point.
+        if lacking := {c for c in like - own if c.protocol != POINTING or point.config.loss.local}:
             what = sorted(f"{c.task}, {c.protocol} on {table.sets[c.images]}" for c in lacking)
             missing.append((point.name, f"{absence(table.sweep, point)}: no {'; no '.join(what)}"))
     return missing

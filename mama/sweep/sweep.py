@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.settings.schema import Config
+from mama.settings.values import values_of
 
 # Their order is that of the line. What `pack` and `check` do depends on the shards alone, so points share them.
 STAGES = ("pack", "check", "train", "consolidate", "eval")
@@ -52,6 +53,12 @@ class Sweep:
     def own(self) -> Path:
         """The folder of the sweep's own files."""
         return self.folder / OWN
+
+    def values(self, point: Point) -> dict[str, Any]:
+        """The point's value of every axis; its own setting where the axis is not named for this point."""
+        axes = dict.fromkeys(axis for other in self.points for axis in other.differs)
+        own = values_of(point.config)
+        return {axis: point.differs.get(axis, own.get(axis)) for axis in axes if axis in point.differs or axis in own}
 
     def steps(self) -> list[str]:
         """The stages of a point, with each evaluation as a stage of its own."""

@@ -37,7 +37,7 @@ class Work:
     unit: str  # name of the point, or of the shards
     step: str
     config: Config  # of the point, with the evaluation's own settings
-    differs: dict[str, Any]  # as `Point.differs`
+    differs: dict[str, Any]  # axis -> value, as `Sweep.values`
     status: Path  # its status file
     in_job: bool = False  # whether a Slurm job runs it
 
@@ -82,7 +82,7 @@ def work_of(sweep: Sweep, point: Point, step: str, in_job: bool = False) -> Work
     changes = next((e.settings for e in sweep.evaluations if e.name == step), {})
     config = with_settings(point.config, changes)
     place = point.config.run_folder / "stages" / f"{step}.json"
-    return Work(sweep.name, point.name, step, config, point.differs, place, in_job)
+    return Work(sweep.name, point.name, step, config, sweep.values(point), place, in_job)
 
 
 def copy_code(sweep: Sweep) -> Path:
@@ -150,9 +150,7 @@ def _do(work: Work, first: bool) -> None:
 
         if (taken := _steps_taken(config.run_folder)) < config.train.steps:
             steps = config.train.steps
-            raise ConfigError(
-                f"{config.run_folder}: has taken {taken} of {steps} steps; run the sweep again to train it"
-            )
+            raise ConfigError(f"{config.run_folder}: has taken {taken} of {steps} steps; run the sweep again")
         consolidate(config)
     else:
         from mama.evaluate.evaluation import evaluate

@@ -86,6 +86,7 @@ def test_a_sweep_with_a_point_that_crashes_and_one_that_is_preempted(
     write_shards(tmp_path / "shards", {"train": 10, "val": 4, "test": 6})
     (tmp_path / "cpu.yaml").write_text("cluster: slurm\npartition: cpu\ntimeout_min: 30\n")
     sweep = study(tmp_path, "study", str(tmp_path / "cpu.yaml"), range(6))
+    code = code_digest()
     submit_missing(sweep)
     (batch,) = read_batches(sweep)
     wait_for(lambda: len(steps_logged(sweep.folder / PREEMPTED)) >= 2)
@@ -105,8 +106,8 @@ def test_a_sweep_with_a_point_that_crashes_and_one_that_is_preempted(
     }
 
     environment = json.loads((sweep.folder / "seed-0" / "environment.json").read_text())
-    (copy,) = (sweep.own / "code").iterdir()
-    assert environment["code"] == copy.name == code_digest()
+    assert environment["code"] == code
+    assert (sweep.own / "code" / code / "mama").is_dir()
     assert environment["commit"] == commit(CHECKOUT)
 
     (why,) = submit_missing(sweep)
