@@ -28,7 +28,8 @@ def report(config: str, overrides: tuple[str, ...]) -> None:
     """Write report.html of a run, or of a sweep with all its runs.
 
     Reads what training and evaluation left in runs/<name>/, and writes there. CONFIG may also be a sweep: its YAML
-    file, its folder, or its name if no recipe has it. Its table over all points is printed too, and written as Markdown and CSV.
+    file, its folder, or its name if no recipe has it. Its table over all points is printed too, and written as
+    Markdown and CSV.
     """
     from mama.sweep.recognised import is_sweep
 
