@@ -57,10 +57,12 @@ def submit(
     folder: str | Path,
     name: str = "mama",
     dependency: str = "",
+    code: Path | None = None,
 ) -> submitit.Job[Any]:
     """Submit `function(*args)` as a job and return without waiting for it.
 
-    The job unpickles the function and its arguments, and runs the Python that runs now. Logs and the result go to
+    The job unpickles the function and its arguments, and runs the Python that runs now; on a cluster with the packages
+    in `code`, as in `submit_calls`. Logs and the result go to
     `folder`/jobs/<job id>; on a cluster the nodes must share the file system of `folder`. If the profile has more than
     one task, each of them calls the function: see `slurm.rank_environment.export_distributed_environment`.
     dependency: of the job on others, as sbatch takes it; "afterok:12". A job whose dependency fails is cancelled.
@@ -68,7 +70,7 @@ def submit(
     Raises `SlurmError` if the job cannot be submitted.
     """
     if profile.cluster == "slurm":
-        job = _submit_to_slurm([(function, args)], _Job(profile, folder, name, dependency=dependency))[0]
+        job = _submit_to_slurm([(function, args)], _Job(profile, folder, name, dependency=dependency, code=code))[0]
     else:
         with _submission_errors(name):
             job = _local_executor(profile, folder, name).submit(Resumable(function, *args))
@@ -131,6 +133,7 @@ def submit_array(
     profile: Profile,
     folder: str | Path,
     name: str = "mama",
+    code: Path | None = None,
 ) -> tuple[list[submitit.Job[Any]], submitit.Job[Any]]:
     """Submit an array of jobs, `function(*each)` for each of `arguments`, and a last job `then(*then_arguments)`.
 
@@ -143,11 +146,13 @@ def submit_array(
     """
     profile.require_cluster()
     profile.require_one_task()
-    jobs = submit_calls([(function, each) for each in arguments], profile=profile, folder=folder, name=name)
+    calls = [(function, each) for each in arguments]
+    jobs = submit_calls(calls, profile=profile, folder=folder, name=name, code=code)
     number = jobs[0].job_id.partition("_")[0]
     after = f"afterany:{number}"
     try:
-        last = submit(then, *then_arguments, profile=profile, folder=folder, name=f"{name}-end", dependency=after)
+        end = f"{name}-end"
+        last = submit(then, *then_arguments, profile=profile, folder=folder, name=end, dependency=after, code=code)
     except SlurmError:
         subprocess.run(["scancel", number], capture_output=True)
         raise

@@ -40,6 +40,7 @@ def pack(
 
 def _submit_array(config: Config, jobs: int, profile: str) -> None:
     """Plan the shards here, submit an array of jobs that write them, and a last job that completes the build."""
+    from mama.run.run_folder import copy_code
     from shards.pack.pack import make_plan, pack, pack_part
     from slurm.submit import submit_array
 
@@ -49,9 +50,9 @@ def _submit_array(config: Config, jobs: int, profile: str) -> None:
     parts = min(jobs, max(1, make_plan(config.pack)))
     arguments = [(config.pack, part, parts) for part in range(parts)]
     name = f"{config.name}-pack"
-    array, last = submit_array(
-        pack_part, arguments, pack, config.pack, profile=resources, folder=config.run_folder, name=name
-    )
+    folder = config.run_folder
+    places = {"folder": folder, "code": copy_code(folder / "code")}
+    array, last = submit_array(pack_part, arguments, pack, config.pack, profile=resources, name=name, **places)
     number = array[0].job_id.partition("_")[0]
     click.echo(f"array {number} submitted: {parts} jobs, each of which writes a part of the shards")
     click.echo(f"job {last.job_id} writes the manifest after them; its log: {last.paths.stdout}")

@@ -66,7 +66,8 @@ for verb in (
 def main() -> None:
     """Run the command line.
 
-    Exit code 2: the user's mistake; 1: the run failed; 75: a signal stopped it, and it can be continued.
+    Exit code 2: the user's mistake; 1: the run failed; 75: it can be continued, as a signal stopped it
+    or it hung once.
     """
     try:
         cli(prog_name="mama")

@@ -91,10 +91,14 @@ def run_or_submit(
     """
     if not as_job:
         return function(*arguments)
-    from slurm.submit import submit  # submitit takes a while to import
+    from mama.run.run_folder import copy_code  # torch and submitit take a while to import
+    from slurm.submit import submit
 
     name, resources = f"{config.name}-{function.__name__}", load_profile(profile)
-    job = submit(call_in_task, function, arguments, tasks_share, profile=resources, folder=config.run_folder, name=name)
+    folder = config.run_folder
+    code = copy_code(folder / "code") if resources.cluster == "slurm" else None
+    call = (call_in_task, function, arguments, tasks_share)
+    job = submit(*call, profile=resources, folder=folder, name=name, code=code)
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
     if resources.cluster == "slurm":
         tell_if_it_never_starts(job.job_id, profile)

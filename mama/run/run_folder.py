@@ -21,9 +21,10 @@ from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
 from mama.settings.load import load_run, missing_settings, save
 from mama.settings.schema import Config
+from shards.files import atomic_write
 from shards.read.manifest import Manifest, load_manifest
 from shards.read.remote import local_folder
-from slurm.snapshot import code_digest
+from slurm.snapshot import code_digest, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,14 @@ def environment() -> dict[str, Any]:
 def versions() -> dict[str, str | None]:
     """Return the version of each distribution that a run's numbers depend on; None if it is not installed."""
     return {name: _version(name) for name in STACK}
+
+
+def copy_code(folder: Path) -> Path:
+    """Copy the code that runs now to `folder`/<digest>/, for jobs that start later; returns the copy."""
+    place = snapshot(folder)
+    if not (place / COMMIT).exists() and (found := commit(Path(__file__).parents[2])):
+        atomic_write(place / COMMIT, f"{found}\n".encode())
+    return place
 
 
 def commit(root: Path) -> str | None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mama.errors import StoppedError
+from mama.run.run_folder import copy_code
 from mama.runtime import console
 from mama.runtime.preemption import EXIT_CODE
 from mama.sweep import status
@@ -25,7 +26,7 @@ from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader
 from mama.sweep.submission import BROKEN, require_same_settings
 from mama.sweep.sweep import Point, Sweep
-from mama.sweep.work import Work, copy_code, run_step, work_of
+from mama.sweep.work import Work, run_step, work_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class LocalRun:
             reader = Reader(self.sweep)
             require_same_settings(self.sweep, {p.name: reader.of_point(p) for p in self.sweep.points}, reader.batches)
             save_sweep(self.sweep)
-            self.code = copy_code(self.sweep)
+            self.code = copy_code(self.sweep.own / "code")
             with ThreadPoolExecutor(self.sweep.at_once or 1) as pool:
                 futures: list[Future[None]] = [pool.submit(self._point, point) for point in self.sweep.points]
                 while not all(future.done() for future in futures):

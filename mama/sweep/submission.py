@@ -12,14 +12,14 @@ from typing import Any
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
-from mama.run.run_folder import flat
+from mama.run.run_folder import copy_code, flat
 from mama.settings.load import load_profile, load_run
 from mama.sweep import batches
 from mama.sweep.batches import Batch, one_at_a_time, read_batches, write_batch
 from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader, StepState
 from mama.sweep.sweep import SHARED, Point, Sweep
-from mama.sweep.work import Work, copy_code, require_settings, run_step, work_of
+from mama.sweep.work import Work, require_settings, run_step, work_of
 from slurm.profile import Profile, SlurmError
 from slurm.queue import Limits, cancel, limits, queue, release, waits_for_ever
 from slurm.snapshot import code_digest
@@ -98,7 +98,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
         planned = plan(
             sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
         )
-        code = copy_code(sweep)
+        code = copy_code(sweep.own / "code")
         lines: list[str] = []
         packed: dict[str, str] = {}
         submitted: list[Batch] = []

@@ -12,18 +12,16 @@ from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.run.files import sha256_or_reason, write_json
-from mama.run.run_folder import COMMIT, MAY_CHANGE, commit, flat, is_among
+from mama.run.run_folder import MAY_CHANGE, flat, is_among
 from mama.settings.schema import Config
 from mama.settings.values import with_settings
 from mama.sweep import status
 from mama.sweep.sweep import SHARED, Point, Sweep
 from shards.errors import ShardError, one_line
-from shards.files import atomic_write
 from shards.pack.settings import PackConfig
 from shards.read.manifest import MANIFEST
 from slurm.profile import SlurmError
 from slurm.rank_environment import first_task, job_id
-from slurm.snapshot import snapshot
 
 ON_ALL_TASKS = ("train", "eval")  # these share the work over the tasks of a job; in other steps the first one does all
 PLACES = ("name", "runs")  # settings that say where a run lies; a point may be moved
@@ -83,14 +81,6 @@ def work_of(sweep: Sweep, point: Point, step: str, in_job: bool = False) -> Work
     config = with_settings(point.config, changes)
     place = point.config.run_folder / "stages" / f"{step}.json"
     return Work(sweep.name, point.name, step, config, sweep.values(point), place, in_job)
-
-
-def copy_code(sweep: Sweep) -> Path:
-    """Copy the code that runs now, for the jobs of the sweep; returns the folder of the copy."""
-    place = snapshot(sweep.own / "code")
-    if not (place / COMMIT).exists() and (found := commit(Path(__file__).parents[2])):
-        atomic_write(place / COMMIT, f"{found}\n".encode())
-    return place
 
 
 def shards_name(pack: PackConfig) -> str:
