@@ -54,7 +54,8 @@ def read_progress(config: Config) -> Progress:
 
 def standstill(config: Config, progress: Progress) -> str:
     """For a training that runs: since when it has taken no step, and what its first rank does; empty if it goes on."""
-    last = max(_changed(config.run_folder / name) for name in ("log.jsonl", "environment.json"))  # the latter: start
+    starts = ("environment.json", "stages/train.json")  # written when it starts
+    last = max(_changed(config.run_folder / name) for name in ("log.jsonl", *starts))
     seconds = time.time() - last
     usual = (progress.seconds_per_step or 0.0) * config.train.log_every * STILL_AFTER
     if not last or seconds < (max(usual, STILL_AT_LEAST) if usual else FIRST_STEP):

@@ -50,6 +50,16 @@ class Plan:
     chains: list[Chain]  # those of shards before those of points
     states: dict[str, list[StepState]]  # by point
     broken: dict[str, str]  # point -> step and cause, for points that only --retry submits again
+    stale: list[str]  # jobs in the queue that wait for a step which will not come, and are submitted anew
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a line of steps needs."""
+
+    steps: tuple[str, ...] = ()  # to be submitted
+    stale: tuple[str, ...] = ()  # jobs in the queue that wait for a step which will not come
+    broken: str = ""  # the step that only --retry submits again, and its cause
 
 
 def plan(sweep: Sweep, retry: bool = False) -> Plan:
@@ -57,33 +67,50 @@ def plan(sweep: Sweep, retry: bool = False) -> Plan:
     reader = Reader(sweep)
     found = {point.name: reader.of_point(point) for point in sweep.points}
     require_same_settings(sweep, found, reader.batches)
-    shared = [step for step in sweep.steps() if step in SHARED]
     chains: dict[tuple[Any, ...], list[tuple[Point, list[Work]]]] = {}
     packing: dict[str, Chain] = {}
     broken: dict[str, str] = {}
+    stale: list[str] = []
     for point in sweep.points:
-        by_step = {state.step: state for state in found[point.name]}
-        lacking = _lacking([by_step[step] for step in sweep.steps() if step not in SHARED])
-        shards = [by_step[step] for step in shared]
-        bad = next((s for s in (*shards, *(by_step[step] for step in lacking)) if s.state in BROKEN), None)
-        if bad and not retry:
-            broken[point.name] = f"{bad.step} failed: {bad.reason}"
-        missing = _lacking(shards)
-        in_queue = any(by_step[step].state in IN_QUEUE for step in lacking)
-        idle = not lacking if len(by_step) > len(shards) else not missing  # shards alone are no reason to pack them
-        if (bad and not retry) or in_queue or idle:
+        shards = [state for state in found[point.name] if state.step in SHARED]
+        own = found[point.name][len(shards) :]
+        need = _need(own, retry)
+        packs = _need(shards, retry) if need.steps or not own else Need()
+        if why := packs.broken or need.broken:
+            broken[point.name] = why
+        if packs.broken:
             continue
-        running = next((s.job for s in reversed(shards) if s.state in IN_QUEUE), None)
+        stale += need.stale
         name = None
-        if missing and running is None:
-            works = [work_of(sweep, point, step, in_job=True) for step in missing]
+        if packs.steps:
+            works = [work_of(sweep, point, step, in_job=True) for step in packs.steps]
             name = works[0].unit
-            packing[name] = Chain(tuple(missing), (name,), {work.step: [work] for work in works})
-        if not lacking:
-            continue
-        key = (tuple(lacking), name, running or "")
-        chains.setdefault(key, []).append((point, [work_of(sweep, point, step, in_job=True) for step in lacking]))
-    return Plan([*packing.values(), *(_chain(key, units) for key, units in chains.items())], found, broken)
+            packing[name] = Chain(packs.steps, (name,), {work.step: [work] for work in works})
+        if need.steps:
+            waits = next((state.job for state in reversed(shards) if state.state in IN_QUEUE), None)
+            key = (need.steps, name, "" if name else waits or "")
+            works = [work_of(sweep, point, step, in_job=True) for step in need.steps]
+            chains.setdefault(key, []).append((point, works))
+    submitted = [*packing.values(), *(_chain(key, units) for key, units in chains.items())]
+    return Plan(submitted, found, broken, stale)
+
+
+def _need(line: list[StepState], retry: bool) -> Need:
+    """What a line of steps needs: all from the first that is not done, but evaluations do not wait for each other."""
+    first = next((n for n, s in enumerate(line) if s.state != "done" and not s.step.startswith("eval")), None)
+    if first is None:
+        evaluations = [s for s in line if s.state != "done" and s.state not in IN_QUEUE]
+        bad = next((s for s in evaluations if s.state in BROKEN), None)
+        steps = tuple(s.step for s in evaluations if retry or s.state not in BROKEN)
+        return Need(steps, broken=f"{bad.step} failed: {bad.reason}" if bad and not retry else "")
+    begin, rest = line[first], line[first + 1 :]
+    if begin.state in IN_QUEUE:
+        return Need()
+    if begin.state in BROKEN and not retry:
+        return Need(broken=f"{begin.step} failed: {begin.reason}")
+    # Slurm lets them wait until the whole array of the step before has ended, even if their own task is gone.
+    stale = tuple(s.job for s in rest if s.state in IN_QUEUE and s.job)
+    return Need((begin.step, *(s.step for s in rest)), stale)
 
 
 def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()) -> list[str]:
@@ -98,6 +125,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
         planned = plan(
             sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
         )
+        cancel(planned.stale)
         code = copy_code(sweep.own / "code")
         lines: list[str] = []
         packed: dict[str, str] = {}
@@ -165,12 +193,7 @@ def cluster_of(sweep: Sweep) -> str:
 def local_plan(sweep: Sweep) -> dict[str, list[str]]:
     """The steps that each point lacks, by its name."""
     reader = Reader(sweep)
-    lacking = {}
-    for point in sweep.points:
-        found = reader.of_point(point)
-        shared = [state for state in found if state.step in SHARED]
-        lacking[point.name] = _lacking(shared) + _lacking(found[len(shared) :])
-    return lacking
+    return {p.name: [s.step for s in reader.of_point(p) if s.state != "done"] for p in sweep.points}
 
 
 def profile_of(sweep: Sweep, step: str) -> Profile:
@@ -178,16 +201,6 @@ def profile_of(sweep: Sweep, step: str) -> Profile:
     names = sweep.profiles
     stage = "eval" if step.startswith("eval") else step
     return load_profile(names.get(step) or names.get(stage) or names.get("default") or "local")
-
-
-def _lacking(line: list[StepState]) -> list[str]:
-    """The steps to do: all from the first of the line that is not done; evaluations do not wait for each other."""
-    lacking: list[str] = []
-    for state in line:
-        follows = any(not step.startswith("eval") for step in lacking)
-        if state.state != "done" or follows:
-            lacking.append(state.step)
-    return lacking
 
 
 def _chain(key: tuple[Any, ...], units: list[tuple[Point, list[Work]]]) -> Chain:

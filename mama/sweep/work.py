@@ -114,9 +114,10 @@ def run_step(work: Work) -> None:
 
 
 def _cause(error: Exception) -> str:
-    """The error in one line: our own messages are complete, others need their type."""
+    """The first line of an error: our own messages are complete, others need their type."""
     own = isinstance(error, ConfigError | RankError | ShardError | SlurmError | TrainingError)
-    return one_line(error) if own else f"{type(error).__name__}: {one_line(error)}"
+    line = next(iter(str(error).strip().splitlines()), "")
+    return line if own and line else f"{type(error).__name__}: {line}"
 
 
 def _do(work: Work, first: bool) -> None:

@@ -213,6 +213,20 @@ def test_points_may_come_and_go_but_their_settings_stay(closed: Cluster, sweep: 
         submit_missing(replace(sweep, points=[sweep.points[0], Point(changed, {"seed": 1})]))
 
 
+def test_what_waits_for_a_cancelled_job_is_submitted_anew_with_it(closed: Cluster, sweep: Sweep) -> None:
+    """Slurm lets a task wait for that of the step before, though it is gone, until the whole array has ended."""
+    submit_missing(sweep)
+    (first,) = read_batches(sweep)
+    closed.run("scancel", f"{first.jobs['train']}_2")
+    assert states(sweep)["seed-2"][0].state == "missing"
+    assert len(submit_missing(sweep)) == 1
+    assert in_queue(closed, sweep) == all_once(sweep)
+    assert submit_missing(sweep) == []
+    closed.run("scancel", f"{first.jobs['eval-own']}_1")
+    submit_missing(sweep)
+    assert submit_missing(sweep) == []
+
+
 def test_a_refusal_of_slurm_leaves_nothing_behind(closed: Cluster, sweep: Sweep, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(PROFILE.replace("partition: cpu", "partition: gpus"))
     bad = replace(sweep, profiles={**sweep.profiles, "consolidate": str(tmp_path / "bad.yaml")})
