@@ -42,7 +42,6 @@ def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: 
     else:
         outcome = LocalRun(found, retry, click.echo).run()
         click.echo(f"{list(outcome.values()).count('done')} of {len(outcome)} points are done")
-        for name, word in outcome.items():
-            if word != "done":
-                click.echo(f"{name}: {word}")
+        for line in describe.lacking(outcome):
+            click.echo(line)
         sys.exit(describe.exit_code(outcome))

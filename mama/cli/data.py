@@ -40,7 +40,7 @@ def pack(
 
 def _submit_array(config: Config, jobs: int, profile: str) -> None:
     """Plan the shards here, submit an array of jobs that write them, and a last job that completes the build."""
-    from mama.run.run_folder import copy_code
+    from mama.run.environment import copy_code
     from shards.pack.pack import make_plan, pack, pack_part
     from slurm.submit import submit_array
 

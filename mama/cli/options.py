@@ -91,7 +91,7 @@ def run_or_submit(
     """
     if not as_job:
         return function(*arguments)
-    from mama.run.run_folder import copy_code  # torch and submitit take a while to import
+    from mama.run.environment import copy_code  # torch and submitit take a while to import
     from slurm.submit import submit
 
     name, resources = f"{config.name}-{function.__name__}", load_profile(profile)

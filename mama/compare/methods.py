@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mama.run.run_folder import flat
+from mama.run.kept_settings import flat
 from mama.sweep.sweep import Point, Sweep
 
 SEED = "seed"

@@ -32,7 +32,7 @@ from mama.evaluate.training_vocabulary import training_statements
 from mama.export.model_folder import load_model
 from mama.model import attention
 from mama.model.mama_model import MamaModel, build
-from mama.run.run_folder import flat, is_among
+from mama.run.kept_settings import flat, is_among
 from mama.runtime import sharing
 from mama.runtime.collectives import local_device, rank
 from mama.settings.load import load_run

@@ -182,10 +182,10 @@ def _why(state: StepState, config: Config | None, progress: Progress | None) -> 
         return never_starts(state.reason) or WAITS.get(state.reason, state.reason)
     if state.state == "running":
         return standstill(config, progress) if config and progress and state.step == "train" else ""
-    if state.state not in ("failed", "lost", "missing", UNKNOWN):
+    if state.state not in ("failed", "lost", UNKNOWN):
         return state.reason
     # The status file of a job may know only of a rank that another one took down. A job may also end before it writes
-    # one: then the step is missing, but has a log. A log of this machine holds earlier failures too.
+    # one. A log of this machine holds earlier failures too.
     logs = read_logs(state.log) if state.log and (state.job or not state.reason) else {0: state.reason}
     return cause_of(logs) or state.reason
 

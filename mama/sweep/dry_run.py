@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mama.sweep.local import NOT_BEGUN
 from mama.sweep.points_table import describe_points
 from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
 from mama.sweep.sweep import Sweep
@@ -41,9 +42,17 @@ def _not_submitted(planned: Plan) -> Iterator[str]:
         yield f"{name}: {why}; --retry submits it again"
 
 
+def lacking(outcome: dict[str, str]) -> Iterator[str]:
+    """A line for each point that is not done; one for all that were not begun before a signal came."""
+    waiting = [name for name, word in outcome.items() if word.endswith(NOT_BEGUN)]
+    yield from (f"{name}: {word}" for name, word in outcome.items() if word != "done" and name not in waiting)
+    if waiting:
+        yield f"{len(waiting)} stopped before their next step; run it again to continue"
+
+
 def exit_code(outcome: dict[str, str]) -> int:
     """0 if all points are done, 75 if the others were stopped and can be continued, 1 if one failed."""
-    lacking = [word for word in outcome.values() if word != "done"]
-    if not lacking:
+    words = [word for word in outcome.values() if word != "done"]
+    if not words:
         return 0
-    return 75 if all("stopped" in word for word in lacking) else 1
+    return 75 if all("stopped" in word for word in words) else 1

@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mama.errors import StoppedError
-from mama.run.run_folder import copy_code
+from mama.run.environment import copy_code
 from mama.runtime import console
 from mama.runtime.preemption import EXIT_CODE
 from mama.sweep import status
 from mama.sweep.batches import one_at_a_time
 from mama.sweep.progress import duration, read_progress
 from mama.sweep.saved import save_sweep
-from mama.sweep.state import Reader
+from mama.sweep.state import Reader, StepState
 from mama.sweep.submission import BROKEN, require_same_settings
 from mama.sweep.sweep import Point, Sweep
 from mama.sweep.work import Work, run_step, work_of
@@ -31,6 +31,7 @@ from mama.sweep.work import Work, run_step, work_of
 log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+NOT_BEGUN = "stopped before it began"
 INTERVAL = 30.0  # seconds between two lines on the progress of a training
 CHILD = "import pickle, sys; from mama.sweep.local import work_here; work_here(pickle.load(sys.stdin.buffer))"
 
@@ -81,7 +82,7 @@ class LocalRun:
     def _point(self, point: Point) -> None:
         for step in self.sweep.steps():
             if self.stopping.is_set():
-                self.outcome[point.name] = "stopped; run it again to continue"
+                self.outcome[point.name] = f"{step} {NOT_BEGUN}"
                 return
             why = self._step(work_of(self.sweep, point, step))
             if why:
@@ -95,7 +96,7 @@ class LocalRun:
         with self.guard:
             lock = self.locks.setdefault(work.status, threading.Lock())
         with lock:
-            found = Reader(self.sweep).of(work)
+            found = self._when_free(work)
             if found.state == "done":
                 return ""
             if found.state in ("running", "queued"):
@@ -104,6 +105,15 @@ class LocalRun:
                 return f"failed: {found.reason}; --retry runs it again"
             self.tried.add(work.status)
             return self._call(work)
+
+    def _when_free(self, work: Work) -> StepState:
+        """The state of a step; of one that a process of this machine is at, left by a killed sweep, when that ends."""
+        found = Reader(self.sweep).of(work)
+        if found.state == "running" and found.job is None:
+            self.say(f"{work.unit}: {work.step} is at work in another process of {found.node}; waiting for it")
+            while found.state == "running" and not self.stopping.wait(1.0):
+                found = Reader(self.sweep).of(work)
+        return found
 
     def _call(self, work: Work) -> str:
         """Do a step in a process of its own; returns why it is not done afterwards, or ""."""

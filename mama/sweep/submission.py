@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
-from mama.run import checkpoints
-from mama.run.run_folder import copy_code, flat
+from mama.run.checkpoint_marker import steps_taken
+from mama.run.environment import copy_code
+from mama.run.kept_settings import flat
 from mama.settings.load import load_profile, load_run
 from mama.sweep import batches
 from mama.sweep.batches import Batch, one_at_a_time, read_batches, write_batch
@@ -125,6 +126,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
         planned = plan(
             sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
         )
+        save_sweep(sweep)  # not what was refused
         cancel(planned.stale)
         code = copy_code(sweep.own / "code")
         lines: list[str] = []
@@ -304,7 +306,7 @@ def require_same_settings(sweep: Sweep, found: dict[str, list[StepState]], recor
     for point in sweep.points:
         now = _plain(flat(asdict(point.config)))
         run = point.config.run_folder
-        if (run / "config.yaml").exists() and checkpoints.checkpoints(run):
+        if (run / "config.yaml").exists() and steps_taken(run):
             require_settings(_plain(flat(asdict(load_run(run)))), now, point.name)
         elif any(state.state in IN_QUEUE for state in found[point.name] if state.step not in SHARED):
             newest = next((b.settings[point.name] for b in reversed(recorded) if point.name in b.settings), None)

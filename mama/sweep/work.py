@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
-from mama.run import checkpoints
-from mama.run.checkpoint_marker import read_marker
+from mama.run.checkpoint_marker import steps_taken
 from mama.run.files import sha256_or_reason, write_json
-from mama.run.run_folder import MAY_CHANGE, flat, is_among
+from mama.run.kept_settings import MAY_CHANGE, flat, is_among
 from mama.settings.schema import Config
 from mama.settings.values import with_settings
 from mama.sweep import status
@@ -64,7 +63,7 @@ class Work:
             return (Path(self.config.pack.out) / MANIFEST).exists()
         if self.step == "train":
             # Checkpoints may be deleted once there is a model.
-            return _steps_taken(run) >= self.config.train.steps or (run / "model").exists()
+            return steps_taken(run) >= self.config.train.steps or (run / "model").exists()
         if self.step == "consolidate":
             return (run / "model").exists()
         if self.step == "check":
@@ -139,7 +138,7 @@ def _do(work: Work, first: bool) -> None:
     elif work.step == "consolidate":
         from mama.export.consolidate import consolidate
 
-        if (taken := _steps_taken(config.run_folder)) < config.train.steps:
+        if (taken := steps_taken(config.run_folder)) < config.train.steps:
             steps = config.train.steps
             raise ConfigError(f"{config.run_folder}: has taken {taken} of {steps} steps; run the sweep again")
         consolidate(config)
@@ -147,11 +146,6 @@ def _do(work: Work, first: bool) -> None:
         from mama.evaluate.evaluation import evaluate
 
         evaluate(config, config.run_folder)
-
-
-def _steps_taken(run: Path) -> int:
-    saved = checkpoints.checkpoints(run)
-    return read_marker(saved[-1]).step if saved else 0
 
 
 def _check(folder: Path) -> None:

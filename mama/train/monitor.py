@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter, summary
 
 from mama.data.images import inferno
 from mama.run.files import read_object
-from mama.run.run_folder import flat
+from mama.run.kept_settings import flat
 from mama.settings.schema import Config
 from shards.files import atomic_write
 

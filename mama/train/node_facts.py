@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from mama.run.run_folder import flat, is_among, versions
+from mama.run.environment import versions
+from mama.run.kept_settings import flat, is_among
 from mama.runtime.collectives import local_device, node_name
 from mama.settings.schema import Config
 from mama.train.agreement import short_digest

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from mama.errors import TrainingError
 from mama.quickstart import recipes
-from mama.run.run_folder import environment
+from mama.run.environment import environment
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
 

@@ -16,6 +16,7 @@ import pytest
 from mama.errors import ConfigError
 from mama.sweep import batches, submission
 from mama.sweep.batches import one_at_a_time, read_batches
+from mama.sweep.definition import load_sweep
 from mama.sweep.state import states
 from mama.sweep.submission import submit_missing
 from mama.sweep.sweep import Evaluation, Point, Sweep
@@ -211,6 +212,7 @@ def test_points_may_come_and_go_but_their_settings_stay(closed: Cluster, sweep: 
     changed = replace(changed, train=replace(changed.train, steps=99))
     with pytest.raises(ConfigError, match=r"seed-1: train\.steps: 99, but the point was begun with 8; give"):
         submit_missing(replace(sweep, points=[sweep.points[0], Point(changed, {"seed": 1})]))
+    assert len(load_sweep(sweep.folder).points) == 3, "what is refused changes nothing"
 
 
 def test_what_waits_for_a_cancelled_job_is_submitted_anew_with_it(closed: Cluster, sweep: Sweep) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors import safe_open
 
+from mama.run.environment import commit
 from mama.run.files import sha256
-from mama.run.run_folder import commit
 from mama.sweep import status
 from mama.sweep.batches import read_batches
 from mama.sweep.local import LocalRun
