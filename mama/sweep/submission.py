@@ -122,10 +122,8 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
     """
     with one_at_a_time(sweep):
         recover(sweep)
-        save_sweep(sweep)
-        planned = plan(
-            sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
-        )
+        wanted = [point for point in sweep.points if not points or point.name in points]
+        planned = plan(replace(sweep, points=wanted), retry)
         save_sweep(sweep)  # not what was refused
         cancel(planned.stale)
         code = copy_code(sweep.own / "code")
