@@ -67,8 +67,11 @@ def row(text: str, name: str) -> list[str]:
     return next(line.split() for line in text.splitlines() if line.startswith(f"{name} "))
 
 
-def aged(path: Path, seconds: float) -> None:
-    os.utime(path, (time.time() - seconds,) * 2)
+def aged(log: Path, seconds: float) -> None:
+    """Let a run's log be of that time ago, and its training have started then."""
+    for path in (log, log.parent / "stages" / "train.json"):
+        if path.exists():
+            os.utime(path, (time.time() - seconds,) * 2)
 
 
 @pytest.fixture
@@ -213,8 +216,10 @@ def test_a_training_stands_still_only_after_several_of_its_own_steps(here: Path)
     assert (
         standstill(config, read_progress(config)) == "no step for 20 min; its first rank is validating after 100 steps"
     )
-    (run / "environment.json").write_text("{}")  # it has just been started again
-    assert standstill(config, read_progress(config)) == ""
+    for start in ("stages/train.json", "environment.json"):  # it has just been started again
+        aged(run / "log.jsonl", 1200)
+        (run / start).write_text("{}")
+        assert standstill(config, read_progress(config)) == ""
 
 
 @pytest.mark.parametrize(
