@@ -24,7 +24,7 @@ def snapshot(folder: str | Path) -> Path:
     Raises `SlurmError` if a copy that is there was changed.
     """
     files = _files()
-    place = Path(folder) / _digest(files)
+    place = Path(folder).absolute() / _digest(files)
     if not place.exists():
         _write(files, place)
     changed = [name for name, content in files.items() if not _holds(place / name, content)]

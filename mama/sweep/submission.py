@@ -168,7 +168,8 @@ def scripts(sweep: Sweep, planned: Plan) -> Iterator[tuple[str, str]]:
         for step in chain.steps:
             title = f"{step}: {', '.join(chain.units)}"
             options = _options(sweep, chain, step, "BATCH", {}, {})
-            yield title, script_of(_calls(chain, step), **options, hold=True, code=sweep.own / "code" / code_digest())
+            code = sweep.own.absolute() / "code" / code_digest()
+            yield title, script_of(_calls(chain, step), **options, hold=True, code=code)
 
 
 def gpu_hours(sweep: Sweep, planned: Plan) -> float:
