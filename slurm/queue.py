@@ -7,6 +7,7 @@ empty queue.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import subprocess
 import time
@@ -18,6 +19,7 @@ from slurm.profile import SlurmError
 ANSWER_TIMEOUT = 120  # seconds; the commands themselves try again for up to a minute
 FIRST_LOOK = 3.0  # seconds in which Slurm looks at a new job
 SEPARATOR = "\x1f"  # stands in no name or comment
+OF_A_COMMAND = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL|SACCTMGR)_")
 ENDS = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
@@ -77,8 +79,10 @@ def queue() -> list[QueuedJob]:
     """The user's own jobs that wait or run, each task of an array by itself. Raises `SlurmError`."""
     fields = ("JobArrayID", "State", "Reason", "NodeList", "Name", "Comment", "RestartCnt")
     layout = ",".join(f"{field}:{SEPARATOR}" for field in fields)
-    lines = _answer("squeue", "--me", "--array", "--noheader", f"--Format={layout}").splitlines()
-    return [_queued(line) for line in lines if line.strip()]
+    # --all: also of partitions that are hidden, whose jobs would seem to have ended.
+    lines = _answer("squeue", "--me", "--all", "--array", "--noheader", f"--Format={layout}").splitlines()
+    jobs = [_queued(line) for line in lines if SEPARATOR in line]  # not "CLUSTER: name", where there are several
+    return [job for job in jobs if job.state != "REVOKED"]  # it runs on another cluster of a federation
 
 
 def ended(ids: Iterable[str]) -> dict[str, EndedJob]:
@@ -150,15 +154,21 @@ def waits_for_ever(number: str) -> str | None:
 
 def _answer(*command: str) -> str:
     """What a command of Slurm prints. Raises `SlurmError` in one line if there is none, or it fails."""
+    # Without the user's own defaults: SQUEUE_STATES=R would hide what waits, SCANCEL_INTERACTIVE ask for each job.
+    environment = {name: value for name, value in os.environ.items() if not OF_A_COMMAND.match(name)}
+    environment["SLURM_BITSTR_LEN"] = "0"  # lists of tasks in their full length
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=False
+        )
     except FileNotFoundError:
         raise SlurmError(f"no {command[0]} command here; run this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"Slurm does not answer: {command[0]} took more than {ANSWER_TIMEOUT} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise SlurmError(f"Slurm does not answer: {lines[-1].strip()}")
+        told = [line for line in lines if not GONE.search(line)] or lines  # of several jobs, what is not forgiven
+        raise SlurmError(f"Slurm does not answer: {told[-1].strip()}")
     return done.stdout
 
 
@@ -184,9 +194,9 @@ def _row_of(job: str, rows: Collection[str]) -> str | None:
 
 
 def _tasks(row: str) -> set[int]:
-    """{0, 1, 2, 3, 7} for "123_[0-3,7%2]"."""
-    ranges = re.findall(r"(\d+)(?:-(\d+))?", row.partition("[")[2].partition("%")[0])
-    return {task for first, last in ranges for task in range(int(first), int(last or first) + 1)}
+    """{0, 1, 2, 3, 7} for "123_[0-3,7%2]", {0, 2, 4} for "123_[0-4:2]"."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", row.partition("[")[2].partition("%")[0])
+    return {task for a, b, step in ranges for task in range(int(a), int(b or a) + 1, int(step or 1))}
 
 
 def _most_jobs(account: str | None, qos: str | None) -> int | None:
