@@ -65,6 +65,7 @@ def script(options: dict[str, Any], profile: Profile, folder: Path, job: str, co
         "output": f"{logs}_%t_log.out",
         "error": f"{logs}_%t_log.err",
         "kill-on-bad-exit": 1,  # else the other ranks would wait for one that died
+        "export": "ALL",  # of this script, also where the cluster or the user has sbatch export nothing
         "wait": 0,  # a cluster's WaitTime would end the job soon after the first task that has nothing left to do
         "cpus-per-task": options.get("cpus-per-task"),  # srun does not take it from sbatch since Slurm 22.05
         **{name.lstrip("-").replace("_", "-"): value for name, value in profile.srun.items()},

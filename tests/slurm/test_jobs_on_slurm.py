@@ -177,6 +177,12 @@ def test_a_job_submitted_from_within_a_job_inherits_nothing_of_it(slurm_cluster:
         assert inherited & set(inner) == set()
 
 
+def test_a_job_to_which_sbatch_exports_nothing_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """As on clusters that set SBATCH_EXPORT=NONE: srun would not export what the script sets either."""
+    with_path = replace(CPU, additional={"export": "NONE"}, setup=[f"export PATH={os.environ['PATH']}"])
+    assert result_of(submit(max, 3, 4, profile=with_path, folder=tmp_path)) == 4
+
+
 def test_a_job_submitted_in_a_step_of_srun_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
     program = (
         "from slurm.profile import Profile; from slurm.submit import submit; "
