@@ -48,6 +48,8 @@ class Profile:
                 raise SlurmError(f"{name}: {value} is not positive")
         if (self.gpus_per_node or 0) < 0:
             raise SlurmError(f"gpus_per_node: {self.gpus_per_node} is negative; 0 requests none")
+        if "time" in self.additional:  # notice_s, what counts as a time-out and the GPU-hours are those of timeout_min
+            raise SlurmError(f"additional.time: {self.additional['time']}; give timeout_min, in minutes, in its place")
         if self.cluster == "local" and (self.nodes or 1) > 1:
             raise SlurmError(f"nodes: {self.nodes}, but cluster 'local' is one machine; set nodes: 1 or cluster: slurm")
 
