@@ -24,6 +24,7 @@ ENDS = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
 )
+HELD = ("SPECIAL_EXIT", "REQUEUE_HOLD")  # states of jobs that wait until they are released
 GONE = re.compile(r"Invalid job id|already (completing|completed|finished)", re.IGNORECASE)
 
 # Reasons (squeue(1), JOB REASON CODES) that no waiting cures -> in plain words, and what to change.
@@ -39,6 +40,8 @@ NEVER = {
     "PartitionTimeLimit": "a longer time limit than the partition gives; lower timeout_min or change partition",
     "QOSNotAllowed": "the partition does not allow this qos; change qos or partition",
     "QOSTimeLimit": "a longer time limit than the qos gives; lower timeout_min or change qos",
+    "job requeued in held state": "it was put back in the queue, and is held until `scontrol release`",
+    "launch failed requeued held": "its node could not start it, and Slurm holds it until `scontrol release`",
 }
 PER_JOB = re.compile(r"(Assoc|QOS)M(ax|in)\w*(PerJob|PerNode)\w*|QOSMin\w+|Max\w+PerJob|MaxMemPerLimit")
 
@@ -48,7 +51,7 @@ class QueuedJob:
     """A job, or one task of an array, that waits or runs."""
 
     id: str  # "123", or "123_4" for a task of an array
-    state: str  # PENDING, RUNNING, COMPLETING, ...
+    state: str  # PENDING, RUNNING, COMPLETING, ...; PENDING too for what was put back in the queue and is held
     reason: str  # why it waits: Priority, Resources, Dependency, JobHeldUser, ...; "" if nothing is said
     node: str  # list of nodes; "" while it waits
     name: str
@@ -128,6 +131,7 @@ def cancel(ids: Iterable[str]) -> None:
 
 def never_starts(reason: str) -> str | None:
     """In plain words why a job that waits for `reason` will wait for ever; None if waiting may cure it."""
+    reason = reason.replace("_", " ")
     if PER_JOB.fullmatch(reason):
         return f"a limit of one job in your account or qos ({reason}); ask for less, or change account or qos"
     return f"{NEVER[reason]} ({reason})" if reason in NEVER else None
@@ -175,6 +179,7 @@ def _answer(*command: str) -> str:
 def _queued(line: str) -> QueuedJob:
     number, state, reason, node, name, comment, restarts, *_ = (part.strip() for part in line.split(SEPARATOR))
     reason, comment = ("" if text in ("None", "(null)") else text for text in (reason, comment))
+    state = "PENDING" if state in HELD else state
     return QueuedJob(number, state, reason, node, name, comment, int(restarts or 0))
 
 

@@ -47,7 +47,7 @@ def job_state() -> str:
     """
     job = _described() if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else {}
     state = job.get("JobState", "RUNNING")
-    if state == "RUNNING":
+    if state in ("RUNNING", "SIGNALING", "RESIZING"):
         return "preempted" if job.get("PreemptTime", "None") not in ("None", "Unknown") else "running"
     restarted = int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return "requeued" if restarted else "ended"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.profile import SlurmError
-from slurm.queue import ended, queue, release
+from slurm.queue import ended, never_starts, queue, release
 
 Say = Callable[[str, str], None]
 
@@ -57,3 +57,13 @@ def test_a_job_that_has_ended_hides_no_refusal_for_another(say: Say, gone_is_las
     say("scontrol", "\n".join(f"echo '{line}' >&2" for line in told) + "\nexit 1")
     with pytest.raises(SlurmError, match="Access/permission denied for job 2"):
         release(["1", "2"])
+
+
+def test_a_job_that_is_held_after_it_was_requeued_waits_until_it_is_released(say: Say) -> None:
+    """As Slurm does after a prolog that fails; in either of its spellings."""
+    rows = (r"1\037SPECIAL_EXIT\037job requeued in held state", r"2\037PENDING\037launch_failed_requeued_held")
+    say("squeue", "printf '" + "".join(rf"{row}\037\037a\037\0371\037\n" for row in rows) + "'")
+    first, second = queue()
+    assert (first.state, second.state) == ("PENDING", "PENDING")
+    for job, why in ((first, "it was put back in the queue"), (second, "its node could not start it")):
+        assert str(never_starts(job.reason)).startswith(f"{why}, and ")

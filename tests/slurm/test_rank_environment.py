@@ -151,6 +151,8 @@ def test_what_slurm_does_with_the_job(scontrol: Callable[..., list[str]], task: 
     scontrol(preempted="2026-11-26T22:11:18")
     assert job_state() == "preempted"
     assert being_preempted()
+    scontrol(state="SIGNALING", preempted="2026-11-26T22:11:18")
+    assert job_state() == "preempted"
     scontrol(state="COMPLETING", preempted="2026-11-26T22:11:18")
     assert job_state() == "ended"
     scontrol(state="COMPLETING", restarts=1)
