@@ -287,6 +287,7 @@ def test_sbatch_does_not_inherit_the_job_that_it_is_called_from(
         *("CUDA_VISIBLE_DEVICES", "SBATCH_MEM_BIND_TYPE"),
     }
     overridden = {"SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_JOB_NAME", "SBATCH_MEM_PER_NODE"}
+    overridden |= {"SBATCH_WAIT", "SBATCH_OUTPUT", "SBATCH_ARRAY_INX"}  # whatever the profile says
     kept = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SBATCH_ACCOUNT", "SBATCH_RESERVATION", "NCCL_SOCKET_IFNAME"}
     for name in inherited | overridden | kept:
         monkeypatch.setenv(name, "1")
