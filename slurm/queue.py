@@ -216,7 +216,8 @@ def _most_jobs(account: str | None, qos: str | None) -> int | None:
     except SlurmError:
         return None
     values = [value for row in own for value in row[2:]] + [value for row in of_qos for value in row[1:]]
-    return min((int(value) for value in values if value.isdecimal()), default=None)
+    # Not 0, of an account that is closed: nothing would ever be submitted, though another one is meant.
+    return min((int(value) for value in values if value.isdecimal() and int(value)), default=None)
 
 
 def _each(*command: str, ids: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.profile import SlurmError
-from slurm.queue import ended, never_starts, queue, release
+from slurm.queue import ended, limits, never_starts, queue, release
 
 Say = Callable[[str, str], None]
 
@@ -67,3 +67,13 @@ def test_a_job_that_is_held_after_it_was_requeued_waits_until_it_is_released(say
     assert (first.state, second.state) == ("PENDING", "PENDING")
     for job, why in ((first, "it was put back in the queue"), (second, "its node could not start it")):
         assert str(never_starts(job.reason)).startswith(f"{why}, and ")
+
+
+def test_the_smallest_limit_counts_but_not_that_of_a_closed_account(say: Say) -> None:
+    say("scontrol", "echo 'MaxArraySize            = 2001'")
+    assoc, qos = r"old|normal|0|\nbreast|long|500|900\n", r"normal||300|\nlong|400||\n"
+    say("sacctmgr", f"case $4 in assoc) printf '{assoc}' ;; qos) printf '{qos}' ;; esac")
+    assert (limits().array_size, limits().jobs) == (2001, 300)
+    assert limits("breast").jobs == 400
+    assert limits("breast", "normal").jobs == 300
+    assert limits("old", "other").jobs is None
