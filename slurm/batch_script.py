@@ -21,6 +21,8 @@ RANK_VARIABLES = {
 GPU_VARIABLES = {"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL"}
 # What a user, or the cluster, says of Slurm itself.
 KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"}
+# Of sbatch, which would then wait until the job has ended, write its log elsewhere, or make an array of one job.
+NOT_OURS = {"SBATCH_WAIT", "SBATCH_OUTPUT", "SBATCH_ERROR", "SBATCH_ARRAY_INX"}
 # Options of sbatch whose variable is not named as they are.
 VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX", "requeue": "NO_REQUEUE"}
 
@@ -65,6 +67,7 @@ def script(options: dict[str, Any], profile: Profile, folder: Path, job: str, co
         "output": f"{logs}_%t_log.out",
         "error": f"{logs}_%t_log.err",
         "kill-on-bad-exit": 1,  # else the other ranks would wait for one that died
+        "export": "ALL",  # of this script, also where the cluster or the user has sbatch export nothing
         "wait": 0,  # a cluster's WaitTime would end the job soon after the first task that has nothing left to do
         "cpus-per-task": options.get("cpus-per-task"),  # srun does not take it from sbatch since Slurm 22.05
         **{name.lstrip("-").replace("_", "-"): value for name, value in profile.srun.items()},
@@ -84,7 +87,8 @@ def environment_for_sbatch(environment: Mapping[str, str], options: dict[str, An
     Otherwise they would win over the script.
     """
     given = {name for name, value in options.items() if value is not None}
-    left_out = {f"SBATCH_{VARIABLES.get(name, name).upper().replace('-', '_')}" for name in given} | RANK_VARIABLES
+    left_out = {f"SBATCH_{VARIABLES.get(name, name).upper().replace('-', '_')}" for name in given}
+    left_out |= RANK_VARIABLES | NOT_OURS
     if "SLURM_JOB_ID" in environment:
         left_out |= GPU_VARIABLES
     return {

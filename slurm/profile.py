@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CLUSTERS = ("local", "slurm")
+# Options of sbatch that are given by a key of their own, as more is computed from it: how many tasks share a work, the
+# notice before the time limit, what counts as a time-out, GPU-hours.
+COUNTED = {"time": "timeout_min (minutes)", "ntasks-per-node": "tasks_per_node"}
 
 
 class SlurmError(ValueError):
@@ -48,6 +51,9 @@ class Profile:
                 raise SlurmError(f"{name}: {value} is not positive")
         if (self.gpus_per_node or 0) < 0:
             raise SlurmError(f"gpus_per_node: {self.gpus_per_node} is negative; 0 requests none")
+        for name, value in self.additional.items():
+            if key := COUNTED.get(name.lstrip("-").replace("_", "-")):
+                raise SlurmError(f"additional.{name}: {value}; give {key} in its place")
         if self.cluster == "local" and (self.nodes or 1) > 1:
             raise SlurmError(f"nodes: {self.nodes}, but cluster 'local' is one machine; set nodes: 1 or cluster: slurm")
 

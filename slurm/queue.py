@@ -7,6 +7,7 @@ empty queue.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import subprocess
 import time
@@ -18,10 +19,12 @@ from slurm.profile import SlurmError
 ANSWER_TIMEOUT = 120  # seconds; the commands themselves try again for up to a minute
 FIRST_LOOK = 3.0  # seconds in which Slurm looks at a new job
 SEPARATOR = "\x1f"  # stands in no name or comment
+OF_A_COMMAND = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL|SACCTMGR)_")
 ENDS = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
 )
+HELD = ("SPECIAL_EXIT", "REQUEUE_HOLD")  # states of jobs that wait until they are released
 GONE = re.compile(r"Invalid job id|already (completing|completed|finished)", re.IGNORECASE)
 
 # Reasons (squeue(1), JOB REASON CODES) that no waiting cures -> in plain words, and what to change.
@@ -37,6 +40,8 @@ NEVER = {
     "PartitionTimeLimit": "a longer time limit than the partition gives; lower timeout_min or change partition",
     "QOSNotAllowed": "the partition does not allow this qos; change qos or partition",
     "QOSTimeLimit": "a longer time limit than the qos gives; lower timeout_min or change qos",
+    "job requeued in held state": "it was put back in the queue, and is held until `scontrol release`",
+    "launch failed requeued held": "its node could not start it, and Slurm holds it until `scontrol release`",
 }
 PER_JOB = re.compile(r"(Assoc|QOS)M(ax|in)\w*(PerJob|PerNode)\w*|QOSMin\w+|Max\w+PerJob|MaxMemPerLimit")
 
@@ -46,7 +51,7 @@ class QueuedJob:
     """A job, or one task of an array, that waits or runs."""
 
     id: str  # "123", or "123_4" for a task of an array
-    state: str  # PENDING, RUNNING, COMPLETING, ...
+    state: str  # PENDING, RUNNING, COMPLETING, ...; PENDING too for what was put back in the queue and is held
     reason: str  # why it waits: Priority, Resources, Dependency, JobHeldUser, ...; "" if nothing is said
     node: str  # list of nodes; "" while it waits
     name: str
@@ -77,8 +82,10 @@ def queue() -> list[QueuedJob]:
     """The user's own jobs that wait or run, each task of an array by itself. Raises `SlurmError`."""
     fields = ("JobArrayID", "State", "Reason", "NodeList", "Name", "Comment", "RestartCnt")
     layout = ",".join(f"{field}:{SEPARATOR}" for field in fields)
-    lines = _answer("squeue", "--me", "--array", "--noheader", f"--Format={layout}").splitlines()
-    return [_queued(line) for line in lines if line.strip()]
+    # --all: also of partitions that are hidden, whose jobs would seem to have ended.
+    lines = _answer("squeue", "--me", "--all", "--array", "--noheader", f"--Format={layout}").splitlines()
+    jobs = [_queued(line) for line in lines if SEPARATOR in line]  # not "CLUSTER: name", where there are several
+    return [job for job in jobs if job.state != "REVOKED"]  # it runs on another cluster of a federation
 
 
 def ended(ids: Iterable[str]) -> dict[str, EndedJob]:
@@ -124,6 +131,7 @@ def cancel(ids: Iterable[str]) -> None:
 
 def never_starts(reason: str) -> str | None:
     """In plain words why a job that waits for `reason` will wait for ever; None if waiting may cure it."""
+    reason = reason.replace("_", " ")
     if PER_JOB.fullmatch(reason):
         return f"a limit of one job in your account or qos ({reason}); ask for less, or change account or qos"
     return f"{NEVER[reason]} ({reason})" if reason in NEVER else None
@@ -150,21 +158,28 @@ def waits_for_ever(number: str) -> str | None:
 
 def _answer(*command: str) -> str:
     """What a command of Slurm prints. Raises `SlurmError` in one line if there is none, or it fails."""
+    # Without the user's own defaults: SQUEUE_STATES=R would hide what waits, SCANCEL_INTERACTIVE ask for each job.
+    environment = {name: value for name, value in os.environ.items() if not OF_A_COMMAND.match(name)}
+    environment["SLURM_BITSTR_LEN"] = "0"  # lists of tasks in their full length
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=False
+        )
     except FileNotFoundError:
         raise SlurmError(f"no {command[0]} command here; run this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"Slurm does not answer: {command[0]} took more than {ANSWER_TIMEOUT} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise SlurmError(f"Slurm does not answer: {lines[-1].strip()}")
+        told = [line for line in lines if not GONE.search(line)] or lines  # of several jobs, what is not forgiven
+        raise SlurmError(f"Slurm does not answer: {told[-1].strip()}")
     return done.stdout
 
 
 def _queued(line: str) -> QueuedJob:
     number, state, reason, node, name, comment, restarts, *_ = (part.strip() for part in line.split(SEPARATOR))
     reason, comment = ("" if text in ("None", "(null)") else text for text in (reason, comment))
+    state = "PENDING" if state in HELD else state
     return QueuedJob(number, state, reason, node, name, comment, int(restarts or 0))
 
 
@@ -184,9 +199,9 @@ def _row_of(job: str, rows: Collection[str]) -> str | None:
 
 
 def _tasks(row: str) -> set[int]:
-    """{0, 1, 2, 3, 7} for "123_[0-3,7%2]"."""
-    ranges = re.findall(r"(\d+)(?:-(\d+))?", row.partition("[")[2].partition("%")[0])
-    return {task for first, last in ranges for task in range(int(first), int(last or first) + 1)}
+    """{0, 1, 2, 3, 7} for "123_[0-3,7%2]", {0, 2, 4} for "123_[0-4:2]"."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", row.partition("[")[2].partition("%")[0])
+    return {task for a, b, step in ranges for task in range(int(a), int(b or a) + 1, int(step or 1))}
 
 
 def _most_jobs(account: str | None, qos: str | None) -> int | None:
@@ -201,7 +216,8 @@ def _most_jobs(account: str | None, qos: str | None) -> int | None:
     except SlurmError:
         return None
     values = [value for row in own for value in row[2:]] + [value for row in of_qos for value in row[1:]]
-    return min((int(value) for value in values if value.isdecimal()), default=None)
+    # Not 0, of an account that is closed: nothing would ever be submitted, though another one is meant.
+    return min((int(value) for value in values if value.isdecimal() and int(value)), default=None)
 
 
 def _each(*command: str, ids: Iterable[str]) -> None:

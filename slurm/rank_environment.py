@@ -47,7 +47,7 @@ def job_state() -> str:
     """
     job = _described() if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else {}
     state = job.get("JobState", "RUNNING")
-    if state == "RUNNING":
+    if state in ("RUNNING", "SIGNALING", "RESIZING"):
         return "preempted" if job.get("PreemptTime", "None") not in ("None", "Unknown") else "running"
     restarted = int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return "requeued" if restarted else "ended"
@@ -60,7 +60,10 @@ def first_task() -> bool:
 
 
 def job_id() -> str | None:
-    """The number of the Slurm job that this process is a task of, "123", or "123_4" in an array; None outside."""
+    """The number of the Slurm job that this process is a task of, "123", or "123_4" in an array; None outside.
+
+    In an array SLURM_JOB_ID will not do: the last task to start has that of the whole array.
+    """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
@@ -77,8 +80,8 @@ def requeue() -> None:
     for a job that was cancelled: Slurm would start it again.
     """
     if job_state() == "ended":
-        raise SlurmError(f"job {_job_id()} was cancelled or is over its time limit, so it is not put back in the queue")
-    _ask_slurm(f"scontrol requeue {_job_id()}")
+        raise SlurmError(f"job {job_id()} was cancelled or is over its time limit, so it is not put back in the queue")
+    _ask_slurm(f"scontrol requeue {job_id()}")
 
 
 def exclude_node_and_requeue(node: str) -> bool:
@@ -97,7 +100,7 @@ def exclude_node_and_requeue(node: str) -> bool:
     before = _described().get("ExcNodeList", "(null)")
     nodes = node if before == "(null)" else f"{before},{node}"
     note.write_text(f"{node}\n")
-    job = _job_id()
+    job = job_id()
     # Slurm lets only a job that waits exclude nodes, and one that is put back in the queue gets SIGTERM, and half a
     # minute until SIGKILL.
     _ask_slurm(f"scontrol requeue {job} && scontrol update JobId={job} ExcNodeList={shlex.quote(nodes)}")
@@ -163,16 +166,12 @@ def _typed() -> bool:
 
 def _described() -> dict[str, str]:
     """What Slurm says of this job; nothing if it does not answer."""
-    command = ["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]]
+    command = ["scontrol", "--oneliner", "show", "job", str(job_id())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return dict(pair.partition("=")[::2] for pair in done.stdout.split())
-
-
-def _job_id() -> str:
-    return os.environ["SLURM_JOB_ID"]
 
 
 def _ask_slurm(command: str) -> None:

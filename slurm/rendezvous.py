@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import socket
 import sys
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from slurm.profile import SlurmError
 PATIENCE = 1800.0  # seconds in which all tasks must have started, some after the image of a container has arrived
 FIRST_WORD = 60.0  # seconds after which a task that waits says so
 ANSWER = 2.0  # seconds for a connection and for an answer
+LONGER = 60.0  # seconds for which task 0 answers after it has told all
 PLACES = 8  # ports on which task 0 may answer: as many programs would have to occupy them all
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")  # ports that the kernel gives to outgoing connections
 
@@ -41,25 +43,42 @@ def _tell(step: str, tasks: int, places: list[int]) -> int:
     port = _free_port()
     deadline = time.monotonic() + PATIENCE
     told: set[str] = set()
-    with _listen(places) as server:
-        waiting = _Waiting()
-        while len(told) < tasks - 1:
-            missing = f"{tasks - 1 - len(told)} of the {tasks} tasks of this step"
-            if time.monotonic() > deadline:
-                raise SlurmError(f"SLURM_STEP_NUM_TASKS: {missing} did not start within {PATIENCE / 60:.0f} minutes")
-            waiting.say(f"waiting for {missing} to start")
-            server.settimeout(1)
-            try:
-                connection, _ = server.accept()
-                with connection:
-                    connection.settimeout(ANSWER)
-                    asked, _, rank = _line(connection).partition(" ")
-                    if asked == step:
-                        connection.sendall(f"{step} {port}\n".encode())
-                        told.add(rank)
-            except OSError:  # nobody called, or hung up: that task will call again
-                continue
+    server = _listen(places)
+    waiting = _Waiting()
+    while len(told) < tasks - 1:
+        missing = f"{tasks - 1 - len(told)} of the {tasks} tasks of this step"
+        if time.monotonic() > deadline:
+            server.close()
+            raise SlurmError(f"SLURM_STEP_NUM_TASKS: {missing} did not start within {PATIENCE / 60:.0f} minutes")
+        waiting.say(f"waiting for {missing} to start")
+        if rank := _tell_one(server, step, port):
+            told.add(rank)
+    threading.Thread(target=_tell_again, args=(server, step, port), daemon=True).start()
     return port
+
+
+def _tell_one(server: socket.socket, step: str, port: int) -> str:
+    """Answer the next task that asks, and return its rank; "" if nobody calls for a second, or hangs up."""
+    server.settimeout(1)
+    try:
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(ANSWER)
+            asked, _, rank = _line(connection).partition(" ")
+            if asked == step:
+                connection.sendall(f"{step} {port}\n".encode())
+                return rank
+    except OSError:  # that task will call again
+        pass
+    return ""
+
+
+def _tell_again(server: socket.socket, step: str, port: int) -> None:
+    """Answer for a while longer: a task whose patience ended before its answer came counts as told, and asks again."""
+    deadline = time.monotonic() + LONGER
+    with server:
+        while time.monotonic() < deadline:
+            _tell_one(server, step, port)
 
 
 def _ask(step: str, rank: int, host: str, places: list[int]) -> int:

@@ -177,6 +177,12 @@ def test_a_job_submitted_from_within_a_job_inherits_nothing_of_it(slurm_cluster:
         assert inherited & set(inner) == set()
 
 
+def test_a_job_to_which_sbatch_exports_nothing_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """As on clusters that set SBATCH_EXPORT=NONE: srun would not export what the script sets either."""
+    with_path = replace(CPU, additional={"export": "NONE"}, setup=[f"export PATH={os.environ['PATH']}"])
+    assert result_of(submit(max, 3, 4, profile=with_path, folder=tmp_path)) == 4
+
+
 def test_a_job_submitted_in_a_step_of_srun_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
     program = (
         "from slurm.profile import Profile; from slurm.submit import submit; "
@@ -281,3 +287,33 @@ def test_a_job_that_has_saved_puts_itself_back_in_the_queue(slurm_cluster: Clust
     assert (tmp_path / "running").exists()
     result_of(job)
     assert job.results() == ["1", "1"]
+
+
+def test_a_task_of_an_array_that_puts_itself_back_leaves_the_others_alone(
+    slurm_cluster: Cluster, tmp_path: Path
+) -> None:
+    """The last task to start has the number of the whole array, and the first has ended by then."""
+
+    def last_requeues_itself(number: int, folder: str) -> str:
+        import slurm.rank_environment as ranks
+
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        Path(folder, f"start-{number}-{restarts}-{os.environ['SLURM_JOB_ID']}").touch()
+        if number == 1 and restarts == "0":
+            while ranks._described()["JobState"] != "RUNNING" or not Path(folder, "go").exists():
+                time.sleep(0.1)
+            ranks.requeue()
+            time.sleep(60)
+        return restarts
+
+    calls = [(last_requeues_itself, (number, str(tmp_path))) for number in range(2)]
+    first, last = submit_calls(calls, profile=CPU, folder=tmp_path, at_once=1)
+    number = first.job_id.partition("_")[0]
+    wait_for(lambda: (tmp_path / f"start-1-0-{number}").exists())
+    result_of(first)
+    wait_for(lambda: [job.id for job in queue()] == [last.job_id])
+    (tmp_path / "go").touch()
+    start_again_soon(slurm_cluster, last.job_id)
+    assert [job.id for job in queue()] == [last.job_id]
+    assert result_of(last) == "1"
+    assert len(list(tmp_path.glob("start-0-*"))) == 1

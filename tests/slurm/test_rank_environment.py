@@ -38,7 +38,8 @@ def task(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in RANK_VARIABLES:
         monkeypatch.setenv(name, "")  # so that what the call exports is taken back afterwards
         monkeypatch.delenv(name)
-    for name in ("SUBMITIT_EXECUTOR", "SLURM_PTY_PORT", "SLURM_RESTART_COUNT"):
+    of_a_job = ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    for name in ("SUBMITIT_EXECUTOR", "SLURM_PTY_PORT", *of_a_job):
         monkeypatch.delenv(name, raising=False)
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
@@ -150,6 +151,8 @@ def test_what_slurm_does_with_the_job(scontrol: Callable[..., list[str]], task: 
     scontrol(preempted="2026-11-26T22:11:18")
     assert job_state() == "preempted"
     assert being_preempted()
+    scontrol(state="SIGNALING", preempted="2026-11-26T22:11:18")
+    assert job_state() == "preempted"
     scontrol(state="COMPLETING", preempted="2026-11-26T22:11:18")
     assert job_state() == "ended"
     scontrol(state="COMPLETING", restarts=1)
@@ -186,3 +189,15 @@ def test_a_node_is_excluded_once(scontrol: Callable[..., list[str]]) -> None:
     assert scontrol() == ["requeue 4711", "update JobId=4711 ExcNodeList=gpu[01-02],gpu08"]
     assert not exclude_node_and_requeue("gpu11")
     assert len(scontrol()) == 2
+
+
+def test_a_task_of_an_array_asks_for_itself_alone(
+    scontrol: Callable[..., list[str]], task: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The last one to start has the number of the whole array as its SLURM_JOB_ID."""
+    task.setenv("SLURM_ARRAY_JOB_ID", "4711")
+    task.setenv("SLURM_ARRAY_TASK_ID", "5")
+    (tmp_path / "jobs" / "4711_5").mkdir()
+    requeue()
+    assert exclude_node_and_requeue("gpu08")
+    assert scontrol() == ["requeue 4711_5", "requeue 4711_5", "update JobId=4711_5 ExcNodeList=gpu08"]

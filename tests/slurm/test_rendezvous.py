@@ -73,6 +73,20 @@ def test_two_steps_at_the_same_places_do_not_mix(monkeypatch: pytest.MonkeyPatch
     assert one != other
 
 
+def test_a_task_that_was_told_too_late_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task 0 has told it, and goes on to its work."""
+    answers = iter([""])
+    ask = slurm.rendezvous._answer_at
+
+    def lost(host: str, place: int, question: str) -> str:
+        answer = ask(host, place, question)
+        return next(answers, answer) if answer else ""
+
+    monkeypatch.setattr(slurm.rendezvous, "_answer_at", lost)
+    assert len(agree("17.0.0", 2)) == 1
+    assert next(answers, None) is None
+
+
 def test_the_port_is_none_that_outgoing_connections_take() -> None:
     first, last = map(int, slurm.rendezvous.EPHEMERAL.read_text().split())
     assert not first <= slurm.rendezvous._free_port() <= last

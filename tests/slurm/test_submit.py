@@ -224,7 +224,7 @@ setup:
   - module load cuda/12.4
   - export NCCL_SOCKET_IFNAME="ib0"
 python: /opt/conda/bin/python
-additional: {ntasks: 6, gpus-per-task: 1, exclusive: true, mem_per_cpu: 4G, time: 1-12:00:00, open-mode: null}
+additional: {ntasks: 6, gpus-per-task: 1, exclusive: true, mem_per_cpu: 4G, time-min: 1-12:00:00, open-mode: null}
 srun: {container-image: "nvcr.io#nvidia/pytorch:24.05-py3", container-mounts: "/data:/data:ro,/scratch", mpi: none}
 """)
     profile = load_profile(file)
@@ -233,7 +233,7 @@ srun: {container-image: "nvcr.io#nvidia/pytorch:24.05-py3", container-mounts: "/
     given = directives(script)
     expected = ["qos=010", "constraint=a100&ib", "exclude=gpu[07-08]", "array=0-4%3", "job-name=two words"]
     expected += ["comment=it's 5 %", "ntasks=6", "gpus-per-task=1", "exclusive", "mem-per-cpu=4G"]
-    for option in (*expected, "time=1-12:00:00", "requeue"):
+    for option in (*expected, "time-min=1-12:00:00", "requeue"):
         assert f"--{option}" in given
     names = [option.partition("=")[0] for option in given]
     left_out = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--open-mode", "--dependency", "--hold"}
@@ -287,6 +287,7 @@ def test_sbatch_does_not_inherit_the_job_that_it_is_called_from(
         *("CUDA_VISIBLE_DEVICES", "SBATCH_MEM_BIND_TYPE"),
     }
     overridden = {"SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_JOB_NAME", "SBATCH_MEM_PER_NODE"}
+    overridden |= {"SBATCH_WAIT", "SBATCH_OUTPUT", "SBATCH_ARRAY_INX"}  # whatever the profile says
     kept = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SBATCH_ACCOUNT", "SBATCH_RESERVATION", "NCCL_SOCKET_IFNAME"}
     for name in inherited | overridden | kept:
         monkeypatch.setenv(name, "1")
@@ -361,6 +362,8 @@ def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("setup: module load cuda", "setup: .* is not a list"),
         ("array_parallelism: 0", "array_parallelism: 0 is not positive"),
         ("additional: [qos]", r"additional: \['qos'\] is not a mapping"),
+        ("additional: {time: 12:30:00}", r"additional\.time: 12:30:00; give timeout_min \(minutes\) in its place"),
+        ("additional: {--ntasks_per_node: 4}", "additional.--ntasks_per_node: 4; give tasks_per_node in its place"),
         ("mem_gb: .inf", "mem_gb: inf is not positive"),
         ("cluster: pbs", "cluster: 'pbs' is not one of local, slurm"),
         ("tasks_per_node: 0", "tasks_per_node: 0 is not positive"),
@@ -393,11 +396,11 @@ def test_an_empty_profile_is_one_line(tmp_path: Path) -> None:
 def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
     """YAML 1.1 reads a limit of 12:30 as 750 minutes, and the partition 007 as 7."""
     (tmp_path / "typed.yaml").write_text(
-        "partition: 007\naccount: yes\nadditional: {time: 12:30:00, begin: 010, exclusive: true, nice: 5}\n"
+        "partition: 007\naccount: yes\nadditional: {time-min: 12:30:00, begin: 010, exclusive: true, nice: 5}\n"
     )
     profile = load_profile(tmp_path / "typed.yaml")
     assert (profile.partition, profile.account) == ("007", "yes")
-    assert profile.additional == {"time": "12:30:00", "begin": "010", "exclusive": True, "nice": 5}
+    assert profile.additional == {"time-min": "12:30:00", "begin": "010", "exclusive": True, "nice": 5}
 
 
 def test_the_shipped_profiles_load() -> None:
