@@ -53,7 +53,9 @@ class LocalRun:
         """Run what the points lack. Returns, by point, "done" or why it is not; after a signal everything is saved."""
         with one_at_a_time(self.sweep), self._signals():
             reader = Reader(self.sweep)
-            require_same_settings(self.sweep, {p.name: reader.of_point(p) for p in self.sweep.points}, reader.batches)
+            require_same_settings(
+                self.sweep.points, {p.name: reader.of_point(p) for p in self.sweep.points}, reader.batches
+            )
             save_sweep(self.sweep)
             self.code = copy_code(self.sweep.own / "code")
             with ThreadPoolExecutor(self.sweep.at_once or 1) as pool:

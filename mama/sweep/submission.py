@@ -62,16 +62,17 @@ class Need:
     broken: str = ""  # the step that only --retry submits again, and its cause
 
 
-def plan(sweep: Sweep, retry: bool = False) -> Plan:
-    """Find out what each point lacks. Raises `SlurmError` if Slurm does not answer."""
+def plan(sweep: Sweep, retry: bool = False, names: Sequence[str] = ()) -> Plan:
+    """Find out what each point lacks, of all or of those named. Raises `SlurmError` if Slurm does not answer."""
     reader = Reader(sweep)
-    found = {point.name: reader.of_point(point) for point in sweep.points}
-    require_same_settings(sweep, found, reader.batches)
+    points = [point for point in sweep.points if not names or point.name in names]
+    found = {point.name: reader.of_point(point) for point in points}
+    require_same_settings(points, found, reader.batches)
     chains: dict[tuple[Any, ...], list[tuple[Point, list[Work]]]] = {}
     packing: dict[str, Chain] = {}
     broken: dict[str, str] = {}
     stale: list[str] = []
-    for point in sweep.points:
+    for point in points:
         shards = [state for state in found[point.name] if state.step in SHARED]
         own = found[point.name][len(shards) :]
         need = _need(own, retry)
@@ -121,10 +122,8 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
     """
     with one_at_a_time(sweep):
         recover(sweep)
-        save_sweep(sweep)
-        planned = plan(
-            sweep if not points else replace(sweep, points=[p for p in sweep.points if p.name in points]), retry
-        )
+        planned = plan(sweep, retry, points)
+        save_sweep(sweep)  # only now: a change that is refused must not reach the file that names the points
         cancel(planned.stale)
         code = copy_code(sweep.own / "code")
         lines: list[str] = []
@@ -299,12 +298,12 @@ def _dependency(chain: Chain, step: str, jobs: dict[str, str], packed: dict[str,
     return f"afterok:{chain.after}" if chain.after else ""
 
 
-def require_same_settings(sweep: Sweep, found: dict[str, list[StepState]], recorded: list[Batch]) -> None:
+def require_same_settings(points: Sequence[Point], found: dict[str, list[StepState]], recorded: list[Batch]) -> None:
     """Refuse points that were begun, or are in the queue, with other settings."""
-    for point in sweep.points:
+    for point in points:
         now = _plain(flat(asdict(point.config)))
         run = point.config.run_folder
-        if (run / "config.yaml").exists() and checkpoints.checkpoints(run):
+        if (run / "config.yaml").exists() and (checkpoints.checkpoints(run) or (run / "model").exists()):
             require_settings(_plain(flat(asdict(load_run(run)))), now, point.name)
         elif any(state.state in IN_QUEUE for state in found[point.name] if state.step not in SHARED):
             newest = next((b.settings[point.name] for b in reversed(recorded) if point.name in b.settings), None)
