@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mama.sweep.local import STOPPED
 from mama.sweep.points_table import describe_points
 from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
 from mama.sweep.sweep import Sweep
@@ -46,4 +47,4 @@ def exit_code(outcome: dict[str, str]) -> int:
     lacking = [word for word in outcome.values() if word != "done"]
     if not lacking:
         return 0
-    return 75 if all("stopped" in word for word in lacking) else 1
+    return 75 if all(word.endswith(STOPPED) for word in lacking) else 1

@@ -31,6 +31,7 @@ from mama.sweep.work import Work, run_step, work_of
 log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+STOPPED = "stopped; run it again to continue"
 INTERVAL = 30.0  # seconds between two lines on the progress of a training
 CHILD = "import pickle, sys; from mama.sweep.local import work_here; work_here(pickle.load(sys.stdin.buffer))"
 
@@ -83,7 +84,7 @@ class LocalRun:
     def _point(self, point: Point) -> None:
         for step in self.sweep.steps():
             if self.stopping.is_set():
-                self.outcome[point.name] = "stopped; run it again to continue"
+                self.outcome[point.name] = STOPPED
                 return
             why = self._step(work_of(self.sweep, point, step))
             if why:
@@ -100,8 +101,10 @@ class LocalRun:
             found = Reader(self.sweep).of(work)
             if found.state == "done":
                 return ""
-            if found.state in ("running", "queued"):
-                return f"is at work elsewhere ({found.job or found.node})"
+            if found.job and found.state in ("running", "queued"):
+                return f"is at work elsewhere (job {found.job})"
+            if found.state == "running":
+                return f"is at work elsewhere ({found.node}); if it is not, delete {work.status}"
             if found.state in BROKEN and (not self.retry or work.status in self.tried):
                 return f"failed: {found.reason}; --retry runs it again"
             self.tried.add(work.status)
@@ -120,7 +123,7 @@ class LocalRun:
             status.end(work.status, left, "stopped")
         if code == EXIT_CODE or self.stopping.is_set():
             self.say(f"{work.unit}: {work.step} stopped")
-            return "stopped; run it again to continue"
+            return STOPPED
         cause = left.cause if left and left.cause else f"its process ended with {code}"
         if left and left.state == "running":
             status.end(work.status, left, "failed", cause)
@@ -130,7 +133,8 @@ class LocalRun:
     def _wait_for_child(self, work: Work) -> int:
         log = work.status.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(self.code), "PYTHONSAFEPATH": "1"}
+        paths = filter(None, (str(self.code), os.environ.get("PYTHONPATH")))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-c", CHILD]
         with log.open("ab") as file, self.guard:
             # A session of its own: Ctrl-C reaches this process alone, which asks each child once to save and stop.
