@@ -81,7 +81,7 @@ def plan(sweep: Sweep, retry: bool = False, names: Sequence[str] = ()) -> Plan:
             broken[point.name] = why
         if packs.broken:
             continue
-        stale += need.stale
+        stale += [job for job in (*packs.stale, *need.stale) if job not in stale]
         name = None
         if packs.steps:
             works = [work_of(sweep, point, step, in_job=True) for step in packs.steps]
@@ -129,7 +129,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
         lines: list[str] = []
         packed: dict[str, str] = {}
         submitted: list[Batch] = []
-        for chain, left_out in _cut(planned.chains, limits(), len(queue()) if planned.chains else 0):
+        for chain, left_out in _cut(planned.chains, _limits(sweep), len(queue()) if planned.chains else 0):
             if left_out:
                 lines.append(f"{left_out} left out: the cluster takes no more jobs of yours now; run this again later")
                 continue
@@ -209,12 +209,24 @@ def _chain(key: tuple[Any, ...], units: list[tuple[Point, list[Work]]]) -> Chain
     return Chain(steps, tuple(point.name for point in points), works, shards, after, points)
 
 
+def _limits(sweep: Sweep) -> Limits:
+    """The smallest limits among those of the accounts and qos of the sweep's profiles."""
+    profiles = [profile_of(sweep, step) for step in sweep.steps()]
+    found = [limits(*each) for each in dict.fromkeys((profile.account, profile.qos) for profile in profiles)]
+    jobs = [each.jobs for each in found if each.jobs is not None]
+    return Limits(min(each.array_size for each in found), min(jobs, default=None))
+
+
 def _cut(chains: list[Chain], bounds: Limits, waiting: int) -> Iterator[tuple[Chain, int]]:
     """The chains, cut to arrays that the cluster accepts; at last how many units it does not take now."""
     left = None if bounds.jobs is None else max(0, bounds.jobs - waiting)
     left_out = 0
+    to_pack = {chain.units[0] for chain in chains if chain.steps[-1] in SHARED}
     for chain in chains:
         size = len(chain.units)
+        if chain.shards in to_pack:  # what they wait for was left out itself
+            left_out += size
+            continue
         largest = min(size, bounds.array_size or size)
         first = 0
         while first < size:
@@ -225,6 +237,7 @@ def _cut(chains: list[Chain], bounds: Limits, waiting: int) -> Iterator[tuple[Ch
             if count == 0:
                 left_out += size - first
                 break
+            to_pack -= {chain.units[0]}
             yield _part(chain, slice(first, first + count)), 0
             first += count
     if left_out:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from mama.errors import ConfigError
+from mama.sweep import state, submission
 from mama.sweep.definition import load_sweep
-from mama.sweep.submission import plan, submit_missing
+from mama.sweep.submission import Chain, plan, submit_missing
 from mama.sweep.sweep import Point, Sweep
-from tests.support.study import begun, study
+from slurm.queue import EndedJob, Limits
+from tests.support.study import begun, study, submitted
 
 
 @pytest.fixture
@@ -52,3 +54,51 @@ def test_a_retry_of_one_point_knows_the_axes_of_all(sweep: Sweep) -> None:
     assert list(planned.states) == ["seed-0"]
     (work,) = planned.chains[0].works["train"]
     assert work.differs.keys() == {"seed", "optim.lr"}
+
+
+def test_points_whose_packing_is_left_out_are_left_out_too() -> None:
+    packing = Chain(("pack", "check"), ("archive-1",), {"pack": [], "check": []})
+    waiting = Chain(("train",), ("seed-0",), {"train": []}, shards="archive-1")
+    ready = Chain(("train",), ("seed-1",), {"train": []})
+
+    def parts(jobs: int | None) -> list[tuple[tuple[str, ...], int]]:
+        bounds = Limits(array_size=9, jobs=jobs)
+        return [(part.units, left) for part, left in submission._cut([packing, waiting, ready], bounds, 0)]
+
+    assert parts(None) == parts(4) == [(("archive-1",), 0), (("seed-0",), 0), (("seed-1",), 0)]
+    assert parts(1) == [(("seed-1",), 0), (("seed-1",), 2)]
+
+
+def test_the_limits_are_those_of_the_accounts_that_the_profiles_name(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, more in (("gpu", "account: ours\nqos: long\n"), ("cpu", "")):
+        (tmp_path / f"{name}.yaml").write_text(f"cluster: slurm\n{more}")
+    monkeypatch.setattr(submission, "limits", lambda account, qos: Limits(100, 7 if account else None))
+    profiles = {"train": str(tmp_path / "gpu.yaml"), "default": str(tmp_path / "cpu.yaml")}
+    assert submission._limits(replace(sweep, profiles=profiles)) == Limits(100, 7)
+    assert submission._limits(replace(sweep, profiles={"default": profiles["default"]})) == Limits(100, None)
+
+
+def test_a_job_taken_away_before_its_work_began_is_submitted_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submitted(sweep)["seed-0"]
+    log = sweep.own / "jobs" / job / f"{job}_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    monkeypatch.setattr(state, "queue", list)
+    monkeypatch.setattr(state, "ended", lambda ids: {})
+    found = state.states(sweep)["seed-0"][0]
+    assert (found.state, found.reason) == ("failed", "it ended before its work began; see its log")
+    monkeypatch.setattr(state, "ended", lambda ids: {each: EndedJob(each, "NODE_FAIL", "n1", 0, 0) for each in ids})
+    found = state.states(sweep)["seed-0"][0]
+    assert (found.state, found.reason) == ("stopped", "its node failed")
+
+
+def test_the_log_is_that_of_the_job_that_left_the_word(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted(sweep, "78")  # cancelled before it began
+    begun(sweep, "seed-0", "train", "failed", "no disk", job="77_0")
+    monkeypatch.setattr(state, "queue", list)
+    found = state.states(sweep)["seed-0"][0]
+    assert (found.job, found.log) == ("77_0", sweep.own / "jobs" / "77_0" / "77_0_0_log.err")
