@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 import click
 
@@ -24,12 +23,12 @@ def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: 
     """
     from mama.sweep import dry_run as describe
     from mama.sweep import submission
-    from mama.sweep.definition import load_sweep
+    from mama.sweep.definition import load_sweep, with_default_profile
     from mama.sweep.local import LocalRun
 
     found = load_sweep(sweep, overrides)
     if profile:
-        found = replace(found, profiles={**found.profiles, "default": profile})
+        found = with_default_profile(found, profile)
     on_slurm = submission.cluster_of(found) == "slurm"
     if dry_run:
         for line in describe.dry_run(found, retry):

@@ -7,17 +7,21 @@ leaves either a complete batch, which is released by the next one, or jobs that 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from errno import EACCES, EAGAIN
 from typing import Any
 
 from mama.errors import ConfigError
 from mama.run.files import read_object, write_json
 from mama.sweep.sweep import Sweep
 from shards.from_json import from_json
+
+log = logging.getLogger(__name__)
 
 SUBMITTING, COMPLETE, RELEASED, CANCELLED = "submitting", "complete", "released", "cancelled"
 
@@ -70,12 +74,21 @@ def write_batch(sweep: Sweep, batch: Batch) -> None:
 
 @contextmanager
 def one_at_a_time(sweep: Sweep) -> Iterator[None]:
-    """Only one process submits, or runs, the jobs of a sweep. Raises `ConfigError` if another does."""
+    """Only one process submits, or runs, the jobs of a sweep. Raises `ConfigError` if another does.
+
+    On a file system without locks it only logs a warning.
+    """
     sweep.own.mkdir(parents=True, exist_ok=True)
     with (sweep.own / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (EACCES, EAGAIN):
+                log.warning(
+                    "%s: this file system has no locks (%s): start one mama sweep at a time", sweep.own, error.strerror
+                )
+                yield
+                return
             file.seek(0)
             who = file.read() or "another process"
             raise ConfigError(f"{sweep.folder}: {who} is at work on this sweep; wait for it to end") from None

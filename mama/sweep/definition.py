@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         return _sweep(given, folder, points, None if saved else file)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def with_default_profile(sweep: Sweep, profile: str) -> Sweep:
+    """The sweep with another profile for the stages for which it names none. Raises `ConfigError`."""
+    found = _lasting(find(os.path.expanduser(profile), "slurm"))
+    return replace(sweep, profiles={**sweep.profiles, "default": found})
 
 
 def _file(path: Path) -> Path:
@@ -205,11 +212,15 @@ def _profiles(given: dict[str, Node], file: Path | None) -> dict[str, str]:
         found[stage] = profile = value_of(str, node, f"profiles.{stage}")
         if file is not None:
             try:
-                path = _beside(profile, file, "slurm")
+                found[stage] = _lasting(_beside(profile, file, "slurm"))
             except ConfigError as error:
                 raise ConfigError(f"profiles.{stage}: {error}") from error
-            found[stage] = path.stem if path.parent == shipped_configs() / "slurm" else str(path.absolute())
     return found
+
+
+def _lasting(profile: Path) -> str:
+    """The name of a profile by which it is found from any working directory."""
+    return profile.stem if profile.parent == shipped_configs() / "slurm" else str(profile.absolute())
 
 
 def _baseline(given: dict[str, Node], points: list[Point]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mama.sweep.local import NOT_BEGUN
+from mama.sweep.local import NOT_BEGUN, STOPPED
 from mama.sweep.points_table import describe_points
 from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
 from mama.sweep.sweep import Sweep
@@ -55,4 +55,4 @@ def exit_code(outcome: dict[str, str]) -> int:
     words = [word for word in outcome.values() if word != "done"]
     if not words:
         return 0
-    return 75 if all("stopped" in word for word in words) else 1
+    return 75 if all(word.endswith((STOPPED, NOT_BEGUN)) for word in words) else 1

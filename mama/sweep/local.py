@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 NOT_BEGUN = "stopped before it began"
+STOPPED = "stopped; run it again to continue"
 INTERVAL = 30.0  # seconds between two lines on the progress of a training
 CHILD = "import pickle, sys; from mama.sweep.local import work_here; work_here(pickle.load(sys.stdin.buffer))"
 
@@ -54,7 +55,9 @@ class LocalRun:
         """Run what the points lack. Returns, by point, "done" or why it is not; after a signal everything is saved."""
         with one_at_a_time(self.sweep), self._signals():
             reader = Reader(self.sweep)
-            require_same_settings(self.sweep, {p.name: reader.of_point(p) for p in self.sweep.points}, reader.batches)
+            require_same_settings(
+                self.sweep.points, {p.name: reader.of_point(p) for p in self.sweep.points}, reader.batches
+            )
             save_sweep(self.sweep)
             self.code = copy_code(self.sweep.own / "code")
             with ThreadPoolExecutor(self.sweep.at_once or 1) as pool:
@@ -99,8 +102,10 @@ class LocalRun:
             found = self._when_free(work)
             if found.state == "done":
                 return ""
-            if found.state in ("running", "queued"):
-                return f"is at work elsewhere ({found.job or found.node})"
+            if found.job and found.state in ("running", "queued"):
+                return f"is at work elsewhere (job {found.job})"
+            if found.state == "running":
+                return f"is at work elsewhere ({found.node}); if it is not, delete {work.status}"
             if found.state in BROKEN and (not self.retry or work.status in self.tried):
                 return f"failed: {found.reason}; --retry runs it again"
             self.tried.add(work.status)
@@ -128,7 +133,7 @@ class LocalRun:
             status.end(work.status, left, "stopped")
         if code == EXIT_CODE or self.stopping.is_set():
             self.say(f"{work.unit}: {work.step} stopped")
-            return "stopped; run it again to continue"
+            return STOPPED
         cause = left.cause if left and left.cause else f"its process ended with {code}"
         if left and left.state == "running":
             status.end(work.status, left, "failed", cause)
@@ -138,7 +143,8 @@ class LocalRun:
     def _wait_for_child(self, work: Work) -> int:
         log = work.status.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(self.code), "PYTHONSAFEPATH": "1"}
+        paths = filter(None, (str(self.code), os.environ.get("PYTHONPATH")))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-c", CHILD]
         with log.open("ab") as file, self.guard:
             # A session of its own: Ctrl-C reaches this process alone, which asks each child once to save and stop.

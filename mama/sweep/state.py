@@ -19,7 +19,6 @@ TAKEN_AWAY = {
     "CANCELLED": "cancelled",
     "TIMEOUT": "time limit",
     "BOOT_FAIL": "its node did not boot",
-    "REQUEUED": "requeued, and gone from the queue",
 }
 
 
@@ -67,10 +66,15 @@ class Reader:
             starts = found.starts if found and found.job == waiting.id else 0
             return StepState(work.step, state, waiting.id, reason, waiting.node or None, starts, log)
         if job and log and log.exists() and (found is None or found.job not in (None, job)):
+            end = ended([job]).get(job)
+            if end and end.state in TAKEN_AWAY:
+                return StepState(work.step, "stopped", job, TAKEN_AWAY[end.state], log=log)
             return StepState(work.step, "failed", job, "it ended before its work began; see its log", log=log)
         if found is None:
             return StepState(work.step, "missing", job, log=log)
         word, reason = self._last_word(work, found)
+        # A newer job may have been cancelled before it began.
+        log = _log(self.sweep, found.job, work)
         return StepState(work.step, word, found.job, reason, found.node, found.starts, log)
 
     def _last_word(self, work: Work, found: status.Status) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from mama.errors import ConfigError
 from mama.run.files import read_object, write_json
 from shards.from_json import from_json
 
+CLOCK = 60.0  # seconds by which the clock may be set while a process runs
 Word = Literal["running", "done", "failed", "stopped"]
 
 
@@ -69,8 +70,20 @@ def is_alive(status: Status) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    # After this machine has started anew, another process may have the number.
+    return _began(status.pid) <= datetime.fromisoformat(status.since).timestamp() + CLOCK
+
+
+def _began(pid: int) -> float:
+    """When a process began, in seconds since 1970; 0 where the system does not tell."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        lines = Path("/proc/stat").read_text().splitlines()
+        boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    except (OSError, ValueError, LookupError, StopIteration):
+        return 0.0
+    return boot + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _now() -> str:

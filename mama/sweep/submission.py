@@ -63,16 +63,17 @@ class Need:
     broken: str = ""  # the step that only --retry submits again, and its cause
 
 
-def plan(sweep: Sweep, retry: bool = False) -> Plan:
-    """Find out what each point lacks. Raises `SlurmError` if Slurm does not answer."""
+def plan(sweep: Sweep, retry: bool = False, names: Sequence[str] = ()) -> Plan:
+    """Find out what each point lacks, of all or of those named. Raises `SlurmError` if Slurm does not answer."""
     reader = Reader(sweep)
-    found = {point.name: reader.of_point(point) for point in sweep.points}
-    require_same_settings(sweep, found, reader.batches)
+    points = [point for point in sweep.points if not names or point.name in names]
+    found = {point.name: reader.of_point(point) for point in points}
+    require_same_settings(points, found, reader.batches)
     chains: dict[tuple[Any, ...], list[tuple[Point, list[Work]]]] = {}
     packing: dict[str, Chain] = {}
     broken: dict[str, str] = {}
     stale: list[str] = []
-    for point in sweep.points:
+    for point in points:
         shards = [state for state in found[point.name] if state.step in SHARED]
         own = found[point.name][len(shards) :]
         need = _need(own, retry)
@@ -81,7 +82,7 @@ def plan(sweep: Sweep, retry: bool = False) -> Plan:
             broken[point.name] = why
         if packs.broken:
             continue
-        stale += need.stale
+        stale += [job for job in (*packs.stale, *need.stale) if job not in stale]
         name = None
         if packs.steps:
             works = [work_of(sweep, point, step, in_job=True) for step in packs.steps]
@@ -122,15 +123,14 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
     """
     with one_at_a_time(sweep):
         recover(sweep)
-        wanted = [point for point in sweep.points if not points or point.name in points]
-        planned = plan(replace(sweep, points=wanted), retry)
-        save_sweep(sweep)  # not what was refused
+        planned = plan(sweep, retry, points)
+        save_sweep(sweep)  # only now: a change that is refused must not reach the file that names the points
         cancel(planned.stale)
         code = copy_code(sweep.own / "code")
         lines: list[str] = []
         packed: dict[str, str] = {}
         submitted: list[Batch] = []
-        for chain, left_out in _cut(planned.chains, limits(), len(queue()) if planned.chains else 0):
+        for chain, left_out in _cut(planned.chains, _limits(sweep), len(queue()) if planned.chains else 0):
             if left_out:
                 lines.append(f"{left_out} left out: the cluster takes no more jobs of yours now; run this again later")
                 continue
@@ -211,12 +211,24 @@ def _chain(key: tuple[Any, ...], units: list[tuple[Point, list[Work]]]) -> Chain
     return Chain(steps, tuple(point.name for point in points), works, shards, after, points)
 
 
+def _limits(sweep: Sweep) -> Limits:
+    """The smallest limits among those of the accounts and qos of the sweep's profiles."""
+    profiles = [profile_of(sweep, step) for step in sweep.steps()]
+    found = [limits(*each) for each in dict.fromkeys((profile.account, profile.qos) for profile in profiles)]
+    jobs = [each.jobs for each in found if each.jobs is not None]
+    return Limits(min(each.array_size for each in found), min(jobs, default=None))
+
+
 def _cut(chains: list[Chain], bounds: Limits, waiting: int) -> Iterator[tuple[Chain, int]]:
     """The chains, cut to arrays that the cluster accepts; at last how many units it does not take now."""
     left = None if bounds.jobs is None else max(0, bounds.jobs - waiting)
     left_out = 0
+    to_pack = {chain.units[0] for chain in chains if chain.steps[-1] in SHARED}
     for chain in chains:
         size = len(chain.units)
+        if chain.shards in to_pack:  # what they wait for was left out itself
+            left_out += size
+            continue
         largest = min(size, bounds.array_size or size)
         first = 0
         while first < size:
@@ -227,6 +239,7 @@ def _cut(chains: list[Chain], bounds: Limits, waiting: int) -> Iterator[tuple[Ch
             if count == 0:
                 left_out += size - first
                 break
+            to_pack -= {chain.units[0]}
             yield _part(chain, slice(first, first + count)), 0
             first += count
     if left_out:
@@ -300,12 +313,12 @@ def _dependency(chain: Chain, step: str, jobs: dict[str, str], packed: dict[str,
     return f"afterok:{chain.after}" if chain.after else ""
 
 
-def require_same_settings(sweep: Sweep, found: dict[str, list[StepState]], recorded: list[Batch]) -> None:
+def require_same_settings(points: Sequence[Point], found: dict[str, list[StepState]], recorded: list[Batch]) -> None:
     """Refuse points that were begun, or are in the queue, with other settings."""
-    for point in sweep.points:
+    for point in points:
         now = _plain(flat(asdict(point.config)))
         run = point.config.run_folder
-        if (run / "config.yaml").exists() and steps_taken(run):
+        if (run / "config.yaml").exists() and (steps_taken(run) or (run / "model").exists()):
             require_settings(_plain(flat(asdict(load_run(run)))), now, point.name)
         elif any(state.state in IN_QUEUE for state in found[point.name] if state.step not in SHARED):
             newest = next((b.settings[point.name] for b in reversed(recorded) if point.name in b.settings), None)

@@ -12,9 +12,11 @@ from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.run.checkpoint_marker import steps_taken
 from mama.run.files import sha256_or_reason, write_json
 from mama.run.kept_settings import MAY_CHANGE, flat, is_among
+from mama.settings.load import load_run
 from mama.settings.schema import Config
 from mama.settings.values import with_settings
 from mama.sweep import status
+from mama.sweep.status import Status
 from mama.sweep.sweep import SHARED, Point, Sweep
 from shards.errors import ShardError, one_line
 from shards.pack.settings import PackConfig
@@ -55,7 +57,16 @@ class Work:
     def is_done(self) -> bool:
         """Whether the step was done with these settings, and its result is still there."""
         found = status.read(self.status)
-        return bool(found and found.state == "done" and found.settings == self.settings and self._result_exists())
+        return bool(found and found.state == "done" and self._has_settings_of(found) and self._result_exists())
+
+    def _has_settings_of(self, found: Status) -> bool:
+        """Whether the step was done with these settings. A later release may have more of them, with their defaults."""
+        if found.settings == self.settings:
+            return True
+        run = self.config.run_folder
+        if self.step not in ("train", "consolidate") or not (run / "config.yaml").exists():
+            return False
+        return changed_setting(flat(asdict(load_run(run))), flat(asdict(self.config))) is None
 
     def _result_exists(self) -> bool:
         run = self.config.run_folder
@@ -97,19 +108,20 @@ def run_step(work: Work) -> None:
     if not first and work.step not in ON_ALL_TASKS:
         return
     job = job_id() if work.in_job else None
-    current = status.start(work.status, work.settings, job) if first else status.read(work.status)
+    started = status.start(work.status, work.settings, job) if first else None
     try:
         _do(work, first)
     except StoppedError as error:
-        if current and first:
-            status.end(work.status, current, "stopped", one_line(error))
+        if started:
+            status.end(work.status, started, "stopped", one_line(error))
         raise
     except Exception as error:
-        if current := current or status.read(work.status):
+        current = started or status.read(work.status)  # read now: the first task may have written it since
+        if current and current.job == job:
             status.end(work.status, current, "failed", _cause(error))
         raise
-    if current and first:
-        status.end(work.status, current, "done")
+    if started:
+        status.end(work.status, started, "done")
 
 
 def _cause(error: Exception) -> str:
@@ -163,10 +175,15 @@ def _without_workers(pack: PackConfig) -> dict[str, Any]:
 
 def require_settings(before: dict[str, Any], now: dict[str, Any], point: str) -> None:
     """Raise `ConfigError` if the flat settings of a point that was begun have changed in what it is trained with."""
+    if key := changed_setting(before, now):
+        raise ConfigError(
+            f"{point}: {key}: {now.get(key)!r}, but the point was begun with {before.get(key)!r}; give that value, "
+            "or the sweep another name=..."
+        )
+
+
+def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first flat setting that has changed, of those that a point is trained with."""
     ignored = (*MAY_CHANGE, *PLACES)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not is_among(key, ignored):
-            raise ConfigError(
-                f"{point}: {key}: {now.get(key)!r}, but the point was begun with {before.get(key)!r}; give that value, "
-                "or the sweep another name=..."
-            )
+    keys = sorted(before.keys() | now.keys())
+    return next((key for key in keys if before.get(key) != now.get(key) and not is_among(key, ignored)), None)

@@ -67,11 +67,10 @@ def row(text: str, name: str) -> list[str]:
     return next(line.split() for line in text.splitlines() if line.startswith(f"{name} "))
 
 
-def aged(log: Path, seconds: float) -> None:
-    """Let a run's log be of that time ago, and its training have started then."""
-    for path in (log, log.parent / "stages" / "train.json"):
-        if path.exists():
-            os.utime(path, (time.time() - seconds,) * 2)
+def aged(run: Path, seconds: float) -> None:
+    """Let a training that runs have begun, and logged its last step, so long ago."""
+    for name in ("log.jsonl", "stages/train.json"):
+        os.utime(run / name, (time.time() - seconds,) * 2)
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def sweep(here: Path) -> Sweep:
     logged(begun(sweep, "trains", "train", "running"), range(0, 251, 10), rate=16.0, loss=1.2345678)
     stands = begun(sweep, "stands", "train", "running")
     logged(stands, range(0, 101, 10), rate=16.0)
-    aged(stands.run_folder / "log.jsonl", 720)
+    aged(stands.run_folder, 720)
     logged(begun(sweep, "broke", "train", "failed", "optim.lr: -1 is not positive"), range(0, 31, 10), rate=16.0)
     begun(sweep, "stopped", "train", "stopped", "a signal ended it after 31 of 1000 steps; run it again to continue")
     for name in ("done", LONG):
@@ -207,17 +206,20 @@ def test_a_training_stands_still_only_after_several_of_its_own_steps(here: Path)
     config = begun(study(here, ["one"]), "one", "train", "running")
     run = config.run_folder
     logged(config, range(0, 101, 10), rate=0.4)  # 200 s between two entries
-    aged(run / "log.jsonl", 720)
+    aged(run, 720)
     assert standstill(config, read_progress(config)) == ""
-    aged(run / "log.jsonl", 1200)
+    aged(run, 1200)
     assert standstill(config, read_progress(config)) == "no step for 20 min"
+    os.utime(run / "stages" / "train.json")
+    assert standstill(config, read_progress(config)) == "", "it has just started again"
+    aged(run, 1200)
     (run / "alive").mkdir()
     (run / "alive" / "rank-0.json").write_text(json.dumps({"doing": "validating after 100 steps"}))
     assert (
         standstill(config, read_progress(config)) == "no step for 20 min; its first rank is validating after 100 steps"
     )
     for start in ("stages/train.json", "environment.json"):  # it has just been started again
-        aged(run / "log.jsonl", 1200)
+        aged(run, 1200)
         (run / start).write_text("{}")
         assert standstill(config, read_progress(config)) == ""
 

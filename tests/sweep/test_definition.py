@@ -17,7 +17,7 @@ from mama.errors import ConfigError
 from mama.settings.checks import folder_name
 from mama.settings.load import load, shipped_configs
 from mama.settings.values import values_of, with_settings
-from mama.sweep.definition import load_sweep
+from mama.sweep.definition import load_sweep, with_default_profile
 from mama.sweep.names import short, token
 from mama.sweep.points_table import describe_points
 from mama.sweep.saved import save_sweep
@@ -474,6 +474,19 @@ def test_files_are_found_beside_the_sweep_then_in_the_working_directory(
         "eval": "cluster",
     }
     assert names(found) == ["three", "one", "clip"]
+
+
+def test_a_profile_given_on_the_command_line_is_found_from_elsewhere(
+    sweep: Write, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep is saved with it, and mama jobs retry reads that file."""
+    (folder / "mine.yaml").write_text("cluster: slurm\n")
+    monkeypatch.chdir(folder)
+    found = with_default_profile(sweep("profiles: {default: local, eval: cpu}"), "mine.yaml")
+    assert found.profiles == {"default": str(folder / "mine.yaml"), "eval": "cpu"}
+    assert with_default_profile(found, "cluster").profiles == {"default": "cluster", "eval": "cpu"}
+    with pytest.raises(ConfigError, match=r"nowhere: no such profile"):
+        with_default_profile(found, "nowhere")
 
 
 def test_a_saved_sweep_is_the_same_without_its_files(sweep: Write, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -10,7 +11,10 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from errno import ENOSYS
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,7 +23,7 @@ from mama.settings.schema import Config
 from mama.sweep import status
 from mama.sweep.batches import one_at_a_time
 from mama.sweep.dry_run import exit_code
-from mama.sweep.local import LocalRun
+from mama.sweep.local import STOPPED, LocalRun
 from mama.sweep.saved import save_sweep
 from mama.sweep.state import states
 from mama.sweep.sweep import Point, Sweep
@@ -68,13 +72,45 @@ def test_points_share_steps_and_one_that_fails_stops_no_other(sweep: Sweep) -> N
 
 def test_exit_codes() -> None:
     assert exit_code({"a": "done"}) == 0
-    assert exit_code({"a": "done", "b": "stopped; run it again to continue"}) == 75
-    assert exit_code({"a": "train stopped; run it again", "b": "train failed: x"}) == 1
+    assert exit_code({"a": "done", "b": STOPPED}) == 75
+    assert exit_code({"a": f"train {STOPPED}", "b": "train failed: x"}) == 1
+    assert exit_code({"a": "train failed: rank 1 stopped answering; --retry runs it again"}) == 1
 
 
 def test_a_second_run_of_a_sweep_is_refused(sweep: Sweep) -> None:
     with one_at_a_time(sweep), pytest.raises(ConfigError, match=rf"pid {os.getpid()} on .* is at work on this sweep"):
         LocalRun(sweep, False, print).run()
+
+
+def test_a_file_system_without_locks_is_only_warned_of(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with one_at_a_time(sweep):
+        assert "has no locks (Function not implemented)" in caplog.text
+
+
+def test_packages_that_modules_of_the_cluster_provide_are_found_in_the_steps(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`module load` sets PYTHONPATH."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("print('from the module')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    one = replace(sweep, points=sweep.points[:1], stages=["pack"])
+    assert set(LocalRun(one, False, print).run().values()) == {"done"}
+    assert "from the module" in work_of(one, one.points[0], "pack").status.with_suffix(".log").read_text()
+
+
+def test_another_process_with_the_number_of_one_that_is_gone(sweep: Sweep) -> None:
+    work = work_of(sweep, sweep.points[0], "pack")
+    found = status.start(work.status, work.settings, None)
+    assert status.is_alive(found)
+    before = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="seconds")
+    assert not status.is_alive(replace(found, since=before))
 
 
 def test_a_step_that_a_killed_sweep_left_running_is_waited_for(sweep: Sweep) -> None:

@@ -190,16 +190,16 @@ def test_two_submitters_at_once(closed: Cluster, sweep: Sweep) -> None:
 def test_arrays_are_cut_at_the_limits_of_the_cluster(
     closed: Cluster, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "limits", lambda: Limits(array_size=3, jobs=None))
+    monkeypatch.setattr(submission, "limits", lambda *_: Limits(array_size=3, jobs=None))
     submit_missing(sweep)
     assert [len(batch.units) for batch in read_batches(sweep)] == [3, 1]
     assert in_queue(closed, sweep) == all_once(sweep)
     closed.run("scancel", "--partition=cpu")
-    monkeypatch.setattr(submission, "limits", lambda: Limits(array_size=3, jobs=9))
+    monkeypatch.setattr(submission, "limits", lambda *_: Limits(array_size=3, jobs=9))
     assert submit_missing(sweep)[-1].startswith("2 left out: ")
     assert sum(in_queue(closed, sweep).values()) == 8
     assert submit_missing(sweep)[-1].startswith("2 left out: ")
-    monkeypatch.setattr(submission, "limits", lambda: Limits(array_size=3, jobs=16))
+    monkeypatch.setattr(submission, "limits", lambda *_: Limits(array_size=3, jobs=16))
     submit_missing(sweep)
     assert in_queue(closed, sweep) == all_once(sweep)
 
