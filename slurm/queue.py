@@ -120,8 +120,15 @@ def hold(ids: Iterable[str]) -> None:
 
 
 def release(ids: Iterable[str]) -> None:
-    """Let held jobs start. A job that is not held, or has ended, stays as it is. Raises `SlurmError`."""
-    _each("scontrol", "release", ids=ids)
+    """Let held jobs start. A job that is not held, or has ended, stays as it is. Raises `SlurmError`.
+
+    A job that no node suits is released too, though Slurm says then that it cannot start: see `waits_for_ever`.
+    """
+    try:
+        _each("scontrol", "release", ids=ids)
+    except SlurmError as error:
+        if "partition configuration not available" not in str(error):
+            raise
 
 
 def cancel(ids: Iterable[str]) -> None:

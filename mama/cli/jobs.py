@@ -81,7 +81,8 @@ def show_logs(points: tuple[Path, ...], lines: int, stage: str | None) -> None:
 def cancel_jobs(points: tuple[Path, ...]) -> None:
     """Cancel what waits; what trains saves and stops.
 
-    POINT is a run folder, runs/SWEEP/POINT or runs/RUN. The command that submitted it submits it again.
+    POINT is a run folder, runs/SWEEP/POINT or runs/RUN, or runs/SWEEP for all its points. The command that submitted it
+    submits it again.
     """
     from mama.jobs.actions import cancel, folders
 
@@ -95,7 +96,7 @@ def cancel_jobs(points: tuple[Path, ...]) -> None:
 def retry_jobs(points: tuple[Path, ...]) -> None:
     """Submit what these points of a sweep lack, also what failed.
 
-    POINT is runs/SWEEP/POINT. As mama sweep --retry, for these points alone.
+    POINT is runs/SWEEP/POINT, or runs/SWEEP for all. As mama sweep --retry, for these points alone.
     """
     from mama.jobs.actions import folders, retry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import signal
@@ -13,10 +14,11 @@ from mama.errors import ConfigError
 from mama.jobs.causes import cause_of
 from mama.jobs.rows import is_sweep, named, point_of, states_of
 from mama.jobs.run_jobs import RunJob, read_logs
+from mama.sweep.definition import load_sweep
 from mama.sweep.progress import last_lines
 from mama.sweep.state import StepState
 from mama.sweep.submission import cluster_of, submit_missing
-from mama.sweep.sweep import OWN, SHARED, Sweep
+from mama.sweep.sweep import SHARED, Sweep
 from shards.errors import did_you_mean
 from slurm.profile import SlurmError
 from slurm.queue import cancel as cancel_jobs
@@ -26,14 +28,25 @@ LOG_BYTES = 2**20  # of a log that is read for its last lines
 
 
 def folders(words: Sequence[Path]) -> list[Path]:
-    """The run folders of points; the sweep's own folder among them, as in `runs/lr/*`, is passed over.
+    """The run folders that words name: points, whole sweeps, runs, and patterns of names, as in `runs/lr/*`.
 
-    Raises `ConfigError` for the folder of a whole sweep.
+    Points that wait have no folder yet, so a shell may not find them, but what else lies in a sweep's folder. Raises
+    `ConfigError` for a name that is no point.
     """
-    runs = [named(word) for word in words]
-    if whole := next((run for run in runs if is_sweep(run)), None):
-        raise ConfigError(f"{whole}: is a sweep; name its points, for example {whole}/*")
-    return [run for run in runs if not (run.name == OWN and is_sweep(run.parent))]
+    found: list[Path] = []
+    for run in map(named, words):
+        sweep = load_sweep(run) if is_sweep(run) else load_sweep(run.parent) if is_sweep(run.parent) else None
+        if sweep is None:
+            found.append(run)
+            continue
+        names = [point.name for point in sweep.points]
+        chosen = names if is_sweep(run) else fnmatch.filter(names, run.name)
+        if not chosen and not run.exists():
+            raise ConfigError(f"{run}: the sweep has no point of this name{did_you_mean(run.name, names)}")
+        found += [sweep.folder / name for name in chosen]
+    if not found:
+        raise ConfigError(f"{words[0]}: is no point of the sweep; name its points, or the sweep for all of them")
+    return list(dict.fromkeys(found))
 
 
 def logs(run: Path, lines: int, stage: str | None) -> Iterator[str]:

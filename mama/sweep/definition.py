@@ -65,6 +65,8 @@ def _file(path: Path) -> Path:
             return folder / OWN / SAVED
         if not (shipped_configs() / "sweeps" / f"{path}.yaml").is_file():
             raise ConfigError(f"{path}: holds no sweep ({OWN}/{SAVED}); give the sweep's YAML file")
+    if path.suffix in (".yaml", ".yml") and not path.exists():
+        raise ConfigError(f"{path}: no such file; a shipped sweep is named without {path.suffix}")
     return find(path, "sweeps")
 
 

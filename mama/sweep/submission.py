@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from mama.sweep.state import Reader, StepState
 from mama.sweep.sweep import SHARED, Point, Sweep
 from mama.sweep.work import Work, require_settings, run_step, work_of
 from slurm.profile import Profile, SlurmError
-from slurm.queue import Limits, cancel, limits, queue, release, waits_for_ever
+from slurm.queue import Limits, cancel, limits, never_starts, queue, release, waits_for_ever
 from slurm.snapshot import code_digest
 from slurm.submit import script_of, submit_calls
 
@@ -141,6 +142,7 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
             lines.append(f"submitted {_count(len(chain.units), 'job')} in each array: {numbers}")
             submitted.append(batch)
         lines += [line for batch in submitted if (line := _never(batch))]
+        lines += _stuck(sweep, planned)
         return lines + [f"{name}: {why}; --retry submits it again" for name, why in planned.broken.items()]
 
 
@@ -274,15 +276,22 @@ def _submit(sweep: Sweep, chain: Chain, packed: dict[str, str], code: Path) -> B
     return batch
 
 
+def _stuck(sweep: Sweep, planned: Plan) -> list[str]:
+    """A line for each step whose jobs were in the queue before, and will wait for ever."""
+    waiting = [state for line in planned.states.values() for state in line if state.state == "queued"]
+    stuck = Counter((state.step, why) for state in waiting if (why := never_starts(state.reason)))
+    fix = f"change the profile, mama jobs cancel {sweep.folder}, then run this again"
+    return [
+        f"{_count(number, 'job')} of {step} will wait for ever: {why}; {fix}" for (step, why), number in stuck.items()
+    ]
+
+
 def _never(batch: Batch) -> str:
     """Why the first array of a batch will wait for ever, or "". It stays in the queue: a node may come back."""
     number = batch.jobs[batch.steps[0]]
-    why = waits_for_ever(number)
-    return (
-        f"array {number} will not start: {why}; change the profile, scancel its arrays and run this again"
-        if why
-        else ""
-    )
+    if why := waits_for_ever(number):
+        return f"array {number} will wait for ever: {why}; change the profile, cancel it (mama jobs cancel), try again"
+    return ""
 
 
 def _calls(chain: Chain, step: str) -> list[tuple[Any, tuple[Work]]]:

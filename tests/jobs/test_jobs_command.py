@@ -152,7 +152,7 @@ def test_logs_of_a_stage_of_a_point(here: Path) -> None:
             ("runs/study/one", "--stage", "trian"),
             "--stage: 'trian' is not one of train, consolidate, eval-own, eval-train; did",
         ),
-        (("runs/study",), "runs/study: is a sweep; name its points, for example runs/study/*"),
+        (("runs/study/sweep",), "runs/study/sweep: is no point of the sweep; name its points, or the sweep for all"),
         (("runs/study/tow",), "no point of this name; did you mean two?"),
         (("runs",), "runs: is no point of a sweep, nor a run with jobs"),
     ):
@@ -160,14 +160,17 @@ def test_logs_of_a_stage_of_a_point(here: Path) -> None:
             mama("jobs", "logs", *arguments)
 
 
-def test_all_points_of_a_sweep_are_named_by_the_shell(here: Path) -> None:
-    sweep = study(here, ["one", "two"])
+@pytest.mark.parametrize("words", ["shell", "runs/study", "runs/study/*", "runs/study/t[hw]*"])
+def test_points_are_named_one_by_one_by_patterns_or_by_their_sweep(here: Path, words: str) -> None:
+    """Also those that have no folder yet, which no shell finds; not what else lies in the sweep's folder."""
+    sweep = study(here, ["one", "two", "three"])
     for name in ("one", "two"):
         begun(sweep, name, "train", "running")
-    names = sorted(str(path) for path in Path("runs/study").glob("*"))
-    assert "runs/study/sweep" in names
-    said = mama("jobs", "cancel", *names).output.splitlines()
-    assert [line.partition(":")[0] for line in said] == ["runs/study/one", "runs/study/two"]
+    (here / "runs" / "study" / "report.html").touch()
+    names = sorted(str(path) for path in Path("runs/study").glob("*")) if words == "shell" else [words]
+    said = [line.partition(":")[0] for line in mama("jobs", "cancel", *names).output.splitlines()]
+    expected = {"shell": ["one", "two"], "runs/study/t[hw]*": ["two", "three"]}.get(words, ["one", "two", "three"])
+    assert said == [f"runs/study/{name}" for name in expected]
 
 
 def test_a_run_that_is_called_like_a_command_can_be_reached(here: Path, ended: list[str]) -> None:
