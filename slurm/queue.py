@@ -114,11 +114,6 @@ def limits(account: str | None = None, qos: str | None = None) -> Limits:
     return Limits(array_size=int(configured[1]) if configured else 1001, jobs=_most_jobs(account, qos))
 
 
-def hold(ids: Iterable[str]) -> None:
-    """Keep jobs that wait from starting until they are released. Raises `SlurmError`."""
-    _each("scontrol", "hold", ids=ids)
-
-
 def release(ids: Iterable[str]) -> None:
     """Let held jobs start. A job that is not held, or has ended, stays as it is. Raises `SlurmError`."""
     _each("scontrol", "release", ids=ids)
