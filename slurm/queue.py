@@ -25,7 +25,8 @@ ENDS = (
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
 )
 HELD = ("SPECIAL_EXIT", "REQUEUE_HOLD")  # states of jobs that wait until they are released
-GONE = re.compile(r"Invalid job id|already (completing|completed|finished)", re.IGNORECASE)
+# What is said of jobs that have ended, and of the others of an array of which some have.
+GONE = re.compile(r"Invalid job id|already (completing|completed|finished)|: No error$", re.IGNORECASE)
 
 # Reasons (squeue(1), JOB REASON CODES) that no waiting cures -> in plain words, and what to change.
 NEVER = {
@@ -112,11 +113,6 @@ def limits(account: str | None = None, qos: str | None = None) -> Limits:
     """
     configured = re.search(r"^MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"), re.MULTILINE)
     return Limits(array_size=int(configured[1]) if configured else 1001, jobs=_most_jobs(account, qos))
-
-
-def hold(ids: Iterable[str]) -> None:
-    """Keep jobs that wait from starting until they are released. Raises `SlurmError`."""
-    _each("scontrol", "hold", ids=ids)
 
 
 def release(ids: Iterable[str]) -> None:

@@ -68,11 +68,6 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def being_preempted() -> bool:
-    """Whether Slurm preempts this job: it will end it after the grace time, and perhaps requeue it."""
-    return job_state() == "preempted"
-
-
 def requeue() -> None:
     """Put this job, or this task of an array, back in the queue. Slurm then ends all tasks, within seconds.
 

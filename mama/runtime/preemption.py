@@ -163,15 +163,13 @@ def requeue_later() -> bool:
 
     Returns False if this is no job, or the cluster refuses.
     """
-    if _back_in_queue():
-        return True
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # where submitit would put a cancelled job back as well
+        return _back_in_queue()
     adopt_request(REQUEUE)  # on the local machine submitit does it
     return let_cluster_requeue()
 
 
 def _back_in_queue() -> bool:
-    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return False
     from slurm.rank_environment import requeue
 
     try:

@@ -101,6 +101,19 @@ def test_submitits_handler_is_called_when_everything_is_saved(monkeypatch: pytes
     assert called.count("requeue") == 2
 
 
+def test_a_job_that_slurm_does_not_take_back_is_not_put_back_by_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been cancelled, and would start again."""
+
+    def requeue() -> None:
+        raise SlurmError("job 7 was cancelled")
+
+    signal.signal(signal.SIGUSR2, lambda number, frame: pytest.fail("submitit requeues it"))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(rank_environment, "requeue", requeue)
+    preemption.record_signals()
+    assert not preemption.requeue_later()
+
+
 def test_without_a_job_no_handler_is_called_and_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption.time, "sleep", lambda seconds: pytest.fail("waited"))
     for number in (signal.SIGTERM, signal.SIGUSR2):

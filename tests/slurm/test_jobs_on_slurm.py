@@ -23,7 +23,7 @@ import submitit
 
 from mama.cli.options import tell_if_it_never_starts
 from slurm.profile import Profile, SlurmError
-from slurm.queue import cancel, ended, hold, limits, queue, release, waits_for_ever
+from slurm.queue import cancel, ended, limits, queue, release, waits_for_ever
 from slurm.rendezvous import PLACES
 from slurm.snapshot import snapshot
 from slurm.submit import submit, submit_calls
@@ -138,7 +138,6 @@ def test_a_cluster_says_its_limits_and_what_it_will_never_start(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"job {job.job_id} will wait for ever: more nodes" in line
     assert f"`scancel {job.job_id}`, change the profile my_cluster.yaml" in line
-    hold([job.job_id])
     cancel([job.job_id])
 
 

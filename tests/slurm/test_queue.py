@@ -52,9 +52,12 @@ def test_tasks_that_never_ran_are_found_in_the_row_of_their_array(say: Say) -> N
 
 @pytest.mark.parametrize("gone_is_last", [True, False])
 def test_a_job_that_has_ended_hides_no_refusal_for_another(say: Say, gone_is_last: bool) -> None:
-    told = ["Invalid job id specified for job 1"]
-    told.insert(0 if gone_is_last else 1, "Access/permission denied for job 2")
-    say("scontrol", "\n".join(f"echo '{line}' >&2" for line in told) + "\nexit 1")
+    told = ["3_1: No error", "Invalid job id specified for job 1"]
+    refused = "Access/permission denied for job 2"
+    for lines in (told, [refused, *told] if gone_is_last else [*told, refused]):
+        say("scontrol", "\n".join(f"echo '{line}' >&2" for line in lines) + "\nexit 1")
+        if lines is told:
+            release(["1", "3"])
     with pytest.raises(SlurmError, match="Access/permission denied for job 2"):
         release(["1", "2"])
 

@@ -11,7 +11,6 @@ import pytest
 import slurm.rank_environment
 from slurm.profile import SlurmError
 from slurm.rank_environment import (
-    being_preempted,
     exclude_node_and_requeue,
     export_distributed_environment,
     job_state,
@@ -150,7 +149,6 @@ def test_what_slurm_does_with_the_job(scontrol: Callable[..., list[str]], task: 
     assert job_state() == "running"
     scontrol(preempted="2026-11-26T22:11:18")
     assert job_state() == "preempted"
-    assert being_preempted()
     scontrol(state="SIGNALING", preempted="2026-11-26T22:11:18")
     assert job_state() == "preempted"
     scontrol(state="COMPLETING", preempted="2026-11-26T22:11:18")
