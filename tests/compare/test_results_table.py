@@ -85,6 +85,14 @@ def test_points_that_differ_in_the_seed_alone_are_one_method(made: Sweep) -> Non
     }
 
 
+def test_methods_have_names_of_their_own(made: Sweep) -> None:
+    base = made.points[0].config
+    first = sweep_of(base, [{"optim.lr": 1e-4}, {"optim.lr": 1e-4, "vision.model": None}, {"optim.lr": 1e-3}])
+    assert [method.name for method in methods(first)] == ["lr-0.0001", "lr-0.0001_model-None", "lr=0.001"]
+    large = sweep_of(base, [{"optim.warmup_steps": 1234567}, {"optim.warmup_steps": 1234568}])
+    assert [method.name for method in methods(large)] == ["warmup_steps=1234567", "warmup_steps=1234568"]
+
+
 def test_mean_spread_and_interval_over_seeds(made: Sweep, table: Table) -> None:
     for task, protocol, metric in (("cancer", "zero-shot", "auc"), ("density", "linear probe", "balanced_accuracy")):
         files = [json.loads((folder(made, n) / task / "metrics.json").read_text()) for n in (3, 4, 5)]
