@@ -15,6 +15,8 @@ from pathlib import Path
 
 from mama.evaluate.provenance import Document, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
+from mama.export.model_folder import WEIGHTS
+from mama.run.files import DIGESTS
 from mama.sweep.sweep import Point, Sweep
 
 # Settings of an evaluation that change its intervals or its further rows, and the seed, which differs within a method.
@@ -59,7 +61,12 @@ def measurements(point: Point) -> tuple[list[Measured], list[str]]:
     """All figures of a point, and what could not be read, a sentence each."""
     found: list[Measured] = []
     unread: list[str] = []
-    for folder, marker in evaluations(point.config.run_folder):
+    run = point.config.run_folder
+    weights = (object_in(run / "model" / DIGESTS) or {}).get(WEIGHTS)  # None: an earlier release wrote the model
+    for folder, marker in evaluations(run):
+        if weights and (marker["model"] or {}).get("sha256") != weights:
+            unread.append(f"{folder} is of other weights than model/ holds now; evaluate again")
+            continue
         for name in (*marker["tasks"], "alignment"):
             document = object_in(folder / name / METRICS)
             try:
@@ -80,7 +87,9 @@ def absence(sweep: Sweep, point: Point) -> str:
             case "failed":
                 return f"{step} failed: {status.get('cause') or 'without a word'}"
             case "stopped" | "running" as state:
-                return f"{step} {'was stopped' if state == 'stopped' else 'is running'}, since {status.get('since')}"
+                since = status.get("since")
+                began = f"began at {since}, and has not recorded its end"
+                return f"{step} was stopped, since {since}" if state == "stopped" else f"{step} {began}"
     if not (run / "config.yaml").exists():
         return "not trained"
     return "not evaluated" if (run / "model").exists() else "not trained to its end, or not consolidated"

@@ -35,7 +35,11 @@ def methods(sweep: Sweep) -> list[Method]:
         grouped[json.dumps(_settings(point), sort_keys=True, default=str)].append(point)
     keys = short_keys(axis for point in sweep.points for axis in _settings(point))
     varied = [axis for axis in keys if len({shown(point.differs.get(axis)) for point in sweep.points}) > 1]
-    return [Method(_name(points[0], keys, varied), _settings(points[0]), points) for points in grouped.values()]
+    rows = list(grouped.values())
+    names = [_name(points[0], keys, varied) for points in rows]
+    # Figures are kept by these names, and `null` is also shown where the sweep does not name an axis for a point.
+    names = [n if names.count(n) == 1 else _whole(points[0]) for n, points in zip(names, rows, strict=True)]
+    return [Method(name, _settings(points[0]), points) for name, points in zip(names, rows, strict=True)]
 
 
 def short_keys(axes: Iterable[str]) -> dict[str, str]:
@@ -96,7 +100,12 @@ def _name(point: Point, keys: dict[str, str], varied: list[str]) -> str:
     """The value of each axis that varies, with its short key unless it is the recipe; else the name of the point."""
     parts = [(axis, shown(value)) for axis, value in _settings(point).items() if axis in varied]
     named = ", ".join(text if axis == "recipe" else f"{keys[axis]}={text}" for axis, text in parts)
-    return named or point.name.removesuffix(f"_{SEED}-{point.config.seed}")
+    return named or _whole(point)
+
+
+def _whole(point: Point) -> str:
+    """The name of the point, without the seed."""
+    return point.name.removesuffix(f"_{SEED}-{point.config.seed}")
 
 
 def shown(value: Any) -> str:
@@ -105,7 +114,9 @@ def shown(value: Any) -> str:
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown(one)}" for key, one in value.items()) + "}"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not _number(value) else f"{value:g}"
+    if _number(value):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return {True: "true", False: "false", None: "null"}.get(value, str(value))
 
 
 def _number(value: Any) -> bool:

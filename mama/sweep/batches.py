@@ -36,6 +36,7 @@ class Batch:
     steps: tuple[str, ...]
     jobs: dict[str, str] = field(default_factory=dict)  # step -> number of its array
     settings: dict[str, Any] = field(default_factory=dict)  # by point: its flat settings
+    user: str = ""  # who submitted it; the queue that we see has no one else's jobs
 
     @property
     def comment(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import secrets
 import time
@@ -149,9 +150,15 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
 def recover(sweep: Sweep) -> None:
     """Complete or undo what a killed submitter left: release complete batches, cancel the jobs of others.
 
-    Also of batches that were undone before: their `sbatch` may have been on its way.
+    Also of batches that were undone before: their `sbatch` may have been on its way. Raises `ConfigError` if someone
+    else has submitted jobs of this sweep.
     """
     all_batches = read_batches(sweep)
+    if other := next((batch for batch in all_batches if batch.user not in ("", getpass.getuser())), None):
+        raise ConfigError(
+            f"{sweep.folder}: {other.user} has submitted jobs of this sweep, which you cannot see and would submit "
+            "twice; give the sweep another name=..."
+        )
     jobs = queue() if all_batches else []
     for batch in all_batches:
         mine = [job.id for job in jobs if job.comment == batch.comment]
@@ -257,7 +264,7 @@ def _submit(sweep: Sweep, chain: Chain, packed: dict[str, str], code: Path) -> B
     """Submit the arrays of a chain, held, and release them once all are recorded."""
     settings = {point.name: flat(asdict(point.config)) for point in chain.configs}
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{secrets.token_hex(3)}"
-    batch = Batch(name, batches.SUBMITTING, chain.units, chain.steps, {}, settings)
+    batch = Batch(name, batches.SUBMITTING, chain.units, chain.steps, {}, settings, getpass.getuser())
     write_batch(sweep, batch)
     try:
         for step in chain.steps:

@@ -12,6 +12,7 @@ from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.run.checkpoint_marker import steps_taken
 from mama.run.files import sha256_or_reason, write_json
 from mama.run.kept_settings import MAY_CHANGE, flat, is_among
+from mama.runtime.ending import told_of_end
 from mama.settings.load import load_run
 from mama.settings.schema import Config
 from mama.settings.values import with_settings
@@ -109,17 +110,22 @@ def run_step(work: Work) -> None:
         return
     job = job_id() if work.in_job else None
     started = status.start(work.status, work.settings, job) if first else None
-    try:
-        _do(work, first)
-    except StoppedError as error:
-        if started:
-            status.end(work.status, started, "stopped", one_line(error))
-        raise
-    except Exception as error:
+
+    def leave(error: Exception) -> None:
+        if isinstance(error, StoppedError):
+            if started:
+                status.end(work.status, started, "stopped", one_line(error))
+            return
         current = started or status.read(work.status)  # read now: the first task may have written it since
         if current and current.job == job:
             status.end(work.status, current, "failed", _cause(error))
-        raise
+
+    with told_of_end(leave):
+        try:
+            _do(work, first)
+        except Exception as error:
+            leave(error)
+            raise
     if started:
         status.end(work.status, started, "done")
 

@@ -19,7 +19,7 @@ from mama.compare.results_table import Cell, Column, Table, results_table
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.result_folders import MARKER
-from mama.run.files import read_object, write_json
+from mama.run.files import read_object, write_digests, write_json
 from mama.sweep.sweep import Sweep
 from tests.support.cohort import write_shards
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of, write_evaluation
@@ -83,6 +83,14 @@ def test_points_that_differ_in_the_seed_alone_are_one_method(made: Sweep) -> Non
         "text.model": "text.model",
         "vision.model": "vision.model",
     }
+
+
+def test_methods_have_names_of_their_own(made: Sweep) -> None:
+    base = made.points[0].config
+    first = sweep_of(base, [{"optim.lr": 1e-4}, {"optim.lr": 1e-4, "vision.model": None}, {"optim.lr": 1e-3}])
+    assert [method.name for method in methods(first)] == ["lr-0.0001", "lr-0.0001_model-None", "lr=0.001"]
+    large = sweep_of(base, [{"optim.warmup_steps": 1234567}, {"optim.warmup_steps": 1234568}])
+    assert [method.name for method in methods(large)] == ["warmup_steps=1234567", "warmup_steps=1234568"]
 
 
 def test_mean_spread_and_interval_over_seeds(made: Sweep, table: Table) -> None:
@@ -270,3 +278,17 @@ def test_common_settings_and_those_that_a_recipe_changes(made: Sweep) -> None:
     assert others.keys() == {"train.steps"}
     assert others["train.steps"]["500"] == ["mama, lr=0.0001"]
     assert not {"seed", "name", "runs", "optim.lr"} & common.keys()
+
+
+def test_figures_of_weights_that_were_replaced_are_not_shown(sweep: Sweep) -> None:
+    run = sweep.points[7].config.run_folder
+    write_digests(run / "model")
+    assert not results_table(sweep).missing
+    with (run / "model" / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    write_digests(run / "model")
+    table = results_table(sweep)
+    (first, second) = table.missing
+    assert first == (run.name, f"{run / 'eval'} is of other weights than model/ holds now; evaluate again")
+    assert second[0] == run.name
+    assert not any(name == "slip, lr=0.001" for name, _, _ in table.cells)

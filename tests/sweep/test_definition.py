@@ -573,7 +573,8 @@ def test_an_evaluation_is_the_point_with_other_settings(sweep: Write) -> None:
 def test_a_shipped_sweep_loads(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     found = load_sweep(name)
-    assert load_sweep(f"{name}.yaml") == found, "not the recipe of that name"
+    with pytest.raises(ConfigError, match="no such file; a shipped sweep is named without"):
+        load_sweep(f"{name}.yaml")  # a mistyped file of one's own, and not the recipe of that name either
     assert found.folder.parent == Path("runs")
     assert not (shipped_configs() / f"{found.name}.yaml").exists(), "its folder would be that of the recipe's run"
     written = yaml.safe_load((shipped_configs() / "sweeps" / f"{name}.yaml").read_text())

@@ -10,6 +10,7 @@ import pytest
 
 from mama.errors import ConfigError
 from mama.sweep import state, submission
+from mama.sweep.batches import read_batches, write_batch
 from mama.sweep.definition import load_sweep
 from mama.sweep.submission import Chain, plan, submit_missing
 from mama.sweep.sweep import Point, Sweep
@@ -102,3 +103,12 @@ def test_the_log_is_that_of_the_job_that_left_the_word(sweep: Sweep, monkeypatch
     monkeypatch.setattr(state, "queue", list)
     found = state.states(sweep)["seed-0"][0]
     assert (found.job, found.log) == ("77_0", sweep.own / "jobs" / "77_0" / "77_0_0_log.err")
+
+
+def test_a_sweep_that_someone_else_has_submitted_is_refused(sweep: Sweep) -> None:
+    """Their jobs are not among those that `squeue --me` shows."""
+    submitted(sweep)
+    (batch,) = read_batches(sweep)
+    write_batch(sweep, replace(batch, user="anna"))
+    with pytest.raises(ConfigError, match="anna has submitted jobs of this sweep"):
+        submit_missing(sweep)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
+from mama.errors import HungError, StoppedError
+from mama.runtime import ending
 from mama.sweep import status, work
 from mama.sweep.sweep import Sweep
 from mama.sweep.work import run_step, work_of
@@ -56,3 +58,30 @@ def test_a_training_is_still_done_when_a_later_release_has_more_settings(sweep: 
     assert step.is_done()
     loss = replace(step.config.loss, view=0.25)
     assert not replace(step, config=replace(step.config, loss=loss)).is_done()
+
+
+@pytest.mark.parametrize(
+    ("error", "word"), [(StoppedError("before its first step"), "stopped"), (HungError("rank 1 hangs"), "failed")]
+)
+def test_a_process_that_is_ended_from_a_thread_leaves_its_word(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, error: Exception, word: str
+) -> None:
+    """A rank that is stopped before its first step, or that hangs, never comes back from its main thread."""
+
+    class Ended(BaseException):
+        pass
+
+    def leave(code: int) -> NoReturn:
+        raise Ended
+
+    def hang(*_: Any) -> None:
+        ending.end_process(error, 75)
+
+    monkeypatch.setattr(ending.os, "_exit", leave)
+    monkeypatch.setattr(work, "_do", hang)
+    step = work_of(sweep, sweep.points[0], "train")
+    with pytest.raises(Ended):
+        run_step(step)
+    found = status.read(step.status)
+    assert found
+    assert (found.state, found.cause) == (word, str(error))
