@@ -69,7 +69,7 @@ def false_alarms(patients: int, share: float, area: float, rounds: int, resample
         ours, theirs = (metrics.drawn_parts(labels, scores, bootstrap, True) for scores in pair)
         for name in COMPARED:
             if found := intervals.difference([ours[name]], [theirs[name]]):
-                alarms[name].append(found.p < 0.05)
+                alarms[name].append(found.p is not None and found.p < 0.05)
     return {name: float(np.mean(of_metric)) if of_metric else float("nan") for name, of_metric in alarms.items()}
 
 

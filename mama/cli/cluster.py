@@ -29,6 +29,7 @@ def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: 
     found = load_sweep(sweep, overrides)
     if profile:
         found = with_default_profile(found, profile)
+    submission.require_ranks(found)
     on_slurm = submission.cluster_of(found) == "slurm"
     if dry_run:
         for line in describe.dry_run(found, retry):

@@ -51,7 +51,10 @@ def count(cell: Cell) -> str:
 
 def difference_parts(found: Difference) -> dict[str, str]:
     """Value +0.012, interval [-0.003, +0.027] and p = 0.11."""
-    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.{2 if found.p >= 0.095 else 3}f}"
+    if found.p is None:
+        p = "no p: a class of one patient"
+    else:
+        p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.{2 if found.p >= 0.095 else 3}f}"
     return {"value": f"{found.value:+.3f}", "interval": f"[{found.low:+.3f}, {found.high:+.3f}]", "p": p}
 
 

@@ -52,7 +52,9 @@ class Difference:
     value: float
     low: float
     high: float
-    p: float  # 1 - the level of the widest interval that leaves 0 out
+    # 1 - the level of the widest interval that leaves 0 out; None if a part that rests on a single patient, who says
+    # nothing about others, keeps 0 within the interval of every level.
+    p: float | None
 
 
 def difference(ours: Sequence[Sequence[Part]], theirs: Sequence[Sequence[Part]]) -> Difference | None:
@@ -71,7 +73,10 @@ def difference(ours: Sequence[Sequence[Part]], theirs: Sequence[Sequence[Part]])
     return Difference(value, max(-1.0, low), min(1.0, high), _p_value(both))
 
 
-def _p_value(figure: _WeightedSum) -> float:
+def _p_value(figure: _WeightedSum) -> float | None:
+    low, high = figure.limits(0.0)
+    if low <= 0 <= high and figure.patients.min() < 2:
+        return None
     below, above = 0.0, 1.0
     for _ in range(STEPS):
         level = (below + above) / 2

@@ -57,11 +57,11 @@ def known_names(folder: Path) -> dict[str, str]:
     file = folder / OWN / SAVED
     if not file.exists():
         return {}
-    given = dict(items(root(file, LARGEST)))
     try:
-        return {identity(point.config): point.name for point in saved_points(given, folder)}
+        return {identity(point.config): point.name for point in saved_points(dict(items(root(file, LARGEST))), folder)}
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        reason = str(error).removeprefix(f"{file}: ").partition(";")[0]
+        raise ConfigError(f"{file}: is damaged ({reason}); delete it, this command writes it anew") from error
 
 
 def _point(given: dict[str, Node], base: dict[str, Any], folder: Path) -> Point:

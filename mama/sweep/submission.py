@@ -200,6 +200,19 @@ def cluster_of(sweep: Sweep) -> str:
     return next(iter(where.values()))
 
 
+def require_ranks(sweep: Sweep) -> None:
+    """Raise `ConfigError` if the ranks that a point will have cannot share its batches: fail now, not in the job."""
+    if "train" not in sweep.stages:
+        return
+    profile = profile_of(sweep, "train")
+    for point in sweep.points:
+        ranks = point.config.train.ranks if profile.tasks == 1 or profile.cluster == "local" else profile.tasks
+        try:
+            point.config.train.accumulation(ranks)
+        except ConfigError as error:
+            raise ConfigError(f"{point.name}: {error}") from error
+
+
 def local_plan(sweep: Sweep) -> dict[str, list[str]]:
     """The steps that each point lacks, by its name."""
     reader = Reader(sweep)

@@ -175,6 +175,7 @@ def test_a_comparison_is_paired_by_patient_and_averages_the_seeds(made: Sweep, t
     draws = [difference(list(rng.choice(patients, len(patients)))) for _ in range(60)]
     assert found.high - found.low == pytest.approx(4 * np.std(draws), rel=0.4)
     assert found.low > 0
+    assert found.p is not None
     assert found.p < 0.05
 
 

@@ -318,7 +318,21 @@ def test_equal_methods_do_not_differ_and_methods_without_variance_do() -> None:
     assert found
     assert found.value == 0.5
     assert 0.1 < found.low < 0.45 < found.high < 0.9
+    assert found.p is not None
     assert found.p < 0.05
+
+
+def test_a_class_of_one_patient_gives_no_p_value() -> None:
+    """It could lie anywhere between 0 and 1 for other patients, so that 0 is within every interval."""
+    labels = np.repeat([0, 1, 2], [20, 20, 1])
+    patients = [str(n // 2) for n in range(41)]
+    rng = np.random.default_rng(0)
+    good, bad = np.eye(3)[labels] + rng.normal(0, 0.2, (41, 3)), rng.normal(0, 1, (41, 3))
+    found = intervals.difference(drawn(labels, [good], patients, "auc"), drawn(labels, [bad], patients, "auc"))
+    assert found
+    assert found.value > 0.2
+    assert found.low <= 0
+    assert found.p is None
 
 
 def test_one_patient_makes_no_difference() -> None:
