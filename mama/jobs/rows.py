@@ -15,7 +15,7 @@ from mama.sweep import status
 from mama.sweep.batches import read_batches
 from mama.sweep.definition import load_sweep
 from mama.sweep.progress import Progress, read_progress, standstill
-from mama.sweep.state import StepState, states
+from mama.sweep.state import StepState, log_of, states
 from mama.sweep.sweep import OWN, Point, Sweep
 from mama.sweep.work import work_of
 from shards.errors import did_you_mean
@@ -152,11 +152,11 @@ def _on_disk(sweep: Sweep, point: Point) -> Iterator[StepState]:
         jobs = [job for batch in batches if (job := batch.job(step, work.unit))]
         job = jobs[-1] if jobs else None
         found = status.read(work.status)
-        log = sweep.own / "jobs" / job / f"{job}_0_log.err" if job else work.status.with_suffix(".log")
         if found is None:
-            yield StepState(step, UNKNOWN if job else "missing", job, log=log)
+            yield StepState(step, UNKNOWN if job else "missing", job, log=log_of(sweep, job, work))
         else:
             word = UNKNOWN if found.state == "running" and found.job else found.state
+            log = log_of(sweep, found.job, work)
             yield StepState(step, word, found.job, found.cause or "", found.node, found.starts, log)
 
 
