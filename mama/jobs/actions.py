@@ -26,14 +26,14 @@ LOG_BYTES = 2**20  # of a log that is read for its last lines
 
 
 def folders(words: Sequence[Path]) -> list[Path]:
-    """The run folders of points; the sweep's own folder among them, as in `runs/lr/*`, is passed over.
+    """The run folders of points; the sweep's own folder, and its reports, as in `runs/lr/*`, are passed over.
 
     Raises `ConfigError` for the folder of a whole sweep.
     """
     runs = [named(word) for word in words]
     if whole := next((run for run in runs if is_sweep(run)), None):
         raise ConfigError(f"{whole}: is a sweep; name its points, for example {whole}/*")
-    return [run for run in runs if not (run.name == OWN and is_sweep(run.parent))]
+    return [run for run in runs if not (is_sweep(run.parent) and (run.name == OWN or run.is_file()))]
 
 
 def logs(run: Path, lines: int, stage: str | None) -> Iterator[str]:

@@ -20,7 +20,7 @@ from mama.sweep.sweep import OWN, Point, Sweep
 from mama.sweep.work import work_of
 from shards.errors import did_you_mean
 from slurm.profile import SlurmError
-from slurm.queue import never_starts
+from slurm.queue import never_starts, queue
 
 BROKEN = ("failed", "lost", "stopped", UNKNOWN)
 # Slurm's reasons (squeue(1)) for which a job waits in the ordinary way -> in plain words.
@@ -94,8 +94,14 @@ def point_of(run: Path) -> tuple[Sweep, Point] | None:
 def states_of(run: Path) -> tuple[list[StepState], str]:
     """The steps of a point, or the jobs of a run; and why something could not be found out, or "".
 
-    Raises `ConfigError` if the folder is neither.
+    Of a point that was taken out of its sweep: its jobs in the queue. Raises `ConfigError` if the folder is neither,
+    `SlurmError` if Slurm does not answer for a point that was taken out.
     """
+    if jobs := _jobs_taken_out(run):
+        queued = {each.id: each for each in queue()}
+        own = [(step, queued[job]) for step, job in jobs if job in queued]
+        words = {"PENDING": "queued"}
+        return [StepState(step, words.get(q.state, "running"), q.id, q.reason, q.node or None) for step, q in own], ""
     if found := point_of(run):
         sweep, point = found
         by_point, problem = _sweep_states(sweep, [point])
@@ -103,6 +109,16 @@ def states_of(run: Path) -> tuple[list[StepState], str]:
     if not _has_jobs(run):
         raise ConfigError(f"{run}: is no point of a sweep, nor a run with jobs")
     return run_states(run)
+
+
+def _jobs_taken_out(run: Path) -> list[tuple[str, str]]:
+    """(step, job) of all jobs of a point that its sweep does not have any more; empty for anything else."""
+    if not is_sweep(run.parent) or run.name == OWN:
+        return []
+    sweep = load_sweep(run.parent)
+    if run.name in [point.name for point in sweep.points]:
+        return []
+    return [(step, job) for batch in read_batches(sweep) for step in batch.jobs if (job := batch.job(step, run.name))]
 
 
 def _listing_or_problem(folder: Path) -> Listing:
