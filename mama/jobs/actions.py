@@ -18,7 +18,7 @@ from mama.sweep.definition import load_sweep
 from mama.sweep.progress import last_lines
 from mama.sweep.state import StepState
 from mama.sweep.submission import cluster_of, submit_missing
-from mama.sweep.sweep import SHARED, Sweep
+from mama.sweep.sweep import OWN, SHARED, Sweep
 from shards.errors import did_you_mean
 from slurm.profile import SlurmError
 from slurm.queue import cancel as cancel_jobs
@@ -30,8 +30,8 @@ LOG_BYTES = 2**20  # of a log that is read for its last lines
 def folders(words: Sequence[Path]) -> list[Path]:
     """The run folders that words name: points, whole sweeps, runs, and patterns of names, as in `runs/lr/*`.
 
-    Points that wait have no folder yet, so a shell may not find them, but what else lies in a sweep's folder. Raises
-    `ConfigError` for a name that is no point.
+    Points that wait have no folder yet, so a shell may not find them, but what else lies in a sweep's folder: that is
+    passed over. A point that was taken out of the sweep can be named. Raises `ConfigError` if nothing is named.
     """
     found: list[Path] = []
     for run in map(named, words):
@@ -41,8 +41,8 @@ def folders(words: Sequence[Path]) -> list[Path]:
             continue
         names = [point.name for point in sweep.points]
         chosen = names if is_sweep(run) else fnmatch.filter(names, run.name)
-        if not chosen and not run.exists():
-            raise ConfigError(f"{run}: the sweep has no point of this name{did_you_mean(run.name, names)}")
+        if not chosen and run.name != OWN and not run.is_file() and not set(run.name) & set("*?["):
+            chosen = [run.name]
         found += [sweep.folder / name for name in chosen]
     if not found:
         raise ConfigError(f"{words[0]}: is no point of the sweep; name its points, or the sweep for all of them")

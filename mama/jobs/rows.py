@@ -15,12 +15,12 @@ from mama.sweep import status
 from mama.sweep.batches import read_batches
 from mama.sweep.definition import load_sweep
 from mama.sweep.progress import Progress, read_progress, standstill
-from mama.sweep.state import StepState, states
+from mama.sweep.state import StepState, log_of, states
 from mama.sweep.sweep import OWN, Point, Sweep
 from mama.sweep.work import work_of
 from shards.errors import did_you_mean
 from slurm.profile import SlurmError
-from slurm.queue import never_starts
+from slurm.queue import never_starts, queue
 
 BROKEN = ("failed", "lost", "stopped", UNKNOWN)
 # Slurm's reasons (squeue(1)) for which a job waits in the ordinary way -> in plain words.
@@ -94,8 +94,14 @@ def point_of(run: Path) -> tuple[Sweep, Point] | None:
 def states_of(run: Path) -> tuple[list[StepState], str]:
     """The steps of a point, or the jobs of a run; and why something could not be found out, or "".
 
-    Raises `ConfigError` if the folder is neither.
+    Of a point that was taken out of its sweep: its jobs in the queue. Raises `ConfigError` if the folder is neither,
+    `SlurmError` if Slurm does not answer for a point that was taken out.
     """
+    if jobs := _jobs_taken_out(run):
+        queued = {each.id: each for each in queue()}
+        own = [(step, queued[job]) for step, job in jobs if job in queued]
+        words = {"PENDING": "queued"}
+        return [StepState(step, words.get(q.state, "running"), q.id, q.reason, q.node or None) for step, q in own], ""
     if found := point_of(run):
         sweep, point = found
         by_point, problem = _sweep_states(sweep, [point])
@@ -103,6 +109,16 @@ def states_of(run: Path) -> tuple[list[StepState], str]:
     if not _has_jobs(run):
         raise ConfigError(f"{run}: is no point of a sweep, nor a run with jobs")
     return run_states(run)
+
+
+def _jobs_taken_out(run: Path) -> list[tuple[str, str]]:
+    """(step, job) of all jobs of a point that its sweep does not have any more; empty for anything else."""
+    if not is_sweep(run.parent) or run.name == OWN:
+        return []
+    sweep = load_sweep(run.parent)
+    if run.name in [point.name for point in sweep.points]:
+        return []
+    return [(step, job) for batch in read_batches(sweep) for step in batch.jobs if (job := batch.job(step, run.name))]
 
 
 def _listing_or_problem(folder: Path) -> Listing:
@@ -152,11 +168,11 @@ def _on_disk(sweep: Sweep, point: Point) -> Iterator[StepState]:
         jobs = [job for batch in batches if (job := batch.job(step, work.unit))]
         job = jobs[-1] if jobs else None
         found = status.read(work.status)
-        log = sweep.own / "jobs" / job / f"{job}_0_log.err" if job else work.status.with_suffix(".log")
         if found is None:
-            yield StepState(step, UNKNOWN if job else "missing", job, log=log)
+            yield StepState(step, UNKNOWN if job else "missing", job, log=log_of(sweep, job, work))
         else:
             word = UNKNOWN if found.state == "running" and found.job else found.state
+            log = log_of(sweep, found.job, work)
             yield StepState(step, word, found.job, found.cause or "", found.node, found.starts, log)
 
 

@@ -59,7 +59,7 @@ class Reader:
         """The state of one step."""
         job, waiting = self._newest_job(work)
         found = status.read(work.status)
-        log = _log(self.sweep, job, work)
+        log = log_of(self.sweep, job, work)
         if waiting:
             state = "queued" if waiting.state == "PENDING" else "running"
             reason = waiting.reason if state == "queued" else ""
@@ -74,7 +74,7 @@ class Reader:
             return StepState(work.step, "missing", job, log=log)
         word, reason = self._last_word(work, found)
         # A newer job may have been cancelled before it began.
-        log = _log(self.sweep, found.job, work)
+        log = log_of(self.sweep, found.job, work)
         return StepState(work.step, word, found.job, reason, found.node, found.starts, log)
 
     def _last_word(self, work: Work, found: status.Status) -> tuple[str, str]:
@@ -105,7 +105,8 @@ def states(sweep: Sweep, points: Sequence[Point] | None = None) -> dict[str, lis
     return {point.name: reader.of_point(point) for point in (sweep.points if points is None else points)}
 
 
-def _log(sweep: Sweep, job: str | None, work: Work) -> Path | None:
+def log_of(sweep: Sweep, job: str | None, work: Work) -> Path | None:
+    """The stderr of the first task of a job of this work; without a job that of this machine, if there is one."""
     if job is not None:
         return sweep.own / "jobs" / job / f"{job}_0_log.err"
     local = work.status.with_suffix(".log")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from submitit.core.core import Job
 
 from mama.cli.main import cli
 from mama.errors import ConfigError
+from mama.jobs import actions, rows
 from mama.jobs import table as jobs_table
 from mama.jobs.run_jobs import run_states
+from mama.sweep.saved import save_sweep
 from mama.train.loop import train
 from slurm.profile import Profile
+from slurm.queue import QueuedJob
 from slurm.submit import submit
 from tests.support.checkout import CHECKOUT
-from tests.support.study import begun, study
+from tests.support.study import begun, study, submitted
 
 
 @pytest.fixture
@@ -171,6 +175,22 @@ def test_points_are_named_one_by_one_by_patterns_or_by_their_sweep(here: Path, w
     said = [line.partition(":")[0] for line in mama("jobs", "cancel", *names).output.splitlines()]
     expected = {"shell": ["one", "two"], "runs/study/t[hw]*": ["two", "three"]}.get(words, ["one", "two", "three"])
     assert said == [f"runs/study/{name}" for name in expected]
+
+
+def test_the_jobs_of_a_point_that_was_taken_out_are_cancelled(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = study(here, ["stays", "goes"])
+    job = submitted(sweep)["goes"]
+    save_sweep(replace(sweep, points=sweep.points[:1]))
+    waiting = QueuedJob(job, "PENDING", "Priority", "", "", "", 0)
+    monkeypatch.setattr(rows, "queue", lambda: [waiting])
+    gone: list[str] = []
+    monkeypatch.setattr(actions, "cancel_jobs", gone.extend)
+    assert mama("jobs", "cancel", "runs/study/goes").output == f"runs/study/goes: train (job {job}) was cancelled\n"
+    assert gone == [job]
+    monkeypatch.setattr(rows, "queue", list)
+    assert mama("jobs", "cancel", "runs/study/goes").output == "runs/study/goes: nothing waits or runs\n"
+    with pytest.raises(ConfigError, match="has no point of this name"):
+        mama("jobs", "cancel", "runs/study/never")
 
 
 def test_a_run_that_is_called_like_a_command_can_be_reached(here: Path, ended: list[str]) -> None:
