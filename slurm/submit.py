@@ -193,7 +193,9 @@ class _Job:
 
     def script(self) -> str:
         pattern = "%j" if self.size is None else "%A_%a"
-        return script(self.options(), self.profile, self.place.parent, pattern, self.code)
+        # Absolute: in a container, or after a `cd` among the setup lines, the task starts in another folder.
+        code = None if self.code is None else self.code.absolute()
+        return script(self.options(), self.profile, self.place.parent, pattern, code)
 
 
 def _submit_to_slurm(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], job: _Job) -> list[submitit.Job[Any]]:

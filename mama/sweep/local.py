@@ -143,7 +143,7 @@ class LocalRun:
     def _wait_for_child(self, work: Work) -> int:
         log = work.status.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        paths = filter(None, (str(self.code), os.environ.get("PYTHONPATH")))
+        paths = filter(None, (str(self.code.absolute()), os.environ.get("PYTHONPATH")))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-c", CHILD]
         with log.open("ab") as file, self.guard:

@@ -273,6 +273,8 @@ def test_a_held_array_that_waits_for_another_and_runs_a_copy_of_the_code(
     assert str(code / "slurm" / "blocked_signals.py") in srun
     assert "-P" in srun, "the working folder may be a checkout"
     assert f"export PYTHONPATH='{code}'${{PYTHONPATH:+:$PYTHONPATH}}" in script
+    monkeypatch.chdir(tmp_path)  # a task may start in another folder: in a container, or after a `cd` in setup
+    assert script == script_of(calls, profile=profile, folder="", code=Path("code of it"), **how)  # type: ignore[arg-type]
     left = [path.name for path in (tmp_path / "jobs").iterdir()]
     assert sorted(left) == ["12_0", "12_1", "12_2"]
 
