@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mama.sweep.local import NOT_BEGUN, STOPPED
+from mama.sweep.local import ELSEWHERE, NOT_BEGUN, STOPPED
 from mama.sweep.points_table import describe_points
 from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
 from mama.sweep.sweep import Sweep
@@ -51,8 +51,8 @@ def lacking(outcome: dict[str, str]) -> Iterator[str]:
 
 
 def exit_code(outcome: dict[str, str]) -> int:
-    """0 if all points are done, 75 if the others were stopped and can be continued, 1 if one failed."""
+    """0 if all points are done, 75 if the others were stopped or are at work elsewhere, 1 if one failed."""
     words = [word for word in outcome.values() if word != "done"]
     if not words:
         return 0
-    return 75 if all(word.endswith((STOPPED, NOT_BEGUN)) for word in words) else 1
+    return 75 if all(word.endswith((STOPPED, NOT_BEGUN)) or ELSEWHERE in word for word in words) else 1

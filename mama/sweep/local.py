@@ -31,6 +31,7 @@ from mama.sweep.work import Work, run_step, work_of
 log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+ELSEWHERE = "is at work elsewhere"
 NOT_BEGUN = "stopped before it began"
 STOPPED = "stopped; run it again to continue"
 INTERVAL = 30.0  # seconds between two lines on the progress of a training
@@ -103,9 +104,9 @@ class LocalRun:
             if found.state == "done":
                 return ""
             if found.job and found.state in ("running", "queued"):
-                return f"is at work elsewhere (job {found.job})"
+                return f"{ELSEWHERE} (job {found.job})"
             if found.state == "running":
-                return f"is at work elsewhere ({found.node}); if it is not, delete {work.status}"
+                return f"{ELSEWHERE} ({found.node}); if it is not, delete {work.status}"
             if found.state in BROKEN and (not self.retry or work.status in self.tried):
                 return f"failed: {found.reason}; --retry runs it again"
             self.tried.add(work.status)

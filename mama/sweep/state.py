@@ -55,6 +55,13 @@ class Reader:
         """The states of the steps of a point, in their order."""
         return [self.of(work_of(self.sweep, point, step)) for step in self.sweep.steps()]
 
+    def taken_out(self) -> list[str]:
+        """The points that the sweep no longer has, and that have jobs in the queue."""
+        named = {point.name for point in self.sweep.points}
+        begun = [(batch, unit) for batch in self.batches for unit in batch.settings if unit not in named]
+        waits = {unit for b, unit in begun if any(b.job(step, unit) in self.queued for step in b.steps)}
+        return sorted(waits)
+
     def of(self, work: Work) -> StepState:
         """The state of one step."""
         job, waiting = self._newest_job(work)

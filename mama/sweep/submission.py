@@ -54,6 +54,7 @@ class Plan:
     states: dict[str, list[StepState]]  # by point
     broken: dict[str, str]  # point -> step and cause, for points that only --retry submits again
     stale: list[str]  # jobs in the queue that wait for a step which will not come, and are submitted anew
+    gone: list[str]  # points that were taken out of the sweep, and whose jobs are in the queue
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def plan(sweep: Sweep, retry: bool = False, names: Sequence[str] = ()) -> Plan:
             works = [work_of(sweep, point, step, in_job=True) for step in need.steps]
             chains.setdefault(key, []).append((point, works))
     submitted = [*packing.values(), *(_chain(key, units) for key, units in chains.items())]
-    return Plan(submitted, found, broken, stale)
+    return Plan(submitted, found, broken, stale, reader.taken_out())
 
 
 def _need(line: list[StepState], retry: bool) -> Need:
@@ -144,6 +145,10 @@ def submit_missing(sweep: Sweep, retry: bool = False, points: Sequence[str] = ()
             submitted.append(batch)
         lines += [line for batch in submitted if (line := _never(batch))]
         lines += _stuck(sweep, planned)
+        lines += [
+            f"{name}: is no point any more, but has jobs in the queue: mama jobs cancel {sweep.folder / name}"
+            for name in planned.gone
+        ]
         return lines + [f"{name}: {why}; --retry submits it again" for name, why in planned.broken.items()]
 
 

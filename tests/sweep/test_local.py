@@ -77,6 +77,10 @@ def test_exit_codes() -> None:
     assert exit_code({"a": "train failed: rank 1 stopped answering; --retry runs it again"}) == 1
 
 
+def test_work_of_another_process_is_no_failure() -> None:
+    assert exit_code({"a": "done", "b": "train is at work elsewhere (job 7_0)"}) == 75
+
+
 def test_a_second_run_of_a_sweep_is_refused(sweep: Sweep) -> None:
     with one_at_a_time(sweep), pytest.raises(ConfigError, match=rf"pid {os.getpid()} on .* is at work on this sweep"):
         LocalRun(sweep, False, print).run()

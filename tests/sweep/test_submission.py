@@ -206,7 +206,9 @@ def test_arrays_are_cut_at_the_limits_of_the_cluster(
 
 def test_points_may_come_and_go_but_their_settings_stay(closed: Cluster, sweep: Sweep) -> None:
     submit_missing(replace(sweep, points=sweep.points[:2]))
-    submit_missing(replace(sweep, points=sweep.points[1:]))
+    said = submit_missing(replace(sweep, points=sweep.points[1:]))
+    place = sweep.folder / "seed-0"
+    assert said[-1] == f"seed-0: is no point any more, but has jobs in the queue: mama jobs cancel {place}"
     assert in_queue(closed, sweep) == all_once(sweep)
     changed = sweep.points[1].config
     changed = replace(changed, train=replace(changed.train, steps=99))
