@@ -26,7 +26,9 @@ def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
         yield script
     jobs = sum(len(chain.units) * len(chain.steps) for chain in planned.chains)
     arrays = sum(len(chain.steps) for chain in planned.chains)
-    yield f"{jobs} jobs in {arrays} arrays, at most {gpu_hours(sweep, planned):.1f} GPU-hours; nothing was submitted"
+    hours = gpu_hours(sweep, planned)
+    asked = "GPU-hours unknown (additional)" if hours is None else f"at most {hours:.1f} GPU-hours"
+    yield f"{jobs} jobs in {arrays} arrays, {asked}; nothing was submitted"
     yield from _not_submitted(planned)
 
 

@@ -186,12 +186,17 @@ def scripts(sweep: Sweep, planned: Plan) -> Iterator[tuple[str, str]]:
             yield title, script_of(_calls(chain, step), **options, hold=True, code=code)
 
 
-def gpu_hours(sweep: Sweep, planned: Plan) -> float:
-    """GPUs x time limits of all jobs that would be submitted, in hours: the most that they take without a requeue."""
+def gpu_hours(sweep: Sweep, planned: Plan) -> float | None:
+    """GPUs x time limits of all jobs that would be submitted, in hours: the most that they take without a requeue.
+
+    None if a profile asks for GPUs in another way than by `gpus_per_node`.
+    """
     total = 0.0
     for chain in planned.chains:
         for step in chain.steps:
             profile = profile_of(sweep, step)
+            if any("gpu" in f"{option} {value}".lower() for option, value in profile.additional.items()):
+                return None
             total += len(chain.units) * (profile.nodes or 1) * (profile.gpus_per_node or 0) * profile.timeout_min / 60
     return total
 
