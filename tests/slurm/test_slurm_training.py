@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -173,3 +174,31 @@ def test_a_job_leaves_a_node_that_sees_no_shards(slurm_cluster: Cluster, config:
     )
     assert f"back in the queue, without node {SECOND}" in said
     assert steps_logged(config) == []
+
+
+def stuck_at_first(config: Config) -> Path:
+    """Train, but the second rank of the first start does not come back from its fourth step."""
+    step = loop.training_step
+
+    def stuck(engine: Any, batches: Any, config: Config, number: int) -> Any:
+        if number == 3 and (os.environ["RANK"], os.environ.get("SLURM_RESTART_COUNT", "0")) == ("1", "0"):
+            threading.Event().wait()
+        return step(engine, batches, config, number)
+
+    with patch.object(loop, "training_step", stuck):
+        return loop.train(config)
+
+
+def test_a_job_that_hangs_goes_back_in_the_queue_and_ends(
+    slurm_cluster: Cluster, config: Config, tmp_path: Path
+) -> None:
+    train = replace(config.train, patience=0.1, steps=5, save_every=2)
+    config = replace(config, train=train, data=replace(config.data, workers=0))  # a loader would have to start first
+    job = submit(stuck_at_first, config, profile=replace(BOTH, partition="cpu"), folder=tmp_path)
+    wait_for(lambda: fact(slurm_cluster, job.job_id, "Restarts") == "1")
+    start_soon(slurm_cluster, job.job_id)
+    said = Path(job.paths.stderr).read_text()
+    assert re.search(rf"train\.patience: .* the last step was 2: .*rank 1 \({SECOND}, pid \d+\) was in step 3 ", said)
+    wait_for(lambda: not slurm_cluster.jobs())
+    assert steps_logged(config) == list(range(5))
+    assert fact(slurm_cluster, job.job_id, "JobState") == "COMPLETED"
