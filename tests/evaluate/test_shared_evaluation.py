@@ -185,5 +185,5 @@ def test_an_interrupt_ends_a_rank_that_waits_for_its_partner(first_of_two: int) 
         assert time.monotonic() < deadline
         time.sleep(0.1)
     waiting.send_signal(signal.SIGINT)
-    assert waiting.communicate(timeout=60) == (None, "")
+    assert waiting.communicate(timeout=180) == (None, "")
     assert waiting.returncode == -signal.SIGINT

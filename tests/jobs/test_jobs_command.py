@@ -44,7 +44,7 @@ def mama(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments, catch_exceptions=False)
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline

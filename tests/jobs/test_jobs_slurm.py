@@ -54,7 +54,7 @@ def words(run: str) -> list[str]:
     return mama("jobs", run).splitlines()[2].split()
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline

@@ -161,7 +161,7 @@ def test_a_signal_ends_a_rank_that_waits_for_its_partners(number: signal.Signals
     assert rank.stdout.readline() == "waiting\n"
     time.sleep(0.2)
     rank.send_signal(number)
-    out, said = rank.communicate(timeout=60)
+    out, said = rank.communicate(timeout=180)
     assert (rank.returncode, out, said) == (
         75, "cleaned up\n", "mama: a signal ended it before its first step; run it again to continue\n"
     )  # fmt: skip

@@ -40,7 +40,7 @@ pytest_plugins = ("tests.support.slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
 
 
-def wait_for(ready: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(ready: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < deadline
@@ -188,7 +188,7 @@ def test_a_job_submitted_in_a_step_of_srun_runs(slurm_cluster: Cluster, tmp_path
         f"print(submit(max, 3, 4, profile=Profile(cluster='slurm', partition='cpu'), folder={str(tmp_path)!r}).job_id)"
     )
     command = ["srun", "-n", "1", sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=CHECKOUT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True, cwd=CHECKOUT)
     job: Any = submitit.SlurmJob(folder=tmp_path / "jobs" / "%j", job_id=done.stdout.strip())
     assert result_of(job) == 4
 
@@ -213,7 +213,7 @@ def test_nodes_with_uneven_tasks_meet_at_a_port_though_the_first_places_are_occu
     places = random.Random(f"{last + 1}.0.0").sample(range(20_000, 32_768), PLACES)
     servers = [socket.create_server(("", place)) for place in places[:2]]
     command = ["srun", "--nodes=2", "--ntasks=3", sys.executable, "-c", RANKS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=CHECKOUT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=CHECKOUT)
     for server in servers:
         server.close()
     assert done.returncode == 0, done.stderr

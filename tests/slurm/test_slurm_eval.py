@@ -55,7 +55,7 @@ def model_of(run: Config) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(ready: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline
@@ -89,7 +89,7 @@ def test_two_tasks_consolidate_once_and_share_the_evaluation(
     assert "writing" not in second
     command = ["srun", "--ntasks=2", "--nodes=1", sys.executable, "-m", "mama", "eval", str(tmp_path / "run.yaml")]
     remove(run.run_folder / "eval")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("writing the results to") == 1
     assert results_of(run) == results

@@ -61,7 +61,7 @@ def slowly(config: Config) -> Path:
         return loop.train(config)
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(ready: Callable[[], object], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline
@@ -126,7 +126,7 @@ def ended(cluster: Cluster, job: str) -> None:
 
 def start_soon(cluster: Cluster, job: str) -> None:
     """A job that was requeued would wait two minutes, for the daemon of its node to forget that it was ended."""
-    wait_for(lambda: fact(cluster, job, "JobState") == "PENDING", 15)
+    wait_for(lambda: fact(cluster, job, "JobState") == "PENDING", 60)
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 

@@ -29,7 +29,7 @@ PROGRAMS = (
     *("munged", "munge", "mariadbd", "mariadb-install-db", "mariadb-admin", "setpriv"),
     *("slurmdbd", "slurmctld", "slurmd", "sacctmgr", "sinfo", "squeue", "scancel", "sbatch", "srun"),
 )
-PATIENCE = 30.0  # seconds for each daemon to start, and for the jobs to end
+PATIENCE = 90.0  # seconds for each daemon to start, and for the jobs to end
 HOST = socket.gethostname().partition(".")[0]
 # CPUs of each node. The tasks of a job look their first node's name up: this machine's own is known everywhere.
 NODES = {HOST: 2, f"{HOST}-2": 1}  # the first of a job is the alphabetically first

@@ -48,7 +48,7 @@ def study(folder: Path, name: str, profile: str, seeds: range) -> Sweep:
     return Sweep(name, place, points, ["train", "consolidate"], [], {"default": profile}, at_once=2)
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
+def wait_for(ready: Callable[[], object], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline

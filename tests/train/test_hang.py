@@ -93,7 +93,7 @@ def ranks(run: Path, *doing: str) -> list[subprocess.Popen[str]]:
 def test_a_run_in_which_no_rank_moves_ends_and_names_the_one_that_is_behind(tmp_path: Path) -> None:
     both = ranks(tmp_path, "", "late")
     for rank in both:
-        said = rank.communicate(timeout=60)[1]
+        said = rank.communicate(timeout=180)[1]
         pattern = (
             r"mama: train\.patience: no rank has made progress for 0\.025 minutes, the last step was 6: rank 1 "
             rf"\(\S+, pid {both[1].pid}\) was in step 7, waiting for data for \d s\. Run again, it continues .*\n"
@@ -101,7 +101,7 @@ def test_a_run_in_which_no_rank_moves_ends_and_names_the_one_that_is_behind(tmp_
         assert re.fullmatch(pattern, said), said
         assert rank.returncode == 75
     for rank in ranks(tmp_path, "", ""):
-        assert rank.communicate(timeout=60)[1].count("rank ") == 3, "none is behind: both are named"
+        assert rank.communicate(timeout=180)[1].count("rank ") == 3, "none is behind: both are named"
 
 
 def test_a_run_in_which_one_rank_works_on_is_left_alone(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_in_which_one_rank_works_on_is_left_alone(tmp_path: Path) -> None:
     time.sleep(4)
     assert [rank.poll() for rank in both] == [None, None]
     for rank in both:  # it has stopped working, and only waits
-        assert "no rank has made progress" in rank.communicate(timeout=60)[1]
+        assert "no rank has made progress" in rank.communicate(timeout=180)[1]
 
 
 def test_a_rank_says_for_whom_it_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
