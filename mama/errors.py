@@ -13,6 +13,10 @@ class TrainingError(RuntimeError):
     """Training cannot continue; the message names the step and the samples."""
 
 
+class HungError(TrainingError):
+    """A process has made no progress for too long; the message names it."""
+
+
 class StoppedError(RuntimeError):
     """A signal stopped the run, which continues when it is run again. The message names the step."""
 

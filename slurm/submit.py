@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from slurm import blocked_signals
-from slurm.profile import CLUSTERS, Profile, SlurmError
+from slurm.batch_script import environment_for_sbatch, notice_s, sbatch_options, script
+from slurm.profile import Profile, SlurmError
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +51,78 @@ class Resumable:
 
 
 def submit(
-    function: Callable[..., Any], *args: Any, profile: Profile, folder: str | Path, name: str = "mama"
+    function: Callable[..., Any],
+    *args: Any,
+    profile: Profile,
+    folder: str | Path,
+    name: str = "mama",
+    dependency: str = "",
+    code: Path | None = None,
 ) -> submitit.Job[Any]:
     """Submit `function(*args)` as a job and return without waiting for it.
 
-    The job unpickles the function and its arguments, and runs the Python that runs now. Logs and the result go to
+    The job unpickles the function and its arguments, and runs the Python that runs now; on a cluster with the packages
+    in `code`, as in `submit_calls`. Logs and the result go to
     `folder`/jobs/<job id>; on a cluster the nodes must share the file system of `folder`. If the profile has more than
     one task, each of them calls the function: see `slurm.rank_environment.export_distributed_environment`.
+    dependency: of the job on others, as sbatch takes it; "afterok:12". A job whose dependency fails is cancelled.
 
     Raises `SlurmError` if the job cannot be submitted.
     """
-    with _submission_errors(name):
-        job = _executor(profile, folder, name).submit(Resumable(function, *args))
+    if profile.cluster == "slurm":
+        job = _submit_to_slurm([(function, args)], _Job(profile, folder, name, dependency=dependency, code=code))[0]
+    else:
+        with _submission_errors(name):
+            job = _local_executor(profile, folder, name).submit(Resumable(function, *args))
     logger.info("job %s (%s, %s): log %s", job.job_id, name, profile.cluster, job.paths.stderr)
     return job
+
+
+def submit_calls(
+    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+    *,
+    profile: Profile,
+    folder: str | Path,
+    name: str = "mama",
+    comment: str = "",
+    dependency: str = "",
+    at_once: int | None = None,
+    hold: bool = False,
+    code: Path | None = None,
+) -> list[submitit.Job[Any]]:
+    """Submit an array of jobs, one for each (function, arguments), in a single call of sbatch; also for a single one.
+
+    Each job gets the resources of the whole profile, and is named <number>_<index>; the rest is as in `submit`.
+
+    - at_once: jobs that run at the same time; None: the profile's array_parallelism.
+    - hold: the jobs wait until `slurm.queue.release`. A job finds its call only once this function returns, and one
+      that starts and does not find it ends after a minute: held, nothing is left that runs if this process is killed.
+    - code: a folder, from `slurm.snapshot.snapshot`, that the jobs import mama, shards and slurm from.
+
+    Raises `SlurmError` if the jobs cannot be submitted.
+    """
+    profile.require_cluster()
+    job = _Job(profile, folder, name, comment, dependency, hold, code, size=len(calls), at_once=at_once)
+    jobs = _submit_to_slurm(calls, job)
+    logger.info("array %s (%s, %d jobs)", jobs[0].job_id.partition("_")[0], name, len(jobs))
+    return jobs
+
+
+def script_of(
+    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+    *,
+    profile: Profile,
+    folder: str | Path,
+    name: str = "mama",
+    comment: str = "",
+    dependency: str = "",
+    at_once: int | None = None,
+    hold: bool = False,
+    code: Path | None = None,
+) -> str:
+    """The batch script that `submit_calls` would submit for the same arguments; nothing is submitted or written."""
+    profile.require_cluster()
+    return _Job(profile, folder, name, comment, dependency, hold, code, size=len(calls), at_once=at_once).script()
 
 
 def submit_array(
@@ -70,6 +133,7 @@ def submit_array(
     profile: Profile,
     folder: str | Path,
     name: str = "mama",
+    code: Path | None = None,
 ) -> tuple[list[submitit.Job[Any]], submitit.Job[Any]]:
     """Submit an array of jobs, `function(*each)` for each of `arguments`, and a last job `then(*then_arguments)`.
 
@@ -80,39 +144,124 @@ def submit_array(
     Raises `SlurmError` if the profile suits no array or a job cannot be submitted; without its last job the array is
     cancelled.
     """
-    profile.require_array()
-    with _submission_errors(name):
-        executor = _executor(profile, folder, name)
-        with executor.batch():
-            jobs = [executor.submit(Resumable(function, *each)) for each in arguments]
+    profile.require_cluster()
+    profile.require_one_task()
+    calls = [(function, each) for each in arguments]
+    jobs = submit_calls(calls, profile=profile, folder=folder, name=name, code=code)
     number = jobs[0].job_id.partition("_")[0]
+    after = f"afterany:{number}"
     try:
-        with _submission_errors(f"{name}-end"):
-            executor.update_parameters(name=f"{name}-end", slurm_dependency=f"afterany:{number}")
-            last = executor.submit(Resumable(then, *then_arguments))
+        end = f"{name}-end"
+        last = submit(then, *then_arguments, profile=profile, folder=folder, name=end, dependency=after, code=code)
     except SlurmError:
         subprocess.run(["scancel", number], capture_output=True)
         raise
-    logger.info("array %s (%s, %d jobs): logs in %s", number, name, len(jobs), jobs[0].paths.folder.parent)
-    logger.info("job %s (%s-end, after them): log %s", last.job_id, name, last.paths.stderr)
     return jobs, last
 
 
-def _executor(profile: Profile, folder: str | Path, name: str) -> submitit.AutoExecutor:
-    place = Path(folder).absolute() / "jobs" / "%j"
-    # -I -S: start without PYTHON* variables and site packages, to block signals as early as possible.
-    python = shlex.join([sys.executable, "-I", "-S", blocked_signals.__file__, sys.executable])
-    settings: dict[str, Any] = {}
-    for cluster in CLUSTERS:
-        settings |= {f"{cluster}_max_num_timeout": MAX_TIMEOUTS, f"{cluster}_python": python}
+@dataclass(frozen=True)
+class _Job:
+    """What a script is made of."""
+
+    profile: Profile
+    folder: str | Path
+    name: str
+    comment: str = ""
+    dependency: str = ""
+    hold: bool = False
+    code: Path | None = None
+    size: int | None = None  # of the array; None: a job that is no array
+    at_once: int | None = None
+
+    @property
+    def place(self) -> Path:
+        """submitit's folder of each job, with its pattern for the job's id."""
+        return Path(self.folder).absolute() / "jobs" / "%j"
+
+    def options(self) -> dict[str, Any]:
+        own: dict[str, Any] = {
+            "job-name": self.name,
+            "comment": self.comment or None,
+            "dependency": self.dependency or None,
+            "kill-on-invalid-dep": "yes" if self.dependency else None,
+            "hold": self.hold,
+        }
+        if self.size is not None:
+            at_once = self.at_once or self.profile.array_parallelism
+            own["array"] = f"0-{self.size - 1}" + (f"%{at_once}" if at_once else "")
+        return sbatch_options(self.profile) | own
+
+    def script(self) -> str:
+        pattern = "%j" if self.size is None else "%A_%a"
+        # Absolute: in a container, or after a `cd` among the setup lines, the task starts in another folder.
+        code = None if self.code is None else self.code.absolute()
+        return script(self.options(), self.profile, self.place.parent, pattern, code)
+
+
+def _submit_to_slurm(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], job: _Job) -> list[submitit.Job[Any]]:
+    """Submit the calls with one call of sbatch. Nothing is left on disk if it refuses. Raises `SlurmError`."""
+    aside = job.place.parent / f".{uuid.uuid4().hex}"
+    with _submission_errors(job.name):
+        aside.mkdir(parents=True)
+        try:
+            (aside / "script").write_text(job.script())
+            for index, (function, args) in enumerate(calls):
+                delayed = submitit.core.utils.DelayedSubmission(Resumable(function, *args))
+                delayed.set_timeout(_minutes_of_a_timeout(job.profile), MAX_TIMEOUTS)  # type: ignore[arg-type]
+                delayed.dump(aside / str(index))
+            number = _sbatch(aside / "script", job.options())
+            ids = [number] if job.size is None else [f"{number}_{index}" for index in range(job.size)]
+            tasks = list(range(job.profile.tasks))
+            jobs: list[submitit.Job[Any]] = [submitit.SlurmJob(folder=job.place, job_id=id, tasks=tasks) for id in ids]
+            for index, each in enumerate(jobs):
+                each.paths.move_temporary_file(aside / str(index), "submitted_pickle")
+            jobs[0].paths.move_temporary_file(aside / "script", "submission_file")
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return jobs
+
+
+def _sbatch(script: Path, options: dict[str, Any]) -> str:
+    """Submit a script and return the number of the job. Raises `FailedSubmissionError`."""
+    command = ["sbatch", str(script)]
+    environment = environment_for_sbatch(os.environ, options)
     try:
-        executor = submitit.AutoExecutor(folder=place, cluster=profile.cluster, **settings)
-    except RuntimeError as error:
-        if "srun" not in str(error):
-            raise
-        message = "cluster: 'slurm', but there is no srun command here; submit on a login node or set cluster: local"
-        raise SlurmError(message) from error
-    executor.update_parameters(**_parameters(profile, name))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise SlurmError(
+            "cluster: 'slurm', but there is no sbatch command here; submit on a login node or set cluster: local"
+        ) from error
+    number = re.search(r"job (\d+)", done.stdout)
+    if done.returncode or not number:
+        raise FailedSubmissionError(done.stderr or done.stdout)
+    return number[1]
+
+
+def _minutes_of_a_timeout(profile: Profile) -> float:
+    """The time limit that submitit is told.
+
+    Of a limit of m minutes it counts as timed out what ran for min(0.8 m, m - 10): every job of at most 10 minutes,
+    also one that was preempted at once. With the value returned here that time is nine tenths of the time that a job
+    has before it is signalled.
+    """
+    ran = 0.9 * (profile.timeout_min - notice_s(profile) / 60)
+    return max(ran / 0.8, ran + 10)
+
+
+def _local_executor(profile: Profile, folder: str | Path, name: str) -> submitit.AutoExecutor:
+    place = Path(folder).absolute() / "jobs" / "%j"
+    python = shlex.join([sys.executable, "-I", "-S", blocked_signals.__file__, sys.executable])
+    executor = submitit.AutoExecutor(
+        folder=place, cluster="local", local_max_num_timeout=MAX_TIMEOUTS, local_python=python
+    )
+    parameters = {
+        "name": name,
+        "nodes": 1,
+        "tasks_per_node": profile.tasks_per_node,
+        "gpus_per_node": profile.gpus_per_node or None,
+        "timeout_min": profile.timeout_min,
+    }
+    executor.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
     return executor
 
 
@@ -123,27 +272,6 @@ def _submission_errors(name: str) -> Iterator[None]:
         yield
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise SlurmError(f"{name}: the job cannot be submitted: {_last_line(str(error))}") from error
-
-
-def _parameters(profile: Profile, name: str) -> dict[str, Any]:
-    shared = {
-        "name": name,
-        "nodes": profile.nodes,
-        "tasks_per_node": profile.tasks_per_node,
-        "gpus_per_node": profile.gpus_per_node or None,  # clusters without GPUs refuse even a 0
-        "cpus_per_task": profile.cpus_per_task,
-        "mem_gb": profile.mem_gb,
-        "timeout_min": profile.timeout_min,
-    }
-    only_slurm = {
-        "slurm_partition": profile.partition,
-        "slurm_account": profile.account,
-        "slurm_signal_delay_s": min(profile.grace_s, profile.timeout_min * 30),
-        "slurm_additional_parameters": profile.additional or None,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # else the other ranks would wait for one that died
-    }
-    parameters = shared | (only_slurm if profile.cluster == "slurm" else {})
-    return {key: value for key, value in parameters.items() if value is not None}
 
 
 def _last_line(text: str) -> str:

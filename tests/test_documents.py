@@ -12,10 +12,12 @@ from typing import Any
 import click
 import pytest
 
-from mama.cli.main import cli
+from mama.cli.main import HELP, cli
 from mama.errors import ConfigError
 from mama.settings.load import find, is_shipped, load, load_profile
+from mama.sweep.definition import load_sweep
 from mama.train.dry_run import dry_run
+from slurm.submit import script_of
 from tests.support.checkout import CHECKOUT
 
 DOCS = [f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -26,6 +28,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)", re.MULTILINE)
 PATH = re.compile(r"(?<![\w./-])(?:mama|shards|slurm|configs|tests|docs|\.ci)/[\w./*-]*[\w/]")
 ENDS = {"&&", ";", "|", "(", ")"}  # of a command
+OWN = re.compile(r"\w+\.yaml|runs/[\w-]+|[A-Z]+(\.yaml)?")  # names of the reader's own files and folders
 README_LINES, WIDTH = 110, 120
 
 
@@ -83,7 +86,7 @@ COMMANDS = calls("mama")
 def parsed(arguments: list[str]) -> dict[str, Any]:
     """What the command line makes of the arguments; nothing runs. Empty for a verb that is only named."""
     command: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **HELP)
     while isinstance(command, click.Group):
         name, found, arguments = command.resolve_command(context, arguments)
         assert found is not None
@@ -115,20 +118,27 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
     if command[0] == "VERB":
         return
     given = parsed(command)
+    if (name := given.get("sweep")) and not OWN.fullmatch(name):
+        assert load_sweep(name, given["overrides"]).points
     if not given.get("config"):
         return
-    own = re.fullmatch(r"\w+\.yaml|runs/\w+|[A-Z]+", given["config"])
+    own = OWN.fullmatch(given["config"])
     config = load("table" if own else given["config"], given["overrides"])
     if "profile" not in given:
         return
     profile = load_profile(profile_of(given["profile"]))
     if given.get("jobs"):
-        profile.require_array()
+        profile.require_cluster()
+        profile.require_one_task()
+    if profile.cluster == "slurm":
+        assert "#SBATCH --partition" in script_of([(print, ())], profile=profile, folder="runs")
     if command[0] == "train":
         config.train.accumulation(profile.tasks if given["as_job"] and profile.tasks > 1 else config.train.ranks)
 
 
-DRY_RUNS = {shlex.join(words) for _, words in COMMANDS if "--dry-run" in words and is_shipped(words[1])}
+DRY_RUNS = {
+    shlex.join(words) for _, words in COMMANDS if words[0] == "train" and "--dry-run" in words and is_shipped(words[1])
+}
 
 
 @pytest.mark.parametrize("command", sorted(DRY_RUNS))
@@ -140,10 +150,11 @@ def test_a_dry_run_of_a_shipped_recipe_runs(command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_in_a_page_load(page: str, tmp_path: Path) -> None:
+    """On the page about sweeps: the sweeps."""
     for language, block in FENCE.findall(read(page)):
         if language == "yaml":
             (tmp_path / "recipe.yaml").write_text(block)
-            load(tmp_path / "recipe.yaml")
+            assert (load_sweep if page == "docs/sweeps.md" else load)(tmp_path / "recipe.yaml")
 
 
 def anchors(page: Path) -> set[str]:

@@ -23,7 +23,8 @@ LINES = {
     "mama": (
         ("__main__",),
         ("cli",),
-        ("quickstart", "bench"),
+        ("jobs", "compare"),
+        ("sweep", "quickstart", "bench"),
         ("report",),
         ("evaluate", "train"),
         ("export",),
@@ -45,7 +46,7 @@ LINES = {
 }
 ONLY_IN = {
     "xformers": {"mama/model/attention.py"},
-    "yaml": {"mama/settings/load.py", "mama/settings/typed_values.py", "mama/settings/yaml_text.py"},
+    "yaml": {f"mama/settings/{name}.py" for name in ("load", "typed_values", "values", "yaml_text")},
     "submitit": {"slurm/submit.py", "slurm/rank_environment.py"},
 }
 

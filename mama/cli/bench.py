@@ -77,7 +77,7 @@ def bench_load(rounds: int) -> None:
 @click.option("--rounds", default=500, show_default=True, type=click.IntRange(min=1), help="Evaluations per setting.")
 @click.option("--resamples", default=300, show_default=True, type=click.IntRange(min=2), help="As eval.bootstrap.")
 def bench_intervals(rounds: int, resamples: int) -> None:
-    """Confidence intervals: coverage and mean length.
+    """Intervals: coverage, mean length; comparisons: false alarms.
 
     Measured over simulated evaluations, whose true values are known.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
+from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit, tell_if_it_never_starts
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
 from mama.settings.schema import Config
@@ -40,21 +40,24 @@ def pack(
 
 def _submit_array(config: Config, jobs: int, profile: str) -> None:
     """Plan the shards here, submit an array of jobs that write them, and a last job that completes the build."""
+    from mama.run.environment import copy_code
     from shards.pack.pack import make_plan, pack, pack_part
     from slurm.submit import submit_array
 
     resources = load_profile(profile)
-    resources.require_array()
+    resources.require_cluster()
+    resources.require_one_task()
     parts = min(jobs, max(1, make_plan(config.pack)))
     arguments = [(config.pack, part, parts) for part in range(parts)]
     name = f"{config.name}-pack"
-    array, last = submit_array(
-        pack_part, arguments, pack, config.pack, profile=resources, folder=config.run_folder, name=name
-    )
+    folder = config.run_folder
+    places = {"folder": folder, "code": copy_code(folder / "code")}
+    array, last = submit_array(pack_part, arguments, pack, config.pack, profile=resources, name=name, **places)
     number = array[0].job_id.partition("_")[0]
     click.echo(f"array {number} submitted: {parts} jobs, each of which writes a part of the shards")
     click.echo(f"job {last.job_id} writes the manifest after them; its log: {last.paths.stdout}")
     click.echo(f"to cancel the build: scancel {number} {last.job_id}")
+    tell_if_it_never_starts(number, profile)
 
 
 @click.command(cls=Verb)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import click.shell_completion
 
-from mama.cli import bench, data, evaluate, train
+from mama.cli import bench, cluster, data, evaluate, jobs, train
 from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
@@ -16,7 +17,7 @@ from shards.errors import ShardError
 from shards.files import legible
 from slurm.profile import SlurmError
 
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(context_settings=HELP)
@@ -57,7 +58,7 @@ def completion(shell: str) -> None:
 
 for verb in (
     *(quickstart, data.pack, data.check, train.train, train.consolidate, evaluate.evaluate, evaluate.report),
-    *(bench.bench, completion),
+    *(cluster.sweep, jobs.jobs, bench.bench, completion),
 ):
     cli.add_command(verb)
 
@@ -65,7 +66,8 @@ for verb in (
 def main() -> None:
     """Run the command line.
 
-    Exit code 2: the user's mistake; 1: the run failed; 75: a signal stopped it, and it can be continued.
+    Exit code 2: the user's mistake; 1: the run failed; 75: it can be continued, as a signal stopped it
+    or it hung once.
     """
     try:
         cli(prog_name="mama")

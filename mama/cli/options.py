@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
+from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
+from slurm.queue import waits_for_ever
+
+T = TypeVar("T")
 
 
 class Verb(click.Command):
@@ -77,16 +81,40 @@ def configured(path: str, overrides: tuple[str, ...]) -> Config:
     return load_run(folder, (f"runs={folder.parent}", *overrides))
 
 
-def run_or_submit(function: Callable[..., Any], *arguments: Any, config: Config, as_job: bool, profile: str) -> None:
-    """Call `function(*arguments)` here, or submit the same call as a job and print where its log is.
+def run_or_submit(
+    function: Callable[..., T], *arguments: Any, config: Config, as_job: bool, profile: str, tasks_share: bool = False
+) -> T | None:
+    """Call `function(*arguments)` here and return its result, or submit the same call as a job and print its log.
 
-    Raises `ConfigError` or `SlurmError` if it cannot be submitted.
+    If the profile has several tasks, all of them call a function whose work `tasks_share`; any other is called in the
+    first task alone. Raises `ConfigError` or `SlurmError` if it cannot be submitted.
     """
     if not as_job:
-        function(*arguments)
-        return
-    from slurm.submit import submit  # submitit takes a while to import
+        return function(*arguments)
+    from mama.run.environment import copy_code  # torch and submitit take a while to import
+    from slurm.submit import submit
 
-    name = f"{config.name}-{function.__name__}"
-    job = submit(function, *arguments, profile=load_profile(profile), folder=config.run_folder, name=name)
+    name, resources = f"{config.name}-{function.__name__}", load_profile(profile)
+    folder = config.run_folder
+    code = copy_code(folder / "code") if resources.cluster == "slurm" else None
+    call = (call_in_task, function, arguments, tasks_share)
+    job = submit(*call, profile=resources, folder=folder, name=name, code=code)
     click.echo(f"job {job.job_id} submitted; its log: {job.paths.stdout}")
+    if resources.cluster == "slurm":
+        tell_if_it_never_starts(job.job_id, profile)
+    return None
+
+
+def call_in_task(function: Callable[..., T], arguments: tuple[Any, ...], tasks_share: bool) -> T | None:
+    """In each task of a job: `function(*arguments)`, or nothing if another task does all the work."""
+    from slurm.rank_environment import first_task  # it imports submitit, see above
+
+    console.configure_logging()
+    return function(*arguments) if tasks_share or first_task() else None
+
+
+def tell_if_it_never_starts(number: str, profile: str) -> None:
+    """Say why a job that was just submitted will wait for ever. It stays in the queue: a node may come back."""
+    if why := waits_for_ever(number):
+        what = f"`scancel {number}`, change the profile {profile}, and submit again"
+        click.echo(f"job {number} will wait for ever: {why}; {what}", err=True)

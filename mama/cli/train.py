@@ -18,23 +18,29 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, d
     Starts train.ranks ranks on this machine; under torchrun, srun or --slurm each task is a rank.
     """
     settings = configured(config, overrides)
+    tasks = load_profile(profile).tasks if as_job else 1
+    ranks = tasks if tasks > 1 else settings.train.ranks
     if dry_run:
         from mama.train.dry_run import dry_run as describe
 
-        tasks = load_profile(profile).tasks if as_job else 1
-        for line in describe(settings, tasks if tasks > 1 else settings.train.ranks):
+        for line in describe(settings, ranks):
             click.echo(line)
         return
+    if as_job:
+        settings.train.accumulation(ranks)  # fail now, not in the job
     from mama.train.loop import train as run
 
-    run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile)
+    run_or_submit(run, settings, config=settings, as_job=as_job, profile=profile, tasks_share=True)
 
 
 @click.command(cls=Verb)
 @config_arguments
+@job_options
 @click.option("--best", is_flag=True, help="The checkpoint with the highest validation score instead.")
-def consolidate(config: str, overrides: tuple[str, ...], best: bool) -> None:
+def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, best: bool) -> None:
     """Export a run's newest checkpoint as a portable folder model/."""
     from mama.export.consolidate import consolidate as run
 
-    click.echo(run(configured(config, overrides), best))
+    settings = configured(config, overrides)
+    if folder := run_or_submit(run, settings, best, config=settings, as_job=as_job, profile=profile):
+        click.echo(folder)

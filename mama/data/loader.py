@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from mama.errors import ConfigError, TrainingError
+from mama.errors import ConfigError, HungError, TrainingError
 from mama.runtime import preemption
 from mama.settings.schema import Config
 from shards.errors import ShardError
@@ -49,8 +49,8 @@ def load(
     to PyTorch's DataLoader. Close the generator also after an error of the caller: a process cannot exit while its
     loader processes live.
 
-    Raises the data set's `ShardError`, whichever process raised it, and `TrainingError` if a process dies, runs out
-    of shared or pinned memory, or delivers no batch for `train.timeout` seconds.
+    Raises the data set's `ShardError`, whichever process raised it, `TrainingError` if a process dies or runs out of
+    shared or pinned memory, and `HungError` if it delivers no batch for `train.timeout` seconds.
     """
     workers = config.data.workers
     if workers:
@@ -150,7 +150,7 @@ def _plain(batches: Any) -> Generator[Any, None, None]:
             raise type(error)(last.partition(f"{type(error).__name__}: ")[2] or last) from None
         except RuntimeError as error:
             if "DataLoader timed out" in str(error):
-                raise TrainingError(_hanging(batches)) from None
+                raise HungError(_hanging(batches)) from None
             for worker in getattr(batches, "_workers", ()):
                 if "exited unexpectedly" in str(error) and (worker.exitcode or 0) < 0:
                     how = signal.strsignal(-worker.exitcode)

@@ -62,28 +62,33 @@ def mean(values: Float64s, patients: list[str], resamples: int, seed: int) -> Es
         return Estimate(None, reason=NO_IMAGE)
     bootstrap = Bootstrap(patients, resamples, seed)
     draws = [(weights @ values / weights.sum(1))[None] for weights in bootstrap]
-    return estimate(values.mean()[None, None], draws, [(np.ones(len(values), bool),)], bootstrap, NO_IMAGE)
+    drawn = parts(values.mean()[None, None], draws, [(np.ones(len(values), bool),)], bootstrap)
+    return estimate(drawn, bootstrap.patients, NO_IMAGE)
 
 
-def estimate(point: Float64s, draws: list[Float64s], sides: list[Sides], bootstrap: Bootstrap, reason: str) -> Estimate:
-    """The mean of a figure's parts: `point` [parts, 1] on all images, `draws` [parts, r] in pieces of the resamples.
-
-    `reason`: why the figure is undefined, if it is.
-    """
-    if np.isnan(point).any():
-        return Estimate(None, reason=reason)
-    value = float(point.mean())
-    if bootstrap.patients < 2:
-        return Estimate(value, reason="no interval: the images are of one patient")
+def parts(point: Float64s, draws: list[Float64s], sides: list[Sides], bootstrap: Bootstrap) -> list[Part]:
+    """A figure's parts: `point` [parts, 1] on all images, `draws` [parts, r] in pieces of the resamples."""
     drawn = np.concatenate([point[:, :0], *draws], axis=1)
-    defined = int((~np.isnan(drawn)).all(0).sum())
-    if defined < 2:
-        return Estimate(value, reason="no interval: fewer than two resamples define the metric")
-    parts = [
+    return [
         Part(float(whole[0]), of_part, min(map(bootstrap.count, own)))
         for whole, of_part, own in zip(point, drawn, sides, strict=True)
     ]
-    limits = interval(parts)
+
+
+def estimate(drawn: list[Part], patients: int, reason: str) -> Estimate:
+    """The mean of a figure's parts on images of so many patients.
+
+    `reason`: why the figure is undefined, if it is.
+    """
+    value = float(np.mean([part.value for part in drawn]))
+    if np.isnan(value):
+        return Estimate(None, reason=reason)
+    if patients < 2:
+        return Estimate(value, reason="no interval: the images are of one patient")
+    defined = int((~np.isnan([part.draws for part in drawn])).all(0).sum())
+    if defined < 2:
+        return Estimate(value, reason="no interval: fewer than two resamples define the metric")
+    limits = interval(drawn)
     if limits is None:
         return Estimate(value, reason="no interval: it rests on the images of one patient")
     return Estimate(value, *limits, defined)

@@ -1,14 +1,17 @@
-"""Images of a split and texts -> embeddings in float32.
+"""Images of a split, shared over the ranks, and texts -> embeddings in float32.
 
 Letters: n images, t texts, D shared width, d width of the image tower.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mama.data.batches import tokenise
 from mama.data.held_out import Split
@@ -17,6 +20,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.evaluate.arrays import Float32s
 from mama.model.embed import embed_split
 from mama.model.mama_model import MamaModel
+from mama.runtime.sharing import over_ranks
 from mama.settings.schema import Config
 
 
@@ -30,10 +34,21 @@ class Features:
 
 @torch.inference_mode()
 def embed_images(model: MamaModel, split: Split, config: Config, device: torch.device, label: str) -> Features:
-    """Embed every image of `split` in its order. Raises `ConfigError` for too little shared memory, else as `load`."""
-    require_shared_memory(config, config.eval.batch)
-    embedded = embed_split(model, split, config, device, config.eval.batch, title=f"{label}: {split.name} images")
-    return Features(embedded.images.numpy(), embedded.tower.numpy())
+    """Embed every image of `split` in its order; on ranks other than the first only this rank's share.
+
+    Every rank must call it. Raises `ConfigError` for too little shared memory, else as `load`.
+    """
+    size = config.eval.batch
+    require_shared_memory(config, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def embed(batches: list[range]) -> Iterator[tuple[Tensor, Tensor]]:
+        own = [row for rows in batches for row in rows]
+        title = f"{label}: {split.name} images"
+        embedded = embed_split(model, split, config, device, size, indices=own, title=title)
+        return zip(embedded.images.split(size), embedded.tower.split(size), strict=True)
+
+    images, tower = zip(*over_ranks(len(split), size, embed), strict=True)
+    return Features(torch.cat(images).numpy(), torch.cat(tower).numpy())
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mama.evaluate import linear_probe, localisation, provenance, result_folders
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.embeddings import Features, embed_images, embed_texts
+from mama.evaluate.provenance import Document
 from mama.evaluate.results import Results, unmentioned_note
 from mama.evaluate.task_data import Predictions, TaskData, task_data
 from mama.evaluate.tasks import TASKS
@@ -30,7 +32,9 @@ from mama.evaluate.training_vocabulary import training_statements
 from mama.export.model_folder import load_model
 from mama.model import attention
 from mama.model.mama_model import MamaModel, build
-from mama.runtime.collectives import local_device
+from mama.run.kept_settings import flat, is_among
+from mama.runtime import sharing
+from mama.runtime.collectives import local_device, rank
 from mama.settings.load import load_run
 from mama.settings.schema import Config, DataConfig
 from shards.errors import ShardError
@@ -39,41 +43,51 @@ from shards.schema import Study
 
 log = logging.getLogger(__name__)
 
+MAY_DIFFER = ("pack", "data.workers", "data.cache")  # settings of ranks that share an evaluation
+
 
 def evaluate(config: Config, run: Path) -> Results:
     """Evaluate `<run>/model` on the split `config.eval.split`; returns the metrics of each task and of "alignment".
 
-    The files are written once everything is measured, and replace those of an earlier evaluation of the same images.
-    Raises `ConfigError` without a model, or if `data.tell_pathology` is not that of training.
+    Ranks that a launcher started share the images, in the same batches as a single process, and rank 0 alone predicts,
+    writes, and returns the metrics: the others return {} once nothing is left to share. The files are written once
+    everything is measured, and replace those of an earlier evaluation of the same images.
+    Raises `ConfigError` without a model, or if `data.tell_pathology` is not that of training; `RankError` if another
+    rank ended.
     """
-    measured = provenance.identity(config, run)
-    # The settings of training: another seed or shape would build another untrained model.
-    trained_with = load_run(run) if (run / "config.yaml").exists() else config
-    tell = config.data.tell_pathology
-    if tell != trained_with.data.tell_pathology:
-        raise ConfigError(f"data.tell_pathology: {tell}, but {run} was trained with {not tell}; leave it out")
-    held_out, train = Split(config, config.eval.split), Split(config, "train")
-    wording = wording_of(_studies(held_out), config.data.style, tell)
-    mentioned = _mentioned_in_training(trained_with.data, config.data, train)
-    tasks = [task_data(TASKS[name], held_out.items, train.items, wording, mentioned) for name in config.eval.tasks]
-    maps: dict[str, Float32s] = {}
-    for name, model, tokenizer in _models(trained_with, run, local_device()):
-        features = _predict(tasks, name, model, tokenizer, held_out, train, config)
-        targets = (
-            localisation.find_targets(held_out, tokenizer, config.data.max_tokens) if trained_with.loss.local else []
-        )
-        maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
-        if name == "trained":
-            retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
-    if config.eval.intensity_baseline and held_out.name != "train":
-        of_train, of_held_out = _intensities(train), _intensities(held_out)
-        for data in tasks:
-            _probe(data, "31 intensity percentiles", of_train, of_held_out, train.items, config.seed)
+    with sharing.joined():
+        measured = _agreed(config, run)
+        trained_with = _settings_of_training(config, run)
+        held_out, train = Split(config, config.eval.split), Split(config, "train")
+        tasks = _tasks(config, trained_with, held_out, train)
+        maps: dict[str, Float32s] = {}
+        probed: dict[str, tuple[linear_probe.Features, linear_probe.Features]] = {}  # of training, of held-out images
+        for name, model, tokenizer in _models(trained_with, run, local_device()):
+            features = embed_images(model, held_out, config, local_device(), name)
+            if held_out.name != "train":
+                probed[name] = embed_images(model, train, config, local_device(), name).tower, features.tower
+            targets = (
+                localisation.find_targets(held_out, tokenizer, config.data.max_tokens)
+                if trained_with.loss.local
+                else []
+            )
+            maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
+            if rank() == 0:
+                for data in tasks:
+                    _zero_shot(data, name, features, model, tokenizer, config)
+                if name == "trained":
+                    retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
+        grey = localisation.brightest(held_out, targets, maps["trained"].shape[1:], config.eval.batch)
+        if config.eval.intensity_baseline and held_out.name != "train":
+            probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
+        if rank() > 0:
+            return {}
     for data in tasks:
-        data.predictions.sort(key=lambda one: one.protocol != "zero-shot")
+        for name, (of_train, of_held_out) in probed.items():
+            _probe(data, name, of_train, of_held_out, train.items, config.seed)
     shown = localisation.examples(targets, config.eval.heat_maps)
     documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
-    documents["alignment"] = measured | _alignment(maps, targets, shown, held_out, config)
+    documents["alignment"] = measured | _alignment(maps, grey, targets, shown, held_out, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
     for name, document in documents.items():
@@ -85,6 +99,30 @@ def evaluate(config: Config, run: Path) -> Results:
         results.write(documents, tasks, held_out.items, retrieved, maps["trained"][shown], new)
         result_folders.finish(config, measured, folder, new)
     return documents
+
+
+def _agreed(config: Config, run: Path) -> Document:
+    """What is measured. Raises `ConfigError` on all ranks if one of them would measure something else."""
+    measured = provenance.identity(config, run)
+    settings = {key: value for key, value in flat(asdict(config)).items() if not is_among(key, MAY_DIFFER)}
+    model = (measured["model"] or {}).get("sha256")
+    sharing.require_same({"run": str(run), **settings, "shards": measured["shards"]["digest"], "model": model})
+    return measured
+
+
+def _settings_of_training(config: Config, run: Path) -> Config:
+    """They build the untrained model: another seed or shape would make another one."""
+    trained_with = load_run(run) if (run / "config.yaml").exists() else config
+    tell = config.data.tell_pathology
+    if tell != trained_with.data.tell_pathology:
+        raise ConfigError(f"data.tell_pathology: {tell}, but {run} was trained with {not tell}; leave it out")
+    return trained_with
+
+
+def _tasks(config: Config, trained_with: Config, held_out: Split, train: Split) -> list[TaskData]:
+    wording = wording_of(_studies(held_out), config.data.style, config.data.tell_pathology)
+    mentioned = _mentioned_in_training(trained_with.data, config.data, train)
+    return [task_data(TASKS[name], held_out.items, train.items, wording, mentioned) for name in config.eval.tasks]
 
 
 def _studies(split: Split) -> list[Study]:
@@ -112,26 +150,6 @@ def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[s
     del model
     untrained = build(config, tokenizer, attention.choose(config.train.attention, device))
     yield "untrained", untrained.to(device).eval(), tokenizer
-
-
-def _predict(
-    tasks: list[TaskData],
-    name: str,
-    model: MamaModel,
-    tokenizer: Tokenizer,
-    held_out: Split,
-    train: Split,
-    config: Config,
-) -> Features:
-    """Add one model's zero-shot and probe predictions to each task; returns its features of the held-out images."""
-    device = next(model.parameters()).device
-    features = embed_images(model, held_out, config, device, name)
-    of_train = None if held_out.name == "train" else embed_images(model, train, config, device, name)
-    for data in tasks:
-        _zero_shot(data, name, features, model, tokenizer, config)
-        if of_train is not None:
-            _probe(data, name, of_train.tower, features.tower, train.items, config.seed)
-    return features
 
 
 def _zero_shot(
@@ -163,9 +181,14 @@ def _probe(
     data.predictions.append(Predictions("linear probe", name, scores))
 
 
-def _intensities(split: Split) -> Float64s:
-    items = progress(split.items, len(split), f"intensities: {split.name}", "images")
-    return np.stack([linear_probe.intensity_percentiles(split.stored(item)) for item in items])
+def _intensities(split: Split, config: Config) -> Float64s:
+    """Percentiles [n, 31] of each image; on ranks other than the first those of this rank's share."""
+
+    def measure(batches: list[range]) -> Iterator[Float64s]:
+        for rows in progress(batches, len(batches), f"intensities: {split.name}", "batches"):
+            yield np.stack([linear_probe.intensity_percentiles(split.stored(split.items[row])) for row in rows])
+
+    return np.concatenate(sharing.over_ranks(len(split), config.eval.batch, measure))
 
 
 def _retrieve(
@@ -177,12 +200,14 @@ def _retrieve(
 
 
 def _alignment(
-    maps: dict[str, Float32s], targets: list[localisation.Target], shown: list[int], held_out: Split, config: Config
+    maps: dict[str, Float32s],
+    grey: Float32s,
+    targets: list[localisation.Target],
+    shown: list[int],
+    held_out: Split,
+    config: Config,
 ) -> dict[str, Any]:
     """The pointing game over all targets, and the examples: the targets `shown`, whose maps are kept."""
-    trained = maps["trained"]
-    grid = (trained.shape[1], trained.shape[2])
-    grey = localisation.brightest(held_out, targets, grid) if targets else trained
     scores = {**maps, "brightest patch": grey}
     document = localisation.pointing_game(scores, grey, targets, held_out.size, config)
     document["examples"] = [

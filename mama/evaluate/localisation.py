@@ -5,6 +5,7 @@ Letters: t targets, S sentences, P = gh x gw patches of an image.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.evaluate import bootstrap
 from mama.evaluate.arrays import Flags, Float32s
 from mama.model.mama_model import MamaModel
+from mama.runtime.sharing import over_ranks
 from mama.settings.schema import Config, Fit
 from shards.progress import progress
 from shards.schema import Box, View
@@ -78,25 +80,37 @@ def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) 
 def maps(
     model: MamaModel, tokenizer: Tokenizer, split: Split, targets: list[Target], config: Config, device: torch.device
 ) -> Float32s:
-    """Cosine of each target's sentence with each patch of its image, [t, gh, gw]."""
+    """Cosine of each target's sentence with each patch of its image, [t, gh, gw].
+
+    Every rank must call it; on ranks other than the first the maps are those of this rank's share.
+    """
     patch = int(model.vision.backbone.config.patch_size)
     grid = (split.size[0] // patch, split.size[1] // patch)
-    parts = [np.zeros((0, *grid), np.float32)]
-    starts = range(0, len(targets), config.eval.batch)
-    for start in progress(starts, len(starts), "local alignment", "batches"):
-        batch = targets[start : start + config.eval.batch]
-        pixels = torch.from_numpy(np.stack([split.pixels(t.item) for t in batch])[:, None])
-        texts = tokenise(tokenizer, [t.text for t in batch], config.data.max_tokens)
-        cosines = model.alignment(normalise(pixels.to(device)), texts.to(device))  # [b, S, P]
-        rows = torch.arange(len(batch), device=device)
-        sentences = torch.tensor([t.sentence for t in batch], device=device)
-        parts.append(cosines[rows, sentences].float().cpu().numpy().reshape(-1, *grid))
-    return np.concatenate(parts)
+
+    def cosines(batches: list[range]) -> Iterator[Float32s]:
+        for rows in progress(batches, len(batches), "local alignment", "batches"):
+            batch = [targets[row] for row in rows]
+            pixels = torch.from_numpy(np.stack([split.pixels(t.item) for t in batch])[:, None])
+            texts = tokenise(tokenizer, [t.text for t in batch], config.data.max_tokens)
+            found = model.alignment(normalise(pixels.to(device)), texts.to(device))  # [b, S, P]
+            sentences = torch.tensor([t.sentence for t in batch], device=device)
+            own = found[torch.arange(len(batch), device=device), sentences]  # [b, P]
+            yield own.float().cpu().numpy().reshape(-1, *grid)
+
+    return np.concatenate([np.zeros((0, *grid), np.float32), *over_ranks(len(targets), config.eval.batch, cosines)])
 
 
-def brightest(split: Split, targets: list[Target], grid: tuple[int, int]) -> Float32s:
-    """Mean grey value of each patch, [t, gh, gw]: the baseline that always points at the brightest spot."""
-    return np.stack([_patch_means(split.pixels(t.item), grid) for t in targets])
+def brightest(split: Split, targets: list[Target], grid: tuple[int, ...], batch: int) -> Float32s:
+    """Mean grey value of each patch, [t, gh, gw]: the baseline that always points at the brightest spot.
+
+    Shared over the ranks as `maps` are.
+    """
+
+    def means(batches: list[range]) -> Iterator[Float32s]:
+        for rows in batches:
+            yield np.stack([_patch_means(split.pixels(targets[row].item), grid) for row in rows])
+
+    return np.concatenate([np.zeros((0, *grid), np.float32), *over_ranks(len(targets), batch, means)])
 
 
 def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int]) -> Flags:
@@ -146,7 +160,7 @@ def examples(targets: list[Target], count: int) -> list[int]:
     return list(chosen.values())[:count]
 
 
-def _patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> Float32s:
+def _patch_means(pixels: NDArray[np.uint8], grid: tuple[int, ...]) -> Float32s:
     tall, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
     cut = pixels[: grid[0] * tall, : grid[1] * wide].astype(np.float32)
     return cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from mama.evaluate.arrays import Flags, Float64s, Ints
-from mama.evaluate.bootstrap import NO_IMAGE, Bootstrap, Estimate, Sides, estimate
+from mama.evaluate.bootstrap import NO_IMAGE, Bootstrap, Estimate, Sides, estimate, parts
+from mama.evaluate.intervals import Part
 
 SENSITIVITY = 0.8  # at which the specificity is read
 
@@ -40,13 +41,16 @@ def measure(
     if not len(labels):
         return {name: Estimate(None, reason=NO_IMAGE) for name in (REASONS if binary else ALWAYS)}
     bootstrap = Bootstrap(patients, resamples, seed)
+    drawn = drawn_parts(labels, scores, bootstrap, binary)
+    return {name: estimate(of_metric, bootstrap.patients, REASONS[name]) for name, of_metric in drawn.items()}
+
+
+def drawn_parts(labels: Ints, scores: Float64s, bootstrap: Bootstrap, binary: bool) -> dict[str, list[Part]]:
+    """The parts of each metric of `measure`, whose mean it is, and their values in the resamples of `bootstrap`."""
     point = _all(labels, scores, np.ones((1, len(labels))), binary)
     draws = [_all(labels, scores, weights, binary) for weights in bootstrap]
     sides = _sides(labels, scores.argmax(1), binary)
-    return {
-        name: estimate(point[name], [drawn[name] for drawn in draws], sides[name], bootstrap, REASONS[name])
-        for name in point
-    }
+    return {name: parts(point[name], [drawn[name] for drawn in draws], sides[name], bootstrap) for name in point}
 
 
 def confusion(labels: Ints, scores: Float64s) -> Ints:

@@ -27,7 +27,12 @@ IDENTITY = ("shards", "model", "settings")  # figures are comparable if these ar
 
 def identity(config: Config, run: Path) -> Document:
     """The `shards`, `model` and `settings` that `evaluate(config, run)` measures."""
-    settings = {
+    return {"shards": shard_set(config), "model": model_of(run), "settings": settings_of(config)}
+
+
+def settings_of(config: Config) -> Document:
+    """The settings that an evaluation depends on."""
+    return {
         "image_size": list(config.data.image_size),
         "fit": config.data.fit,
         "style": config.data.style,
@@ -38,7 +43,6 @@ def identity(config: Config, run: Path) -> Document:
         "seed": config.seed,
         "interval": intervals.METHOD,
     }
-    return {"shards": shard_set(config), "model": model_of(run), "settings": settings}
 
 
 def shard_set(config: Config) -> Document:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mama.data.held_out import Item
+from mama.errors import ConfigError
 from mama.evaluate import metrics
-from mama.evaluate.arrays import Float32s
+from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.task_data import Predictions, TaskData
 from mama.run.files import write_json
 from mama.settings.schema import Config
 from shards.files import atomic_write
+
+FACTS = ("protocol", "model", "image", "patient", "label")  # before the classes, in a predictions.csv
 
 Results = dict[str, dict[str, Any]]  # metrics.json by task, and that of "alignment"
 
@@ -75,7 +78,7 @@ def _row(data: TaskData, one: Predictions, patients: list[str], resamples: int, 
 def _predictions_csv(data: TaskData, items: list[Item]) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(["protocol", "model", "image", "patient", "label", *data.classes])
+    writer.writerow([*FACTS, *data.classes])
     for one in data.predictions:
         for row, label, scores in zip(data.rows, data.labels, one.scores, strict=True):
             item = items[row]
@@ -83,6 +86,41 @@ def _predictions_csv(data: TaskData, items: list[Item]) -> str:
             facts = [item.key, item.study.patient, data.classes[label]]
             writer.writerow([one.protocol, one.model, *facts, *shares])
     return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The predictions of one protocol with one model, sorted by image: n images, K classes."""
+
+    images: list[str]
+    patients: list[str]
+    labels: Ints  # [n]
+    classes: list[str]
+    scores: Float64s  # [n, K]
+
+    def same_images(self, other: Scored) -> bool:
+        """Whether both are of the same images, patients and labels."""
+        facts = [(one.images, one.patients, one.classes, one.labels.tolist()) for one in (self, other)]
+        return facts[0] == facts[1]
+
+
+def read_predictions(file: Path, protocol: str, model: str) -> Scored:
+    """Read what `write` left in a predictions.csv. Raises `ConfigError` if that is missing or damaged."""
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            reader = csv.reader(lines)
+            classes = next(reader)[len(FACTS) :]
+            rows = sorted(row[2:] for row in reader if row[:2] == [protocol, model])
+        images, patients, labels = zip(*(row[:3] for row in rows), strict=True)
+        scores = np.array([row[3:] for row in rows], dtype=np.float64)
+        numbers = np.array([classes.index(label) for label in labels])
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, StopIteration, csv.Error):
+        raise ConfigError(f"{file}: is damaged, or lacks {protocol} of the {model} model; evaluate again") from None
+    if scores.shape != (len(images), len(classes)) or not np.isfinite(scores).all():
+        raise ConfigError(f"{file}: is damaged; evaluate again")
+    return Scored(list(images), list(patients), numbers, classes, scores)
 
 
 def results_table(results: Results) -> str:

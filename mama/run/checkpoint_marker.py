@@ -61,6 +61,12 @@ def damage(checkpoint: Path, contents: bool = False) -> str | None:
     return None
 
 
+def steps_taken(run: Path) -> int:
+    """The steps before the newest complete checkpoint of a run; 0 without one."""
+    folders = sorted((run / "checkpoints").glob("step-*"), key=lambda folder: (len(folder.name), folder.name))
+    return next((read_marker(folder).step for folder in reversed(folders) if not damage(folder)), 0)
+
+
 def read_marker(checkpoint: Path) -> Marker:
     """Return the marker of a checkpoint. Raises `ConfigError` if it is missing, was edited or is damaged."""
     document = read_object(checkpoint / MARKER)

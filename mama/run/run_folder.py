@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
-import subprocess
-from collections.abc import Iterable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
+from mama.run.environment import environment
 from mama.run.files import make_folder, read_object, write_json
+from mama.run.kept_settings import MAY_CHANGE, changed_setting, flat, is_among
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
 from mama.settings.load import load_run, missing_settings, save
@@ -27,15 +24,6 @@ from shards.read.remote import local_folder
 log = logging.getLogger(__name__)
 
 DATA = "data.json"
-STACK = ("mama-clip", "torch", "deepspeed", "transformers", "peft", "xformers", "webdataset", "pydicom", "numpy")
-# Settings, and whole sections of them, that may change when a run is resumed. Ranks and micro-batches decide how many
-# negatives a pair has, unless train.grad_cache takes them from the whole step: a change is logged.
-MAY_CHANGE = (
-    *("pack", "eval", "runs", "data.workers", "data.cache", "data.max_corrupt"),
-    *("train.log_every", "train.save_every", "train.keep_checkpoints", "train.validate_every", "train.max_skips"),
-    *("train.ranks", "train.micro_batch", "train.zero_stage", "train.offload"),
-    *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.oversubscribe"),
-)
 
 
 def prepare(config: Config) -> Path | None:
@@ -57,54 +45,6 @@ def prepare(config: Config) -> Path | None:
         save(config, run / "config.yaml")
     write_json(run / "environment.json", environment())
     return resumed
-
-
-def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Return the first dotted key that differs and is not in `MAY_CHANGE`; both arguments are flat settings."""
-    keys = sorted(before.keys() | now.keys())
-    return next((key for key in keys if before.get(key) != now.get(key) and not is_among(key, MAY_CHANGE)), None)
-
-
-def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted keys such as `train.steps`; an empty dictionary stays a value."""
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
-
-
-def is_among(key: str, names: Iterable[str]) -> bool:
-    """Whether the dotted `key` is one of `names` or within a section that is, as `pack.root` is within `pack`."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def environment() -> dict[str, Any]:
-    """Return the contents of `environment.json`: versions, the platform and, in a checkout, the git commit."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "commit": _commit(Path(__file__).parent.parent.parent),
-        "versions": {name: _version(name) for name in STACK},
-    }
-
-
-def _commit(root: Path) -> str | None:
-    """The commit of the checkout `root`; None if it is no checkout or git is not installed."""
-    try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return git.stdout.strip() if git.returncode == 0 and (root / "pyproject.toml").exists() else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _require_same_settings(config: Config, run: Path) -> None:

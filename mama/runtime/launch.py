@@ -9,18 +9,20 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mama.errors import ConfigError, LaterError, RankError, StoppedError, TrainingError
 from mama.runtime import preemption
 from mama.settings.schema import Config
-from shards.errors import FetchError, ShardError
+from shards.errors import FetchError, ShardError, one_line
 from slurm.rank_environment import export_distributed_environment
 
 T = TypeVar("T")
@@ -32,9 +34,15 @@ ORPHAN_TIMEOUT = 600.0  # seconds that ranks have to finish their step and save 
 
 
 def is_rank() -> bool:
-    """Whether a launcher started this process as one rank of several; in a Slurm task, set the rank's variables."""
+    """Whether a launcher started this process as one rank of several; in a Slurm task, set the rank's variables.
+
+    Raises `ConfigError` for incomplete launcher variables.
+    """
     export_distributed_environment()
-    return "RANK" in os.environ
+    if "RANK" not in os.environ:
+        return False
+    _check_launcher_variables()
+    return True
 
 
 def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
@@ -47,8 +55,8 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     the rank that failed first, as `RankError` unless its type is in `PLAIN`; `StoppedError` after a signal.
     """
     if is_rank():
-        _check_launcher_variables()
-        return function(config)
+        with _network_errors():
+            return function(config)
     config.train.accumulation(config.train.ranks)  # fail now, not after the ranks have imported everything
     launch = LaunchConfig(
         min_nodes=1,
@@ -71,7 +79,7 @@ def run_on_ranks(function: Callable[[Config], T], config: Config) -> T:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if preemption.was_forwarded(-failure.exitcode):
-            raise StoppedError("a signal ended it before its first step; run it again to continue") from None
+            raise StoppedError(preemption.BEFORE_FIRST_STEP) from None
         raise _error_of(rank, failure) from None
 
 
@@ -85,6 +93,17 @@ def _check_launcher_variables() -> None:
     raise ConfigError(
         f"RANK: {given} do not describe a rank; unset RANK to start train.ranks ranks here, or use torchrun or srun"
     )
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Report in one line that the ranks cannot meet at MASTER_ADDR and MASTER_PORT, or have lost each other."""
+    try:
+        yield
+    except DistNetworkError as error:
+        address, port = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = "" if "EADDRINUSE" not in str(error) else "another program uses this port; choose a free one: "
+        raise TrainingError(f"MASTER_PORT: {address}:{port}: {reason}{one_line(error)}") from error
 
 
 def _run_while_launcher_lives(function: Callable[[Config], T], config: Config) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,13 +16,18 @@ from types import FrameType
 from typing import Any
 
 from mama.errors import StoppedError
+from mama.runtime.ending import end_process
+from shards.errors import one_line
+from slurm.profile import SlurmError
+
+log = logging.getLogger(__name__)
 
 END, REQUEUE = 1, 2  # what a signal requests; if ranks received different ones, the larger counts for all
 # SIGTERM and SIGINT: a cluster or user ends the job. SIGUSR2: a cluster will take its nodes back soon (sbatch
 # --signal, as submitit sets it).
 REQUEST_OF = {signal.SIGTERM: END, signal.SIGINT: END, signal.SIGUSR2: REQUEUE}
 EXIT_CODE = 75  # of a run that saved and can be continued: EX_TEMPFAIL of sysexits.h
-PREEMPTION_TIMEOUT = 1800  # seconds to wait for Slurm to end a job that it preempts: longer than its grace time
+BEFORE_FIRST_STEP = "a signal ended it before its first step; run it again to continue"
 
 _received = 0  # the request received so far: 0, END or REQUEUE
 _replaced: dict[int, Any] = {}  # signal -> the handler that ours replaced
@@ -49,7 +55,55 @@ def record_signals() -> None:
     _install(_record)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)
     if _received:
-        raise StoppedError("a signal ended it before its first step; run it again to continue")
+        raise StoppedError(BEFORE_FIRST_STEP)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within the block a signal ends this process, with one line: before the first step there is nothing to save.
+
+    Python runs a handler only when the main thread is back from C. A rank that waits there for a partner who never
+    comes would note the signal and wait on; so a thread reads the signals. The job is requeued as after a step.
+
+    Raises `StoppedError` if a signal came before.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    thread = threading.Thread(target=_end_at_signal, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        if _received:
+            raise StoppedError(BEFORE_FIRST_STEP)
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def _end_at_signal(reader: int) -> None:
+    """End this process at a signal whose number comes through a pipe; return at a 0."""
+    while number := os.read(reader, 1)[0]:
+        if number not in REQUEST_OF:
+            continue
+        adopt_request(REQUEST_OF[signal.Signals(number)])
+        end_and_requeue(StoppedError(BEFORE_FIRST_STEP), let_cluster_requeue)
+
+
+def end_and_requeue(error: Exception, into_queue: Callable[[], bool]) -> None:
+    """End this process from any thread with `error`, after `let_cluster_requeue` or `requeue_later`; never returns."""
+    code: Any = EXIT_CODE
+    try:
+        if into_queue():
+            code = 0
+    except SystemExit as end:  # the job is requeued
+        code = end.code
+    except Exception as refused:  # submitit has requeued it too often
+        error = StoppedError(f"{error}; {one_line(refused)}")
+    end_process(error, code if isinstance(code, int) else EXIT_CODE)
 
 
 def signal_received() -> int:
@@ -69,15 +123,17 @@ def was_forwarded(number: int) -> bool:
 
 
 def let_cluster_requeue() -> bool:
-    """Let the cluster requeue this job, now that the checkpoint is on disk; may wait for 30 minutes.
+    """Let the cluster requeue this job, now that the checkpoint is on disk; keeps no node waiting.
 
     Calls the handler that ours replaced, submitit's. Returns whether the job goes back in the queue and nothing is
     left to do for this task.
 
     - SIGUSR2: in the job's first task submitit requeues the job and ends the process. In the others its handler
       returns, and so does this, with True: an error would end the first task as well.
-    - SIGTERM from Slurm's preemption: wait until Slurm ends the job and requeues it at the end of the grace time. A
-      job that ends by itself is never requeued.
+    - SIGTERM from Slurm's preemption: the first task puts the job back in the queue at once and ends the process, the
+      others as above. Slurm itself would do so at the end of the grace time, if at all, and never for a job that has
+      ended by itself.
+    - SIGTERM from `scontrol requeue` or for a node that is down: the process ends, and Slurm brings the job back.
     - otherwise (no signal, no job, `scancel`): False.
     """
     if not _received:
@@ -89,11 +145,39 @@ def let_cluster_requeue() -> bool:
     handler(number, None)
     if _received == REQUEUE:
         return True
-    from slurm.rank_environment import being_preempted  # submitit is slow to import, and loader processes need none
+    from slurm.rank_environment import job_state  # submitit is slow to import, and loader processes need none
 
-    if being_preempted():
-        time.sleep(PREEMPTION_TIMEOUT)
-    return False
+    state = job_state()
+    if state == "requeued":
+        raise SystemExit(EXIT_CODE)  # no result is written: the job is not over
+    if state != "preempted":
+        return False
+    if os.environ.get("RANK", "0") != "0":
+        return True
+    log.warning("Slurm preempts this job, and all is saved: it goes back in the queue now")
+    return _back_in_queue()
+
+
+def requeue_later() -> bool:
+    """Put this job back in the queue without a signal, from any of its tasks, and end the process.
+
+    Returns False if this is no job, or the cluster refuses.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # where submitit would put a cancelled job back as well
+        return _back_in_queue()
+    adopt_request(REQUEUE)  # on the local machine submitit does it
+    return let_cluster_requeue()
+
+
+def _back_in_queue() -> bool:
+    from slurm.rank_environment import requeue
+
+    try:
+        requeue()
+    except SlurmError as error:
+        log.warning("%s", error)
+        return False
+    raise SystemExit(EXIT_CODE)
 
 
 def ignore_signals() -> None:
@@ -142,7 +226,7 @@ def _install(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"mama: a signal ended it before its first step; run it again to continue\n")
+    os.write(2, f"mama: {BEFORE_FIRST_STEP}\n".encode())
     os._exit(EXIT_CODE)  # an exception could be caught by the module that is being imported
 
 

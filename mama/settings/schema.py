@@ -246,6 +246,9 @@ class TrainConfig:
     validate_every: int = 0  # steps between two validations; 0: none
     max_skips: int = 10  # consecutive steps with a non-finite loss or gradient, after which the run ends; at least 1
     timeout: int = 600  # seconds without a batch from a loader, or without a sign of life from a rank, that end the run
+    # Minutes in which no rank takes a step, or makes progress in what else it does, that end the run. Its job goes back
+    # in the queue, once for each step that it comes to. 0: never.
+    patience: float = 30.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -253,6 +256,8 @@ class TrainConfig:
             *("max_skips", "timeout"),
         ):
             at_least_one(f"train.{name}", getattr(self, name))
+        if not 0 <= self.patience < float("inf"):
+            raise ConfigError(f"train.patience: {self.patience} is not a number of minutes of at least 0")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ConfigError("train.zero_stage: 0 in bf16 would sum gradients in bf16; use stage 1, or precision=fp32")
         if self.offload and self.zero_stage != 3:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from mama.errors import ConfigError
-from mama.settings.yaml_text import NULL, is_null, items, parse, reason, shown
+from mama.settings.yaml_text import NULL, is_null, items, listed, parse, reason, shown
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -96,7 +96,7 @@ def _list(of: Any, node: yaml.Node, key: str) -> list[Any]:
     if is_null(node):
         raise ConfigError(f"{key}: {shown(node)} is not a list; write [] for an empty one")
     if not isinstance(node, yaml.SequenceNode):
-        raise ConfigError(f"{key}: {shown(node)} is not a list; write [{getattr(node, 'value', '...')}]")
+        raise ConfigError(f"{key}: {shown(node)} is not a list; {listed(node)}")
     return [value_of(of, item, key) for item in node.value]
 
 

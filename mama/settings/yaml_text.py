@@ -16,15 +16,16 @@ from mama.errors import ConfigError
 from shards.errors import ShardError, one_line
 from shards.files import read_plain
 
+Node = yaml.Node  # for those who do not know YAML
 LARGEST = 2**20  # bytes; a configuration has about 2**12
 NULL = ("null", "Null", "NULL", "~", "")
 DEEPEST = 32  # nested mappings and lists
 
 
-def read(file: Path) -> yaml.Node | None:
+def read(file: Path, largest: int = LARGEST) -> yaml.Node | None:
     """Parse a file; None if it is empty. Raises `OSError`, and `ConfigError` with the file's name."""
     try:
-        return parse(read_plain(file, LARGEST).decode())
+        return parse(read_plain(file, largest).decode())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: is not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     except yaml.YAMLError as error:
@@ -54,6 +55,24 @@ def items(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
     return [(key.value, value) for key, value in node.value]
 
 
+def mapping(node: yaml.Node, key: str, may_be_empty: bool = False) -> yaml.MappingNode:
+    """`node`, which must be a mapping. Raises `ConfigError` that names `key`."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{key}: {shown(node)} is not a mapping; write {{key: value}}")
+    if not node.value and not may_be_empty:
+        raise ConfigError(f"{key}: is empty; name at least one entry, or leave it out")
+    return node
+
+
+def sequence(node: yaml.Node, key: str) -> list[yaml.Node]:
+    """The nodes of a list that must not be empty. Raises `ConfigError` that names `key`."""
+    if not is_list(node):
+        raise ConfigError(f"{key}: {shown(node)} is not a list; {listed(node)}")
+    if not node.value:
+        raise ConfigError(f"{key}: is empty; name at least one value, or leave it out")
+    return list(node.value)
+
+
 def shown(node: yaml.Node) -> str:
     """The value as error messages show it, cut to 80 characters."""
     if isinstance(node, yaml.MappingNode):
@@ -63,6 +82,16 @@ def shown(node: yaml.Node) -> str:
     else:
         text = "null" if is_null(node) else repr(node.value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(node: yaml.Node) -> str:
+    """How to write a list of what was given in place of one."""
+    return f"write [{node.value if isinstance(node, yaml.ScalarNode) else '...'}]"
+
+
+def is_list(node: yaml.Node) -> bool:
+    """Whether a node is a list."""
+    return isinstance(node, yaml.SequenceNode)
 
 
 def is_null(node: yaml.Node) -> bool:

@@ -38,18 +38,17 @@ def load_deepspeed() -> ModuleType:
     return deepspeed
 
 
-def join_ranks(timeout: int = 600) -> torch.device:
+def join_ranks(timeout: float = 1800) -> torch.device:
     """Join the process group given by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; returns this rank's device.
 
-    Collectives time out after three times `timeout` seconds, so that `mama.data.loader` and `mama.train.heartbeat`,
-    which know why a rank is late, report it first.
+    Collectives time out after `timeout` seconds.
     """
     device = local_device()
     load_deepspeed().init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(seconds=3 * timeout),
+        timeout=timedelta(seconds=timeout),
     )
     return device
 

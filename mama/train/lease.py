@@ -24,6 +24,7 @@ from typing import Any
 from mama.errors import ConfigError, LaterError, StoppedError, TrainingError
 from mama.run.files import make_folder
 from mama.runtime import preemption
+from mama.runtime.ending import cleaned_up
 from mama.train.heartbeat import BEAT, FOLDER
 from shards.files import atomic_write
 from shards.progress import repeated
@@ -102,11 +103,8 @@ def held(run: Path) -> Iterator[Lease]:
     `StoppedError` if a signal comes meanwhile.
     """
     lease = _take(run)
-    try:
-        with repeated(BEAT, lease.beat):
-            yield lease
-    finally:
-        lease.release()
+    with cleaned_up(lease.release), repeated(BEAT, lease.beat):
+        yield lease
 
 
 def _take(run: Path) -> Lease:

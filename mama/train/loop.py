@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Generator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from mama.data.batches import Batch, training_batches
 from mama.data.loader import plain_failures, require_shared_memory
 from mama.data.tokenizer import Tokenizer
-from mama.errors import LaterError, StoppedError, TrainingError
+from mama.errors import HungError, LaterError, StoppedError, TrainingError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
@@ -28,11 +28,12 @@ from mama.runtime import console, preemption
 from mama.runtime.collectives import barrier, max_over_ranks, rank, sum_over_ranks, world_size
 from mama.runtime.launch import is_rank, run_on_ranks
 from mama.settings.schema import Config
-from mama.train import checkpoint
+from mama.train import checkpoint, start_check
 from mama.train.agreement import prepare_and_agree
 from mama.train.capacity import require_capacity
-from mama.train.deepspeed_engine import join_ranks, start_engine
+from mama.train.deepspeed_engine import start_engine
 from mama.train.first_step import FirstStep
+from mama.train.hang import judged
 from mama.train.heartbeat import Heartbeat
 from mama.train.lease import Lease, held
 from mama.train.monitor import Monitor
@@ -61,9 +62,8 @@ def train(config: Config) -> Path:
         if taken < steps:
             raise StoppedError(f"a signal ended it after {taken} of {steps} steps; run it again to continue")
     except StoppedError as error:
-        if isinstance(error, LaterError):
-            preemption.adopt_request(preemption.REQUEUE)
-        if not preemption.let_cluster_requeue():
+        later = isinstance(error, LaterError)
+        if not (preemption.requeue_later() if later else preemption.let_cluster_requeue()):
             raise
     return config.run_folder
 
@@ -74,26 +74,38 @@ def train_rank(config: Config) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # for developers of PyTorch
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)  # fp32 is intended
     preemption.record_signals()
-    with held(config.run_folder) if os.environ.get("RANK", "0") == "0" else nullcontext() as lease:
-        device = join_ranks(config.train.timeout)
-        images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
-        require_shared_memory(config, images, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        heartbeat = Heartbeat(config.run_folder, rank(), world_size(), config.train.timeout, not config.data.workers)
-        barrier()
-        with heartbeat.watching(), plain_failures(), heartbeat.explaining():
-            taken = _start(config, device, lease, heartbeat).run()
+    place, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    limit, patience = config.train.timeout, 60 * config.train.patience
+    heartbeat = Heartbeat(config.run_folder, place, ranks, limit, not config.data.workers, patience)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(heartbeat.watching())
+            lease = stack.enter_context(held(config.run_folder)) if place == 0 else None
+            stack.enter_context(plain_failures())
+            stack.enter_context(heartbeat.explaining())
+            with preemption.ending_at_once():
+                images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
+                require_shared_memory(config, images, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+                device = start_check.join(config, heartbeat)
+                training = _start(config, device, lease, heartbeat)
+            taken = training.run()
             barrier()
             dist.destroy_process_group()
             return taken
+    except HungError as error:
+        raise judged(config.run_folder, heartbeat.step, str(error)) from error
 
 
 def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat: Heartbeat) -> Training:
     """Prepare the run folder, build the model and start its engine, all from the newest checkpoint if there is one."""
+    heartbeat.doing("preparing the run folder")
     resumed = prepare_and_agree(config)
     tokenizer = load_tokenizer(config.run_folder)
+    heartbeat.doing("building the model")
     model = build(config, tokenizer, attention.choose(config.train.attention, device))
     prepare_blocks(model, config.train, device)
     frozen = digests(model)
+    heartbeat.doing("starting the engine")
     if resumed:
         checkpoints.load_weights(model, resumed, frozen)
     engine = start_engine(model, config)
@@ -186,9 +198,11 @@ class Training:
         """Take one step by `global_batch` pairs; returns the values to log, none in a step that is not logged."""
         every = self.config.train.log_every
         self.norms.clear()
-        self.heartbeat.doing(f"in step {step}, waiting for data")
+        known = step > self.steps.start  # the first step compiles
+        self.heartbeat.step = step
+        self.heartbeat.doing(f"in step {step}, waiting for data", steady=known)
         own = [self.meter.fetch(batches) for _ in range(self.config.train.accumulation(world_size()))]
-        self.heartbeat.doing(f"in step {step}")
+        self.heartbeat.doing(f"in step {step}", steady=known)
         self.corrupt += sum(batch.unreadable for batch in own)
         update = training_step(self.engine, own, self.config, step)
         self._count_skips(update.taken, step, [key for batch in own for key in batch.keys])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter, summary
 
 from mama.data.images import inferno
-from mama.run.run_folder import flat
+from mama.run.files import read_object
+from mama.run.kept_settings import flat
 from mama.settings.schema import Config
 from shards.files import atomic_write
 
 # The results in TensorBoard's table of runs, beside the settings.
 RESULTS = ("loss/total", "validation/clip_loss", "validation/recall_at_1_i2t", "validation/recall_at_1_t2i")
+POINT = "point.json"  # in the run folder of a point of a sweep: {"sweep": its name, "differs": {setting: value}}
 TILES = 4  # pictures in a row of `show_maps`
 
 
@@ -30,6 +33,7 @@ class Monitor:
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
+        self.run = run
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
         self.first_step = first_step
         self.path = run / "log.jsonl"
@@ -37,25 +41,32 @@ class Monitor:
         self.lines = self.path.open("a", buffering=1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write all values of `step` to disk before returning, so that a resume leaves no gap."""
+        """Write all values of `step`, and the time in Unix seconds, to disk before returning.
+
+        So a resume leaves no gap, and a reader of log.jsonl sees when the run last took a step.
+        """
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         self.board.flush()
-        self.lines.write(json.dumps({"step": step, **values}) + "\n")
+        self.lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def hparams(self, config: Config) -> None:
-        """Add all settings by dotted name to TensorBoard's table of runs, unless the run is resumed.
+        """Add the settings by dotted name to TensorBoard's table of runs, unless the run is resumed.
 
-        Not by `SummaryWriter.add_hparams`, which creates a second run for them.
+        Of a point of a sweep only those that differ between its points, as a table of all would hide them, and without
+        a list of columns: TensorBoard takes that of any one run for all, and other points have other axes. Not by
+        `SummaryWriter.add_hparams`, which creates a second run for them.
         """
         if self.first_step == 0:
+            point = self.run / POINT
+            shown = read_object(point)["differs"] if point.exists() else flat(asdict(config))
             settings = {  # the table takes numbers and strings; all else as JSON
-                key: value if type(value) in (str, int, float) else json.dumps(value)
-                for key, value in flat(asdict(config)).items()
+                key: value if type(value) in (str, int, float) else json.dumps(value) for key, value in shown.items()
             }
             experiment, start, _ = summary.hparams(settings, dict.fromkeys(RESULTS, 0.0))
             writer: Any = self.board.file_writer
-            writer.add_summary(experiment)
+            if not point.exists():
+                writer.add_summary(experiment)
             writer.add_summary(start)
 
     def show_pair(self, step: int, anchor: Tensor, partner: Tensor, text: list[str]) -> None:

@@ -58,13 +58,15 @@ def test_bench_loss_prints_both_times_and_that_both_agree() -> None:
     assert differences["largest difference of the gradients"] < 1e-6
 
 
-def test_bench_intervals_prints_coverage_and_length_of_every_setting() -> None:
+def test_bench_intervals_prints_coverage_and_false_alarms_of_every_setting() -> None:
     result = CliRunner().invoke(cli, ["bench", "intervals", "--rounds", "1", "--resamples", "5"])
     assert result.exit_code == 0, result.output
-    head, _, *rows = result.output.splitlines()
+    (head, _, *rows), (second, _, *compared) = (table.splitlines() for table in result.output.split("\n\n"))
     assert head.startswith("| patients | with cancer | true AUC | AUC | balanced accuracy |")
-    assert len(rows) == 24
+    assert len(rows) == len(compared) == 24
     assert all(re.search(r"\| (nan|\d+\.\d) % \((nan|\d\.\d{3})\)", row) for row in rows)
+    assert second == "| patients | with cancer | true AUC of both | AUC | balanced accuracy |"
+    assert all(re.search(r"\| (nan|\d+\.\d) % \| (nan|\d+\.\d) % \|$", row) for row in compared)
 
 
 def test_the_measured_loss_is_the_mean_of_four_cross_entropies() -> None:

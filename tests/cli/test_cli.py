@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from mama import __main__ as entry_point
 from mama.cli.main import cli, main
-from mama.cli.options import complete_config, configured
+from mama.cli.options import call_in_task, complete_config, configured
 from mama.errors import RankError, TrainingError
 from mama.settings.load import load, save
 from mama.settings.schema import Config
@@ -39,14 +39,21 @@ COMMAND_LINE = {
     "bench step": ["--plain", "--rounds", "config", "overrides"],
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
-    "consolidate": ["--best", "config", "overrides"],
+    "consolidate": ["--best", *JOB, "config", "overrides"],
     "eval": [*JOB, "config", "overrides"],
+    "jobs cancel": ["points"],
+    "jobs logs": ["--stage", "-n", "points"],
+    "jobs retry": ["points"],
+    "jobs show": ["--watch", "sweep"],
     "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
     "quickstart": ["--runs", "--seed"],
     "report": ["config", "overrides"],
+    "sweep": ["--dry-run", "--profile", "--retry", "overrides", "sweep"],
     "train": ["--dry-run", *JOB, "config", "overrides"],
 }
-VERBS = ["bench", "check", "completion", "consolidate", "eval", "pack", "quickstart", "report", "train"]
+VERBS = [
+    *("bench", "check", "completion", "consolidate", "eval", "jobs", "pack", "quickstart", "report", "sweep", "train"),
+]
 RECIPES = [
     "cdd_cesm",
     "clip",
@@ -392,14 +399,21 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
     assert mama("consolidate", file)[1] == "runs/mine\n"
 
 
-JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]]]] = [
-    (["pack", "quickstart", "pack.quality=90"], "shards.pack.pack.pack", lambda config: (config.pack,)),
-    (["train", "quickstart", "train.steps=3"], "mama.train.loop.train", lambda config: (config,)),
-    (["eval", "quickstart", "seed=9"], "mama.evaluate.evaluation.evaluate", lambda config: (config, config.run_folder)),
+# The last of each: whether the tasks of a job share the work, which the first one does alone otherwise.
+JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]], bool]] = [
+    (["pack", "quickstart", "pack.quality=90"], "shards.pack.pack.pack", lambda config: (config.pack,), False),
+    (["train", "quickstart", "train.steps=3"], "mama.train.loop.train", lambda config: (config,), True),
+    (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, False), False),
+    (
+        ["eval", "quickstart", "seed=9"],
+        "mama.evaluate.evaluation.evaluate",
+        lambda config: (config, config.run_folder),
+        True,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "function", "expected"), JOBS, ids=[job[1] for job in JOBS])
+@pytest.mark.parametrize(("arguments", "function", "expected", "shared"), JOBS, ids=[job[1] for job in JOBS])
 def test_a_verb_runs_the_same_call_here_and_as_a_job(
     mama: Mama,
     monkeypatch: pytest.MonkeyPatch,
@@ -407,6 +421,7 @@ def test_a_verb_runs_the_same_call_here_and_as_a_job(
     arguments: list[str],
     function: str,
     expected: Callable[[Config], tuple[Any, ...]],
+    shared: bool,
 ) -> None:
     def stand_in(*values: Any) -> None:
         here.append(values)
@@ -429,8 +444,8 @@ def test_a_verb_runs_the_same_call_here_and_as_a_job(
     assert (code, out) == (0, "job 17 submitted; its log: a/log\n")
     assert len(here) == 1
     ((called, values, words),) = jobs
-    assert called is stand_in
-    assert values == expected(config)
+    assert called is call_in_task
+    assert values == (stand_in, expected(config), shared)
     assert words["profile"] == Profile("slurm", "gpu", nodes=2)
     assert words["folder"] == config.run_folder
 
@@ -453,7 +468,7 @@ def test_a_shell_without_completion_is_named_beside_those_with_it(mama: Mama) ->
 
 
 def offered(incomplete: str) -> list[CompletionItem]:
-    context = click.Context(cli.commands["train"])
+    context = click.Context(cli.commands["train"], help_option_names=["-h", "--help"])
     return complete_config(context, cli.commands["train"].params[0], incomplete)
 
 

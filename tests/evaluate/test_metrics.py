@@ -16,8 +16,9 @@ from sklearn.metrics import (
 )
 
 from mama.bench.intervals import IMAGES, coverage, simulate, true_values
-from mama.evaluate import bootstrap, metrics
+from mama.evaluate import bootstrap, intervals, metrics
 from mama.evaluate.bootstrap import Estimate
+from mama.evaluate.intervals import Part
 
 
 def cohort(seed: int, classes: int, images: int = 120, patients: int = 30) -> tuple:
@@ -238,6 +239,106 @@ def test_an_undefined_metric_is_none_with_a_reason_and_never_zero() -> None:
     alone = metrics.measure(np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]), ["a", "a"], True, 10, 0)["auc"]
     assert (alone.value, alone.low) == (1.0, None)
     assert "one patient" in str(alone.reason)
+
+
+def drawn(labels: NDArray, scores: list[NDArray], patients: list[str], metric: str) -> list[list[Part]]:
+    """The parts of each training's figure, on the same resampled patients."""
+    resampled = bootstrap.Bootstrap(patients, 1000, 0)
+    return [metrics.drawn_parts(labels, one, resampled, one.shape[1] == 2)[metric] for one in scores]
+
+
+def delong(labels: NDArray, one: NDArray, other: NDArray) -> tuple[float, float]:
+    """The difference of two AUCs and its standard error by DeLong et al. 1988, from all pairs of images."""
+    placements = []
+    for scores in (one, other):
+        pairs = scores[labels == 1, None] - scores[None, labels == 0]
+        wins = (pairs > 0) + 0.5 * (pairs == 0)
+        placements.append((wins.mean(1), wins.mean(0)))
+    of_positive, of_negative = (placements[0][k] - placements[1][k] for k in (0, 1))
+    variance = of_positive.var(ddof=1) / len(of_positive) + of_negative.var(ddof=1) / len(of_negative)
+    return of_positive.mean(), variance**0.5
+
+
+@pytest.mark.parametrize("better", [0.0, 0.4])
+def test_a_difference_of_independent_patients_is_that_of_delong(better: float) -> None:
+    rng = np.random.default_rng(2)
+    labels = np.arange(300) % 3 // 2
+    common = labels + rng.normal(size=300)
+    pair = [np.stack([-s, s], axis=1) for s in (common + extra * labels + 0.7 * rng.normal(size=300)
+                                                for extra in (better, 0.0))]  # fmt: skip
+    ours, theirs = (drawn(labels, [one], [str(n) for n in range(300)], "auc") for one in pair)
+    found = intervals.difference(ours, theirs)
+    assert found
+    value, error = delong(labels, pair[0][:, 1], pair[1][:, 1])
+    assert found.value == pytest.approx(value)
+    assert (found.low, found.high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.15 * error)
+    assert found.p is not None
+    assert found.p == pytest.approx(2 * student.sf(abs(value) / error, 99), rel=0.5)
+    assert (found.p < 0.05) == (found.low > 0) == (better > 0)
+    back = intervals.difference(theirs, ours)
+    assert back
+    assert (back.value, back.low, back.high, back.p) == pytest.approx(
+        (-found.value, -found.high, -found.low, found.p), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("classes", "metric"), [(2, "auc"), (4, "balanced_accuracy")])
+def test_a_difference_over_seeds_is_that_of_a_bootstrap_by_hand(classes: int, metric: str) -> None:
+    """In each resample of patients: the mean over the trainings of one method, minus that over the other's."""
+    rng = np.random.default_rng(3)
+    labels, easy, patients = cohort(3, classes, images=240, patients=60)
+    sides = [[easy + weight * rng.random(easy.shape) for _ in range(seeds)] for weight, seeds in ((0.3, 3), (0.6, 2))]
+    ours, theirs = (drawn(labels, side, patients, metric) for side in sides)
+    found = intervals.difference(ours, theirs)
+
+    def by_hand(rows: NDArray) -> float:
+        alone = ["she"] * len(rows), classes == 2, 0, 0
+        means = [np.mean([values(metrics.measure(labels[rows], one[rows], *alone))[metric] for one in side])
+                 for side in sides]  # fmt: skip
+        return float(means[0] - means[1])
+
+    images = {name: [n for n, p in enumerate(patients) if p == name] for name in set(patients)}
+    names = sorted(images)
+    redraws = [by_hand(np.concatenate([images[n] for n in rng.choice(names, len(names))])) for _ in range(300)]
+    assert found
+    assert found.value == pytest.approx(by_hand(np.arange(240)))
+    assert found.high - found.low == pytest.approx(2 * 2.01 * np.std(redraws), rel=0.25)
+    apart = np.std(ours[0][0].draws) + np.std(theirs[0][0].draws)
+    assert found.high - found.low < 2 * apart or metric != "auc", "the same patients are hard for both"
+
+
+def test_equal_methods_do_not_differ_and_methods_without_variance_do() -> None:
+    labels, scores, patients = cohort(5, 2)
+    same = drawn(labels, [scores], patients, "auc")
+    found = intervals.difference(same, same)
+    assert found
+    assert (found.value, found.p) == (0, 1)
+    assert -0.03 < found.low <= 0 <= found.high < 0.03
+    perfect, blind = np.eye(2)[labels], np.full((len(labels), 2), 0.5)
+    found = intervals.difference(drawn(labels, [perfect], patients, "auc"), drawn(labels, [blind], patients, "auc"))
+    assert found
+    assert found.value == 0.5
+    assert 0.1 < found.low < 0.45 < found.high < 0.9
+    assert found.p is not None
+    assert found.p < 0.05
+
+
+def test_a_class_of_one_patient_gives_no_p_value() -> None:
+    """It could lie anywhere between 0 and 1 for other patients, so that 0 is within every interval."""
+    labels = np.repeat([0, 1, 2], [20, 20, 1])
+    patients = [str(n // 2) for n in range(41)]
+    rng = np.random.default_rng(0)
+    good, bad = 0.3 * np.eye(3)[labels] + rng.normal(0, 1, (41, 3)), rng.normal(0, 1, (41, 3))
+    found = intervals.difference(drawn(labels, [good], patients, "auc"), drawn(labels, [bad], patients, "auc"))
+    assert found
+    assert found.low < 0 < found.value
+    assert found.p is None
+
+
+def test_one_patient_makes_no_difference() -> None:
+    labels, scores, _ = cohort(5, 2)
+    parts = drawn(labels, [scores], ["she"] * len(labels), "auc")
+    assert intervals.difference(parts, parts) is None
 
 
 def test_mean_and_roc() -> None:

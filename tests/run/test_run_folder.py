@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mama.run.run_folder import MAY_CHANGE, changed_setting, flat, is_among
+from mama.run.kept_settings import MAY_CHANGE, changed_setting, flat, is_among
 from mama.settings.schema import Config
 
 # A new setting belongs here or in MAY_CHANGE: decide which.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from mama.errors import TrainingError
 from mama.quickstart import recipes
-from mama.run.run_folder import environment
+from mama.run.environment import environment
+from mama.runtime.launch import run_on_ranks
+from mama.settings.schema import Config
 
 
 @pytest.fixture
@@ -40,3 +45,14 @@ def test_a_machine_without_git_is_described_all_the_same(monkeypatch: pytest.Mon
     described = environment()
     assert described["commit"] is None
     assert described["versions"]["torch"]
+
+
+def test_an_occupied_port_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = Config(name="run", runs=str(tmp_path))
+    with socket.create_server(("", 0)) as server:
+        rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (rank | {"MASTER_PORT": str(server.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(TrainingError, match=r"MASTER_PORT: 127\.0\.0\.1:\d+: another program uses") as caught:
+            run_on_ranks(lambda config: dist.init_process_group("gloo"), config)
+    assert "\n" not in str(caught.value)

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from mama.errors import ConfigError
-from mama.settings import load as loading
 from mama.settings.load import load, load_profile, save, shipped_configs
 from mama.settings.pretrained import locate
 from mama.settings.schema import (
@@ -22,6 +21,7 @@ from mama.settings.schema import (
     TrainConfig,
     VisionConfig,
 )
+from mama.settings.values import SYNONYMS, known_keys
 from shards.read.remote import local_folder
 from shards.sources.all_sources import SOURCES
 
@@ -180,7 +180,7 @@ def test_an_unknown_key_behind_the_file_is_named_with_the_nearest_one(
 
 
 def test_every_synonym_leads_to_a_setting() -> None:
-    assert set(loading.SYNONYMS.values()) <= set(loading._known(Config))
+    assert set(SYNONYMS.values()) <= set(known_keys(Config))
 
 
 def test_a_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
@@ -398,6 +398,10 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
             (TrainConfig, {name: 0}, f"train.{name}: 0 is less than 1")
             for name in ("steps", "global_batch", "micro_batch", "ranks", "log_every", "save_every", "keep_checkpoints")
         ),
+        *(
+            (TrainConfig, {"patience": minutes}, f"train.patience: {minutes} is not a number of minutes of at least 0")
+            for minutes in (-1.0, float("nan"), float("inf"))
+        ),
         (
             EvalConfig,
             {"tasks": ["cancer", "birds"]},
@@ -415,7 +419,7 @@ def test_a_value_out_of_range_is_refused_when_the_section_is_built(
 
 def test_the_ends_of_every_range_are_allowed(tmp_path: Path) -> None:
     DataConfig(pair_weights=[0, 1], mask_probability=1, max_tokens=2, image_size=(1, 1))
-    TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1)
+    TrainConfig(1, 1, 1, ranks=1, log_every=1, save_every=1, keep_checkpoints=1, patience=0)
     EvalConfig(["density", "birads", "malignancy", "cancer"])
     assert complaint(written(tmp_path, "{}"), "train.steps=0") == "train.steps: 0 is less than 1"
 

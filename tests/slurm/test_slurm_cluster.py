@@ -78,7 +78,7 @@ def contents(config: PackConfig) -> dict[str, bytes]:
     return {str(path.relative_to(config.out)): path.read_bytes() for path in files}
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline
@@ -293,7 +293,7 @@ def test_srun_starts_the_ranks(slurm_cluster: Cluster, training: Config, tmp_pat
     save(training, tmp_path / "run.yaml")
     command = ["srun", "--ntasks=2", "--nodes=1", "--kill-on-bad-exit=1"]
     mama = [sys.executable, "-m", "mama", "train", str(tmp_path / "run.yaml")]
-    done = subprocess.run([*command, *mama], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*command, *mama], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("DeepSpeed settings") == 1, "one rank logs"
     assert steps_logged(training) == [0, 1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import stat
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from typing import Any
 import pytest
 import submitit
 from submitit.core.core import Job
+from submitit.core.job_environment import SignalHandler
 from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
 from slurm.profile import Profile, SlurmError
-from slurm.rank_environment import export_distributed_environment
-from slurm.submit import submit, submit_array
+from slurm.submit import script_of, submit, submit_array, submit_calls
 from tests.support.checkout import CHECKOUT
 from tests.support.jobs import result_of
 
@@ -127,59 +130,6 @@ def test_the_tasks_of_a_job_find_each_other(tmp_path: Path) -> None:
     assert job.results() == [(21.0, "0"), (21.0, "1")]
 
 
-SLURM_TASK = {
-    "SUBMITIT_EXECUTOR": "slurm",
-    "SLURM_JOB_ID": "4711",
-    "SLURM_JOB_NODELIST": "gpu[07-08]",
-    "SLURM_JOB_NUM_NODES": "2",
-    "SLURM_NTASKS": "8",
-    "SLURM_NODEID": "1",
-    "SLURM_PROCID": "6",
-    "SLURM_LOCALID": "2",
-    "CUDA_VISIBLE_DEVICES": "0,1,2,3",
-    "RANK": "55",  # left over from the process that submitted the job
-}
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture
-def slurm_task(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in RANK_VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what the call exports is taken back afterwards
-        monkeypatch.delenv(name)
-    for name, value in SLURM_TASK.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
-def test_rank_variables_come_from_the_slurm_task(slurm_task: pytest.MonkeyPatch) -> None:
-    assert export_distributed_environment()
-    port = os.environ["MASTER_PORT"]
-    assert {name: os.environ[name] for name in RANK_VARIABLES} == {
-        "RANK": "6",
-        "WORLD_SIZE": "8",
-        "LOCAL_RANK": "2",
-        "LOCAL_WORLD_SIZE": "4",
-        "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": port,
-    }
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
-    slurm_task.delenv("MASTER_PORT")
-    slurm_task.setenv("SLURM_PROCID", "0")
-    assert export_distributed_environment()
-    assert (os.environ["RANK"], os.environ["MASTER_PORT"]) == ("0", port)
-
-
-def test_one_task_or_no_job_exports_nothing(slurm_task: pytest.MonkeyPatch) -> None:
-    slurm_task.setenv("SLURM_NTASKS", "1")
-    assert not export_distributed_environment()
-    slurm_task.setenv("SLURM_NTASKS", "8")
-    slurm_task.delenv("SUBMITIT_EXECUTOR")
-    assert not export_distributed_environment()
-    assert os.environ["RANK"] == "55"
-    assert "WORLD_SIZE" not in os.environ
-
-
 def _fake_slurm(folder: Path, sbatch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, script in {"srun": "exit 1", "sbatch": sbatch}.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -204,8 +154,10 @@ def test_a_profile_reaches_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "cpus-per-task": "6", "mem": "120GB", "time": "90", "qos": "long", "job-name": "train",
     }  # fmt: skip
     assert {key: flags.get(key) for key in expected} == expected
-    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", script, re.MULTILINE), (
-        "a dead rank must not leave others waiting"
+    (srun,) = re.findall(r"^srun .*", script, re.MULTILINE)
+    assert " --kill-on-bad-exit=1 " in srun, "a dead rank must not leave others waiting"
+    assert " --wait=0 " in srun, (
+        "a task with nothing left to do must not end the others, whatever the cluster's WaitTime"
     )
     # What is put back in the queue on preemption is the job itself, to be called again.
     submission = job.submission()
@@ -233,7 +185,7 @@ def test_an_array_and_the_job_after_it_reach_sbatch(tmp_path: Path, monkeypatch:
         assert "--partition=cpu\n" in script
         assert "--cpus-per-task=6\n" in script
         assert "--gpus" not in script
-    assert "--array=0-1%2\n" in array
+    assert "--array=0-1\n" in array
     assert "--job-name=pack\n" in array
     assert "--dependency" not in array
     assert "--dependency=afterany:12\n" in after
@@ -248,12 +200,135 @@ def test_an_array_and_the_job_after_it_reach_sbatch(tmp_path: Path, monkeypatch:
     ]
 
 
+def directives(script: str) -> list[str]:
+    """The options of sbatch in a script, as sbatch is given them."""
+    return [shlex.split(line.removeprefix("#SBATCH "))[0] for line in script.splitlines() if line.startswith("#SBATCH")]
+
+
+def call_of_srun(script: str) -> list[str]:
+    return shlex.split(next(line for line in script.splitlines() if line.startswith("srun ")))
+
+
+def test_everything_that_a_cluster_may_want_stands_in_the_script(tmp_path: Path) -> None:
+    file = tmp_path / "profile.yaml"
+    file.write_text("""\
+cluster: slurm
+qos: 010
+constraint: "a100&ib"
+exclude: gpu[07-08]
+nodes: null
+tasks_per_node: null
+gpus_per_node: null
+array_parallelism: 3
+setup:
+  - module load cuda/12.4
+  - export NCCL_SOCKET_IFNAME="ib0"
+python: /opt/conda/bin/python
+additional: {ntasks: 6, gpus-per-task: 1, exclusive: true, mem_per_cpu: 4G, time-min: 1-12:00:00, open-mode: null}
+srun: {container-image: "nvcr.io#nvidia/pytorch:24.05-py3", container-mounts: "/data:/data:ro,/scratch", mpi: none}
+""")
+    profile = load_profile(file)
+    assert profile.tasks == 6
+    script = script_of([(print, ())] * 5, profile=profile, folder=tmp_path, name="two words", comment="it's 5 %")
+    given = directives(script)
+    expected = ["qos=010", "constraint=a100&ib", "exclude=gpu[07-08]", "array=0-4%3", "job-name=two words"]
+    expected += ["comment=it's 5 %", "ntasks=6", "gpus-per-task=1", "exclusive", "mem-per-cpu=4G"]
+    for option in (*expected, "time-min=1-12:00:00", "requeue"):
+        assert f"--{option}" in given
+    names = [option.partition("=")[0] for option in given]
+    left_out = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--open-mode", "--dependency", "--hold"}
+    assert left_out & set(names) == set()
+    assert len(set(names)) == len(names)
+    lines = script.splitlines()
+    assert lines.index("module load cuda/12.4") + 1 == lines.index('export NCCL_SOCKET_IFNAME="ib0"')
+    assert script.index("export NCCL_SOCKET_IFNAME") < script.index("\nsrun ")
+    srun = call_of_srun(script)
+    for option in (
+        *("container-image=nvcr.io#nvidia/pytorch:24.05-py3", "container-mounts=/data:/data:ro,/scratch", "mpi=none"),
+        "kill-on-bad-exit=1",
+    ):
+        assert f"--{option}" in srun
+    assert srun.count("/opt/conda/bin/python") == 2
+    assert sys.executable not in script
+    assert not (tmp_path / "jobs").exists(), "nothing is written"
+
+
+def test_a_held_array_that_waits_for_another_and_runs_a_copy_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake_slurm(tmp_path, f"cp $1 {tmp_path}/script; echo Submitted batch job 12 on cluster big", monkeypatch)
+    profile = Profile(cluster="slurm", nodes=2, tasks_per_node=4, cpus_per_task=3)
+    how = {"dependency": "aftercorr:11", "at_once": 2, "hold": True, "comment": "a batch"}
+    code = tmp_path / "code of it"
+    calls = [(print, (number,)) for number in range(3)]
+    jobs = submit_calls(calls, profile=profile, folder=tmp_path, code=code, **how)  # type: ignore[arg-type]
+    assert [(job.job_id, job.num_tasks) for job in jobs] == [("12_0", 8), ("12_1", 8), ("12_2", 8)]
+    assert [job.submission().function.args for job in jobs] == [(0,), (1,), (2,)]  # type: ignore[attr-defined]
+    script = (tmp_path / "script").read_text()
+    assert script == script_of(calls, profile=profile, folder=tmp_path, code=code, **how)  # type: ignore[arg-type]
+    for option in ("array=0-2%2", "dependency=aftercorr:11", "kill-on-invalid-dep=yes", "hold", "comment=a batch"):
+        assert f"--{option}" in directives(script)
+    srun = call_of_srun(script)
+    assert "--cpus-per-task=3" in srun, "srun does not take it from sbatch"
+    assert str(code / "slurm" / "blocked_signals.py") in srun
+    assert "-P" in srun, "the working folder may be a checkout"
+    assert f"export PYTHONPATH='{code}'${{PYTHONPATH:+:$PYTHONPATH}}" in script
+    monkeypatch.chdir(tmp_path)  # a task may start in another folder: in a container, or after a `cd` in setup
+    assert script == script_of(calls, profile=profile, folder="", code=Path("code of it"), **how)  # type: ignore[arg-type]
+    left = [path.name for path in (tmp_path / "jobs").iterdir()]
+    assert sorted(left) == ["12_0", "12_1", "12_2"]
+
+
+def test_sbatch_does_not_inherit_the_job_that_it_is_called_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake_slurm(tmp_path, f"env > {tmp_path}/environment; echo Submitted batch job 12", monkeypatch)
+    inherited = {
+        *("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CPU_BIND", "SLURMD_NODENAME", "SRUN_DEBUG", "PMI_RANK"),
+        *("SUBMITIT_EXECUTOR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
+        *("CUDA_VISIBLE_DEVICES", "SBATCH_MEM_BIND_TYPE"),
+    }
+    overridden = {"SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_JOB_NAME", "SBATCH_MEM_PER_NODE"}
+    overridden |= {"SBATCH_WAIT", "SBATCH_OUTPUT", "SBATCH_ARRAY_INX"}  # whatever the profile says
+    kept = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SBATCH_ACCOUNT", "SBATCH_RESERVATION", "NCCL_SOCKET_IFNAME"}
+    for name in inherited | overridden | kept:
+        monkeypatch.setenv(name, "1")
+    submit(print, profile=Profile(cluster="slurm", partition="gpu", mem_gb=3), folder=tmp_path)
+    names = {line.partition("=")[0] for line in (tmp_path / "environment").read_text().splitlines()}
+    assert (inherited | overridden) & names == set()
+    assert kept - names == set()
+    for name in ("SLURM_JOB_ID", "RANK"):
+        assert os.environ[name] == "1", "this process keeps its own"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    submit(print, profile=Profile(cluster="slurm"), folder=tmp_path)
+    assert "CUDA_VISIBLE_DEVICES=1" in (tmp_path / "environment").read_text(), "outside of a job it is the user's"
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 12, 60, 1440])
+def test_only_a_job_that_ran_up_to_its_signal_has_timed_out(
+    minutes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit counts time-outs, and ends a job after 100 of them; a preemption is none, however short the limit."""
+    _fake_slurm(tmp_path, "echo Submitted batch job 12", monkeypatch)
+    profile = Profile(cluster="slurm", timeout_min=minutes)
+    job = submit(print, profile=profile, folder=tmp_path)
+    handler = SignalHandler(SlurmJobEnvironment(), job.paths, job.submission())
+    before_signal = 60 * minutes - min(600, 30 * minutes)  # seconds
+    for part, timed_out in ((0.02, False), (0.85, False), (0.95, True)):
+        handler._start_time = time.time() - part * before_signal
+        assert handler.has_timed_out() is timed_out
+
+
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
         (Profile(), "cluster: 'local' has no arrays; give a profile with cluster: slurm, or leave --jobs out"),
-        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of an array is a single task"),
-        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of an array is a single task"),
+        (Profile(cluster="slurm", tasks_per_node=4), "tasks_per_node: 4, but each job of packing is a single task"),
+        (Profile(cluster="slurm", nodes=2), "nodes: 2, but each job of packing is a single task"),
+        (
+            Profile(cluster="slurm", tasks_per_node=None, additional={"ntasks": 2}),
+            "ntasks: 2, but each job of packing",
+        ),
     ],
 )
 def test_a_profile_that_suits_no_array_is_one_line(tmp_path: Path, profile: Profile, message: str) -> None:
@@ -273,7 +348,7 @@ def test_a_refusal_by_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SlurmError, match="no srun command"):
+    with pytest.raises(SlurmError, match="no sbatch command"):
         submit(print, profile=Profile(cluster="slurm"), folder=tmp_path)
 
 
@@ -285,8 +360,12 @@ def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("nodes: two", "nodes: 'two' is not a whole number"),
         ("nodes: yes", "nodes: 'yes' is not a whole number"),
         ("mem_gb: 64GB", "mem_gb: '64GB' is not a number"),
-        ("nodes: null", "nodes: null is not a whole number"),
+        ("timeout_min: null", "timeout_min: null is not a whole number"),
+        ("setup: module load cuda", "setup: .* is not a list"),
+        ("array_parallelism: 0", "array_parallelism: 0 is not positive"),
         ("additional: [qos]", r"additional: \['qos'\] is not a mapping"),
+        ("additional: {time: 12:30:00}", r"additional\.time: 12:30:00; give timeout_min \(minutes\) in its place"),
+        ("additional: {--ntasks_per_node: 4}", "additional.--ntasks_per_node: 4; give tasks_per_node in its place"),
         ("mem_gb: .inf", "mem_gb: inf is not positive"),
         ("cluster: pbs", "cluster: 'pbs' is not one of local, slurm"),
         ("tasks_per_node: 0", "tasks_per_node: 0 is not positive"),
@@ -319,11 +398,11 @@ def test_an_empty_profile_is_one_line(tmp_path: Path) -> None:
 def test_options_of_sbatch_stay_as_they_are_typed(tmp_path: Path) -> None:
     """YAML 1.1 reads a limit of 12:30 as 750 minutes, and the partition 007 as 7."""
     (tmp_path / "typed.yaml").write_text(
-        "partition: 007\naccount: yes\nadditional: {time: 12:30:00, begin: 010, exclusive: true, nice: 5}\n"
+        "partition: 007\naccount: yes\nadditional: {time-min: 12:30:00, begin: 010, exclusive: true, nice: 5}\n"
     )
     profile = load_profile(tmp_path / "typed.yaml")
     assert (profile.partition, profile.account) == ("007", "yes")
-    assert profile.additional == {"time": "12:30:00", "begin": "010", "exclusive": True, "nice": 5}
+    assert profile.additional == {"time-min": "12:30:00", "begin": "010", "exclusive": True, "nice": 5}
 
 
 def test_the_shipped_profiles_load() -> None:
@@ -334,6 +413,17 @@ def test_the_shipped_profiles_load() -> None:
     assert (cluster.cluster, cluster.tasks) == ("slurm", 4)
     cpu = load_profile(CONFIGS / "cpu.yaml")
     assert (cpu.cluster, cpu.tasks, cpu.gpus_per_node) == ("slurm", 1, 0)
+
+
+def test_the_profile_on_the_page_about_clusters_and_each_line_that_a_shipped_one_proposes_load(tmp_path: Path) -> None:
+    (page,) = re.findall(r"```yml\n(.*?)```", (CHECKOUT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    (tmp_path / "page.yaml").write_text(page)
+    profile = load_profile(tmp_path / "page.yaml")
+    assert (profile.tasks, profile.srun["container-image"]) == (8, "nvcr.io#nvidia/pytorch:24.05-py3")
+    for name in ("cluster", "cpu"):
+        proposed = re.sub(r"^# (?=\w+: )", "", (CONFIGS / f"{name}.yaml").read_text(), flags=re.MULTILINE)
+        (tmp_path / f"{name}.yaml").write_text(proposed)
+        assert load_profile(tmp_path / f"{name}.yaml").account == "my_group"
 
 
 def test_submitit_still_calls_what_a_resumable_provides() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,12 +13,18 @@ from mama.run.checkpoints import read_tensors
 from mama.run.files import sha256
 
 
-def saved(run: Path, step: int, score: float | None = None) -> Path:
-    """A checkpoint of one tensor, as `save` leaves it."""
+def saved(
+    run: Path,
+    step: int,
+    score: float | None = None,
+    tensors: dict[str, torch.Tensor] | None = None,
+    frozen: dict[str, str] | None = None,
+) -> Path:
+    """A checkpoint of these tensors, or of a single one, as `save` leaves it."""
     place = run / "checkpoints" / f"step-{step:06d}"
     place.mkdir(parents=True)
-    save_file({"weight/w": torch.tensor([float(step)])}, place / "state-00000.safetensors")
-    (place / FROZEN).write_text("{}")
+    save_file(tensors or {"weight/w": torch.tensor([float(step)])}, place / "state-00000.safetensors")
+    (place / FROZEN).write_text(json.dumps(frozen or {}))
     files = list(place.iterdir())
     sizes, digests = {p.name: p.stat().st_size for p in files}, {p.name: sha256(p) for p in files}
     write_marker(place, Marker(step, 1, score, {"heads/None/plain": 2.0}, {"skipped_steps": 0}, sizes, digests))

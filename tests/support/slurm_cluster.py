@@ -29,10 +29,10 @@ PROGRAMS = (
     *("munged", "munge", "mariadbd", "mariadb-install-db", "mariadb-admin", "setpriv"),
     *("slurmdbd", "slurmctld", "slurmd", "sacctmgr", "sinfo", "squeue", "scancel", "sbatch", "srun"),
 )
-PATIENCE = 30.0  # seconds for each daemon to start, and for the jobs to end
+PATIENCE = 90.0  # seconds for each daemon to start, and for the jobs to end
 HOST = socket.gethostname().partition(".")[0]
 # CPUs of each node. The tasks of a job look their first node's name up: this machine's own is known everywhere.
-NODES = {HOST: 2, "n2": 1}
+NODES = {HOST: 2, f"{HOST}-2": 1}  # the first of a job is the alphabetically first
 
 SLURM_CONF = """\
 ClusterName=tests
@@ -66,7 +66,11 @@ ReturnToService=2
 JobRequeue=1
 KillWait=5
 {nodes}
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=preempted Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=CANCEL GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} State=UNKNOWN"
 SLURMDBD_CONF = """\

@@ -92,7 +92,8 @@ def test_values_are_read_back_from_the_log_and_from_tensorboard(tmp_path: Path) 
     log_steps(tmp_path, 0, range(3), 0.5)
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2]
     assert [line["loss/total"] for line in lines(tmp_path)] == [0.5, 1.5, 2.5]
-    assert set(lines(tmp_path)[0]) == {"step", "loss/total", "lr"}
+    assert set(lines(tmp_path)[0]) == {"step", "time", "loss/total", "lr"}
+    assert all(abs(line["time"] - time.time()) < 600 for line in lines(tmp_path)), "when it was logged"
     assert scalars(tmp_path, "loss/total") == [(0, 0.5), (1, 1.5), (2, 2.5)]
     assert [value for _, value in scalars(tmp_path, "lr")] == pytest.approx([1e-3] * 3)
 
@@ -173,6 +174,18 @@ def test_every_setting_stands_in_the_table_beside_the_results(tmp_path: Path) ->
     assert all(any(name.startswith(f"{section}.") for name in values) for section in vars(config) if section in
                ("pack", "data", "vision", "text", "heads", "loss", "optim", "train", "eval"))  # fmt: skip
     assert {info.name.tag for info in experiment.metric_infos} >= {"loss/total", "validation/recall_at_1_i2t"}
+
+
+def test_of_a_point_of_a_sweep_the_table_has_only_what_differs(tmp_path: Path) -> None:
+    differs = {"recipe": "slip", "optim.lr": 1e-3, "seed": 2, "loss.local": 0, "data.pairs": ["breast"]}
+    (tmp_path / "point.json").write_text(json.dumps({"sweep": "lr", "differs": differs}))
+    monitor = Monitor(tmp_path, 0)
+    monitor.hparams(Config())
+    monitor.close()
+    (written,) = settings(tmp_path)
+    assert written.WhichOneof("data") == "session_start_info", "a list of columns would hide the axes of other points"
+    values = {name: getattr(v, str(v.WhichOneof("kind"))) for name, v in written.session_start_info.hparams.items()}
+    assert values == differs | {"data.pairs": '["breast"]'}
 
 
 def test_a_pair_is_shown_side_by_side_with_its_text(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.archives import mammograms
 
 Array = NDArray[Any]
 
-RECIPES = [path for path in shipped_configs().rglob("*.yaml") if path.parent.name != "slurm"]
+RECIPES = [path for path in shipped_configs().rglob("*.yaml") if path.parent.name not in ("slurm", "sweeps")]
 VIEWS = 40  # of each picture
 
 

@@ -1,0 +1,60 @@
+"""What a sweep would do, for `--dry-run`, and what it has done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mama.sweep.local import ELSEWHERE, NOT_BEGUN, STOPPED
+from mama.sweep.points_table import describe_points
+from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
+from mama.sweep.sweep import Sweep
+
+
+def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
+    """Lines on every point, every batch script, the number of jobs and the GPU-hours; nothing is submitted or written.
+
+    Raises what `plan` raises.
+    """
+    yield from describe_points(sweep)
+    yield ""
+    if cluster_of(sweep) == "local":
+        yield from _steps_here(sweep)
+        return
+    planned = plan(sweep, retry)
+    for title, script in scripts(sweep, planned):
+        yield f"--- {title}"
+        yield script
+    jobs = sum(len(chain.units) * len(chain.steps) for chain in planned.chains)
+    arrays = sum(len(chain.steps) for chain in planned.chains)
+    hours = gpu_hours(sweep, planned)
+    asked = "GPU-hours unknown (additional)" if hours is None else f"at most {hours:.1f} GPU-hours"
+    yield f"{jobs} jobs in {arrays} arrays, {asked}; nothing was submitted"
+    yield from _not_submitted(planned)
+
+
+def _steps_here(sweep: Sweep) -> Iterator[str]:
+    lacking = local_plan(sweep)
+    for name, steps in lacking.items():
+        yield f"{name}: {', '.join(steps) or 'done'}"
+    yield f"on this machine, {sweep.at_once or 1} at a time; nothing was run"
+
+
+def _not_submitted(planned: Plan) -> Iterator[str]:
+    for name, why in planned.broken.items():
+        yield f"{name}: {why}; --retry submits it again"
+
+
+def lacking(outcome: dict[str, str]) -> Iterator[str]:
+    """A line for each point that is not done; one for all that were not begun before a signal came."""
+    waiting = [name for name, word in outcome.items() if word.endswith(NOT_BEGUN)]
+    yield from (f"{name}: {word}" for name, word in outcome.items() if word != "done" and name not in waiting)
+    if waiting:
+        yield f"{len(waiting)} stopped before their next step; run it again to continue"
+
+
+def exit_code(outcome: dict[str, str]) -> int:
+    """0 if all points are done, 75 if the others were stopped or are at work elsewhere, 1 if one failed."""
+    words = [word for word in outcome.values() if word != "done"]
+    if not words:
+        return 0
+    return 75 if all(word.endswith((STOPPED, NOT_BEGUN)) or ELSEWHERE in word for word in words) else 1

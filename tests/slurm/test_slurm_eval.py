@@ -1,0 +1,147 @@
+"""Verbs in jobs of two tasks on a real Slurm: the tasks share an evaluation, the first alone does anything else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mama.cli.main import cli
+from mama.evaluate.evaluation import evaluate
+from mama.export.consolidate import consolidate
+from mama.run.files import remove
+from mama.settings.load import save
+from mama.settings.schema import Config
+from shards.pack.pack import pack
+from shards.pack.settings import PackConfig
+from slurm.profile import Profile
+from slurm.submit import submit
+from tests.support.jobs import result_of
+from tests.support.saved_run import results_of, small_run
+
+if TYPE_CHECKING:
+    from tests.support.slurm_cluster import Cluster
+
+pytestmark = pytest.mark.ranks
+pytest_plugins = ("tests.support.slurm_cluster",)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return small_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def alone(run: Config) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The model and the results of one process each, which are then removed."""
+    consolidate(run)
+    evaluate(run, run.run_folder)
+    found = model_of(run), results_of(run)
+    remove(run.run_folder / "model")
+    remove(run.run_folder / "eval")
+    return found
+
+
+def model_of(run: Config) -> dict[str, bytes]:
+    folder = run.run_folder / "model"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for(ready: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def job(cluster: Cluster, folder: Path, *arguments: str) -> list[str]:
+    """Submit a verb as a job of two tasks, wait for its end, and return what each task has logged; all must succeed."""
+    (folder / "two.yaml").write_text("cluster: slurm\npartition: cpu\ntasks_per_node: 2\n")
+    arguments += ("--slurm", "--profile", str(folder / "two.yaml"))
+    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    number = said.removeprefix("job ").partition(" ")[0]
+    wait_for(lambda: not cluster.jobs())
+    place = Path(said.rpartition("its log: ")[2].strip()).parent
+    logs = [(place / f"{number}_{task}_log.err").read_text() for task in range(2)]
+    assert cluster.run("scontrol", "show", "job", number).count("JobState=COMPLETED") == 1, logs
+    return logs
+
+
+def test_two_tasks_consolidate_once_and_share_the_evaluation(
+    slurm_cluster: Cluster, run: Config, alone: tuple[dict[str, bytes], dict[str, bytes]], tmp_path: Path
+) -> None:
+    model, results = alone
+    save(run, tmp_path / "run.yaml")
+    job(slurm_cluster, tmp_path, "consolidate", str(tmp_path / "run.yaml"))
+    assert model_of(run) == model
+    first, second = job(slurm_cluster, tmp_path, "eval", str(tmp_path / "run.yaml"))
+    assert results_of(run) == results
+    assert first.count("writing the results to") == 1
+    assert "trained: test images: 4/4 batches" in first
+    assert "writing" not in second
+    command = ["srun", "--ntasks=2", "--nodes=1", sys.executable, "-m", "mama", "eval", str(tmp_path / "run.yaml")]
+    remove(run.run_folder / "eval")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("writing the results to") == 1
+    assert results_of(run) == results
+
+
+def test_an_evaluation_that_is_preempted_while_it_waits_starts_over_with_the_same_results(
+    slurm_cluster: Cluster, run: Config, alone: tuple[dict[str, bytes], dict[str, bytes]], tmp_path: Path
+) -> None:
+    def evaluate_at_second_start(config: Config, folder: str) -> int:
+        import os
+
+        from mama.evaluate import localisation
+
+        starts = Path(folder, f"starts{os.environ['SLURM_PROCID']}")
+        with starts.open("a") as stream:
+            stream.write("*")
+        if starts.stat().st_size == 1 and starts.name == "starts1":
+
+            def maps(*arguments: object) -> None:
+                time.sleep(3)  # the first task has its own share, and waits for this one
+                Path(folder, "waits").touch()
+                time.sleep(60)
+
+            localisation.maps = maps  # type: ignore[assignment]
+        evaluate(config, config.run_folder)
+        return starts.stat().st_size
+
+    consolidate(run)
+    profile = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
+    submitted = submit(evaluate_at_second_start, run, str(tmp_path), profile=profile, folder=tmp_path)
+    wait_for(lambda: (tmp_path / "waits").exists())
+    slurm_cluster.run("scancel", "--signal=USR2", submitted.job_id)
+    state = ("squeue", "--noheader", "--format=%T", f"--jobs={submitted.job_id}")
+    wait_for(lambda: slurm_cluster.run(*state) == "PENDING\n", 20)
+    slurm_cluster.run("scontrol", "update", f"JobId={submitted.job_id}", "StartTime=now+2")
+    assert result_of(submitted) == 2
+    assert results_of(run) == alone[1]
+    assert Path(submitted.paths.stderr).read_text().count("Requeued job") == 1
+
+
+def test_one_of_two_tasks_packs(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    here = PackConfig(
+        source="phantom", root=str(tmp_path / "archive"), out=str(tmp_path / "here"), options={"patients": 3},
+        long_side=100, samples_per_shard=2, workers=1, key_file=str(tmp_path / "hash.key"),
+    )  # fmt: skip
+    pack(here)
+    there = replace(here, out=str(tmp_path / "there"))
+    document = {"name": "archive", "runs": str(tmp_path / "runs"), "pack": asdict(there)}
+    (tmp_path / "archive.yaml").write_text(yaml.safe_dump(document))
+    first, second = job(slurm_cluster, tmp_path, "pack", str(tmp_path / "archive.yaml"))
+    assert "pack phantom" in first
+    assert "pack phantom" not in second, "it has ended at once"
+    built = [sorted(Path(config.out).rglob("*.tar")) for config in (here, there)]
+    assert [path.read_bytes() for path in built[0]] == [path.read_bytes() for path in built[1]]
+    assert (tmp_path / "there" / "manifest.json").read_bytes() == (tmp_path / "here" / "manifest.json").read_bytes()
