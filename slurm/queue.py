@@ -132,6 +132,14 @@ def cancel(ids: Iterable[str]) -> None:
     _each("scancel", ids=ids)
 
 
+def stop(ids: Iterable[str]) -> None:
+    """Send SIGTERM to the tasks of running jobs, and nothing after it: `cancel` kills them after KillWait.
+
+    A job that has ended stays as it is. Raises `SlurmError`.
+    """
+    _each("scancel", "--signal=TERM", ids=ids)
+
+
 def never_starts(reason: str) -> str | None:
     """In plain words why a job that waits for `reason` will wait for ever; None if waiting may cure it."""
     reason = reason.replace("_", " ")

@@ -17,7 +17,7 @@ from mama.errors import ConfigError
 from mama.settings.load import find, is_shipped, load, load_profile
 from mama.sweep.definition import load_sweep
 from mama.train.dry_run import dry_run
-from slurm.submit import script_of
+from slurm.submit import Request
 from tests.support.checkout import CHECKOUT
 
 DOCS = [f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -131,7 +131,7 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
         profile.require_cluster()
         profile.require_one_task()
     if profile.cluster == "slurm":
-        assert "#SBATCH --partition" in script_of([(print, ())], profile=profile, folder="runs")
+        assert "#SBATCH --partition" in Request(profile=profile, folder="runs").script(1)
     if command[0] == "train":
         config.train.accumulation(profile.tasks if given["as_job"] and profile.tasks > 1 else config.train.ranks)
 

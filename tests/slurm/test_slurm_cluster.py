@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ from slurm.profile import Profile, SlurmError
 from slurm.submit import submit, submit_array
 from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
-from tests.support.jobs import result_of
+from tests.support.jobs import result_of, wait_for
 from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
@@ -76,13 +75,6 @@ def contents(config: PackConfig) -> dict[str, bytes]:
     """Every file of a build, by its path in the folder."""
     files = (path for path in Path(config.out).rglob("*") if path.is_file() and path.name != "lock")
     return {str(path.relative_to(config.out)): path.read_bytes() for path in files}
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def requeue(cluster: Cluster, job_id: str) -> None:

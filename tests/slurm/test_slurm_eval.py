@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from slurm.profile import Profile
 from slurm.submit import submit
+from tests.support import jobs
 from tests.support.jobs import result_of
 from tests.support.saved_run import results_of, small_run
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 pytest_plugins = ("tests.support.slurm_cluster",)
+wait_for = partial(jobs.wait_for, seconds=300)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,6 @@ def alone(run: Config) -> tuple[dict[str, bytes], dict[str, bytes]]:
 def model_of(run: Config) -> dict[str, bytes]:
     folder = run.run_folder / "model"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def job(cluster: Cluster, folder: Path, *arguments: str) -> list[str]:
@@ -123,7 +118,7 @@ def test_an_evaluation_that_is_preempted_while_it_waits_starts_over_with_the_sam
     wait_for(lambda: (tmp_path / "waits").exists())
     slurm_cluster.run("scancel", "--signal=USR2", submitted.job_id)
     state = ("squeue", "--noheader", "--format=%T", f"--jobs={submitted.job_id}")
-    wait_for(lambda: slurm_cluster.run(*state) == "PENDING\n", 20)
+    wait_for(lambda: slurm_cluster.run(*state) == "PENDING\n", seconds=20)
     slurm_cluster.run("scontrol", "update", f"JobId={submitted.job_id}", "StartTime=now+2")
     assert result_of(submitted) == 2
     assert results_of(run) == alone[1]

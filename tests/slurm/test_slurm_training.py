@@ -7,8 +7,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ from mama.settings.schema import Config
 from mama.train import loop, node_facts
 from slurm.profile import Profile
 from slurm.submit import submit
+from tests.support import jobs
 from tests.support.checkout import CHECKOUT
 from tests.support.checkpoint_folder import weights_of
 from tests.support.cohort import write_shards
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.ranks
 
 pytest_plugins = ("tests.support.slurm_cluster",)
+wait_for = partial(jobs.wait_for, seconds=400)
 STEPS = 30
 SECOND = list(NODES)[1]
 BOTH = Profile(cluster="slurm", partition="preempted", nodes=2)
@@ -57,13 +59,6 @@ def slowly(config: Config) -> Path:
 
     with patch.object(loop, "training_step", slow):
         return loop.train(config)
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 400) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def steps_logged(config: Config) -> list[int]:
@@ -102,7 +97,7 @@ def ended(cluster: Cluster, job: str) -> None:
 
 def start_soon(cluster: Cluster, job: str) -> None:
     """A job that was requeued would wait two minutes, for the daemon of its node to forget that it was ended."""
-    wait_for(lambda: fact(cluster, job, "JobState") == "PENDING", 60)
+    wait_for(lambda: fact(cluster, job, "JobState") == "PENDING", seconds=60)
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 

@@ -152,6 +152,15 @@ def slurm_cluster(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> 
     end_jobs(running_cluster)
 
 
+@pytest.fixture
+def closed(slurm_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, which takes jobs but starts none."""
+    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    yield slurm_cluster
+    slurm_cluster.run("scancel", "--partition=cpu")
+    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
+
+
 @contextmanager
 def started() -> Iterator[Cluster]:
     """The daemons, in the order of their needs; they end in the opposite order."""
