@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
+from mama.run.files import named
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
@@ -73,8 +74,7 @@ def configured(path: str, overrides: tuple[str, ...]) -> Config:
         raise ConfigError(f"{path}: settings follow CONFIG, for example quickstart {path}")
     if not folder.is_dir() or (not (folder / "config.yaml").exists() and is_shipped(path)):
         return load(path, overrides)
-    if folder.name in ("", ".."):
-        folder = folder.resolve()
+    folder = named(folder)
     if (name := load_run(folder).name) != folder.name:
         file = folder / "config.yaml"
         raise ConfigError(f"{folder}: its config.yaml is of the run {name!r}; rename the folder, or give {file} itself")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
+from mama.run.files import named
 from mama.settings.checks import at_least_one, folder_name, one_of
 from mama.settings.load import find, shipped_configs
 from mama.settings.schema import Config
@@ -18,7 +19,7 @@ from mama.settings.yaml_text import Node, is_list, is_null, items, mapping, sequ
 from mama.sweep.axes import entries
 from mama.sweep.names import UNSAFE
 from mama.sweep.points import Recipe, points_of
-from mama.sweep.saved import KEYS, LARGEST, SAVED, known_names, saved_points
+from mama.sweep.saved import KEYS, LARGEST, SAVED, holds_sweep, known_names, saved_points
 from mama.sweep.sweep import OWN, STAGES, Evaluation, Point, Sweep
 from shards.errors import did_you_mean
 
@@ -43,7 +44,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     try:
         if unknown := next((key for key in given if key not in (*own, *(KEYS if saved else ()))), None):
             raise ConfigError(f"{unknown}: unknown key{_meant(unknown, own)}")
-        folder = _named(file.parent.parent) if saved else _folder(given, file)
+        folder = named(file.parent.parent) if saved else _folder(given, file)
         points = saved_points(given, folder) if saved else _points(given, file, folder, settings)
         return _sweep(given, folder, points, None if saved else file)
     except ConfigError as error:
@@ -60,19 +61,14 @@ def _file(path: Path) -> Path:
     """The YAML file of the sweep that `path` names."""
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        folder = _named(path)
-        if (folder / OWN / SAVED).exists():
+        folder = named(path)
+        if holds_sweep(folder):
             return folder / OWN / SAVED
         if not (shipped_configs() / "sweeps" / f"{path}.yaml").is_file():
             raise ConfigError(f"{path}: holds no sweep ({OWN}/{SAVED}); give the sweep's YAML file")
     if path.suffix in (".yaml", ".yml") and not path.exists():
         raise ConfigError(f"{path}: no such file; a shipped sweep is named without {path.suffix}")
     return find(path, "sweeps")
-
-
-def _named(folder: Path) -> Path:
-    """`folder` by a path that ends in its name."""
-    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def _override(text: str, given: dict[str, Node], own: Sequence[str]) -> dict[str, Any]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mama.sweep.local import ELSEWHERE, NOT_BEGUN, STOPPED
+from mama.sweep.plan import Plan, plan
 from mama.sweep.points_table import describe_points
-from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
+from mama.sweep.resources import cluster_of, profile_of
+from mama.sweep.state import states
+from mama.sweep.submission import scripts
 from mama.sweep.sweep import Sweep
 
 
@@ -26,16 +29,15 @@ def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
         yield script
     jobs = sum(len(chain.units) * len(chain.steps) for chain in planned.chains)
     arrays = sum(len(chain.steps) for chain in planned.chains)
-    hours = gpu_hours(sweep, planned)
+    hours = _gpu_hours(sweep, planned)
     asked = "GPU-hours unknown (additional)" if hours is None else f"at most {hours:.1f} GPU-hours"
     yield f"{jobs} jobs in {arrays} arrays, {asked}; nothing was submitted"
     yield from _not_submitted(planned)
 
 
 def _steps_here(sweep: Sweep) -> Iterator[str]:
-    lacking = local_plan(sweep)
-    for name, steps in lacking.items():
-        yield f"{name}: {', '.join(steps) or 'done'}"
+    for name, line in states(sweep).items():
+        yield f"{name}: {', '.join(state.step for state in line if state.state != 'done') or 'done'}"
     yield f"on this machine, {sweep.at_once or 1} at a time; nothing was run"
 
 
@@ -58,3 +60,18 @@ def exit_code(outcome: dict[str, str]) -> int:
     if not words:
         return 0
     return 75 if all(word.endswith((STOPPED, NOT_BEGUN)) or ELSEWHERE in word for word in words) else 1
+
+
+def _gpu_hours(sweep: Sweep, planned: Plan) -> float | None:
+    """GPUs x time limits of all jobs that would be submitted, in hours: the most that they take without a requeue.
+
+    None if a profile asks for GPUs in another way than by `gpus_per_node`.
+    """
+    total = 0.0
+    for chain in planned.chains:
+        for step in chain.steps:
+            profile = profile_of(sweep, step)
+            if any("gpu" in f"{option} {value}".lower() for option, value in profile.additional.items()):
+                return None
+            total += len(chain.units) * (profile.nodes or 1) * (profile.gpus_per_node or 0) * profile.timeout_min / 60
+    return total

@@ -9,7 +9,7 @@ import pytest
 
 from mama.errors import ConfigError
 from mama.sweep.dry_run import dry_run
-from mama.sweep.submission import cluster_of, require_ranks
+from mama.sweep.resources import cluster_of, require_ranks
 from mama.sweep.sweep import Evaluation, Point, Sweep
 from tests.support.tiny_run import config_of
 

@@ -12,7 +12,8 @@ from mama.errors import ConfigError
 from mama.sweep import state, submission
 from mama.sweep.batches import read_batches, write_batch
 from mama.sweep.definition import load_sweep
-from mama.sweep.submission import Chain, plan, submit_missing
+from mama.sweep.plan import Chain, plan
+from mama.sweep.submission import submit_missing
 from mama.sweep.sweep import Point, Sweep
 from slurm.queue import EndedJob, Limits
 from tests.support.study import begun, study, submitted
