@@ -28,7 +28,7 @@ from slurm.snapshot import snapshot
 from slurm.submit import Request, submit, submit_calls
 from tests.support.checkout import CHECKOUT
 from tests.support.jobs import result_of, wait_for
-from tests.support.slurm_cluster import NODES
+from tests.support.slurm_cluster import LARGEST_ARRAY, NODES
 
 if TYPE_CHECKING:
     from tests.support.slurm_cluster import Cluster
@@ -121,7 +121,7 @@ def test_a_job_whose_dependency_fails_leaves_the_queue(slurm_cluster: Cluster, t
 def test_a_cluster_says_its_limits_and_what_it_will_never_start(
     slurm_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (limits().array_size, limits().jobs) == (1001, None)
+    assert (limits().array_size, limits().jobs) == (LARGEST_ARRAY, None)
     job = submit(print, profile=replace(CPU, nodes=3), folder=tmp_path)
     why = waits_for_ever(job.job_id)
     assert why is not None

@@ -34,10 +34,13 @@ HOST = socket.gethostname().partition(".")[0]
 # CPUs of each node. The tasks of a job look their first node's name up: this machine's own is known everywhere.
 NODES = {HOST: 2, f"{HOST}-2": 1}  # the first of a job is the alphabetically first
 
+LARGEST_ARRAY = 6  # jobs; most clusters have 1,001
+
 SLURM_CONF = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld}
+MaxArraySize={array}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -213,7 +216,7 @@ def write_configuration(folder: Path) -> None:
         NODE.format(name=name, host=HOST, port=port, cpus=cpus)
         for (name, cpus), port in zip(NODES.items(), ports, strict=True)
     )
-    slurm = SLURM_CONF.format(folder=folder, host=HOST, ctld=ctld, dbd=dbd, nodes=nodes)
+    slurm = SLURM_CONF.format(array=LARGEST_ARRAY, folder=folder, host=HOST, ctld=ctld, dbd=dbd, nodes=nodes)
     (folder / "slurm.conf").write_text(slurm)
     for name, content in (
         ("slurmdbd.conf", SLURMDBD_CONF.format(folder=folder, dbd=dbd).encode()),

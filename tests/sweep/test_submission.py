@@ -23,6 +23,7 @@ from mama.sweep.work import shards_name
 from slurm import queue as slurm_queue
 from slurm.queue import Limits
 from tests.support.jobs import wait_for
+from tests.support.slurm_cluster import LARGEST_ARRAY
 from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
@@ -178,9 +179,15 @@ def test_two_submitters_at_once(closed: Cluster, sweep: Sweep) -> None:
     assert len(slurm_queue.queue()) == 2 * 16
 
 
-def test_arrays_are_cut_at_the_limits_of_the_cluster(
-    closed: Cluster, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_are_cut_at_what_the_cluster_accepts(closed: Cluster, sweep: Sweep, tmp_path: Path) -> None:
+    points = [point(tmp_path, sweep.folder, seed) for seed in range(LARGEST_ARRAY + 2)]
+    sweep = replace(sweep, points=points, stages=["train"], evaluations=[])
+    submit_missing(sweep)
+    assert [len(batch.units) for batch in read_batches(sweep)] == [LARGEST_ARRAY, 2]
+    assert in_queue(closed, sweep) == all_once(sweep)
+
+
+def test_arrays_are_cut_at_other_limits(closed: Cluster, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "limits", lambda *_: Limits(array_size=3, jobs=None))
     submit_missing(sweep)
     assert [len(batch.units) for batch in read_batches(sweep)] == [3, 1]
