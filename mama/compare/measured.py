@@ -17,6 +17,7 @@ from mama.evaluate.provenance import Document, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
 from mama.export.model_folder import WEIGHTS
 from mama.run.files import DIGESTS
+from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
 
 # Settings of an evaluation that change its intervals or its further rows, and the seed, which differs within a method.
@@ -82,14 +83,13 @@ def absence(sweep: Sweep, point: Point) -> str:
     """Why a point has no figures, or not all: from its status files, else from what its folder lacks."""
     run = point.config.run_folder
     for step in sweep.steps():
-        status = object_in(run / "stages" / f"{step}.json") or {}
-        match status.get("state"):
-            case "failed":
-                return f"{step} failed: {status.get('cause') or 'without a word'}"
-            case "stopped" | "running" as state:
-                since = status.get("since")
-                began = f"began at {since}, and has not recorded its end"
-                return f"{step} was stopped, since {since}" if state == "stopped" else f"{step} {began}"
+        found = status.read(run / "stages" / f"{step}.json")
+        if found and found.state == "failed":
+            return f"{step} failed: {found.cause or 'without a word'}"
+        if found and found.state == "stopped":
+            return f"{step} was stopped, since {found.since}"
+        if found and found.state == "running":
+            return f"{step} began at {found.since}, and has not recorded its end"
     if not (run / "config.yaml").exists():
         return "not trained"
     return "not evaluated" if (run / "model").exists() else "not trained to its end, or not consolidated"

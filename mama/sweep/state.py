@@ -10,16 +10,7 @@ from mama.sweep import status
 from mama.sweep.batches import read_batches
 from mama.sweep.sweep import SHARED, Point, Sweep
 from mama.sweep.work import Work, work_of
-from slurm.queue import QueuedJob, ended, queue
-
-# Ends of a job after which the same work, submitted again, goes on: nothing was wrong with the work itself.
-TAKEN_AWAY = {
-    "PREEMPTED": "preempted, and the cluster does not bring it back",
-    "NODE_FAIL": "its node failed",
-    "CANCELLED": "cancelled",
-    "TIMEOUT": "time limit",
-    "BOOT_FAIL": "its node did not boot",
-}
+from slurm.queue import TAKEN_AWAY, QueuedJob, ended, queue
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import pytest
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from mama.compare.methods import common_settings, methods, short_keys
+from mama.compare.methods import common_settings, methods
 from mama.compare.results_table import Cell, Column, Table, results_table
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.result_folders import MARKER
 from mama.run.files import read_object, write_digests, write_json
+from mama.sweep import status
 from mama.sweep.sweep import Sweep
 from tests.support.cohort import write_shards
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of, write_evaluation
@@ -78,11 +79,8 @@ def test_points_that_differ_in_the_seed_alone_are_one_method(made: Sweep) -> Non
     assert names == {"clip, lr=0.0001": 3, "mama, lr=0.0001": 3, "clip, lr=0.001": 1, "slip, lr=0.001": 1}
     only_seeds = sweep_of(made.points[0].config, [{"seed": 1}, {"seed": 2}])
     assert [(method.name, len(method.points)) for method in methods(only_seeds)] == [("seed-1", 2)]
-    assert short_keys(["optim.lr", "text.model", "vision.model"]) == {
-        "optim.lr": "lr",
-        "text.model": "text.model",
-        "vision.model": "vision.model",
-    }
+    towers = sweep_of(made.points[0].config, [{"text.model": "a"}, {"text.model": "b"}])
+    assert [method.name for method in methods(towers)] == ["text.model=a", "text.model=b"], "as in the points' names"
 
 
 def test_methods_have_names_of_their_own(made: Sweep) -> None:
@@ -189,9 +187,9 @@ def test_what_is_missing_is_named(sweep: Sweep) -> None:
     run = [point.config.run_folder for point in sweep.points]
     shutil.rmtree(run[0])
     shutil.rmtree(run[1] / "eval")
-    (run[1] / "stages").mkdir()
-    write_json(run[1] / "stages/train.json", {"state": "done"})
-    write_json(run[1] / "stages/eval.json", {"state": "failed", "cause": "out of memory"})
+    for step, word in (("train", "done"), ("eval", "failed")):
+        place = run[1] / "stages" / f"{step}.json"
+        status.end(place, status.start(place, "settings", None), word, "out of memory")  # type: ignore[arg-type]
     shutil.rmtree(run[3] / "eval")
     shutil.rmtree(run[6] / "eval")
     shutil.rmtree(run[6] / "model")

@@ -95,7 +95,7 @@ def test_a_job_taken_away_before_its_work_began_is_submitted_again(
     assert (found.state, found.reason) == ("failed", "it ended before its work began; see its log")
     monkeypatch.setattr(state, "ended", lambda ids: {each: EndedJob(each, "NODE_FAIL", "n1", 0, 0) for each in ids})
     found = state.states(sweep)["seed-0"][0]
-    assert (found.state, found.reason) == ("stopped", "its node failed")
+    assert (found.state, found.reason) == ("stopped", "node failure")
 
 
 def test_the_log_is_that_of_the_job_that_left_the_word(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
