@@ -76,11 +76,6 @@ def fact(cluster: Cluster, job: str, name: str) -> str:
     return said[1] if said else ""
 
 
-def signalled(cluster: Cluster, job: str) -> None:
-    """In the middle of a step, as Slurm does before it takes a node away."""
-    cluster.run("scancel", "--signal=USR2", job)
-
-
 def near_its_time_limit(cluster: Cluster, job: str) -> None:
     """The notice, ten minutes before the limit, comes with Slurm's next look at the time, within half a minute."""
     slow = Path(fact(cluster, job, "StdErr")).parents[2] / "runs" / "on-two-nodes" / SLOW
@@ -149,7 +144,7 @@ def start_soon(cluster: Cluster, job: str) -> None:
     wait_for(starts, seconds=60)
 
 
-ENDS = (signalled, near_its_time_limit, requeued_from_a_drained_node, preempted, without_a_daemon, ended)
+ENDS = (near_its_time_limit, requeued_from_a_drained_node, preempted, without_a_daemon, ended)
 
 
 def test_a_run_on_two_nodes_that_ends_in_every_way_has_the_weights_of_one_that_does_not(

@@ -152,7 +152,16 @@ def slurm_cluster(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Job, "_results_timeout_s", 0)  # 15 s otherwise, for slow shared file systems
     monkeypatch.setattr(SlurmJob.watcher, "_delay_s", 1)  # between two calls of sacct; 600 otherwise
     yield running_cluster
+    tell(running_cluster)
     end_jobs(running_cluster)
+
+
+def tell(cluster: Cluster) -> None:
+    """Print what Slurm says of itself: pytest shows it with a test that fails."""
+    for command in (("scontrol", "--oneliner", "show", "job"), ("scontrol", "--oneliner", "show", "node")):
+        print(cluster.call(*command).stdout[-20_000:])
+    for log in sorted(cluster.folder.glob("slurm[cd]*.log")):
+        print(f"{log.name}:\n{log.read_text(errors='replace')[-10_000:]}")
 
 
 @pytest.fixture
