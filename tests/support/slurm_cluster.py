@@ -105,6 +105,7 @@ class Cluster:
             "PATH": PATH,
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "MYSQL_UNIX_PORT": str(self.folder / "mariadb.socket"),
+            "TMPDIR": str(self.folder),  # where two MariaDB that start at once would take the same names
         }
 
     def run(self, *command: str) -> str:
