@@ -8,7 +8,7 @@
 4. If the archive's own split has no `val`, it is the part of its training set that the hash puts into `val`. A column
    or a file of the user's is taken at its word.
 
-Patients of whom no image can be stored take no part; the hash places them.
+Nobody asks for a split of patients without an image that could be stored.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def find_splits(
     if unnamed and how != "official":
         what = f"have no split in the {how} {config.split or COLUMN}"
         raise ShardError(f"pack.split: {some(unnamed)} {what}; add them, {OTHER}")
-    decided = {patient: "test" if patient in divided else next(iter(found[patient])) for patient in patients - unnamed}
+    decided = {patient: "test" if patient in divided else next(iter(splits)) for patient, splits in found.items()}
     decided |= dict.fromkeys(unnamed, "train")
     to_val = _val_of_train(config.source, decided) if how == "official" else set()
-    moved = {"divided": divided & patients, "unnamed": unnamed, "val": to_val}
+    moved = {"divided": divided, "unnamed": unnamed, "val": to_val}
     hashes = {why: tuple(sorted(patient_key(key, config.source, one) for one in of)) for why, of in moved.items() if of}
     return Splits(how, decided | dict.fromkeys(to_val, "val"), hashes)
 

@@ -62,7 +62,9 @@ def in_column(
 
 def stated(table: pd.DataFrame, name: str) -> list[Stated]:
     """The distinct (`who`, `word`) of the table `name`, whose index is that of `read_table`, without empty cells."""
-    cells = table[["who", "word"]].dropna().map(whole).assign(number=table.index.to_series() + 2)
+    cells = table[["who", "word"]].assign(number=table.index + 2).dropna()
+    for column in ("who", "word"):
+        cells[column] = cells[column].map(whole)
     cells = cells.drop_duplicates(["who", "word"])
     unstated = cells["who"].str.casefold().isin(UNKNOWN) | cells["word"].str.casefold().isin(UNKNOWN)
     cells = cells[~unstated]
