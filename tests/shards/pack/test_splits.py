@@ -134,6 +134,9 @@ def test_a_split_that_there_is_not(config: PackConfig, split: str, message: str)
 
 def test_a_column_of_the_table(config: PackConfig) -> None:
     exams(config, Fold="a b c a b c", split="train val test test val train", more="7,7b.png,b,train\n,x.png,c,test\n")
+    options = {**config.options, "columns": {**config.options["columns"], "split": "Fold"}}
+    with pytest.raises(ShardError, match=r"^pack.options.columns.split: there is no such field; name the column in"):
+        planned(replace(config, options=options))
     letters = {"a": "train", "b": "val", "c": "test"}
     assert planned(config) == {**six("train val test test val train"), "": split_of("table", "")}
     config = replace(config, out=config.out + "2", split="Fold", split_values=letters)
