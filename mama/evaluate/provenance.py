@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def shard_set(config: Config) -> Document:
                 "digest": shards_digest(manifest, {"train", config.eval.split}),
                 "train_digest": shards_digest(manifest, {"train"}),
                 "splits": counts(manifest),
+                "split_by": asdict(manifest.split_by) if manifest.split_by else None,
             }
         )
     parts = sorted(str(folder["digest"]) for folder in folders)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from mama.run.portable import folder_name
 from mama.settings.schema import Config
 from shards.errors import ShardError
 from shards.files import atomic_write
+from shards.from_json import from_json
 from shards.pages import page_template
-from shards.read.manifest import load_manifest
+from shards.read.manifest import SplitBy, load_manifest
 from shards.read.remote import local_folder
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
@@ -70,7 +72,9 @@ def _page(config: Config, run: Path, data: list[Document]) -> str:
     model = provenance.model_of(run)
     evaluations = [evaluation(config, run, model, *found) for found in result_folders.evaluations(run)]
     own = next((one for one in evaluations if one["own"]), None)
-    return page_template(TEMPLATE, estimate=format_estimate, unmentioned_note=unmentioned_note).render(
+    return page_template(
+        TEMPLATE, estimate=format_estimate, unmentioned_note=unmentioned_note, decided=_decided
+    ).render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
@@ -103,8 +107,15 @@ def _data(config: Config) -> list[Document]:
         except ShardError:
             folders.append({"name": folder_name(address), "splits": []})
         else:
-            folders.append({"source": manifest.source, "splits": provenance.counts(manifest)})
+            split_by = asdict(manifest.split_by) if manifest.split_by else None
+            folders.append({"source": manifest.source, "splits": provenance.counts(manifest), "split_by": split_by})
     return folders
+
+
+def _decided(folder: Document) -> str:
+    """What decided the splits of a folder; empty where its manifest or the evaluation does not say."""
+    recorded = folder.get("split_by")
+    return str(from_json(SplitBy, recorded)) if recorded else ""
 
 
 def _curves(config: Config, run: Path) -> Document | None:

@@ -18,7 +18,7 @@ from shards.errors import Refused, is_machine_error, one_line
 from shards.files import legible
 from shards.image.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
 from shards.image.picture import Picture, PictureConfig, read_picture
-from shards.pack.identity import keyed_hash, split_of
+from shards.pack.identity import keyed_hash, patient_key, split_of
 from shards.pack.texts import LONGEST_REPORT, check_facts, check_text
 from shards.processes import quiet
 from shards.schema import LATERALITIES, RAW, VIEWS, Box, SourceStudy, SourceView, Study, View
@@ -105,9 +105,9 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     refusals += [refusal(config.root, image.source, error) for image, error in others]
     sample = Study(
         key=study_key(config.key, config.source, study),
-        patient=keyed_hash(config.key, "patient", config.source, study.patient_id),
+        patient=patient_key(config.key, config.source, study.patient_id),
         source=config.source,
-        split=split_of(config.source, study.patient_id),
+        split=study.split or split_of(config.source, study.patient_id),
         views=tuple(replace(image.view, member=f"{n}.{image.view.member}") for n, image in enumerate(images)),
         age=study.age,
         race=study.race,

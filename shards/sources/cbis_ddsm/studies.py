@@ -52,9 +52,8 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
 
     A film is identified by a name such as Mass-Training_P_00001_LEFT_CC: the file's PatientID, else a folder in its
     path. Otherwise the tables' paths are not used: they do not match the downloaded files, and swap masks and crops.
-    Every view has a PatientID and StudyInstanceUID of its own, so the patient's number makes the study. The official
-    split is not used: it splits patients with both masses and calcifications. A file without such a name becomes a
-    study of its own.
+    Every view has a PatientID and StudyInstanceUID of its own, so the patient's number makes the study. A file without
+    such a name becomes a study of its own. The official split is that of `cbis_ddsm.official_split`.
 
     Labels. A row is an abnormality in one view. Labels are per breast, from its rows in all tables:
     - malignant if one abnormality is, else benign (BENIGN_WITHOUT_CALLBACK is benign);
