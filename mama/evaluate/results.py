@@ -16,7 +16,7 @@ from mama.errors import ConfigError
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.task_data import Predictions, TaskData
+from mama.evaluate.task_data import TaskData
 from mama.run.files import write_json
 from mama.settings.schema import Config
 from shards.files import atomic_write
