@@ -10,9 +10,10 @@ from typing import Any
 
 from mama.evaluate import metrics
 from mama.evaluate.arrays import Float64s, Ints
+from mama.evaluate.bootstrap import Bootstrap
+from mama.evaluate.calibration import Val, calibration
+from mama.evaluate.operating_points import operating_points
 from mama.settings.schema import Config
-
-Val = tuple[Ints, Float64s]  # labels [m] and scores [m, K] of the split `val`
 
 
 def measured_row(
@@ -20,13 +21,17 @@ def measured_row(
 ) -> dict[str, Any]:
     """Measure probabilities `scores` [n, K] against `labels` [n]; intervals are over `patients` [n].
 
-    `val`: None where the shards have no such split, or it is the one that is evaluated. What cannot be computed is
-    None, with a `reason`.
+    `val` has labels [m] and scores [m, K]: None where the shards have no such split, or it is the one that is
+    evaluated. Calibrations are fitted, and thresholds chosen, on it alone. What cannot be computed is None, with a
+    `reason`; `operating_points` are of a binary task.
     """
     measured = metrics.measure(labels, scores, patients, binary, config.eval.bootstrap, config.seed)
+    bootstrap = Bootstrap(patients, config.eval.bootstrap, config.seed)
+    calibrated = calibration(labels, scores, binary, bootstrap, val)
+    points = operating_points(labels, scores, bootstrap, val, config.eval.prevalence or []) if binary else []
     return {
-        "metrics": {name: asdict(estimate) for name, estimate in measured.items()},
+        "metrics": {name: asdict(one) for name, one in measured.items()} | {"ece": calibrated["uncalibrated"]["ece"]},
         "confusion": metrics.confusion(labels, scores).tolist(),
-        "calibration": {},
-        "operating_points": [],
+        "calibration": calibrated,
+        "operating_points": points,
     }
