@@ -21,7 +21,6 @@ from mama.evaluate.arrays import Float64s
 LEVEL = 0.95
 NOISE = 1e-12  # a variance or length below this is rounding
 STEPS = 24  # of the search for a p value, which is exact to 2**-STEPS
-FURTHEST = 16.0  # times a sum of absolute values, that its upper limit may lie
 METHOD = "Wilson's score interval with the variance of a bootstrap over patients"
 
 
@@ -69,29 +68,25 @@ def odds_interval(gained: Part, lost: Part, odds: float) -> tuple[float, float] 
 def absolute_sum_interval(point: Float64s, draws: Float64s, patients: int) -> tuple[float, float] | None:
     """Limits of the sum of absolute values of `point` [B], of which `draws` [R, B] are values in resamples.
 
-    Noise alone makes such a sum positive, so that resamples, with twice the noise, lie above the estimate. In place of
-    their quantiles: the multiples c of `point` for which c `point` with the noise of the resamples gives a sum that is
-    neither too often larger nor too often smaller than the observed one. 0 is within the limits if noise alone gives
-    such a sum. The upper limit is never below the estimate. None without two patients and two resamples.
+    Noise alone makes such a sum positive, so that an interval around it would never reach down to a true 0. The lower
+    limit is the largest c `point`, with c from 0 to 1, to which the noise of the resamples adds so little that at most
+    2.5 % of the sums reach the observed one; it is 0 where noise alone does so more often. The upper limit is that of
+    `interval`. None without two patients and two resamples.
     """
     if patients < 2 or len(draws) < 2:
         return None
+    observed = float(np.abs(point).sum())
+    usual = interval([Part(observed, np.abs(draws).sum(1), patients)])
+    if usual is None or float(draws.var(0).sum()) < NOISE:
+        return usual
     widened = stdtrit(patients - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2)
     noise = (draws - draws.mean(0)) * (widened * (patients / (patients - 1)) ** 0.5)
-    observed = float(np.abs(point).sum())
 
-    if float(noise.var(0).sum()) < NOISE:
-        return interval([Part(observed, np.abs(draws).sum(1), patients)])
+    def too_small(multiple: float) -> bool:
+        reach = np.abs(multiple * point + noise).sum(1) >= observed
+        return float(reach.mean()) <= (1 - LEVEL) / 2
 
-    def largest(share: float) -> float:
-        """The multiple up to which at most this share of the sums exceeds the observed one, from 0 to `FURTHEST`."""
-        return FURTHEST * _last(lambda part: exceed(part * FURTHEST) <= share)
-
-    def exceed(multiple: float) -> float:
-        return float((np.abs(multiple * point + noise).sum(1) >= observed).mean())
-
-    tail = (1 - LEVEL) / 2
-    return min(1.0, largest(tail)) * observed, min(1.0, max(1.0, largest(1 - tail)) * observed)
+    return _last(too_small) * observed, usual[1]
 
 
 def _last(holds: Callable[[float], bool]) -> float:
