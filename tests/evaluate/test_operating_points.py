@@ -7,6 +7,7 @@ from scipy.stats import t as student
 from sklearn.metrics import precision_score, recall_score, roc_curve
 
 from mama.bench.simulated_evaluation import simulate
+from mama.errors import ConfigError
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.measured_row import measured_row
 from mama.evaluate.operating_points import NO_VAL, operating_points
@@ -98,6 +99,11 @@ def test_what_val_cannot_tell_is_absent_with_its_reason() -> None:
     assert found["metrics"]["sensitivity"]["reason"] == "there is no positive image"
     assert found["metrics"]["specificity"]["value"] is not None
     assert found["ppv_at_prevalence"][0]["reason"] == "the images are all of one class"
+
+
+def test_a_prevalence_is_a_share() -> None:
+    with pytest.raises(ConfigError, match=r"eval.prevalence: 5 is no share"):
+        EvalConfig(prevalence=[0.005, 5])
 
 
 def test_a_row_has_everything_of_one_set_of_predictions() -> None:
