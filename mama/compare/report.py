@@ -65,6 +65,7 @@ def _page(table: Table) -> str:
         steps[one.step].add(one.point.name)
     return page_template(TEMPLATE, title=report_text.title, count=report_text.count, shown=shown).render(
         difference_parts=report_text.difference_parts,
+        p_value=report_text.p_value,
         table=table,
         sweep=sweep,
         date=_date(datetime.now().astimezone()),

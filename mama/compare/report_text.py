@@ -13,7 +13,15 @@ from mama.evaluate.intervals import Difference
 from mama.evaluate.provenance import object_in
 from mama.report.page import TITLES
 
-METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", **TITLES, "hit_rate": "hit rate"}
+METRIC_TITLES = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "ece": "ECE",
+    **TITLES,
+    "hit_rate": "hit rate",
+}
 BOLD = (
     "Bold: the best mean of a column, and every other that the patients do not tell from it (the 95 % interval of its "
     "paired difference from the best includes 0)."
@@ -25,7 +33,8 @@ SEEDS = (
 PAIRED = (
     f"Differences from the baseline: {RESAMPLES:,} resamples of the patients, the same for both methods and all their "
     "seeds; in each the figure is averaged over the seeds. 95 % intervals, and p values of single comparisons, not "
-    "corrected for their number. They hold for these trainings: what other seeds would change is in ±."
+    "corrected for their number. They hold for these trainings: what other seeds would change is in ±. DeLong's test "
+    "of the difference of two AUCs is in the form for patients with several images (Obuchowski 1997)."
 )
 
 
@@ -51,11 +60,13 @@ def count(cell: Cell) -> str:
 
 def difference_parts(found: Difference) -> dict[str, str]:
     """Value +0.012, interval [-0.003, +0.027] and p = 0.11."""
-    if found.p is None:
-        p = "no p: a class of one patient"
-    else:
-        p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.{2 if found.p >= 0.095 else 3}f}"
+    p = "no p: a class of one patient" if found.p is None else p_value(found.p)
     return {"value": f"{found.value:+.3f}", "interval": f"[{found.low:+.3f}, {found.high:+.3f}]", "p": p}
+
+
+def p_value(p: float) -> str:
+    """p = 0.11."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.095 else 3}f}"
 
 
 def terminal(table: Table) -> str:
@@ -108,8 +119,8 @@ def methods_csv(table: Table) -> str:
     """One line for each method in each column and metric: mean, spread, interval, comparison."""
     axes = _axes(table.methods)
     heads = ["sweep", "method", *axes, *KEYS, "seeds", "points", "mean", "sd", "low", "high", "interval_over", "bold"]
-    compared = ["baseline", "difference", "difference_low", "difference_high", "p", "reason"]
-    return _csv([*heads, *compared], _method_lines(table, axes))
+    compared = ["baseline", "difference", "difference_low", "difference_high", "p"]
+    return _csv([*heads, *compared, "delong_low", "delong_high", "delong_p", "reason"], _method_lines(table, axes))
 
 
 KEYS = ("set", "split", "shards_digest", "departs", "task", "protocol", "model", "metric")
@@ -134,6 +145,7 @@ def _method_lines(table: Table, axes: list[str]) -> Iterator[list[Any]]:
     for (name, column, metric), cell in table.cells.items():
         found = cell.against
         compared = [found.value, found.low, found.high, found.p] if found else [None] * 4
+        compared += [cell.delong.low, cell.delong.high, cell.delong.p] if cell.delong else [None] * 3
         yield [
             *(table.sweep.name, name, *settings[name], *_keys(table, column, metric)),
             *(len(cell.values), cell.expected, cell.mean, cell.sd, cell.low, cell.high, cell.over, cell.bold),
@@ -177,7 +189,8 @@ def _against(cell: Cell | None) -> str:
     if cell is None or cell.against is None:
         return "-" if cell is None else cell.no_comparison or cell.reason or "-"
     parts = difference_parts(cell.against)
-    return f"{parts['value']} {parts['interval']}, {parts['p']}"
+    by_delong = f"; DeLong: {p_value(cell.delong.p)}" if cell.delong and cell.delong.p is not None else ""
+    return f"{parts['value']} {parts['interval']}, {parts['p']}{by_delong}"
 
 
 def _missing(table: Table) -> list[str]:

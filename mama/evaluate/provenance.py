@@ -41,6 +41,7 @@ def settings_of(config: Config) -> Document:
         "max_tokens": config.data.max_tokens,
         "intensity_baseline": config.eval.intensity_baseline,
         "resamples": config.eval.bootstrap,
+        "prevalence": config.eval.prevalence,
         "seed": config.seed,
         "interval": intervals.METHOD,
     }

@@ -282,6 +282,7 @@ class EvalConfig:
     split: Literal["train", "val", "test"] = "test"  # split that is evaluated
     batch: int = 64  # images or texts per forward pass, at least 1
     bootstrap: int = 1000  # resamples of the patients for the 95 % intervals; 0: no intervals
+    prevalence: list[float] | None = None  # shares of positive images at which the PPV is told too, such as [0.005]
     intensity_baseline: bool = False  # also evaluate a logistic regression on 31 intensity percentiles
     heat_maps: int = 6  # cancer cases to show with the local alignment of their finding's sentence; 0: none
 
@@ -289,6 +290,9 @@ class EvalConfig:
         at_least_one("eval.batch", self.batch)
         if self.bootstrap < 0:
             raise ConfigError(f"eval.bootstrap: {self.bootstrap} is less than 0, which gives no intervals")
+        for share in self.prevalence or []:
+            if not 0 < share < 1:
+                raise ConfigError(f"eval.prevalence: {share} is no share of images; give numbers between 0 and 1")
         if not self.tasks:
             raise ConfigError(f"eval.tasks: empty; name at least one of {', '.join(TASKS)}")
         for task in self.tasks:

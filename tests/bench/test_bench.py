@@ -61,12 +61,17 @@ def test_bench_loss_prints_both_times_and_that_both_agree() -> None:
 def test_bench_intervals_prints_coverage_and_false_alarms_of_every_setting() -> None:
     result = CliRunner().invoke(cli, ["bench", "intervals", "--rounds", "1", "--resamples", "5"])
     assert result.exit_code == 0, result.output
-    (head, _, *rows), (second, _, *compared) = (table.splitlines() for table in result.output.split("\n\n"))
-    assert head.startswith("| patients | with cancer | true AUC | AUC | balanced accuracy |")
-    assert len(rows) == len(compared) == 24
-    assert all(re.search(r"\| (nan|\d+\.\d) % \((nan|\d\.\d{3})\)", row) for row in rows)
-    assert second == "| patients | with cancer | true AUC of both | AUC | balanced accuracy |"
-    assert all(re.search(r"\| (nan|\d+\.\d) % \| (nan|\d+\.\d) % \|$", row) for row in compared)
+    tables = [table.splitlines() for table in result.output.split("\n\n")]
+    columns = [[cell.strip() for cell in table[0].split("|")[4:-1]] for table in tables]
+    assert columns == [
+        ["AUC", "balanced accuracy", "sensitivity", "specificity"],
+        ["average precision", "Brier score", "ECE", "ECE, calibrated"],
+        ["sensitivity", "specificity", "PPV", "NPV", "recall rate", "PPV at 0.5 %"],
+        ["AUC", "balanced accuracy", "average precision", "Brier score", "AUC, DeLong"],
+    ]
+    for (_, _, *rows), titles, cell in zip(tables, columns, [r"% \((nan|\d\.\d{3})\)"] * 3 + ["%"], strict=True):
+        assert len(rows) == 24
+        assert all(len(re.findall(rf"(?<=\| )(nan|\d+\.\d) {cell} \|", row)) == len(titles) for row in rows)
 
 
 def test_the_measured_loss_is_the_mean_of_four_cross_entropies() -> None:

@@ -114,6 +114,8 @@ def test_the_csv_has_every_figure_with_all_its_digits(sweep: Sweep, written: str
     assert (auc["seeds"], auc["points"], auc["interval_over"]) == ("2", "2", "seeds")
     assert auc["baseline"] == f"clip, lr={auc['optim.lr']}"
     assert float(auc["difference_low"]) < float(auc["difference"]) < float(auc["difference_high"])
+    assert float(auc["delong_low"]) < float(auc["difference"]) < float(auc["delong_high"])
+    assert 0 <= float(auc["delong_p"]) <= 1
 
 
 def test_the_markdown_and_the_printed_table(sweep: Sweep, written: str) -> None:

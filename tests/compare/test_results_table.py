@@ -18,6 +18,7 @@ from mama.compare.methods import common_settings, methods
 from mama.compare.results_table import Cell, Column, Table, results_table
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
+from mama.evaluate.comparison import delong
 from mama.evaluate.result_folders import MARKER
 from mama.run.files import read_object, write_digests, write_json
 from mama.sweep import status
@@ -175,6 +176,28 @@ def test_a_comparison_is_paired_by_patient_and_averages_the_seeds(made: Sweep, t
     assert found.low > 0
     assert found.p is not None
     assert found.p < 0.05
+    by_delong = delong(labels, [s[:, 1] for s in scores[3:]], [s[:, 1] for s in scores[:3]],
+                       [trainings[0][i][0] for i in images])  # fmt: skip
+    assert cell(table, "mama, lr=0.0001").delong == by_delong
+    assert by_delong
+    assert by_delong.value == pytest.approx(found.value, abs=1e-4)
+
+
+def test_delongs_test_is_of_the_auc_of_two_classes(table: Table) -> None:
+    with_it = {(c.task, metric) for (_, c, metric), one in table.cells.items() if one.delong}
+    assert with_it == {("cancer", "auc")}
+    assert any(one.against for (_, c, metric), one in table.cells.items() if (c.task, metric) == ("density", "auc"))
+
+
+def test_the_best_brier_score_and_ece_are_the_lowest(table: Table) -> None:
+    for metric in ("brier", "ece"):
+        cells = [cell(table, m.name, metric=metric) for m in table.methods]
+        best = min((one for one in cells if one.mean is not None), key=lambda one: one.mean or 0)
+        assert best.bold, metric
+        assert best.mean != max(one.mean or 0 for one in cells)
+    assert cell(table, "mama, lr=0.0001", metric="brier").against
+    ece = cell(table, "mama, lr=0.0001", metric="ece")
+    assert (ece.against, ece.no_comparison) == (None, "no comparison of this figure from predictions.csv")
 
 
 def test_bold_are_the_best_and_those_that_cannot_be_told_from_it(table: Table) -> None:
