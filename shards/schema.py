@@ -74,6 +74,7 @@ CONFLICTS = {
     "laterality": "table and header disagree about the laterality; the table wins",
     "view": "table and header disagree about the view; the table wins",
     "box": "the box of a finding lies outside the image; the finding is stored without it",
+    "mask": "the mask of a finding is unreadable, empty or of another size; the finding is stored without a box",
 }
 
 # Why patients are in another split than the archive's own says: word -> explanation, which follows their number.
@@ -137,6 +138,7 @@ class SourceView:
     findings: tuple[Finding, ...] = ()
     report: str | None = None  # report text of this image
     refused: tuple[str, str] | None = None
+    masks: tuple[tuple[int, Path], ...] = ()  # (number of a finding, image that is white inside of it): gives its box
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.evaluate import linear_probe, localisation, provenance, result_folders, results, retrieval, zero_shot
-from mama.evaluate.arrays import Float32s, Float64s
+from mama.evaluate.arrays import Float64s
 from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.embeddings import Features, embed_images, embed_texts
 from mama.evaluate.provenance import Document
@@ -60,24 +60,23 @@ def evaluate(config: Config, run: Path) -> Results:
         trained_with = _settings_of_training(config, run)
         held_out, train = Split(config, config.eval.split), Split(config, "train")
         tasks = _tasks(config, trained_with, held_out, train)
-        maps: dict[str, Float32s] = {}
+        maps: dict[str, localisation.Maps] = {}
         probed: dict[str, tuple[linear_probe.Features, linear_probe.Features]] = {}  # of training, of held-out images
         for name, model, tokenizer in _models(trained_with, run, local_device()):
             features = embed_images(model, held_out, config, local_device(), name)
             if held_out.name != "train":
                 probed[name] = embed_images(model, train, config, local_device(), name).tower, features.tower
-            targets = (
-                localisation.find_targets(held_out, tokenizer, config.data.max_tokens)
+            sought = (
+                localisation.search(held_out, tokenizer, config.data.max_tokens)
                 if trained_with.loss.local
-                else []
+                else localisation.Search()
             )
-            maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
+            maps[name] = localisation.maps(model, tokenizer, held_out, sought, config, local_device())
             if rank() == 0:
                 for data in tasks:
                     _zero_shot(data, name, features, model, tokenizer, config)
                 if name == "trained":
                     retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
-        grey = localisation.brightest(held_out, targets, maps["trained"].shape[1:], config.eval.batch)
         if config.eval.intensity_baseline and held_out.name != "train":
             probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
         if rank() > 0:
@@ -85,9 +84,9 @@ def evaluate(config: Config, run: Path) -> Results:
     for data in tasks:
         for name, (of_train, of_held_out) in probed.items():
             _probe(data, name, of_train, of_held_out, train.items, config.seed)
-    shown = localisation.examples(targets, config.eval.heat_maps)
+    shown = localisation.examples(sought.targets, config.eval.heat_maps)
     documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
-    documents["alignment"] = measured | _alignment(maps, grey, targets, shown, held_out, config)
+    documents["alignment"] = measured | _alignment(maps, sought, shown, held_out, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
     for name, document in documents.items():
@@ -96,7 +95,7 @@ def evaluate(config: Config, run: Path) -> Results:
     folder = result_folders.folder_of(measured["shards"], run)
     log.info("writing the results to %s", folder)
     with result_folders.replaced(folder) as new:
-        results.write(documents, tasks, held_out.items, retrieved, maps["trained"][shown], new)
+        results.write(documents, tasks, held_out.items, retrieved, maps["trained"].own[shown], new)
         result_folders.finish(config, measured, folder, new)
     return documents
 
@@ -200,16 +199,14 @@ def _retrieve(
 
 
 def _alignment(
-    maps: dict[str, Float32s],
-    grey: Float32s,
-    targets: list[localisation.Target],
+    maps: dict[str, localisation.Maps],
+    sought: localisation.Search,
     shown: list[int],
     held_out: Split,
     config: Config,
 ) -> dict[str, Any]:
-    """The pointing game over all targets, and the examples: the targets `shown`, whose maps are kept."""
-    scores = {**maps, "brightest patch": grey}
-    document = localisation.pointing_game(scores, grey, targets, held_out.size, config)
+    """Figures of the maps, and the examples: the targets `shown`, whose maps are kept."""
+    document, targets = localisation.document(maps, sought, held_out, config), sought.targets
     document["examples"] = [
         {
             "image": targets[i].item.key,

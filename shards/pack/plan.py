@@ -99,7 +99,8 @@ def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
     would report its studies as changed.
     """
     where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` escapes a name that is not UTF-8
-    return keyed_hash(key, "digest", repr(study).replace(where, ""))
+    facts = repr(study).replace(", masks=()", "")  # which earlier releases did not have
+    return keyed_hash(key, "digest", facts.replace(where, ""))
 
 
 def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str, Entry], per_shard: int) -> Plan:

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
 from mama.data.held_out import Split
-from mama.evaluate import localisation, retrieval
+from mama.evaluate import boxes, localisation, pointing, retrieval
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
@@ -64,6 +64,19 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     assert hits == {"trained": 1.0, "untrained": 0.0, "brightest patch": 1.0}
     assert found["alignment"]["findings"] == 6
     assert found["alignment"]["chance"] == pytest.approx(9 / 40)  # 3 x 3 of the 8 x 5 patches with tissue
+    areas = {row["model"]: row["box_auc"]["value"] for row in found["alignment"]["rows"]}
+    assert areas == {"trained": 1.0, "untrained": 0.5, "brightest patch": 1.0}
+    detected = found["alignment"]["detection"]
+    assert [detected[key] for key in ("images", "without_lesion", "lesions", "left_out")] == [24, 18, 6, 0]
+    for row in detected["rows"]:
+        figures = [one["value"] for one in row["ap"].values()] + [one["sensitivity"]["value"] for one in row["froc"]]
+        assert len(figures) == 8
+        if row["model"] == "random map":
+            assert max(figures) < 0.9
+            assert row["most_false_positives"] > 1
+        else:
+            assert figures == [float(row["model"] != "untrained")] * 8, row["model"]
+            assert (row["marks"], row["most_false_positives"]) == (6 * (row["model"] != "untrained"), 0)
 
 
 def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(config: Config, oracle: Oracle) -> None:
@@ -167,14 +180,14 @@ def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Orac
 
 def test_boxes_follow_the_image_into_its_canvas() -> None:
     size = (128, 200)  # twice as high, wider than needed
-    assert localisation.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
+    assert boxes.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
     low = (64, 24)  # half as high and wide: background above and below
-    assert localisation.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
-    assert localisation.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
-    hit = localisation.region((BOX,), SIZE, (8, 6))
+    assert boxes.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
+    assert boxes.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
+    hit = pointing.region((BOX,), SIZE, (8, 6))
     assert np.argwhere(hit).min(0).tolist() == [2, 1]
     assert np.argwhere(hit).max(0).tolist() == [4, 3]
-    corner = localisation.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
+    corner = pointing.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
     assert corner.sum() == 4
 
 

@@ -20,11 +20,13 @@ import webdataset
 from shards.check.check import check
 from shards.errors import ShardError
 from shards.pack import pack as module
+from shards.pack.identity import keyed_hash
 from shards.pack.pack import make_plan, pack, pack_part
+from shards.pack.plan import digest_of
 from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
 from shards.read.manifest import load_manifest
-from shards.schema import SourceStudy, SourceView
+from shards.schema import Finding, SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, contents, tiny_source, write_dicom
 from tests.support.checkout import CHECKOUT
@@ -284,3 +286,15 @@ def test_codecs(config: PackConfig, codec: Any, bits: Any, suffix: str) -> None:
 def test_jpeg_has_no_sixteen_bits(config: PackConfig) -> None:
     with pytest.raises(ShardError, match=r"^pack.bits: JPEG holds 8"):
         pack(replace(config, bits=16))
+
+
+def test_a_study_without_masks_has_the_digest_of_earlier_releases() -> None:
+    """Else builds of them, when continued, would report every study as changed."""
+    study = SourceStudy("p", "s", (SourceView(Path("/in/1.dcm"), findings=(Finding(1, "mass"),)),))
+    view = repr(study.views[0]).replace(", masks=()", "")
+    earlier = f"SourceStudy(patient_id='p', study_id='s', views=({view},), age=None, race=None, ethnicity=None, "
+    earlier = (earlier + "reason=None)").replace("/in", "")
+    assert "masks" not in earlier
+    assert digest_of(study, Path("/in"), b"k") == keyed_hash(b"k", "digest", earlier)
+    with_mask = replace(study, views=(replace(study.views[0], masks=((1, Path("/in/2.dcm")),)),))
+    assert digest_of(with_mask, Path("/in"), b"k") != digest_of(study, Path("/in"), b"k")
