@@ -40,7 +40,7 @@ COMMAND_LINE = {
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
     "consolidate": ["--best", *JOB, "config", "overrides"],
-    "eval": [*JOB, "config", "overrides"],
+    "eval": ["--on", *JOB, "config", "overrides"],
     "jobs cancel": ["points"],
     "jobs logs": ["--stage", "-n", "points"],
     "jobs retry": ["points"],
