@@ -6,7 +6,7 @@ import json
 
 import click
 
-from mama.cli.options import Verb, config_arguments, configured, configured_model, job_options, run_or_submit
+from mama.cli.options import Verb, config_arguments, configured_model, job_options, run_or_submit
 from mama.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ from mama.errors import ConfigError
 @job_options
 @click.option("--on", multiple=True, metavar="SHARDS", help="Other shards, as eval.on; for several repeat it.")
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, on: tuple[str, ...]) -> None:
-    """Evaluate a run on held-out patients: zero-shot, linear probe, retrieval.
+    """Evaluate a run on held-out patients: zero-shot, linear probe.
 
     Needs the folder model/ that mama consolidate writes; CONFIG may also be such a folder by itself, with --on. Prints
     the figures of each task when they are there. Under torchrun, srun or --slurm the tasks share the images.

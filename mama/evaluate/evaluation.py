@@ -74,8 +74,8 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     """
     place = config.run_folder if is_bare(run) else run
     with sharing.joined():
-        require_model(model_folder(run))
         measured = _agreed(config, run)
+        require_model(model_folder(run))
         trained_with = _settings_of_training(config, run)
         splits = outputs.splits_of(config, measured["shards"])
         trained_on = read_trained_on(model_folder(run))

@@ -36,9 +36,9 @@ def check(held_out: Split, shards: Document, trained: TrainedOn | None, config: 
         known_patients, known_images = _known(studies, trained)
         patients, images = patients + known_patients, images + known_images
         if known_images:
-            told.append(
-                f"{known_patients} patients and {known_images} images of the split {held_out.name} of {address}"
-            )
+            those = f"{known_patients} of {len({one.patient for one in studies})} patients"
+            those += f" and {known_images} of {sum(len(one.views) for one in studies)} images"
+            told.append(f"{those} of the split {held_out.name} of {address}")
     if told and config.eval.known_patients == "refuse":
         raise ConfigError(
             f"eval.known_patients: the model was trained on {'; '.join(told)}; leave these shards "

@@ -406,8 +406,8 @@ JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]], bool]] = [
     (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, False), False),
     (
         ["eval", "quickstart", "seed=9"],
-        "mama.evaluate.evaluation.evaluate",
-        lambda config: (config, config.run_folder),
+        "mama.evaluate.sets.evaluate_sets",
+        lambda config: (config, config.run_folder, click.echo),
         True,
     ),
 ]
