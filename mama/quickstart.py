@@ -13,6 +13,7 @@ import torch
 
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import results_table
+from mama.evaluate.retrieval import table
 from mama.export.consolidate import consolidate
 from mama.report.page import write_report
 from mama.settings.load import load
@@ -49,6 +50,8 @@ def quickstart(runs: Path, seed: int) -> str:
         [
             "",
             results_table(results),
+            "",
+            table(results["retrieval"]),
             "",
             f"report:               {report}",
             f"real sample DICOM:    {sheet}",

@@ -23,7 +23,7 @@ from shards.files import atomic_write
 
 FACTS = ("protocol", "model", "image", "patient", "label")  # before the classes, in a predictions.csv
 
-Results = dict[str, dict[str, Any]]  # metrics.json by task, and that of "alignment"
+Results = dict[str, dict[str, Any]]  # metrics.json by task, and those of "alignment" and "retrieval"
 
 
 def document(data: TaskData, items: list[Item], split: str, config: Config) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def write(
         write_json(folder / name / METRICS, measured)
     for data in tasks:
         atomic_write(folder / data.task.name / "predictions.csv", _predictions_csv(data, items).encode())
-    (folder / "retrieval").mkdir()
+    (folder / "retrieval").mkdir(exist_ok=True)
     write_json(folder / "retrieval" / "examples.json", retrieved)
     packed = io.BytesIO()
     np.savez(packed, maps=maps)
@@ -122,7 +122,7 @@ def results_table(results: Results) -> str:
     head = ("task", "protocol", "model", "AUC [95 %]", "balanced accuracy [95 %]", "chance", "images", "patients")
     lines = [head]
     for name, document in results.items():
-        if name == "alignment":
+        if name in ("alignment", "retrieval"):
             continue
         for row in document["rows"]:
             auc, accuracy = (format_estimate(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))

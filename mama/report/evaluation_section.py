@@ -35,7 +35,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "same_shards": provenance.is_own(shards, run),
         "name": ", ".join(one["name"] for one in shards["folders"]),
         "shards": shards,
-        "training": provenance.training(shards, run),
+        "training": provenance.training(shards, run, marker.get("known")),
         "phantoms": any(one["source"] == "phantom" for one in shards["folders"]),
         "model": model,
         "model_now": model_now,

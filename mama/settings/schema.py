@@ -284,6 +284,10 @@ class EvalConfig:
     bootstrap: int = 1000  # resamples of the patients for the 95 % intervals; 0: no intervals
     prevalence: list[float] | None = None  # shares of positive images at which the PPV is told too, such as [0.005]
     intensity_baseline: bool = False  # also evaluate a logistic regression on 31 intensity percentiles
+    # Folders of shards, or their URLs, to evaluate on in place of data.shards, each by itself; --on of `mama eval`.
+    on: list[str] = field(default_factory=list)
+    # What to do with images of patients that the model was trained on: refuse ends before anything is measured.
+    known_patients: Literal["refuse", "allow"] = "refuse"
     heat_maps: int = 6  # cancer cases to show with the local alignment of their finding's sentence; 0: none
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ COMMAND_LINE = {
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
     "consolidate": ["--best", *JOB, "config", "overrides"],
-    "eval": [*JOB, "config", "overrides"],
+    "eval": ["--on", *JOB, "config", "overrides"],
     "jobs cancel": ["points"],
     "jobs logs": ["--stage", "-n", "points"],
     "jobs retry": ["points"],
@@ -406,8 +406,8 @@ JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]], bool]] = [
     (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, False), False),
     (
         ["eval", "quickstart", "seed=9"],
-        "mama.evaluate.evaluation.evaluate",
-        lambda config: (config, config.run_folder),
+        "mama.evaluate.sets.evaluate_sets",
+        lambda config: (config, config.run_folder, click.echo),
         True,
     ),
 ]

@@ -148,7 +148,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     with pytest.raises(KeyboardInterrupt):
         evaluate(reseeded, run)
     assert contents(run / "eval") == before
-    assert {path.name for path in run.iterdir()} == {"data.json", "eval", "model", "report.html"}
+    assert {path.name for path in run.iterdir()} == {"data.json", "eval", "features", "model", "report.html"}
     monkeypatch.undo()
 
 

@@ -75,20 +75,39 @@ def evaluate_all(cases: list[Config], config: Config) -> list[dict[str, bytes]]:
         assert bool(results) == (os.environ.get("RANK", "0") == "0")
         if results:
             found.append(results_of(case))
-            for name in ("eval", "eval-on"):
+            for name in ("eval", "eval-on", "features"):
                 remove(case.run_folder / name)
+    return found
+
+
+def evaluate_again(config: Config) -> list[dict[str, bytes]]:
+    """With features of the first time, of which one file is damaged: the ranks agree on what to compute."""
+    found = []
+    for _ in range(2):
+        if evaluate(config, config.run_folder):
+            found.append(results_of(config))
+            for damaged in (config.run_folder / "features").glob("test-*-trained-images.npz"):
+                damaged.write_bytes(b"damaged")
     return found
 
 
 def test_ranks_write_what_one_process_writes(run: Config) -> None:
     cases = cases_of(run)
     alone = evaluate_all(cases, run)
-    assert [len(each) for each in alone] == [12, 12, 12, 12, 12]
+    assert [len(each) for each in alone] == [13, 13, 13, 13, 13]
     assert b"31 intensity percentiles" in alone[0]["eval/cancer/predictions.csv"]
     with np.load(io.BytesIO(alone[0]["eval/alignment/maps.npz"])) as maps:
         assert maps["maps"].shape[0] == 3
     assert on_ranks(2, partial(evaluate_all, cases), run) == alone
     assert on_ranks(3, partial(evaluate_all, cases[:2] + cases[-1:]), run) == alone[:2] + alone[-1:]
+
+
+def test_ranks_agree_on_which_features_are_read(run: Config) -> None:
+    found = on_ranks(2, evaluate_again, run)
+    assert isinstance(found, list)
+    assert found[0] == found[1]
+    for name in ("eval", "features"):
+        remove(run.run_folder / name)
 
 
 def troubled(troubles: list[Callable[[Config], Config]], config: Config) -> list[str]:

@@ -334,6 +334,7 @@ def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
         "model.safetensors",
         "text",
         "tokenizer",
+        "trained_on.safetensors",
         "vision",
     }
     assert not [name for name in load_file(portable / "model.safetensors") if "lora" in name]

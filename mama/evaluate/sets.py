@@ -1,0 +1,43 @@
+"""Evaluation on one set of images after the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mama.evaluate import results
+from mama.evaluate.evaluation import Show, evaluate
+from mama.evaluate.results import Results
+from mama.run.portable import folder_name
+from mama.runtime.collectives import rank
+from mama.settings.schema import Config
+
+
+def evaluate_sets(config: Config, run: Path, show: Show | None = None) -> dict[str, Results]:
+    """Evaluate on each folder of `config.eval.on` by itself, or if there is none on `config.data.shards`.
+
+    Returns the results by the name of the folder, otherwise as `evaluate` does. Of several folders `show` gets one
+    table at the end.
+    """
+    found = {}
+    for name, one in _sets(config).items():
+        if name and show and rank() == 0:
+            show(f"on {name}:")
+        found[name] = evaluate(one, run, show)
+    if show and len(found) > 1 and all(found.values()):
+        named = {f"{name}: {task}": document for name, of_set in found.items() for task, document in of_set.items()}
+        show(results.results_table({name: document for name, document in named.items() if "classes" in document}))
+    return found
+
+
+def _sets(config: Config) -> dict[str, Config]:
+    """Settings of one evaluation by the name of its folder of shards; of two of one name by their paths."""
+    if not config.eval.on:
+        return {"": config}
+    names = [folder_name(address) for address in config.eval.on]
+    found = {}
+    for name, address in zip(names, config.eval.on, strict=True):
+        data = replace(config.data, shards=[address], shard_weights=[])
+        one = replace(config, data=data, eval=replace(config.eval, on=[]))
+        found[name if names.count(name) == 1 else address] = one
+    return found
