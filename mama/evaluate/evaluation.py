@@ -20,7 +20,16 @@ from mama.data.held_out import Item, Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
-from mama.evaluate import linear_probe, localisation, provenance, result_folders, results, retrieval, zero_shot
+from mama.evaluate import (
+    fractions,
+    linear_probe,
+    localisation,
+    provenance,
+    result_folders,
+    results,
+    retrieval,
+    zero_shot,
+)
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.embeddings import Features, embed_images, embed_texts
@@ -73,7 +82,7 @@ def evaluate(config: Config, run: Path) -> Results:
             )
             maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
             if rank() == 0:
-                for data in tasks:
+                for data in tasks if "zeroshot" in config.eval.protocols else ():
                     _zero_shot(data, name, features, model, tokenizer, config)
                 if name == "trained":
                     retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
@@ -82,9 +91,9 @@ def evaluate(config: Config, run: Path) -> Results:
             probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
         if rank() > 0:
             return {}
-    for data in tasks:
+    for data in tasks if "probe" in config.eval.protocols else ():
         for name, (of_train, of_held_out) in probed.items():
-            _probe(data, name, of_train, of_held_out, train.items, config.seed)
+            _probe(data, name, of_train, of_held_out, train.items, config)
     shown = localisation.examples(targets, config.eval.heat_maps)
     documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
     documents["alignment"] = measured | _alignment(maps, grey, targets, shown, held_out, config)
@@ -170,15 +179,21 @@ def _probe(
     train: linear_probe.Features,
     held_out: linear_probe.Features,
     items: list[Item],
-    seed: int,
+    config: Config,
 ) -> None:
-    """Fit on the labelled training images, if they are of two classes at least; `items` are the training images."""
+    """Fit on each draw of the labelled training images, if they are of two classes at least; `items` are all of train.
+
+    Of all labels there is one draw, whose rows are all of them in their order.
+    """
     if not len(data.rows) or len(set(data.train_labels.tolist())) < 2:
         return
     patients = [items[i].study.patient for i in data.train_rows]
-    classifier = linear_probe.fit(train[data.train_rows], data.train_labels, patients, seed)
-    scores = linear_probe.probabilities(classifier, held_out[data.rows], len(data.classes))
-    data.predictions.append(Predictions("linear probe", name, scores))
+    for fraction, draw in fractions.draws(config.eval):
+        rows = fractions.drawn(patients, data.train_labels, fraction, fractions.seed_of(config.seed, draw))
+        features, labels = train[data.train_rows[rows]], data.train_labels[rows]
+        classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
+        scores = linear_probe.probabilities(classifier, held_out[data.rows], len(data.classes))
+        data.predictions.append(Predictions("linear probe", name, scores, fraction=fraction, draw=draw))
 
 
 def _intensities(split: Split, config: Config) -> Float64s:

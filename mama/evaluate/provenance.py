@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ def settings_of(config: Config) -> Document:
         "resamples": config.eval.bootstrap,
         "seed": config.seed,
         "interval": intervals.METHOD,
+        "protocols": config.eval.protocols,
+        "fractions": config.eval.fractions,
+        "draws": config.eval.draws,
+        "finetune": asdict(config.finetune) if "finetune" in config.eval.protocols else None,
     }
 
 

@@ -23,6 +23,9 @@ class Predictions:
     protocol: str
     model: str
     scores: Float64s
+    val_scores: Float64s | None = None  # [m, K] of the labelled images of the split val
+    fraction: float | None = None  # of the training labels; None: the protocol uses none
+    draw: int = 0  # number of the draw of that fraction
 
 
 @dataclass
