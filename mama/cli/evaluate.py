@@ -11,11 +11,11 @@ from mama.cli.options import Verb, config_arguments, configured, job_options, ru
 @config_arguments
 @job_options
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
-    """Evaluate a run on held-out patients: zero-shot, linear probe.
+    """Evaluate a run on held-out patients: zero-shot, linear probe, fine-tuning (eval.protocols).
 
     Needs the folder model/ that mama consolidate writes. Under torchrun, srun or --slurm the tasks share the images.
     """
-    from mama.evaluate.evaluation import evaluate as run
+    from mama.finetune.fine_tune import evaluate as run
 
     settings = configured(config, overrides)
     folder = settings.run_folder

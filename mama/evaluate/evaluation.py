@@ -21,6 +21,7 @@ from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.evaluate import (
+    fine_tuned,
     fractions,
     linear_probe,
     localisation,
@@ -89,6 +90,8 @@ def evaluate(config: Config, run: Path) -> Results:
         grey = localisation.brightest(held_out, targets, maps["trained"].shape[1:], config.eval.batch)
         if config.eval.intensity_baseline and held_out.name != "train":
             probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
+        if "finetune" in config.eval.protocols and held_out.name != "train":
+            fine_tuned.add_predictions(tasks, held_out, None, measured["shards"], config, run)
         if rank() > 0:
             return {}
     for data in tasks if "probe" in config.eval.protocols else ():
@@ -131,7 +134,7 @@ def _settings_of_training(config: Config, run: Path) -> Config:
 def _tasks(config: Config, trained_with: Config, held_out: Split, train: Split) -> list[TaskData]:
     wording = wording_of(_studies(held_out), config.data.style, config.data.tell_pathology)
     mentioned = _mentioned_in_training(trained_with.data, config.data, train)
-    return [task_data(TASKS[name], held_out.items, train.items, wording, mentioned) for name in config.eval.tasks]
+    return [task_data(TASKS[name], held_out.items, train.items, [], wording, mentioned) for name in config.eval.tasks]
 
 
 def _studies(split: Split) -> list[Study]:

@@ -42,20 +42,31 @@ class TaskData:
     labels: Ints
     train_rows: Ints
     train_labels: Ints
+    val_rows: Ints
+    val_labels: Ints
     absent: list[str]  # classes without a held-out image
     unmentioned: list[str] | None  # classes that the training texts never mention; None if those texts are unknown
     predictions: list[Predictions] = field(default_factory=list)
 
 
 def task_data(
-    task: Task, held_out: list[Item], train: list[Item], wording: Wording, mentioned: set[str] | None = None
+    task: Task,
+    held_out: list[Item],
+    train: list[Item],
+    val: list[Item],
+    wording: Wording,
+    mentioned: set[str] | None = None,
 ) -> TaskData:
-    """Find the labelled images and the classes that occur; `mentioned` are the statements of the training texts."""
-    labels = [[task.label(item.view) for item in items] for items in (held_out, train)]
-    occurring = {label for part in labels for label in part if label is not None}
+    """Find the labelled images and the classes that occur; `mentioned` are the statements of the training texts.
+
+    `val` is empty if there is no such split.
+    """
+    labels = [[task.label(item.view) for item in items] for items in (held_out, train, val)]
+    occurring = {label for part in labels[:2] for label in part if label is not None}
     kept = [k for k in range(len(task.classes)) if task.binary or k in occurring]
-    rows = [np.array([i for i, label in enumerate(part) if label is not None], dtype=np.int64) for part in labels]
-    numbers = [np.array([kept.index(k) for k in part if k is not None], dtype=np.int64) for part in labels]
+    # An image of the split `val` whose class is in neither other split is left out.
+    rows = [np.array([i for i, label in enumerate(part) if label in kept], dtype=np.int64) for part in labels]
+    numbers = [np.array([kept.index(k) for k in part if k in kept], dtype=np.int64) for part in labels]
     ensembles = prompt_ensembles(task, wording)
     return TaskData(
         task=task,
@@ -65,6 +76,8 @@ def task_data(
         labels=numbers[0],
         train_rows=rows[1],
         train_labels=numbers[1],
+        val_rows=rows[2],
+        val_labels=numbers[2],
         absent=[name for k, name in enumerate(task.classes) if k not in labels[0]],
         unmentioned=None
         if mentioned is None

@@ -93,7 +93,7 @@ def test_a_task_without_labels_says_so_instead_of_failing(config: Config, oracle
     items = Split(config, "test").items
     bare = [replace(i, study=replace(i.study, views=tuple(
         replace(v, labels=replace(v.labels, density=None)) for v in i.study.views))) for i in items]  # fmt: skip
-    data = task_data(TASKS["density"], bare, bare, Wording())
+    data = task_data(TASKS["density"], bare, bare, [], Wording())
     assert (len(data.rows), data.classes, data.absent) == (0, [], ["A", "B", "C", "D"])
 
 

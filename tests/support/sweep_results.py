@@ -68,7 +68,7 @@ def write_evaluation(config: Config, skill: float) -> Path:
     measured = provenance.identity(config, run)
     held_out, train = (Split(config, split).items for split in (config.eval.split, "train"))
     wording = wording_of([item.study for item in held_out if item.position == 0], config.data.style, False)
-    tasks = [task_data(TASKS[name], held_out, train, wording) for name in config.eval.tasks]
+    tasks = [task_data(TASKS[name], held_out, train, [], wording) for name in config.eval.tasks]
     hard, own = np.random.default_rng(1), np.random.default_rng([config.seed, round(1000 * skill)])
     for data in tasks:
         for protocol in PROTOCOLS:
