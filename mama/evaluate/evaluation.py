@@ -90,13 +90,13 @@ def evaluate(config: Config, run: Path) -> Results:
         grey = localisation.brightest(held_out, targets, maps["trained"].shape[1:], config.eval.batch)
         if config.eval.intensity_baseline and held_out.name != "train":
             probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
+        for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
+            for name, (of_train, of_held_out) in probed.items():
+                _probe(data, name, of_train, of_held_out, train.items, config)
         if "finetune" in config.eval.protocols and held_out.name != "train":
             fine_tuned.add_predictions(tasks, held_out, None, measured["shards"], config, run)
         if rank() > 0:
             return {}
-    for data in tasks if "probe" in config.eval.protocols else ():
-        for name, (of_train, of_held_out) in probed.items():
-            _probe(data, name, of_train, of_held_out, train.items, config)
     shown = localisation.examples(targets, config.eval.heat_maps)
     documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
     documents["alignment"] = measured | _alignment(maps, grey, targets, shown, held_out, config)

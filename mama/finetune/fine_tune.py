@@ -9,6 +9,7 @@ one after the other, by ranks that meet once.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -104,10 +105,12 @@ def tunings(config: Config) -> Iterator[Tuning]:
 def identity(tuning: Tuning, config: Config, shards: provenance.Document, model: provenance.Document) -> dict[str, Any]:
     """What decides the result of a fine-tuning, as a JSON object."""
     own = {key: value for key, value in asdict(config.finetune).items() if key not in NO_MATTER}
-    data = {"image_size": list(config.data.image_size), "fit": config.data.fit, "augment": asdict(config.data.augment)}
-    train = {"precision": config.train.precision, "betas": list(config.optim.betas)}
+    data = {"image_size": config.data.image_size, "fit": config.data.fit, "augment": asdict(config.data.augment)}
+    train = {"precision": config.train.precision, "betas": config.optim.betas}
     settings = {"seed": config.seed, "finetune": own, "data": data, "train": train}
-    return {**asdict(tuning), **settings, "shards": digest_of(shards), "model": model["sha256"]}
+    found = {**asdict(tuning), **settings, "shards": digest_of(shards), "model": model["sha256"]}
+    as_written: dict[str, Any] = json.loads(json.dumps(found))  # lists in place of tuples
+    return as_written
 
 
 def require_same(own: dict[str, Any], folder: Path) -> None:
