@@ -15,12 +15,12 @@ from mama.errors import ConfigError
 @job_options
 @click.option("--on", multiple=True, metavar="SHARDS", help="Other shards, as eval.on; for several repeat it.")
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, on: tuple[str, ...]) -> None:
-    """Evaluate a run on held-out patients: zero-shot, linear probe.
+    """Evaluate a run on held-out patients: zero-shot, linear probe, fine-tuning (eval.protocols).
 
     Needs the folder model/ that mama consolidate writes; CONFIG may also be such a folder by itself, with --on. Prints
     the figures of each task when they are there. Under torchrun, srun or --slurm the tasks share the images.
     """
-    from mama.evaluate.sets import evaluate_sets as run
+    from mama.finetune.fine_tune import evaluate as run
 
     overrides += (f"eval.on={json.dumps(on, ensure_ascii=False)}",) if on else ()
     settings, model = configured_model(config, overrides)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from mama.evaluate.fractions import label_of
 from mama.evaluate.provenance import Document, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
 from mama.export.model_folder import WEIGHTS
@@ -21,7 +22,7 @@ from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
 
 # Settings of an evaluation that change its intervals or its further rows, and the seed, which differs within a method.
-NO_MATTER = ("seed", "resamples", "prevalence", "interval", "intensity_baseline")
+NO_MATTER = ("seed", "resamples", "prevalence", "interval", "intensity_baseline", "protocols", "fractions", "draws")
 POINTING = "pointing game"  # the protocol of the figures of the local alignment
 
 
@@ -103,7 +104,8 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
     )
     alignment = folder.name == "alignment"
     for row in document["rows"]:
-        column = Column(images, folder.name, POINTING if alignment else str(row["protocol"]), str(row["model"]))
+        protocol = POINTING if alignment else label_of(str(row["protocol"]), row.get("fraction"), row.get("draw", 0))
+        column = Column(images, folder.name, protocol, str(row["model"]))
         estimates = {"hit_rate": row["hit_rate"]} if alignment else row["metrics"]
         yield Measured(
             point,

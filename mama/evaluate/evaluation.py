@@ -22,6 +22,8 @@ from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.evaluate import (
+    fine_tuned,
+    fractions,
     known_patients,
     linear_probe,
     localisation,
@@ -89,11 +91,16 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
             weights = measured["model"]["sha256"] if name == "trained" else None
             known = outputs.identity(name, model, model_folder(run), weights)
             made[name] = outputs.of_model(model, tokenizer, splits, texts[0], sought, kept, known)
-            for data in tasks if rank() == 0 else ():
+            for data in tasks if "zeroshot" in config.eval.protocols and rank() == 0 else ():
                 _zero_shot(data, name, made[name], splits, model, tokenizer, config)
             del model  # before the next one is built
         if config.eval.intensity_baseline and splits.train:
             made[INTENSITIES] = outputs.intensities(splits, kept)
+        for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
+            for name, one in made.items():
+                _probe(data, name, one, splits, config)
+        if "finetune" in config.eval.protocols and splits.train:
+            fine_tuned.add_predictions(tasks, splits.held_out, splits.val, measured["shards"], config, run)
         if rank() > 0:
             return {}
     documents = {}
@@ -205,18 +212,24 @@ def _zero_shot(
     data.predictions.append(Predictions("zero-shot", name, scores, val))
 
 
-def _probe(data: TaskData, name: str, made: Outputs, splits: Splits, seed: int) -> None:
-    """Fit on the labelled training images, unless there is a reason against it."""
+def _probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Config) -> None:
+    """Fit on each draw of the labelled training images, unless there is a reason against it.
+
+    Of all labels there is one draw, whose rows are all of them in their order.
+    """
     if splits.train is None or _no_probe(data, splits):
         return
     patients = [splits.train.items[i].study.patient for i in data.train_rows]
-    classifier = linear_probe.fit(made.tower["train"][data.train_rows], data.train_labels, patients, seed)
     held_out = made.tower[splits.held_out.name][data.rows]
-    scores = linear_probe.probabilities(classifier, held_out, len(data.classes))
-    val = None
-    if splits.val and len(data.val_rows):
-        val = linear_probe.probabilities(classifier, made.tower["val"][data.val_rows], len(data.classes))
-    data.predictions.append(Predictions("linear probe", name, scores, val))
+    for fraction, draw in fractions.draws(config.eval):
+        rows = fractions.drawn(patients, data.train_labels, fraction, fractions.seed_of(config.seed, draw))
+        features, labels = made.tower["train"][data.train_rows[rows]], data.train_labels[rows]
+        classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
+        scores = linear_probe.probabilities(classifier, held_out, len(data.classes))
+        val = None
+        if splits.val and len(data.val_rows):
+            val = linear_probe.probabilities(classifier, made.tower["val"][data.val_rows], len(data.classes))
+        data.predictions.append(Predictions("linear probe", name, scores, val, fraction, draw))
 
 
 def _no_probe(data: TaskData, splits: Splits) -> str | None:
@@ -231,14 +244,12 @@ def _no_probe(data: TaskData, splits: Splits) -> str | None:
 
 
 def _document(data: TaskData, made: dict[str, Outputs], splits: Splits, config: Config) -> Document:
-    """Probe, then measure all predictions of a task; `not_measured` has the reasons for rows that are not there."""
-    for name, of_model in made.items():
-        _probe(data, name, of_model, splits, config.seed)
+    """All predictions of a task, measured; `not_measured` has the reasons for rows that are not there."""
     missing = []
     if "untrained" not in made:
         reason = "a model folder by itself has neither the recipe of the run nor the weights that it began with"
         missing.append({"protocol": None, "model": "untrained", "reason": reason})
-    if reason := _no_probe(data, splits) or "":
+    if "probe" in config.eval.protocols and (reason := _no_probe(data, splits) or ""):
         missing.append({"protocol": "linear probe", "model": None, "reason": reason})
     return results.document(data, splits.held_out.items, splits.held_out.name, config) | {"not_measured": missing}
 

@@ -44,6 +44,10 @@ def settings_of(config: Config) -> Document:
         "prevalence": config.eval.prevalence,
         "seed": config.seed,
         "interval": intervals.METHOD,
+        "protocols": config.eval.protocols,
+        "fractions": config.eval.fractions,
+        "draws": config.eval.draws,
+        "finetune": asdict(config.finetune) if "finetune" in config.eval.protocols else None,
     }
 
 

@@ -28,11 +28,15 @@ def folder_of(shards: Document, run: Path) -> Path:
     """The folder for results on these images. The name that a set first got stays when its shards are moved."""
     if is_own(shards, run) and shards["split"] == "test":
         return run / "eval"
-    ending = f"-{shards['split']}-{shards['digest'][:8]}"
-    if known := sorted((run / "eval-on").glob(f"*{ending}")):
+    return on_others(run / "eval-on", shards, f"{shards['split']}-{shards['digest'][:8]}")
+
+
+def on_others(parent: Path, shards: Document, images: str) -> Path:
+    """The folder below `parent` for these `images` of other shards than the run's own."""
+    if known := sorted(parent.glob(f"*-{images}")):
         return known[0]
     names = re.sub(r"[^\w.+-]+", "_", "+".join(folder["name"] for folder in shards["folders"]))[:60]
-    return run / "eval-on" / f"{names}{ending}"
+    return parent / f"{names}-{images}"
 
 
 def evaluations(run: Path) -> list[tuple[Path, Document]]:

@@ -14,6 +14,7 @@ import numpy as np
 from mama.data.held_out import Item
 from mama.errors import ConfigError
 from mama.evaluate.arrays import Float32s, Float64s, Ints
+from mama.evaluate.fractions import label_of
 from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.task_data import TaskData
@@ -78,7 +79,7 @@ def _predictions_csv(data: TaskData, items: list[Item]) -> str:
             item = items[row]
             shares = [f"{score:.6g}" for score in scores]
             facts = [item.key, item.study.patient, data.classes[label]]
-            writer.writerow([one.protocol, one.model, *facts, *shares])
+            writer.writerow([label_of(one.protocol, one.fraction, one.draw), one.model, *facts, *shares])
     return file.getvalue()
 
 
@@ -129,7 +130,8 @@ def results_table(results: Results) -> str:
             chance = f"{document['chance']:.2f}" if document["chance"] else "n/a"
             sizes = (str(document["images"]), str(document["patients"]))
             mark = " *" if unmentioned_note(document) and row["protocol"] == "zero-shot" else ""
-            lines.append((name, row["protocol"] + mark, row["model"], auc, accuracy, chance, *sizes))
+            protocol = label_of(row["protocol"], row.get("fraction"), row.get("draw", 0))
+            lines.append((name, protocol + mark, row["model"], auc, accuracy, chance, *sizes))
         if not document["rows"]:
             lines.append((name, "no image with this label", "", "n/a", "n/a", "n/a", str(document["images"]), "0"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

@@ -20,7 +20,7 @@ def evaluate_sets(config: Config, run: Path, show: Show | None = None) -> dict[s
     table at the end.
     """
     found = {}
-    for name, one in _sets(config).items():
+    for name, one in sets_of(config).items():
         if name and show and rank() == 0:
             show(f"on {name}:")
         found[name] = evaluate(one, run, show)
@@ -30,7 +30,7 @@ def evaluate_sets(config: Config, run: Path, show: Show | None = None) -> dict[s
     return found
 
 
-def _sets(config: Config) -> dict[str, Config]:
+def sets_of(config: Config) -> dict[str, Config]:
     """Settings of one evaluation by the name of its folder of shards; of two of one name by their paths."""
     if not config.eval.on:
         return {"": config}

@@ -20,6 +20,7 @@ MODULES = {
     b"mama.train.loop": "train",
     b"mama.export.consolidate": "consolidate",
     b"mama.evaluate": "eval",
+    b"mama.finetune": "eval",
 }
 NO_ACCOUNTING = "ended, cause unknown: its log does not say, and there is no accounting"
 UNKNOWN = "unknown"  # the state of a job that only Slurm, or another machine, could tell

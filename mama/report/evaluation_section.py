@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mama.evaluate import metrics, provenance
+from mama.evaluate.fractions import label_of
 from mama.evaluate.provenance import Document
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.results import format_estimate
@@ -29,6 +30,8 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
     shards, model, settings = (marker[key] for key in provenance.IDENTITY)
     read = {name: provenance.object_in(folder / name / METRICS) for name in marker["tasks"]}
     tasks = [task for task in read.values() if task and provenance.same(task, marker)]
+    for row in (row for task in tasks for row in task["rows"]):
+        row["protocol"] = label_of(row["protocol"], row.get("fraction"), row.get("draw", 0))
     pictures = open_pictures(config, marker)
     return {
         "own": shards["split"] == "test" and provenance.is_own(shards, run),

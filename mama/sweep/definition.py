@@ -25,7 +25,7 @@ from shards.errors import did_you_mean
 
 POINTS = ("name", "runs", "recipe", "settings", "grid", "list", "random", "seeds")  # say what the points are
 RUNNING = ("stages", "evaluations", "profiles", "at_once", "baseline")  # say what is done with them
-EVALUATED = ("data.", "eval.")  # beginnings of the settings that an evaluation may change
+EVALUATED = ("data.", "eval.", "finetune.")  # beginnings of the settings that an evaluation may change
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -179,7 +179,9 @@ def _evaluations(given: dict[str, Node], points: list[Point]) -> list[Evaluation
             raise ConfigError(f"{key}: a name has letters, digits and ._- only")
         settings = assigned(items(mapping(node, key, may_be_empty=True)))
         if other := next((setting for setting in settings if not setting.startswith(EVALUATED)), None):
-            raise ConfigError(f"{key}: {other}: is a setting of training; an evaluation may change data and eval")
+            raise ConfigError(
+                f"{key}: {other}: is a setting of training; an evaluation may change data, eval and finetune"
+            )
         found.append(Evaluation(f"eval-{name}", settings))
     for point in points:
         _check_evaluations(point, found)

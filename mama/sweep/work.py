@@ -161,7 +161,7 @@ def _do(work: Work, first: bool) -> None:
             raise ConfigError(f"{config.run_folder}: has taken {taken} of {steps} steps; run the sweep again")
         consolidate(config)
     else:
-        from mama.evaluate.evaluation import evaluate
+        from mama.finetune.fine_tune import evaluate
 
         evaluate(config, config.run_folder)
 

@@ -406,7 +406,7 @@ JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]], bool]] = [
     (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, False), False),
     (
         ["eval", "quickstart", "seed=9"],
-        "mama.evaluate.sets.evaluate_sets",
+        "mama.finetune.fine_tune.evaluate",
         lambda config: (config, config.run_folder, click.echo),
         True,
     ),

@@ -238,3 +238,22 @@ def test_retrieval_lists_the_nearest_by_cosine(config: Config, oracle: Oracle) -
     for query in found["images"]:
         row = images[[i.key for i in split.items].index(query["image"])] @ words.T
         assert query["results"][0]["sentences"] == texts[int(row.argmax())]
+
+
+def test_all_labels_give_the_probe_of_before_and_fewer_a_row_of_their_own(config: Config, oracle: Oracle) -> None:
+    before = evaluate(config, config.run_folder)["density"]["rows"]
+    more = replace(config.eval, protocols=["probe"], fractions=[0.3, 1.0], draws=2, intensity_baseline=False)
+    found = evaluate(replace(config, eval=more), config.run_folder)["density"]["rows"]
+    rows = {(r["model"], r["fraction"], r["draw"]): r for r in found}
+    assert list(rows) == [(m, f, d) for m in ("trained", "untrained") for f, d in ((0.3, 0), (0.3, 1), (1.0, 0))]
+    assert {r["protocol"] for r in found} == {"linear probe"}
+    for row in before:
+        if row["protocol"] == "linear probe" and row["model"] != "31 intensity percentiles":
+            assert rows[row["model"], 1.0, 0] == row
+    table = (config.run_folder / "eval" / "density" / "predictions.csv").read_text()
+    assert {line.partition(",trained")[0] for line in table.splitlines() if ",trained," in line} == {
+        "linear probe",
+        '"linear probe, 30 % (0)"',
+        '"linear probe, 30 % (1)"',
+    }
+    assert "linear probe, 30 % (1)" in write_report(config, config.run_folder).read_text()

@@ -112,10 +112,10 @@ def test_a_model_folder_needs_shards_and_its_own_settings(config: Config, tmp_pa
 
 
 def test_two_sets_of_one_name_are_told_apart(config: Config) -> None:
-    from mama.evaluate.sets import _sets
+    from mama.evaluate.sets import sets_of
 
     both = replace(config, eval=replace(config.eval, on=["/a/abroad", "/b/abroad", "/c/near"]))
-    assert {name: one.data.shards for name, one in _sets(both).items()} == {
+    assert {name: one.data.shards for name, one in sets_of(both).items()} == {
         "/a/abroad": ["/a/abroad"],
         "/b/abroad": ["/b/abroad"],
         "near": ["/c/near"],

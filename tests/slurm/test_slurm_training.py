@@ -22,7 +22,7 @@ import torch
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.settings.schema import Config
-from mama.train import loop, node_facts
+from mama.train import loop, node_facts, pretraining
 from slurm.profile import Profile
 from slurm.submit import submit
 from tests.support import jobs
@@ -55,13 +55,13 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def slowly(config: Config) -> Path:
     """Train as a job does, with steps that are long enough for something to happen in them."""
-    step = loop.training_step
+    step = pretraining.training_step
 
     def slow(*arguments: Any) -> Any:
         time.sleep(5 if (config.run_folder / SLOW).exists() else 0.4)
         return step(*arguments)
 
-    with patch.object(loop, "training_step", slow):
+    with patch.object(pretraining, "training_step", slow):
         return loop.train(config)
 
 
@@ -195,14 +195,14 @@ def test_a_job_leaves_a_node_that_sees_no_shards(slurm_cluster: Cluster, config:
 
 def stuck_at_first(config: Config) -> Path:
     """Train, but the second rank of the first start does not come back from its fourth step."""
-    step = loop.training_step
+    step = pretraining.training_step
 
     def stuck(engine: Any, batches: Any, config: Config, number: int) -> Any:
         if number == 3 and (os.environ["RANK"], os.environ.get("SLURM_RESTART_COUNT", "0")) == ("1", "0"):
             threading.Event().wait()
         return step(engine, batches, config, number)
 
-    with patch.object(loop, "training_step", stuck):
+    with patch.object(pretraining, "training_step", stuck):
         return loop.train(config)
 
 

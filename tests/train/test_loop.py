@@ -247,7 +247,7 @@ def test_validation_is_logged_and_scores_the_checkpoint_of_its_step(whole: Confi
 
 
 def validation_fails(config: Config) -> None:
-    with patch("mama.train.loop.validate", side_effect=OSError(5, "the disk is gone")):
+    with patch("mama.train.pretraining.validate", side_effect=OSError(5, "the disk is gone")):
         train_rank(config)
 
 
