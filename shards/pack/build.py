@@ -76,7 +76,7 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     earlier = {**BEFORE, **plan.settings} if plan else settings
     because = compare_settings(settings, earlier, out, planned)
     with waiting(f"pack {config.source}, reading tables and looking for files"):
-        studies = listed(SOURCES[config.source](root, **options), config.source, key)
+        studies: Mapping[str, SourceStudy] = listed(SOURCES[config.source](root, **options), config.source, key)
     refuse_own_files(studies, root, out)
     splits = find_splits(config, root, options, studies, key)
     settings["split"] = splits.how

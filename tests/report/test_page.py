@@ -72,6 +72,7 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
             auc = row["metrics"]["auc"]
             assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
     assert "24 images of 12 patients" in text
+    assert text.count("A hash of the patient decides the split: about 70 % train") == 1
     assert "0123456789ab" in text
     assert "5 of 40000 steps" in text
     assert text.count('alt="mammogram"') == 6

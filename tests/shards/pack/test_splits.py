@@ -23,7 +23,7 @@ from shards.read.manifest import SplitBy, load_manifest
 from shards.read.reader import ShardReader
 from shards.schema import SPLITS, SourceStudy, SourceView
 from shards.sources.all_sources import OFFICIAL_SPLITS, SOURCES
-from shards.sources.stated_splits import Stated
+from shards.sources.stated_splits import Stated, in_file
 from tests.support import cbis_ddsm_archive, vindr_archive
 from tests.support.archives import NUMBER, contents, tiny_source
 
@@ -81,6 +81,14 @@ def test_a_file_of_patients_decides_in_any_spelling(config: PackConfig) -> None:
     assert planned(patients_file(config, text)) == six("val test test val val train")
 
 
+def test_a_file_is_taken_at_its_word(vindr: PackConfig) -> None:
+    """No `val` is taken from its training patients; cells of a file with semicolons are no numbers."""
+    text = "patient;split;score 1,5;train;0,5 " + " ".join(f"e{n};train;" for n in range(60))
+    config = patients_file(vindr, text)
+    assert set(planned(config).values()) == {"train"}
+    assert in_file(Path(str(config.split)))[0] == Stated("1,5", "train", "row 2 of folds.csv")
+
+
 def test_a_table_of_folds_serves_as_it_is(config: PackConfig) -> None:
     """One row an image, with patient_id and fold; a data frame has made numbers of both."""
     exams(config)
@@ -91,7 +99,7 @@ def test_a_table_of_folds_serves_as_it_is(config: PackConfig) -> None:
     values: dict[Any, str] = {0: "test", "1": "val", 2: "train", 3: "Training"}
     assert planned(replace(config, split_values=values)) == six("test val train train test val")
     with pytest.raises(ShardError, match=r"^pack.split_values.0: 'eval' is not one of train, val, test$"):
-        planned(replace(config, split_values={0: "eval"}))
+        planned(replace(config, split_values={"0": "eval"}))
     with pytest.raises(ShardError, match=r"^pack.split_values: the hash decides"):
         planned(replace(config, split="hash", split_values=values))
 
@@ -175,7 +183,10 @@ def test_the_official_split_of_vindr(vindr: PackConfig) -> None:
     assert val
     assert {why: len(who) for why, who in build.plan.moved.items()} == {"val": len(val)}
     assert build.plan.settings["split"] == "official"
-    assert planned(replace(vindr, out=vindr.out + "2", split="hash")) == by_hash("vindr", [f"e{n}" for n in range(60)])
+    hashes = opened(replace(vindr, out=vindr.out + "2", split="hash"))
+    assert splits_of(hashes) == by_hash("vindr", [f"e{n}" for n in range(60)])
+    one, other = ({study for shard in plan.shards for study in shard.studies} for plan in (build.plan, hashes.plan))
+    assert one == other  # the digests, by which a changed study is noticed, are those of before
     with pytest.raises(ShardError, match=r"^pack.split: 'Fold' is neither official, hash nor a file such as folds.csv"):
         planned(replace(vindr, out=vindr.out + "3", split="Fold"))
 
@@ -273,9 +284,9 @@ def test_the_manifest_says_what_decided_and_for_how_many(tiny: PackConfig, caplo
     assert manifest.split_by == SplitBy("official", counts, {"unnamed": 1, "val": len(val)})
     assert load_manifest(Path(tiny.out)) == manifest
     reader = ShardReader(Path(tiny.out))
-    stored = [reader.study(i) for i in range(len(reader))]
-    assert {study.age - 40 for study in stored if study.split == "test"} == {0, 1, 2}
-    assert {study.age - 40 for study in stored if study.split == "val"} == set(val)
+    stored = [reader.study(i) for i in range(len(reader))]  # patient n is 40 + n years old
+    assert {study.age for study in stored if study.split == "test"} == {40, 41, 42}
+    assert {study.age for study in stored if study.split == "val"} == {40 + n for n in val}
     said = "The archive's own split decides. 1 patients are not in the archive's split: they count as training."
     assert any(said in message for message in caplog.messages)
     assert check(Path(tiny.out)) == []
