@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mama.evaluate.intervals import Part, interval
 Sides = tuple[Flags, ...]  # the images [n] that a figure rests on; of two sides the rarer one counts
 
 CELLS = 4_000_000  # at most, of the [R, n] arrays held at once
+HELD = 16_000_000  # counts of drawn patients, at most, that are kept for the next figure (128 MB)
 NO_IMAGE = "there is no image"
 
 
@@ -56,10 +58,11 @@ class Bootstrap:
 
         They are added up by patient first, which takes a small part of the time that weightings of images do.
         """
-        of_patient = np.zeros((self.patients, columns.shape[1]))
+        if not self.patients:
+            return np.zeros(columns.shape[1]), np.zeros((0, columns.shape[1]))
         order = np.argsort(self.patient_of, kind="stable")
         starts = np.flatnonzero(np.diff(self.patient_of[order], prepend=-1))
-        of_patient[:] = np.add.reduceat(columns[order], starts)
+        of_patient: Float64s = np.add.reduceat(columns[order], starts)
         drawn = [drawn.astype(np.float64) @ of_patient for drawn in self._drawn()]
         return columns.sum(0), np.concatenate([of_patient[:0], *drawn])
 
@@ -74,11 +77,25 @@ class Bootstrap:
 
     def _drawn(self) -> Iterator[Ints]:
         """How often each patient was drawn [r, patients], in pieces."""
-        rng = np.random.default_rng(self.seed)
         piece = max(1, CELLS // max(1, len(self.patient_of)))
-        for start in range(0, self.resamples, piece):
-            size = min(piece, self.resamples - start)
-            yield rng.multinomial(self.patients, np.full(self.patients, 1 / self.patients), size=size)
+        sizes = [min(piece, self.resamples - start) for start in range(0, self.resamples, piece)]
+        if self.patients * self.resamples > HELD:
+            rng = np.random.default_rng(self.seed)
+            yield from (_multinomial(rng, self.patients, size) for size in sizes)
+        else:
+            yield from np.split(_kept(self.patients, self.resamples, self.seed), np.cumsum(sizes[:-1], dtype=int))
+
+
+@lru_cache(maxsize=2)
+def _kept(patients: int, resamples: int, seed: int) -> Ints:
+    """The same draws serve all figures of as many patients: drawing them takes as long as half of the figures do."""
+    drawn = _multinomial(np.random.default_rng(seed), patients, resamples)
+    drawn.flags.writeable = False
+    return drawn
+
+
+def _multinomial(rng: np.random.Generator, patients: int, resamples: int) -> Ints:
+    return rng.multinomial(patients, np.full(patients, 1 / patients), size=resamples)
 
 
 def share(part: Float64s, whole: Float64s) -> Float64s:

@@ -33,6 +33,8 @@ Val = tuple[Ints, Float64s]  # labels [m] and scores [m, K] of the split `val`
 
 def calibration(labels: Ints, scores: Float64s, binary: bool, bootstrap: Bootstrap, val: Val | None) -> dict[str, Any]:
     """Brier score, ECE and reliability curve of `scores` [n, K] as they are, and recalibrated in either way."""
+    if not len(labels):
+        return {name: _missing(NO_IMAGE) for name in ("uncalibrated", "temperature", "isotonic")}
     document = {"uncalibrated": _measured(labels, scores, binary, bootstrap)}
     if reason := _no_temperature(val):
         document["temperature"] = _missing(reason)
@@ -97,8 +99,6 @@ def bins(stated: Float64s) -> Ints:
 
 
 def _measured(labels: Ints, scores: Float64s, binary: bool, bootstrap: Bootstrap) -> dict[str, Any]:
-    if not len(labels):
-        return _missing(NO_IMAGE)
     stated = scores[:, 1] if binary else scores.max(1)
     outcome = (labels == 1) if binary else scores.argmax(1) == labels
     bin_of = bins(stated)

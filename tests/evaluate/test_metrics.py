@@ -111,6 +111,9 @@ def redrawn(labels: NDArray, scores: NDArray, patients: list[str], resamples: in
 def test_intervals_are_those_of_a_bootstrap_over_patients_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores, patients = cohort(11, 2, images=60, patients=9)
     monkeypatch.setattr(bootstrap, "CELLS", 60 * 7)  # several pieces
+    kept = metrics.measure(labels, scores, patients, True, 40, 5)
+    monkeypatch.setattr(bootstrap, "HELD", 0)  # drawn anew for each figure
+    assert metrics.measure(labels, scores, patients, True, 40, 5) == kept
     found = metrics.measure(labels, scores, patients, True, 40, 5)
     samples = redrawn(labels, scores, patients, 40, 5)
     by_hand = {

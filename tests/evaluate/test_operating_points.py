@@ -117,6 +117,9 @@ def test_a_row_has_everything_of_one_set_of_predictions() -> None:
     assert measured_row(labels, scores, names(labels), False, val, config)["operating_points"] == []
     empty = measured_row(labels[:0], scores[:0], [], True, None, config)
     assert {one["reason"] for one in empty["metrics"].values()} == {"there is no image"}
+    empty = measured_row(labels[:0], scores[:0], [], True, val, config)
+    assert empty["operating_points"][0]["metrics"]["sensitivity"]["value"] is None
+    assert empty["calibration"]["isotonic"]["reason"] == "there is no image"
     none = measured_row(
         labels, scores, names(labels), True, val, Config(eval=EvalConfig(bootstrap=0, prevalence=[0.1]))
     )
