@@ -124,7 +124,10 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    lines = results_table(found).splitlines()
+    *lines, last = results_table(found).splitlines()
+    assert last.startswith("localisation: pointing game 1.000 [")
+    assert re.search(r" \(chance 0\.225\), box AUC 1\.000 \[.*\] of 6 findings; sensitivity at 1 false positive", last)
+    assert re.search(r" an image 1\.000 \[.*\], AP at IoU 0\.25 1\.000 \[.*\] of 6 lesions$", last)
     assert len(lines) == 2 + sum(len(d["rows"]) for name, d in found.items() if name != "alignment")
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
