@@ -73,10 +73,10 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
         assert len(figures) == 8
         if row["model"] == "random map":
             assert max(figures) < 0.9
-            assert row["most_false_positives"] > 1
+            assert row["curve"]["false_positives"][-1] > 1
         else:
             assert figures == [float(row["model"] != "untrained")] * 8, row["model"]
-            assert (row["marks"], row["most_false_positives"]) == (6 * (row["model"] != "untrained"), 0)
+            assert (row["marks"], row["curve"]["false_positives"]) == (6 * (row["model"] != "untrained"), [0])
 
 
 def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(config: Config, oracle: Oracle) -> None:
