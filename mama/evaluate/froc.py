@@ -47,8 +47,8 @@ def average_precision(scores: Float64s, true: Flags, marks: Float64s, lesions: F
     """Area [R] under the precision over the recall of marks [m] by falling score; NaN without a lesion.
 
     `true` flags the marks that find a lesion, `marks` [R, m] are weights, `lesions` [R] the sum of those of all
-    lesions. At each recall the precision is the best at that recall or a higher one, as in PASCAL VOC (Everingham et
-    al. 2010) since 2010, and marks of one score are one step.
+    lesions. At each recall the precision is the best at that recall or a higher one, as PASCAL VOC does since 2010
+    (Everingham et al. 2015), and marks of one score are one step.
     """
     felt = scores >= scores[true].min(initial=np.inf)  # below the last true mark the recall does not rise
     scores, true, marks = scores[felt], true[felt], marks[:, felt]
