@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
@@ -22,7 +23,7 @@ from mama.evaluate.detection import Searched
 from mama.evaluate.froc import Froc, average_precision
 from mama.settings.schema import Config, EvalConfig
 from shards.schema import Box, Finding, Labels
-from tests.support.cohort import SIZE, study, write_shards
+from tests.support.cohort import SIZE, Oracle, study, write_shards
 from tests.support.oracle_run import oracle_config
 
 Found = Sequence[tuple[float, bool]]  # of each mark its score, and whether it finds a lesion
@@ -43,6 +44,7 @@ def test_froc_against_hand_counts() -> None:
     assert sensitivities(found, [0.95, 0.8, 0.6], 4) == [0.25, 0.5, 0.75, 0.75, 0.75]
     assert sensitivities(found, [0.95] * 2 + [0.1], 4) == [0.0, 0.75, 0.75, 0.75, 0.75]
     assert sensitivities(found, [0.7] * 5, 4) == [0.25, 0.25, 0.25, 0.75, 0.75]  # as high as a lesion: not above it
+    assert sensitivities([0.9, 0.5], [0.5] * 2, 4) == [0.5, 1.0, 1.0, 1.0, 1.0]
     assert sensitivities(found, [], 4) == [0.75] * 5
     assert np.isnan(sensitivities([], [0.5], 4)).all()
 
@@ -109,11 +111,11 @@ def test_overlaps_and_hits_of_boxes() -> None:
 
 
 def test_each_mark_takes_the_free_lesion_that_it_overlaps_most() -> None:
-    overlap = np.array([[0.6, 0.5], [0.9, 0.0], [0.2, 0.3]])
+    overlap = np.array([[0.6, 0.5], [0.9, 0.0], [0.7, 0.3]])
     scores = np.array([0.5, 0.4, 0.9])
-    assert matched(overlap, scores, 0.1).tolist() == [0, NONE, 1]  # the third chooses first, then the first
-    assert matched(overlap, scores, 0.5).tolist() == [0, NONE, NONE]
-    assert matched(overlap, scores, 0.55).tolist() == [0, NONE, NONE]
+    assert matched(overlap, scores, 0.1).tolist() == [1, NONE, 0]  # the third chooses first, then the first
+    assert matched(overlap, scores, 0.5).tolist() == [1, NONE, 0]
+    assert matched(overlap, scores, 0.55).tolist() == [NONE, NONE, 0]
     assert matched(overlap[:, :0], scores, 0.1).tolist() == [NONE] * 3
 
 
@@ -250,6 +252,11 @@ def test_what_is_looked_for_and_in_which_images(tmp_path: Path) -> None:
     assert [target.row for target in found.targets] == [2, 6, 10, 14, 18, 22][: len(found.targets)]
     assert [text[number] for text, number in found.plain] == ["Findings: mass."]
     assert all("irregular" not in sentence for text, _ in found.plain for sentence in text)
+    kinds = [localisation.plain_sentence(kind, "report") for kind in ("calcification", "mass")]
+    both = localisation.Search(found.targets, found.rows, plain=kinds)
+    maps = localisation.maps(Oracle(tokenizer), tokenizer, split, both, config, torch.device("cpu"))  # type: ignore[arg-type]
+    np.testing.assert_allclose(maps.any_kind, abs(maps.grey / 127.5 - 1), atol=1e-5)  # each sentence sees one sign
+    np.testing.assert_allclose(maps.own, maps.grey[[target.row for target in found.targets]] / 127.5 - 1, atol=1e-5)
     cut = localisation.search(split, tokenizer, 20)
     assert (cut.targets, cut.rows, cut.plain) == ([], [], [])
     write_shards(tmp_path / "words", {"test": 4}, words="Enhancing mass")
