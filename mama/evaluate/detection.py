@@ -30,6 +30,8 @@ RULE = {
 }
 NO_LESION = "there is no lesion"
 
+Marks = tuple[Float64s, Float64s]  # of an image: boxes [m, 4] in pixels of the canvas, and scores [m]
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -52,14 +54,11 @@ def is_complete(view: View) -> bool:
     return not suspicious
 
 
-def document(
-    maps: dict[str, Float32s], grey: Float32s, searched: Searched, size: tuple[int, int], config: Config
-) -> Any:
-    """FROC and average precision of the `maps` [n, gh, gw] of each model, for all lesions and by kind and size.
+def document(boxes: dict[str, list[Marks]], searched: Searched, config: Config) -> dict[str, Any]:
+    """FROC and average precision of the marked `boxes` of each model in each image, by kind and size of lesion too.
 
-    Beside them "brightest patch", whose map are the mean grey values `grey` [n, gh, gw], and "random map", whose
-    patches have random values. Marks and false positives are the same for every stratum; its lesions are counted alone,
-    and a mark that finds another one counts neither for nor against it.
+    Marks and false positives are the same for every stratum; its lesions are counted alone, and a mark that finds
+    another one counts neither for nor against it.
     """
     found = [lesion for of_image in searched.lesions for lesion in of_image]
     counts = {
@@ -72,26 +71,32 @@ def document(
     if not found:
         return counts | {"reason": "no lesion of this split has a box", "rows": [], "strata": []}
     kept = strata(found)
-    random = np.random.default_rng(config.seed).random(grey.shape, dtype=np.float32)
     rows: list[list[dict[str, Any]]] = [[] for _ in kept]
-    for name, values in (maps | {"brightest patch": grey, "random map": random}).items():
-        marked = _mark(values, grey > BACKGROUND, searched, size)
-        ones = np.ones((1, len(found))), np.ones((1, int(marked.false.sum()))), np.array([len(searched.patients)])
-        most = float(marked.false.sum() / len(searched.patients))
-        reached = (*(rate for rate in CURVE if rate < most), most)
-        curve = marked.froc(np.ones(len(found), bool)).sensitivities(*ones, reached)[:, 0]
+    for name, of_images in boxes.items():
+        marked = _match(of_images, searched)
         for into, figures in zip(rows, _figures(marked, searched, kept, config), strict=True):
             into.append({"model": name} | figures)
-        rows[0][-1] |= {
-            "marks": len(marked.scores),
-            "most_false_positives": most,
-            "curve": {"false_positives": reached, "sensitivity": curve.tolist()},
-        }
+        rows[0][-1] |= {"marks": len(marked.scores), "curve": _curve(marked, len(searched.patients))}
     parts_of = [
         {"by": one.by, "name": one.name, "lesions": sum(map(one.holds, found)), "rows": own}
         for one, own in zip(kept, rows, strict=True)
     ]
     return counts | {"rows": rows[0], "strata": parts_of[1:]}
+
+
+def boxes_of_maps(
+    maps: dict[str, Float32s], grey: Float32s, size: tuple[int, int], seed: int
+) -> dict[str, list[Marks]]:
+    """The boxes that each model's maps [n, gh, gw] mark in each image, all by the same rule.
+
+    Beside them "brightest patch", whose map are the mean grey values `grey` [n, gh, gw], and "random map", whose
+    patches have random values.
+    """
+    random = np.random.default_rng(seed).random(grey.shape, dtype=np.float32)
+    return {
+        name: [marks(*of_image, size) for of_image in zip(values, grey > BACKGROUND, strict=True)]
+        for name, values in (maps | {"brightest patch": grey, "random map": random}).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,21 @@ class _Marked:
     best: Float64s  # [l], the highest score among the marks that hit it, else -inf
     false: Flags  # [m], hits no lesion
 
-    def froc(self, lesions: Flags) -> Froc:
-        return Froc(self.best[lesions], self.scores[self.false])
+
+def _curve(marked: _Marked, images: int) -> dict[str, list[float]]:
+    """Points of the FROC up to the false positives of all marks."""
+    most = float(marked.false.sum() / images)
+    rates = (*(rate for rate in CURVE if rate < most), most)
+    ones = np.ones((1, len(marked.best))), np.ones((1, int(marked.false.sum()))), np.array([float(images)])
+    shares = Froc(marked.best, marked.scores[marked.false]).sensitivities(*ones, rates)[:, 0]
+    return {"false_positives": list(rates), "sensitivity": shares.tolist()}
 
 
-def _mark(maps: Float32s, tissue: Flags, searched: Searched, size: tuple[int, int]) -> _Marked:
+def _match(of_images: list[Marks], searched: Searched) -> _Marked:
     image, scores, best, false = [], [], [], []
     taken: dict[float, list[Ints]] = {least: [] for least in OVERLAPS}
     first = 0  # number of the image's first lesion
-    for number, (values, inside, lesions) in enumerate(zip(maps, tissue, searched.lesions, strict=True)):
-        boxes, of_image = marks(values, inside, size)
+    for number, ((boxes, of_image), lesions) in enumerate(zip(of_images, searched.lesions, strict=True)):
         true = np.array([lesion.box for lesion in lesions]).reshape(-1, 4)
         hits = centres_inside(boxes, true)  # [m, l]
         overlap = overlaps(boxes, true)
@@ -172,5 +182,6 @@ def _measure(marked: _Marked, own: Flags, images: Float64s, lesions: Float64s, o
         true = (taken != NONE) & own[taken]
         counted = true | (taken == NONE)
         areas.append(average_precision(marked.scores[counted], true[counted], of_marks[:, counted], total))
-    shares = marked.froc(own).sensitivities(lesions[:, own], of_marks[:, marked.false], images, RATES)
+    froc = Froc(marked.best[own], marked.scores[marked.false])
+    shares = froc.sensitivities(lesions[:, own], of_marks[:, marked.false], images, RATES)
     return np.concatenate([np.stack(areas), shares])

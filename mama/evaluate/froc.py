@@ -27,7 +27,10 @@ class Froc:
         `lesions` [R, l] and `false` [R, f] are weights, `images` [R] the sum of those of all images. The threshold is
         the lowest with so few false marks, so that no point between two marks is invented.
         """
-        scores, starts, order = _falling(self.false)
+        lowest = self.found[np.isfinite(self.found)].min(initial=np.inf)
+        felt = self.false >= lowest  # a threshold below the last lesion finds no more of them
+        false = false[:, felt]
+        scores, starts, order = _falling(self.false[felt])
         above = _cumulated(false[:, order], starts)  # [R, steps]
         allowed = [(above <= rate * images[:, None] + ROUNDING).sum(1) for rate in rates]  # steps, [R] each
         best = np.argsort(-self.found, kind="stable")
@@ -44,9 +47,11 @@ def average_precision(scores: Float64s, true: Flags, marks: Float64s, lesions: F
     """Area [R] under the precision over the recall of marks [m] by falling score; NaN without a lesion.
 
     `true` flags the marks that find a lesion, `marks` [R, m] are weights, `lesions` [R] the sum of those of all
-    lesions. At each recall the precision is the best at that recall or a higher one, as in PASCAL VOC (Everingham et
-    al. 2010) since 2010, and marks of one score are one step.
+    lesions. At each recall the precision is the best at that recall or a higher one, as PASCAL VOC does since 2010
+    (Everingham et al. 2015), and marks of one score are one step.
     """
+    felt = scores >= scores[true].min(initial=np.inf)  # below the last true mark the recall does not rise
+    scores, true, marks = scores[felt], true[felt], marks[:, felt]
     _, starts, order = _falling(scores)
     hits, all_marks = (_cumulated((marks * flags)[:, order], starts) for flags in (true, np.ones_like(true)))
     precision = np.divide(hits, all_marks, out=np.zeros_like(hits), where=all_marks > 0)

@@ -200,13 +200,10 @@ def document(found: dict[str, Maps], sought: Search, split: Split, config: Confi
     )
     complete = [place[row] for row in sought.complete]
     patients = [split.items[row].study.patient for row in sought.complete]
-    detected = detection.document(
-        {name: m.any_kind[complete] for name, m in found.items()},
-        grey[complete],
-        detection.Searched(patients, list(sought.complete.values())),
-        split.size,
-        config,
+    boxes = detection.boxes_of_maps(
+        {name: m.any_kind[complete] for name, m in found.items()}, grey[complete], split.size, config.seed
     )
+    detected = detection.document(boxes, detection.Searched(patients, list(sought.complete.values())), config)
     left_out = len(split.items) - len(complete) if complete else 0
     sentences = [text[number] for text, number in sought.plain]
     return pointed | {"detection": detected | {"left_out": left_out, "sentences": sentences}}

@@ -137,7 +137,22 @@ def results_table(results: Results) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [f"* {name}: {note}" for name, document in results.items() if (note := unmentioned_note(document))]
-    return "\n".join([table[0], "-" * len(table[0]), *table[1:], *notes])
+    return "\n".join([table[0], "-" * len(table[0]), *table[1:], *notes, *_localisation(results.get("alignment"))])
+
+
+def _localisation(document: dict[str, Any] | None) -> list[str]:
+    """The figures of the trained model's local alignment as a line, if there are boxes."""
+    if not document or not document["rows"]:
+        return []
+    pointed = next(row for row in document["rows"] if row["model"] == "trained")
+    line = f"localisation: pointing game {format_estimate(pointed['hit_rate'])} (chance {document['chance']:.3f}), "
+    line += f"box AUC {format_estimate(pointed['box_auc'])} of {document['findings']} findings"
+    for row in document["detection"]["rows"]:
+        if row["model"] == "trained":
+            at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
+            line += f"; sensitivity at 1 false positive an image {format_estimate(at_one)}, "
+            line += f"AP at IoU 0.25 {format_estimate(row['ap']['0.25'])} of {document['detection']['lesions']} lesions"
+    return [line]
 
 
 def unmentioned_note(document: dict[str, Any]) -> str | None:

@@ -107,9 +107,16 @@ def _alignment(folder: Path, marker: Document, pictures: Pictures | None) -> Doc
             maps = file["maps"]
     except (OSError, KeyError, ValueError, BadZipFile):
         maps = [None] * len(document["examples"])
+    detected = document.get("detection", {"rows": []})["rows"]  # an earlier release measured the pointing game alone
+    document["froc"] = figures.froc_curves([_froc(row) for row in detected]) if detected else None
     for example, values in zip(document["examples"], maps, strict=True):
         if pictures is None or values is None:
             example["picture"] = None
         else:
             example["picture"] = pictures.heat_map(example["image"], example["boxes"], values)
     return document
+
+
+def _froc(row: Document) -> Document:
+    at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
+    return row["curve"] | {"model": row["model"], "label": f"{row['model']}: {format_estimate(at_one)}"}

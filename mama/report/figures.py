@@ -12,7 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Distinct also for readers with red-green colour blindness (Okabe and Ito 2008).
-COLOURS = {"trained": "#0072b2", "untrained": "#8c8c8c", "31 intensity percentiles": "#e69f00"}
+COLOURS = {
+    "trained": "#0072b2",
+    "untrained": "#8c8c8c",
+    "31 intensity percentiles": "#e69f00",
+    "brightest patch": "#e69f00",
+    "random map": "#56b4e9",
+}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, FAINT = "#22303c", "#d5dae0"
 STYLE: dict[Any, Any] = {
@@ -77,6 +83,28 @@ def roc_curves(curves: list[dict[str, Any]]) -> str:
             axes.set(title=protocol, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
             axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
             axes.legend(loc="lower right", fontsize=8)
+        return _svg(figure)
+
+
+def froc_curves(curves: list[dict[str, Any]]) -> str:
+    """Sensitivity over false positives an image, on a scale of octaves, as a `data:` URI.
+
+    A curve is {model, false_positives, sensitivity, label}, the rates as lists; it ends, in a dot, with its last mark.
+    """
+    ticks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            rates = np.clip(curve["false_positives"], ticks[0], ticks[-1])
+            shares, colour = curve["sensitivity"], COLOURS.get(curve["model"], INK)
+            axes.plot(rates, shares, color=colour, linewidth=2, label=curve["label"], drawstyle="steps-post")
+            axes.plot(rates[-1:], shares[-1:], color=colour, marker="o", markersize=5, clip_on=False)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
+        axes.set(xlabel="false positives an image", xlim=(ticks[0], ticks[-1]))
+        axes.set(ylabel="sensitivity", ylim=(-0.01, 1.01))
+        axes.legend(loc="upper left", fontsize=8)
         return _svg(figure)
 
 

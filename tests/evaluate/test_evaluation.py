@@ -73,10 +73,10 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
         assert len(figures) == 8
         if row["model"] == "random map":
             assert max(figures) < 0.9
-            assert row["most_false_positives"] > 1
+            assert row["curve"]["false_positives"][-1] > 1
         else:
             assert figures == [float(row["model"] != "untrained")] * 8, row["model"]
-            assert (row["marks"], row["most_false_positives"]) == (6 * (row["model"] != "untrained"), 0)
+            assert (row["marks"], row["curve"]["false_positives"]) == (6 * (row["model"] != "untrained"), [0])
 
 
 def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(config: Config, oracle: Oracle) -> None:
@@ -124,7 +124,10 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    lines = results_table(found).splitlines()
+    *lines, last = results_table(found).splitlines()
+    assert last.startswith("localisation: pointing game 1.000 [")
+    assert re.search(r" \(chance 0\.225\), box AUC 1\.000 \[.*\] of 6 findings; sensitivity at 1 false positive", last)
+    assert re.search(r" an image 1\.000 \[.*\], AP at IoU 0\.25 1\.000 \[.*\] of 6 lesions$", last)
     assert len(lines) == 2 + sum(len(d["rows"]) for d in found.values() if "classes" in d)
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"

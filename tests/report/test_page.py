@@ -84,6 +84,8 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     rows = [*document["rows"], *json.loads((evaluated.run_folder / "eval/alignment/metrics.json").read_text())["rows"]]
     for code in {row.get("protocol", row["model"]) for row in rows} | {row["model"] for row in rows}:
         assert code in notes, code
+    assert text.count('alt="FROC curves"') == text.count("By kind and size of lesion") == 1
+    assert "6 lesions in 24 images, 18 of them without a lesion, of 12 patients." in text
     assert TERMS.keys() == weights_at(LossConfig(), 0).keys()
     assert all(sentence in text for sentence in TERMS.values())
     # A metric that is undefined has its reason in place of the figure.
@@ -95,7 +97,15 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     for name, estimate in document["rows"][0]["metrics"].items():
         estimate |= {"value": None, "low": None, "high": None, "reason": metrics.REASONS[name]}
     path.write_text(json.dumps(document))
+    # An earlier release measured the pointing game alone.
+    path = config.run_folder / "eval" / "alignment" / "metrics.json"
+    document = json.loads(path.read_text())
+    earlier = {key: value for key, value in document.items() if key not in ("detection", "strata")}
+    rows = [{key: row[key] for key in ("model", "hit_rate")} for row in document["rows"]]
+    path.write_text(json.dumps(earlier | {"rows": rows}))
     text = write_report(config, config.run_folder).read_text()
+    assert "FROC" not in text
+    assert ">brightest patch</td>" in text
     assert all(f">{words}</" in text for words in (*metrics.REASONS.values(), *TITLES.values()))
 
 
