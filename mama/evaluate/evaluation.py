@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     Raises `ConfigError` without a model, if `data.tell_pathology` is not that of training, or if the model was trained
     on some of these patients (`eval.known_patients`); `RankError` if another rank ended.
     """
-    place = config.run_folder if is_bare(run) else run
     with sharing.joined():
         measured = _agreed(config, run)
         require_model(model_folder(run))
@@ -81,29 +80,16 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         trained_on = read_trained_on(model_folder(run))
         measured["known"] = known_patients.check(splits.held_out, measured["shards"], trained_on, config)
         tasks = _tasks(config, trained_with, splits)
-        texts = retrieval.distinct_texts(splits.held_out.items, config.data.style, config.data.tell_pathology)
-        kept = KeptFeatures(place / FOLDER, config, local_device())
-        made: dict[str, Outputs] = {}
-        for name, model, tokenizer in _models(trained_with, run, kept.device):
-            if name == "trained":
-                targets = _targets(splits.held_out, tokenizer, trained_with, config)
-                grey = outputs.brightest(model, splits.held_out, targets, kept)
-            weights = measured["model"]["sha256"] if name == "trained" else None
-            known = outputs.identity(name, model, model_folder(run), weights)
-            made[name] = outputs.of_model(model, tokenizer, splits, texts[0], targets, kept, known)
-            for data in tasks if rank() == 0 else ():
-                _zero_shot(data, name, made[name], splits, model, tokenizer, config)
-            del model  # before the next one is built
-        if config.eval.intensity_baseline and splits.train:
-            made[INTENSITIES] = outputs.intensities(splits, kept)
+        made, targets, grey = _outputs(config, run, trained_with, measured, splits, tasks)
         if grey is None:  # a rank other than the first
             return {}
     documents = {}
     for data in tasks:
         documents[data.task.name] = measured | _document(data, made, splits, config)
         _tell(data.task.name, documents[data.task.name], show)
+    items, (texts, own) = splits.held_out.items, _texts(splits.held_out, config)
     retrieved = {name: (one.images[config.eval.split], one.texts) for name, one in made.items() if one.images}
-    documents["retrieval"] = measured | retrieval.recall(splits.held_out.items, texts[1], retrieved, config)
+    documents["retrieval"] = measured | retrieval.recall(items, own, retrieved, config)
     if show:
         show(retrieval.table(documents["retrieval"]) + "\n")
     maps = {name: one.maps for name, one in made.items() if one.images}
@@ -111,13 +97,18 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     documents["alignment"] = measured | _alignment(maps, grey, targets, shown, splits, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
-    examples = measured | retrieval.examples(splits.held_out.items, *texts, *retrieved["trained"])
-    folder = result_folders.folder_of(measured["shards"], place)
+    examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
+    folder = result_folders.folder_of(measured["shards"], _place(config, run))
     log.info("writing the results to %s", folder)
     with result_folders.replaced(folder) as new:
-        results.write(documents, tasks, splits.held_out.items, examples, maps["trained"][shown], new)
+        results.write(documents, tasks, items, examples, maps["trained"][shown], new)
         result_folders.finish(config, measured, folder, new)
     return documents
+
+
+def _place(config: Config, run: Path) -> Path:
+    """The run folder that gets the results: of a model folder by itself the one that `config` names."""
+    return config.run_folder if is_bare(run) else run
 
 
 def _agreed(config: Config, run: Path) -> Document:
@@ -132,7 +123,8 @@ def _agreed(config: Config, run: Path) -> Document:
 def _settings_of_training(config: Config, run: Path) -> Config:
     """They build the untrained model: another seed or shape would make another one."""
     if is_bare(run):
-        trained_with = load(run / "config.yaml")
+        found = load(run / "config.yaml")
+        trained_with = replace(found, data=replace(found.data, shards=[], shard_weights=[]))  # not those of this name
     else:
         trained_with = load_run(run) if (run / "config.yaml").exists() else config
     tell = config.data.tell_pathology
@@ -180,8 +172,34 @@ def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[s
         yield "untrained", untrained.to(device).eval(), tokenizer
 
 
-def _targets(held_out: Split, tokenizer: Tokenizer, trained_with: Config, config: Config) -> list[localisation.Target]:
-    return localisation.find_targets(held_out, tokenizer, config.data.max_tokens) if trained_with.loss.local else []
+def _outputs(
+    config: Config, run: Path, trained_with: Config, measured: Document, splits: Splits, tasks: list[TaskData]
+) -> tuple[dict[str, Outputs], list[localisation.Target], Float32s | None]:
+    """The outputs of each model, with which the tasks get their zero-shot predictions; the targets; the grey values.
+
+    Every rank must call it; on ranks other than the first the last one is None, and nothing is predicted.
+    """
+    kept = KeptFeatures(_place(config, run) / FOLDER, config, local_device())
+    texts, _ = _texts(splits.held_out, config)
+    made: dict[str, Outputs] = {}
+    for name, model, tokenizer in _models(trained_with, run, kept.device):
+        if name == "trained":
+            held_out, limit = splits.held_out, config.data.max_tokens
+            targets = localisation.find_targets(held_out, tokenizer, limit) if trained_with.loss.local else []
+            grey = outputs.brightest(model, held_out, targets, kept)
+        weights = measured["model"]["sha256"] if name == "trained" else None
+        known = outputs.identity(name, model, model_folder(run), weights)
+        made[name] = outputs.of_model(model, tokenizer, splits, texts, targets, kept, known)
+        for data in tasks if rank() == 0 else ():
+            _zero_shot(data, name, made[name], splits, model, tokenizer, config)
+        del model  # before the next one is built
+    if config.eval.intensity_baseline and splits.train:
+        made[INTENSITIES] = outputs.intensities(splits, kept)
+    return made, targets, grey
+
+
+def _texts(held_out: Split, config: Config) -> tuple[list[list[str]], list[int]]:
+    return retrieval.distinct_texts(held_out.items, config.data.style, config.data.tell_pathology)
 
 
 def _zero_shot(
