@@ -49,5 +49,5 @@ def report(config: str, overrides: tuple[str, ...]) -> None:
         return
     from mama.report.page import write_report
 
-    settings, _ = configured_model(config, overrides)
-    click.echo(write_report(settings, settings.run_folder))
+    settings, model = configured_model(config, overrides)
+    click.echo(write_report(settings, settings.run_folder, model))

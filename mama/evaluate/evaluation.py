@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,6 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     Raises `ConfigError` without a model, if `data.tell_pathology` is not that of training, or if the model was trained
     on some of these patients (`eval.known_patients`); `RankError` if another rank ended.
     """
-    place = config.run_folder if is_bare(run) else run
     with sharing.joined():
         measured = _agreed(config, run)
         require_model(model_folder(run))
@@ -82,20 +81,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         trained_on = read_trained_on(model_folder(run))
         measured["known"] = known_patients.check(splits.held_out, measured["shards"], trained_on, config)
         tasks = _tasks(config, trained_with, splits)
-        texts = retrieval.distinct_texts(splits.held_out.items, config.data.style, config.data.tell_pathology)
-        kept = KeptFeatures(place / FOLDER, config, local_device())
-        made: dict[str, Outputs] = {}
-        for name, model, tokenizer in _models(trained_with, run, kept.device):
-            if name == "trained":
-                sought = _sought(splits.held_out, tokenizer, trained_with, config)
-            weights = measured["model"]["sha256"] if name == "trained" else None
-            known = outputs.identity(name, model, model_folder(run), weights)
-            made[name] = outputs.of_model(model, tokenizer, splits, texts[0], sought, kept, known)
-            for data in tasks if "zeroshot" in config.eval.protocols and rank() == 0 else ():
-                _zero_shot(data, name, made[name], splits, model, tokenizer, config)
-            del model  # before the next one is built
-        if config.eval.intensity_baseline and splits.train:
-            made[INTENSITIES] = outputs.intensities(splits, kept)
+        made, sought = _outputs(config, run, trained_with, measured, splits, tasks)
         for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
             for name, one in made.items():
                 _probe(data, name, one, splits, config)
@@ -107,8 +93,9 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     for data in tasks:
         documents[data.task.name] = measured | _document(data, made, splits, config)
         _tell(data.task.name, documents[data.task.name], show)
+    items, (texts, own) = splits.held_out.items, _texts(splits.held_out, config)
     retrieved = {name: (one.images[config.eval.split], one.texts) for name, one in made.items() if one.images}
-    documents["retrieval"] = measured | retrieval.recall(splits.held_out.items, texts[1], retrieved, config)
+    documents["retrieval"] = measured | retrieval.recall(items, own, retrieved, config)
     if show:
         show(retrieval.table(documents["retrieval"]) + "\n")
     maps = {name: one.maps for name, one in made.items() if one.maps is not None}
@@ -116,13 +103,18 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     documents["alignment"] = measured | _alignment(maps, sought, shown, splits, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
-    examples = measured | retrieval.examples(splits.held_out.items, *texts, *retrieved["trained"])
-    folder = result_folders.folder_of(measured["shards"], place)
+    examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
+    folder = result_folders.folder_of(measured["shards"], _place(config, run))
     log.info("writing the results to %s", folder)
     with result_folders.replaced(folder) as new:
-        results.write(documents, tasks, splits.held_out.items, examples, maps["trained"].own[shown], new)
+        results.write(documents, tasks, items, examples, maps["trained"].own[shown], new)
         result_folders.finish(config, measured, folder, new)
     return documents
+
+
+def _place(config: Config, run: Path) -> Path:
+    """The run folder that gets the results: of a model folder by itself the one that `config` names."""
+    return config.run_folder if is_bare(run) else run
 
 
 def _agreed(config: Config, run: Path) -> Document:
@@ -137,7 +129,8 @@ def _agreed(config: Config, run: Path) -> Document:
 def _settings_of_training(config: Config, run: Path) -> Config:
     """They build the untrained model: another seed or shape would make another one."""
     if is_bare(run):
-        trained_with = load(run / "config.yaml")
+        found = load(run / "config.yaml")
+        trained_with = replace(found, data=replace(found.data, shards=[], shard_weights=[]))  # not those of this name
     else:
         trained_with = load_run(run) if (run / "config.yaml").exists() else config
     tell = config.data.tell_pathology
@@ -185,10 +178,33 @@ def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[s
         yield "untrained", untrained.to(device).eval(), tokenizer
 
 
-def _sought(held_out: Split, tokenizer: Tokenizer, trained_with: Config, config: Config) -> localisation.Search:
-    if not trained_with.loss.local:
-        return localisation.Search()
-    return localisation.search(held_out, tokenizer, config.data.max_tokens)
+def _outputs(
+    config: Config, run: Path, trained_with: Config, measured: Document, splits: Splits, tasks: list[TaskData]
+) -> tuple[dict[str, Outputs], localisation.Search]:
+    """The outputs of each model, with which the tasks get their zero-shot predictions; and what its maps look for.
+
+    Every rank must call it; on ranks other than the first nothing is predicted.
+    """
+    kept = KeptFeatures(_place(config, run) / FOLDER, config, local_device())
+    texts, _ = _texts(splits.held_out, config)
+    made: dict[str, Outputs] = {}
+    sought = localisation.Search()
+    for name, model, tokenizer in _models(trained_with, run, kept.device):
+        if name == "trained" and trained_with.loss.local:
+            sought = localisation.search(splits.held_out, tokenizer, config.data.max_tokens)
+        weights = measured["model"]["sha256"] if name == "trained" else None
+        known = outputs.identity(name, model, model_folder(run), weights)
+        made[name] = outputs.of_model(model, tokenizer, splits, texts, sought, kept, known)
+        for data in tasks if "zeroshot" in config.eval.protocols and rank() == 0 else ():
+            _zero_shot(data, name, made[name], splits, model, tokenizer, config)
+        del model  # before the next one is built
+    if config.eval.intensity_baseline and splits.train:
+        made[INTENSITIES] = outputs.intensities(splits, kept)
+    return made, sought
+
+
+def _texts(held_out: Split, config: Config) -> tuple[list[list[str]], list[int]]:
+    return retrieval.distinct_texts(held_out.items, config.data.style, config.data.tell_pathology)
 
 
 def _zero_shot(

@@ -51,8 +51,10 @@ TERMS = {  # of the loss, as log.jsonl names them
 FACTS = {"density": "density", "birads": "BI-RADS", "pathology": "pathology"}
 
 
-def write_report(config: Config, run: Path) -> Path:
+def write_report(config: Config, run: Path, model: Path | None = None) -> Path:
     """Write `<run>/report.html` from what the run folder holds; returns its path.
+
+    `model` is the model folder, if it is not that of the run.
 
     Raises `ConfigError` without a run folder, or if a JSON file in it was edited or damaged.
     """
@@ -60,7 +62,7 @@ def write_report(config: Config, run: Path) -> Path:
         raise ConfigError(f"{run}: no such run folder; train first")
     path, data = run / "report.html", _data(config)
     try:
-        page = _page(config, run, data)
+        page = _page(config, run, model or run, data)
     except (AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
         reason = f"was edited or damaged ({type(error).__name__}: {error})"
         raise ConfigError(f"{run}: a JSON file in it {reason}; run `mama eval` again") from error
@@ -68,9 +70,9 @@ def write_report(config: Config, run: Path) -> Path:
     return path
 
 
-def _page(config: Config, run: Path, data: list[Document]) -> str:
-    model = provenance.model_of(run)
-    evaluations = [evaluation(config, run, model, *found) for found in result_folders.evaluations(run)]
+def _page(config: Config, run: Path, model: Path, data: list[Document]) -> str:
+    now = provenance.model_of(model)
+    evaluations = [evaluation(config, run, now, *found) for found in result_folders.evaluations(run)]
     own = next((one for one in evaluations if one["own"]), None)
     return page_template(
         TEMPLATE, estimate=format_estimate, unmentioned_note=unmentioned_note, decided=_decided

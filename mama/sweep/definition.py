@@ -170,10 +170,8 @@ def _sweep(given: dict[str, Node], folder: Path, points: list[Point], file: Path
 
 
 def _evaluations(given: dict[str, Node], points: list[Point]) -> list[Evaluation]:
-    if "evaluations" not in given:
-        return [Evaluation("eval")]
-    found = []
-    for name, node in items(mapping(given["evaluations"], "evaluations")):
+    found = [] if "evaluations" in given else [Evaluation("eval")]
+    for name, node in items(mapping(given["evaluations"], "evaluations")) if "evaluations" in given else ():
         key = f"evaluations.{name}"
         if not name or UNSAFE.search(name):
             raise ConfigError(f"{key}: a name has letters, digits and ._- only")
@@ -197,6 +195,8 @@ def _check_evaluations(point: Point, evaluations: Sequence[Evaluation]) -> None:
             config = with_settings(point.config, evaluation.settings)
         except ConfigError as error:
             raise ConfigError(f"{key}: point {point.name}: {error}") from error
+        if config.eval.on:
+            raise ConfigError(f"{key}: eval.on: {config.eval.on}; a sweep names them as evaluations.NAME.data.shards")
         first = of_images.setdefault(f"{config.data.shards} {config.eval.split}", key)
         if first != key:
             raise ConfigError(f"{key}: evaluates the images of {first}; name all tasks of these images in one of them")

@@ -84,6 +84,8 @@ def test_a_model_folder_alone_is_evaluated_on_several_sets(
     page = (beside / "report.html").read_text()
     assert "On other images: abroad" in page
     assert "On other images: near" in page
+    assert "older model" not in page
+    assert "not recorded" not in page
 
 
 def test_a_run_is_evaluated_on_other_shards_beside_its_own(

@@ -371,6 +371,7 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("stages: []", "stages: is empty"),
         ("stages: train", "stages: 'train' is not a list; write [train]"),
         ("evaluations: {}", "evaluations: is empty"),
+        ("evaluations: {a: {eval.on: [y]}}", "evaluations.a: eval.on: ['y']; a sweep names them as evaluations.NAME."),
         ("evaluations: {a/b: {}}", "evaluations.a/b: a name has letters, digits and ._- only"),
         ("evaluations: {a: {optim.lr: 3}}", "evaluations.a: optim.lr: is a setting of training; an evaluation may cha"),
         ("evaluations: {a: {eval.task: [cancer]}}", "eval.task: unknown key; did you mean eval.tasks?"),
