@@ -25,6 +25,7 @@ from mama.evaluate import (
     fractions,
     linear_probe,
     localisation,
+    paper,
     provenance,
     result_folders,
     results,
@@ -53,6 +54,7 @@ from shards.schema import Study
 
 log = logging.getLogger(__name__)
 
+INTENSITIES = "31 intensity percentiles"  # the model of the intensity baseline
 MAY_DIFFER = ("pack", "data.workers", "data.cache")  # settings of ranks that share an evaluation
 
 
@@ -65,11 +67,14 @@ def evaluate(config: Config, run: Path) -> Results:
     Raises `ConfigError` without a model, or if `data.tell_pathology` is not that of training; `RankError` if another
     rank ended.
     """
+    config = paper.resolved(config)
     with sharing.joined():
         measured = _agreed(config, run)
         trained_with = _settings_of_training(config, run)
         held_out, train = Split(config, config.eval.split), Split(config, "train")
         tasks = _tasks(config, trained_with, held_out, train)
+        for data in tasks if config.eval.protocol == "paper" else ():
+            paper.restrict(data)
         maps: dict[str, Float32s] = {}
         probed: dict[str, tuple[linear_probe.Features, linear_probe.Features]] = {}  # of training, of held-out images
         for name, model, tokenizer in _models(trained_with, run, local_device()):
@@ -84,12 +89,12 @@ def evaluate(config: Config, run: Path) -> Results:
             maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
             if rank() == 0:
                 for data in tasks if "zeroshot" in config.eval.protocols else ():
-                    _zero_shot(data, name, features, model, tokenizer, config)
+                    _zero_shot(data, name, features, held_out.items, model, tokenizer, config)
                 if name == "trained":
                     retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
         grey = localisation.brightest(held_out, targets, maps["trained"].shape[1:], config.eval.batch)
         if config.eval.intensity_baseline and held_out.name != "train":
-            probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
+            probed[INTENSITIES] = _intensities(train, config), _intensities(held_out, config)
         for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
             for name, (of_train, of_held_out) in probed.items():
                 _probe(data, name, of_train, of_held_out, train.items, config)
@@ -165,14 +170,27 @@ def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[s
 
 
 def _zero_shot(
-    data: TaskData, name: str, features: Features, model: MamaModel, tokenizer: Tokenizer, config: Config
+    data: TaskData,
+    name: str,
+    features: Features,
+    items: list[Item],
+    model: MamaModel,
+    tokenizer: Tokenizer,
+    config: Config,
 ) -> None:
     if not len(data.rows):
         return
     device = next(model.parameters()).device
-    ensembles = [embed_texts(model, tokenizer, texts, config, device) for texts in data.ensembles]
-    images = features.embeddings[data.rows]
-    scores = zero_shot.probabilities(images, zero_shot.class_embeddings(ensembles), model.scale().item())
+    images, scale = features.embeddings[data.rows], model.scale().item()
+
+    def embed(texts: list[list[str]]) -> Float32s:
+        return embed_texts(model, tokenizer, texts, config, device)
+
+    if config.eval.protocol == "paper":
+        scores = paper.zero_shot_scores(data, items, images, embed, scale)
+    else:
+        classes = zero_shot.class_embeddings([embed(texts) for texts in data.ensembles])
+        scores = zero_shot.probabilities(images, classes, scale)
     data.predictions.append(Predictions("zero-shot", name, scores))
 
 
@@ -192,9 +210,14 @@ def _probe(
         return
     patients = [items[i].study.patient for i in data.train_rows]
     for fraction, draw in fractions.draws(config.eval):
-        rows = fractions.drawn(patients, data.train_labels, fraction, fractions.seed_of(config.seed, draw))
+        seed = fractions.seed_of(config.seed, draw)
+        rows = fractions.drawn(patients, data.train_labels, fraction, seed)
         features, labels = train[data.train_rows[rows]], data.train_labels[rows]
-        classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
+        classifier: linear_probe.Pipeline | linear_probe.Softmax
+        if config.eval.protocol == "paper" and name != INTENSITIES:
+            classifier = linear_probe.fit_by_sgd(features, labels, seed, config.finetune)
+        else:
+            classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
         scores = linear_probe.probabilities(classifier, held_out[data.rows], len(data.classes))
         data.predictions.append(Predictions("linear probe", name, scores, fraction=fraction, draw=draw))
 

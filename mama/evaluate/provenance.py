@@ -43,6 +43,7 @@ def settings_of(config: Config) -> Document:
         "resamples": config.eval.bootstrap,
         "seed": config.seed,
         "interval": intervals.METHOD,
+        "protocol": config.eval.protocol,
         "protocols": config.eval.protocols,
         "fractions": config.eval.fractions,
         "draws": config.eval.draws,

@@ -288,6 +288,9 @@ class EvalConfig:
     # zeroshot: class prompts. probe: a logistic regression on frozen features. finetune: the image tower is trained
     # with a linear classifier, see `finetune`.
     protocols: list[str] = field(default_factory=lambda: ["zeroshot", "probe"])
+    # standard: as docs/METHOD.md describes it. paper: that of the MaMA paper, which has settings of its own in place of
+    # `finetune`, also for the probe, a balanced part of the test images, and prompts with the image's meta-information.
+    protocol: Literal["standard", "paper"] = "standard"
     fractions: list[float] = field(default_factory=lambda: [1.0])  # of the training labels, by patient; in (0, 1]
     draws: int = 1  # draws of the patients of each fraction below 1, at least 1
 

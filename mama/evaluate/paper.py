@@ -1,0 +1,89 @@
+"""The evaluation protocol of the MaMA paper (`eval.protocol: paper`), as far as it is known.
+
+docs/METHOD.md, "The paper's protocol", lists what is known and what had to be assumed. Letters: n images, K classes,
+D shared width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from mama.data import report_text
+from mama.data.held_out import Item
+from mama.errors import ConfigError
+from mama.evaluate import zero_shot
+from mama.evaluate.arrays import Float32s, Float64s, Ints
+from mama.evaluate.task_data import TaskData
+from mama.settings.schema import Config, FinetuneConfig
+
+TUNING = FinetuneConfig(
+    steps=8000,
+    batch=72,  # 36 x 2
+    optimizer="sgd",
+    lr=5e-4,
+    min_lr=1e-5,
+    warmup_steps=100,
+    weight_decay=1e-3,
+    layer_decay=1.0,
+    clip_norm=0.0,
+    sampling="balanced",
+)
+OPEN = ("micro_batch", "save_every")  # settings of `finetune` that decide nothing
+SHARE, LEAST, SEED = 0.1, 200, 42  # of a class's held-out images
+
+
+def resolved(config: Config) -> Config:
+    """The settings with the paper's own fine-tuning, if they ask for its protocol.
+
+    Raises `ConfigError` if they have another setting of `finetune` as well.
+    """
+    if config.eval.protocol == "standard":
+        return config
+    given, plain, own = asdict(config.finetune), asdict(FinetuneConfig()), asdict(TUNING)
+    for name, value in given.items():
+        if name not in OPEN and value not in (plain[name], own[name]):
+            raise ConfigError(f"finetune.{name}: {value}, but eval.protocol=paper has {own[name]}; leave it out")
+    return replace(config, finetune=replace(TUNING, **{name: given[name] for name in OPEN}))
+
+
+def balanced(labels: Ints) -> Ints:
+    """The rows, ascending, of the balanced test subset of images with `labels` [n].
+
+    Of each class max(10 %, 200) images, or all if there are fewer, drawn with seed 42.
+    """
+    rng = np.random.default_rng(SEED)
+    rows = []
+    for k in np.unique(labels):
+        own = np.flatnonzero(labels == k)
+        rows.append(rng.permutation(own)[: max(round(SHARE * len(own)), LEAST)])
+    return np.sort(np.concatenate(rows)) if rows else np.arange(0)
+
+
+def restrict(data: TaskData) -> None:
+    """Keep the balanced test subset of a task's held-out images."""
+    rows = balanced(data.labels)
+    data.rows, data.labels = data.rows[rows], data.labels[rows]
+
+
+def zero_shot_scores(
+    data: TaskData, items: list[Item], images: Float32s, embed: Callable[[list[list[str]]], Float32s], scale: float
+) -> Float64s:
+    """Probabilities [n, K] by class prompts that state the image's own meta-information.
+
+    `items` are all images of the split, `images` [n, D] the unit embeddings of the labelled ones. Images with the same
+    meta-information have the same prompts, which are embedded once.
+    """
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, row in enumerate(data.rows):
+        groups[tuple(report_text.meta(items[row].study, items[row].view).values())].append(place)
+    scores = np.zeros((len(data.rows), len(data.classes)))
+    for places in groups.values():
+        item = items[data.rows[places[0]]]
+        own = [[report_text.with_meta(text, item.study, item.view) for text in texts] for texts in data.ensembles]
+        classes = zero_shot.class_embeddings([embed(texts) for texts in own])
+        scores[places] = zero_shot.probabilities(images[places], classes, scale)
+    return scores
