@@ -47,6 +47,7 @@ from mama.run.kept_settings import flat, is_among
 from mama.runtime import sharing
 from mama.runtime.collectives import local_device, rank
 from mama.settings.load import load_run
+from mama.settings.paper import resolved
 from mama.settings.schema import Config, DataConfig
 from shards.errors import ShardError
 from shards.progress import progress
@@ -67,7 +68,7 @@ def evaluate(config: Config, run: Path) -> Results:
     Raises `ConfigError` without a model, or if `data.tell_pathology` is not that of training; `RankError` if another
     rank ended.
     """
-    config = paper.resolved(config)
+    config = resolved(config)
     with sharing.joined():
         measured = _agreed(config, run)
         trained_with = _settings_of_training(config, run)

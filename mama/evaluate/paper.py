@@ -8,46 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, replace
 
 import numpy as np
 
 from mama.data import report_text
 from mama.data.held_out import Item
-from mama.errors import ConfigError
 from mama.evaluate import zero_shot
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.task_data import TaskData
-from mama.settings.schema import Config, FinetuneConfig
 
-TUNING = FinetuneConfig(
-    steps=8000,
-    batch=72,  # 36 x 2
-    optimizer="sgd",
-    lr=5e-4,
-    min_lr=1e-5,
-    warmup_steps=100,
-    weight_decay=1e-3,
-    layer_decay=1.0,
-    clip_norm=0.0,
-    sampling="balanced",
-)
-OPEN = ("micro_batch", "save_every")  # settings of `finetune` that decide nothing
 SHARE, LEAST, SEED = 0.1, 200, 42  # of a class's held-out images
-
-
-def resolved(config: Config) -> Config:
-    """The settings with the paper's own fine-tuning, if they ask for its protocol.
-
-    Raises `ConfigError` if they have another setting of `finetune` as well.
-    """
-    if config.eval.protocol == "standard":
-        return config
-    given, plain, own = asdict(config.finetune), asdict(FinetuneConfig()), asdict(TUNING)
-    for name, value in given.items():
-        if name not in OPEN and value not in (plain[name], own[name]):
-            raise ConfigError(f"finetune.{name}: {value}, but eval.protocol=paper has {own[name]}; leave it out")
-    return replace(config, finetune=replace(TUNING, **{name: given[name] for name in OPEN}))
 
 
 def balanced(labels: Ints) -> Ints:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mama.errors import ConfigError, StoppedError
-from mama.evaluate import evaluation, fractions, paper, provenance
+from mama.evaluate import evaluation, fractions, provenance
 from mama.evaluate.fine_tuned import CLASSIFIER, MARKER, Tuning, digest_of, folder_of, is_complete
 from mama.evaluate.results import Results
 from mama.export.classifier_folder import Named, new_classifier, save_classifier
@@ -39,6 +39,7 @@ from mama.run.model_state import digests
 from mama.runtime import preemption
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.runtime.launch import is_rank, run_on_ranks
+from mama.settings.paper import resolved
 from mama.settings.schema import Config
 from mama.train import checkpoint
 from mama.train.agreement import prepare_and_agree
@@ -61,7 +62,7 @@ def evaluate(config: Config, run: Path) -> Results:
 
     Returns and raises as `mama.evaluate.evaluation.evaluate` does, and as `fine_tune`; {} if the job goes on later.
     """
-    config = paper.resolved(config)
+    config = resolved(config)
     if "finetune" in config.eval.protocols and config.eval.split != "train" and not fine_tune(config, run):
         return {}
     return evaluation.evaluate(config, run)

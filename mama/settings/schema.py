@@ -354,6 +354,15 @@ class FinetuneConfig:
         if self.patience and not self.validate_every:
             raise ConfigError(f"finetune.patience: {self.patience}, but validate_every is 0: val is never looked at")
 
+    def share(self, ranks: int) -> int:
+        """Images per step on each of the ranks. Raises `ConfigError` if `batch` has a rest."""
+        share, rest = divmod(self.batch, ranks)
+        if rest or not share:
+            raise ConfigError(
+                f"finetune.batch: {self.batch} is not a multiple of the {ranks} ranks; change one of the two"
+            )
+        return share
+
 
 @dataclass(frozen=True)
 class Config:

@@ -13,7 +13,8 @@ from mama.data import report_text
 from mama.errors import ConfigError
 from mama.evaluate import linear_probe
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.paper import TUNING, balanced, resolved
+from mama.evaluate.paper import balanced
+from mama.settings.paper import TUNING, resolved
 from mama.settings.schema import Config, EvalConfig, FinetuneConfig, Style
 from tests.support.cohort import study
 from tests.support.oracle_run import install_oracle, oracle_config
@@ -73,7 +74,7 @@ def test_the_whole_protocol_runs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> N
     read = oracle._read
     monkeypatch.setattr(oracle, "_read", lambda tokens: seen.add(oracle._words(tokens)) or read(tokens))
     measured = replace(config.eval, protocol="paper", tasks=["cancer"], bootstrap=0, intensity_baseline=False)
-    monkeypatch.setattr("mama.evaluate.paper.TUNING", replace(TUNING, steps=300, lr=0.1))
+    monkeypatch.setattr("mama.settings.paper.TUNING", replace(TUNING, steps=300, lr=0.1))
     rows = evaluate(replace(config, eval=measured), config.run_folder)["cancer"]["rows"]
     assert {(r["protocol"], r["model"]): r["metrics"]["auc"]["value"] for r in rows if r["model"] == "trained"} == {
         ("zero-shot", "trained"): 1.0,
