@@ -198,7 +198,8 @@ def test_all_is_trained_but_what_the_classifier_does_not_use(tuned: dict[int, Co
     before = load_file(config.run_folder / "model" / "model.safetensors")
     after = classifier(config, case)
     still = {name for name, tensor in after.items() if name in before and torch.equal(tensor, before[name])}
-    still = {name for name in still if after[name].numel()}
+    # Softmax does not see the bias of the keys: rounding and Adam move it, plain gradients do not.
+    still = {name for name in still if after[name].numel() and "k_proj.bias" not in name}
     assert still == {"vision.norm.weight", "vision.norm.bias", "vision.backbone.embeddings.mask_token"}
     assert after["head.weight"].abs().max() > 0
     assert {name for name in before if name.startswith("vision.")} == set(after) - {"head.weight", "head.bias"}
