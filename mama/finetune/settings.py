@@ -37,6 +37,7 @@ def settings_of_group(config: Config, model: Path, place: Path) -> Config:
         clip_norm=own.clip_norm,
     )
     # Of the towers only sizes are read: the weights are those of `model`.
+    model = model.absolute()
     towers = VisionConfig(model=str(model / "vision")), TextConfig(model=str(model / "text"), tune="frozen")
     return replace(
         config, name=place.name, runs=str(place.parent), train=train, optim=optim, vision=towers[0], text=towers[1]
