@@ -69,6 +69,7 @@ def test_other_shards_have_folders_of_their_own(config: Config, tmp_path: Path) 
     found = folder_of(shards, config.run_folder)
     assert found.parent == config.run_folder / "finetune-on"
     assert found.name.startswith("elsewhere-")
-    assert folder_of(
-        provenance.shard_set(replace(other, eval=replace(other.eval, split="val"))), config.run_folder
-    ) == (found), "what is evaluated does not matter"
+    assert (
+        folder_of(provenance.shard_set(replace(other, eval=replace(other.eval, split="val"))), config.run_folder)
+        == found
+    ), "what is evaluated does not matter"
