@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
 from mama.data import report_text
 from mama.errors import ConfigError
@@ -67,12 +69,17 @@ def test_sgd_finds_what_a_solver_finds() -> None:
     assert np.abs(linear_probe.probabilities(found, features, 5)[:, 3:] - expected).max() < 0.03
 
 
-def test_the_whole_protocol_runs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_whole_protocol_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = oracle_config(tmp_path)
     oracle = install_oracle(config, monkeypatch)
     seen: set[str] = set()
     read = oracle._read
-    monkeypatch.setattr(oracle, "_read", lambda tokens: seen.add(oracle._words(tokens)) or read(tokens))
+
+    def watched(tokens: Tensor) -> Tensor:
+        seen.add(oracle._words(tokens))
+        return read(tokens)
+
+    monkeypatch.setattr(oracle, "_read", watched)
     measured = replace(config.eval, protocol="paper", tasks=["cancer"], bootstrap=0, intensity_baseline=False)
     monkeypatch.setattr("mama.settings.paper.TUNING", replace(TUNING, steps=300, lr=0.1))
     rows = evaluate(replace(config, eval=measured), config.run_folder)["cancer"]["rows"]
