@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mama.data.held_out import Split
+from mama.data.held_out import Item, Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
@@ -28,12 +29,14 @@ from mama.evaluate import (
     linear_probe,
     localisation,
     outputs,
+    paper,
     provenance,
     result_folders,
     results,
     retrieval,
     zero_shot,
 )
+from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.embeddings import embed_texts
 from mama.evaluate.kept_features import FOLDER, KeptFeatures
@@ -51,6 +54,7 @@ from mama.run.kept_settings import flat, is_among
 from mama.runtime import sharing
 from mama.runtime.collectives import local_device, rank
 from mama.settings.load import load, load_run
+from mama.settings.paper import resolved
 from mama.settings.schema import Config, DataConfig
 from shards.errors import ShardError
 from shards.schema import Study
@@ -73,6 +77,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     Raises `ConfigError` without a model, if `data.tell_pathology` is not that of training, or if the model was trained
     on some of these patients (`eval.known_patients`); `RankError` if another rank ended.
     """
+    config = resolved(config)
     with sharing.joined():
         measured = _agreed(config, run)
         require_model(model_folder(run))
@@ -81,6 +86,8 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         trained_on = read_trained_on(model_folder(run))
         measured["known"] = known_patients.check(splits.held_out, measured["shards"], trained_on, config)
         tasks = _tasks(config, trained_with, splits)
+        for data in tasks if config.eval.protocol == "paper" else ():
+            paper.restrict(data)
         made, sought = _outputs(config, run, trained_with, measured, splits, tasks)
         for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
             for name, one in made.items():
@@ -219,13 +226,25 @@ def _zero_shot(
     if not len(data.rows):
         return
     device = next(model.parameters()).device
-    ensembles = [embed_texts(model, tokenizer, texts, config, device) for texts in data.ensembles]
-    classes, scale = zero_shot.class_embeddings(ensembles), model.scale().item()
-    scores = zero_shot.probabilities(made.images[splits.held_out.name][data.rows], classes, scale)
+
+    def embed(texts: list[list[str]]) -> Float32s:
+        return embed_texts(model, tokenizer, texts, config, device)
+
+    scale = model.scale().item()
+    if config.eval.protocol == "paper":
+        scored = partial(paper.zero_shot_scores, data.ensembles, embed=embed, scale=scale)
+    else:
+        classes = zero_shot.class_embeddings([embed(texts) for texts in data.ensembles])
+        scored = partial(_by_classes, classes=classes, scale=scale)
+    scores = scored(splits.held_out.items, data.rows, made.images[splits.held_out.name])
     val = None
     if splits.val and len(data.val_rows):
-        val = zero_shot.probabilities(made.images["val"][data.val_rows], classes, scale)
+        val = scored(splits.val.items, data.val_rows, made.images["val"])
     data.predictions.append(Predictions("zero-shot", name, scores, val))
+
+
+def _by_classes(items: list[Item], rows: Ints, images: Float32s, classes: Float32s, scale: float) -> Float64s:
+    return zero_shot.probabilities(images[rows], classes, scale)
 
 
 def _probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Config) -> None:
@@ -238,9 +257,14 @@ def _probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Con
     patients = [splits.train.items[i].study.patient for i in data.train_rows]
     held_out = made.tower[splits.held_out.name][data.rows]
     for fraction, draw in fractions.draws(config.eval):
-        rows = fractions.drawn(patients, data.train_labels, fraction, fractions.seed_of(config.seed, draw))
+        seed = fractions.seed_of(config.seed, draw)
+        rows = fractions.drawn(patients, data.train_labels, fraction, seed)
         features, labels = made.tower["train"][data.train_rows[rows]], data.train_labels[rows]
-        classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
+        classifier: linear_probe.Pipeline | linear_probe.Softmax
+        if config.eval.protocol == "paper" and name != INTENSITIES:
+            classifier = linear_probe.fit_by_sgd(features, labels, seed, config.finetune)
+        else:
+            classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
         scores = linear_probe.probabilities(classifier, held_out, len(data.classes))
         val = None
         if splits.val and len(data.val_rows):

@@ -44,6 +44,7 @@ def settings_of(config: Config) -> Document:
         "prevalence": config.eval.prevalence,
         "seed": config.seed,
         "interval": intervals.METHOD,
+        "protocol": config.eval.protocol,
         "protocols": config.eval.protocols,
         "fractions": config.eval.fractions,
         "draws": config.eval.draws,

@@ -42,6 +42,7 @@ from mama.run.model_state import digests
 from mama.runtime import preemption
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.runtime.launch import is_rank, run_on_ranks
+from mama.settings.paper import resolved
 from mama.settings.schema import Config
 from mama.train import checkpoint
 from mama.train.agreement import prepare_and_agree
@@ -64,6 +65,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> dict[str, R
 
     Returns and raises as `mama.evaluate.sets.evaluate_sets` does, and as `fine_tune`; {} if the job goes on later.
     """
+    config = resolved(config)
     if "finetune" in config.eval.protocols and config.eval.split != "train":
         if is_bare(run):
             raise ConfigError(f"eval.protocols: finetune writes into a run, and {run} is a model folder by itself")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mama.model.classifier import Classifier
+from mama.settings.rates import rate_at
 from mama.settings.schema import Config
 from mama.train.deepspeed_engine import adamw
-from mama.train.optimizer import rate_at
 
 
 def optimizer_of(model: Classifier, config: Config) -> torch.optim.Optimizer:

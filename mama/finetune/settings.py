@@ -6,7 +6,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mama.errors import ConfigError
 from mama.evaluate.fine_tuned import Tuning
 from mama.evaluate.fractions import seed_of
 from mama.settings.schema import Config, TextConfig, VisionConfig
@@ -19,9 +18,7 @@ def settings_of_group(config: Config, model: Path, place: Path) -> Config:
     """
     own = config.finetune
     ranks = int(os.environ.get("WORLD_SIZE", config.train.ranks))
-    share, rest = divmod(own.batch, ranks)
-    if rest or not share:
-        raise ConfigError(f"finetune.batch: {own.batch} is not a multiple of the {ranks} ranks; change one of the two")
+    share = own.share(ranks)
     train = replace(
         config.train,
         steps=own.steps,
@@ -40,6 +37,7 @@ def settings_of_group(config: Config, model: Path, place: Path) -> Config:
         clip_norm=own.clip_norm,
     )
     # Of the towers only sizes are read: the weights are those of `model`.
+    model = model.absolute()
     towers = VisionConfig(model=str(model / "vision")), TextConfig(model=str(model / "text"), tune="frozen")
     return replace(
         config, name=place.name, runs=str(place.parent), train=train, optim=optim, vision=towers[0], text=towers[1]

@@ -293,6 +293,9 @@ class EvalConfig:
     # zeroshot: class prompts. probe: a logistic regression on frozen features. finetune: the image tower is trained
     # with a linear classifier, see `finetune`.
     protocols: list[str] = field(default_factory=lambda: ["zeroshot", "probe"])
+    # standard: as docs/METHOD.md describes it. paper: that of the MaMA paper, which has settings of its own in place of
+    # `finetune`, also for the probe, a balanced part of the test images, and prompts with the image's meta-information.
+    protocol: Literal["standard", "paper"] = "standard"
     fractions: list[float] = field(default_factory=lambda: [1.0])  # of the training labels, by patient; in (0, 1]
     draws: int = 1  # draws of the patients of each fraction below 1, at least 1
 
@@ -358,6 +361,15 @@ class FinetuneConfig:
             raise ConfigError(f"finetune.layer_decay: {self.layer_decay} is not above 0 and at most 1")
         if self.patience and not self.validate_every:
             raise ConfigError(f"finetune.patience: {self.patience}, but validate_every is 0: val is never looked at")
+
+    def share(self, ranks: int) -> int:
+        """Images per step on each of the ranks. Raises `ConfigError` if `batch` has a rest."""
+        share, rest = divmod(self.batch, ranks)
+        if rest or not share:
+            raise ConfigError(
+                f"finetune.batch: {self.batch} is not a multiple of the {ranks} ranks; change one of the two"
+            )
+        return share
 
 
 @dataclass(frozen=True)

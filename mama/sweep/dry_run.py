@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mama.settings.values import with_settings
 from mama.sweep.local import ELSEWHERE, NOT_BEGUN, STOPPED
 from mama.sweep.plan import Plan, plan
 from mama.sweep.points_table import describe_points
 from mama.sweep.resources import cluster_of, profile_of
 from mama.sweep.state import states
 from mama.sweep.submission import scripts
-from mama.sweep.sweep import Sweep
+from mama.sweep.sweep import Evaluation, Point, Sweep
 
 
 def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
@@ -19,6 +20,7 @@ def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
     Raises what `plan` raises.
     """
     yield from describe_points(sweep)
+    yield from dict.fromkeys(_measured(point, one) for point in sweep.points for one in sweep.evaluations)
     yield ""
     if cluster_of(sweep) == "local":
         yield from _steps_here(sweep)
@@ -33,6 +35,17 @@ def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
     asked = "GPU-hours unknown (additional)" if hours is None else f"at most {hours:.1f} GPU-hours"
     yield f"{jobs} jobs in {arrays} arrays, {asked}; nothing was submitted"
     yield from _not_submitted(planned)
+
+
+def _measured(point: Point, evaluation: Evaluation) -> str:
+    """What an evaluation measures: tasks, protocols, fractions of the labels, fine-tunings."""
+    own = with_settings(point.config, evaluation.settings).eval
+    shares = ", ".join(f"{100 * fraction:g}" for fraction in own.fractions)
+    draws = sum(1 if fraction == 1 else own.draws for fraction in own.fractions)
+    text = f"{evaluation.name}: {', '.join(own.tasks)} by {', '.join(own.protocols)}, with {shares} % of the labels"
+    if "finetune" in own.protocols:
+        text += f"; {len(own.tasks) * draws} fine-tunings a point"
+    return text + ("; the paper's protocol" if own.protocol == "paper" else "")
 
 
 def _steps_here(sweep: Sweep) -> Iterator[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
+from mama.settings.paper import resolved
+from mama.settings.schema import Config
+from mama.settings.values import with_settings
 from mama.sweep.sweep import Sweep
 from slurm.profile import Profile
 
@@ -25,12 +28,18 @@ def cluster_of(sweep: Sweep) -> str:
 
 def require_ranks(sweep: Sweep) -> None:
     """Raise `ConfigError` if the ranks that a point will have cannot share its batches: fail now, not in the job."""
-    if "train" not in sweep.stages:
-        return
-    profile = profile_of(sweep, "train")
     for point in sweep.points:
-        ranks = point.config.train.ranks if profile.tasks == 1 or profile.cluster == "local" else profile.tasks
         try:
-            point.config.train.accumulation(ranks)
+            if "train" in sweep.stages:
+                point.config.train.accumulation(_ranks(sweep, "train", point.config))
+            for evaluation in sweep.evaluations:
+                config = resolved(with_settings(point.config, evaluation.settings))
+                if "finetune" in config.eval.protocols:
+                    config.finetune.share(_ranks(sweep, evaluation.name, config))
         except ConfigError as error:
             raise ConfigError(f"{point.name}: {error}") from error
+
+
+def _ranks(sweep: Sweep, step: str, config: Config) -> int:
+    profile = profile_of(sweep, step)
+    return config.train.ranks if profile.tasks == 1 or profile.cluster == "local" else profile.tasks

@@ -20,14 +20,19 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from mama.errors import ConfigError, RankError
 from mama.evaluate import evaluation
 from mama.evaluate.arrays import Float64s
 from mama.evaluate.evaluation import evaluate
+from mama.export.classifier_folder import Named, save_classifier
 from mama.export.consolidate import consolidate
+from mama.model.classifier import Classifier
+from mama.model.mama_model import build
 from mama.run.files import remove
+from mama.run.run_tokenizer import load_tokenizer
 from mama.runtime import sharing
 from mama.runtime.collectives import rank
 from mama.runtime.launch import run_on_ranks
@@ -53,14 +58,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def cases_of(run: Config) -> list[Config]:
-    """Batches that do not divide over the ranks; a single one; the training split; no finding; few images."""
+    """Batches that do not divide over the ranks; a single one; the training split; no finding; few images.
+
+    The first has a fine-tuned classifier as well.
+    """
+    classifier = Classifier(build(run, load_tokenizer(run.run_folder), "sdpa").vision, 2)
+    torch.nn.init.ones_(classifier.head.weight[0])
+    place = run.run_folder / "finetune" / "cancer-100-0" / "classifier"
+    save_classifier(Named(classifier, ["no cancer", "cancer"]), run.run_folder / "model", place)
+    tuned = replace(run, eval=replace(run.eval, protocols=["zeroshot", "probe", "finetune"]))
     without = replace(run, name="no-local-term", loss=replace(run.loss, local=0.0))
     save_run(without)
     consolidate(without)
     few = Path(run.data.shards[0]).parent / "few"
     write_shards(few, {"train": 2, "test": 1})
     return [
-        run,
+        tuned,
         replace(run, eval=replace(run.eval, batch=64)),
         replace(run, eval=replace(run.eval, split="train", intensity_baseline=False)),
         without,
@@ -96,6 +109,7 @@ def test_ranks_write_what_one_process_writes(run: Config) -> None:
     alone = evaluate_all(cases, run)
     assert [len(each) for each in alone] == [13, 13, 13, 13, 13]
     assert b"31 intensity percentiles" in alone[0]["eval/cancer/predictions.csv"]
+    assert b"fine-tune" in alone[0]["eval/cancer/predictions.csv"]
     with np.load(io.BytesIO(alone[0]["eval/alignment/maps.npz"])) as maps:
         assert maps["maps"].shape[0] == 3
     assert on_ranks(2, partial(evaluate_all, cases), run) == alone

@@ -40,12 +40,13 @@ LOSSES = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 0.5}  # on val, by step: after two
 
 @dataclass(frozen=True)
 class Case:
-    """A way to fine-tune; `stop` is a step of the second tuning in which a signal comes, before the run is resumed."""
+    """A way to fine-tune; `stop` is a step for cancer in which a signal comes, before the run is resumed."""
 
     name: str
     stage: Any
     own: FinetuneConfig
     stop: int | None = None
+    tasks: tuple[str, ...] = ("cancer",)
 
 
 OWN = FinetuneConfig(steps=STEPS, batch=4, micro_batch=1, lr=1e-2, warmup_steps=2, save_every=2, clip_norm=0.5)
@@ -53,15 +54,23 @@ SGD = replace(OWN, optimizer="sgd", lr=0.1, sampling="natural")
 WATCHED = replace(OWN, steps=12, validate_every=2, patience=2)
 
 
-def cases(stages: tuple[int, int]) -> list[Case]:
-    return [
-        Case("whole", stages[0], OWN),
-        Case("cut", stages[0], OWN, stop=3),
-        Case("sgd", stages[1], SGD),
-        Case("sgd-cut", stages[1], SGD, stop=3),
-        Case("watched", stages[0], WATCHED),
-        Case("watched-cut", stages[0], WATCHED, stop=5),
-    ]
+TWO = ("density", "cancer")
+CASES = {
+    1: [
+        Case("whole", 0, OWN, tasks=TWO),
+        Case("whole-cut", 0, OWN, stop=3, tasks=TWO),
+        Case("sgd", 2, SGD),
+        Case("watched-cut", 2, WATCHED, stop=5),
+    ],
+    2: [
+        Case("whole", 3, OWN, tasks=TWO),
+        Case("whole-cut", 3, OWN, stop=3, tasks=TWO),
+        Case("sgd", 1, SGD),
+        Case("sgd-cut", 1, SGD, stop=3),
+        Case("watched", 3, WATCHED),
+        Case("watched-cut", 3, WATCHED, stop=5),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +91,12 @@ def on_all(config: Config, of_case: list[Case], group: Config) -> None:
     def prepare(*place: Any) -> Any:
         def work() -> None:
             for case in of_case:
-                one = replace(config, finetune=case.own, train=replace(config.train, zero_stage=case.stage))
+                one = replace(
+                    config,
+                    finetune=case.own,
+                    train=replace(config.train, zero_stage=case.stage),
+                    eval=replace(config.eval, tasks=list(case.tasks)),
+                )
                 own = settings_of_group(one, config.run_folder / "model", config.run_folder / case.name)
                 found = found_of(one)
                 finished: list[bool] = []
@@ -144,32 +158,33 @@ def logged(config: Config, case: str) -> list[float]:
     return [line["loss/total"] for line in map(json.loads, lines) if "loss/total" in line]
 
 
-def start(config: Config, ranks: int, stages: tuple[int, int]) -> None:
+def start(config: Config, ranks: int) -> None:
     config = replace(config, train=replace(config.train, ranks=ranks, keep_checkpoints=30, validate_every=0))
     group = settings_of_group(config, config.run_folder / "model", config.run_folder / "group")
-    run_on_ranks(partial(on_all, config, cases(stages)), group)
+    run_on_ranks(partial(on_all, config, CASES[ranks]), group)
 
 
 @pytest.fixture(scope="module")
 def tuned(run: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Config]:
     """By ranks: the run in whose folder every case was done."""
     found = {}
-    for ranks, stages in ((1, (0, 2)), (2, (3, 1))):
+    for ranks in CASES:
         own = replace(run, runs=str(tmp_path_factory.mktemp(f"ranks-{ranks}")))
         shutil.copytree(run.run_folder, own.run_folder)
-        start(own, ranks, stages)
+        start(own, ranks)
         found[ranks] = own
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_interrupted_fine_tuning_gives_the_weights_of_a_whole_one(tuned: dict[int, Config], ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "case"), [(1, "whole"), (2, "whole"), (2, "sgd"), (2, "watched")])
+def test_an_interrupted_fine_tuning_gives_the_weights_of_a_whole_one(
+    tuned: dict[int, Config], ranks: int, case: str
+) -> None:
     config = tuned[ranks]
-    for case in ("whole", "sgd", "watched"):
-        assert logged(config, case) == logged(config, f"{case}-cut")
-        for tuning in ("density-100-0", "cancer-100-0"):
-            first, second = classifier(config, case, tuning), classifier(config, f"{case}-cut", tuning)
-            assert all(torch.equal(first[name], second[name]) for name in first | second), (case, tuning)
+    assert logged(config, case) == logged(config, f"{case}-cut")
+    for tuning in ("density-100-0", "cancer-100-0") if case == "whole" else ("cancer-100-0",):
+        first, second = classifier(config, case, tuning), classifier(config, f"{case}-cut", tuning)
+        assert all(torch.equal(first[name], second[name]) for name in first | second), tuning
 
 
 def test_ranks_and_stages_change_rounding_alone(tuned: dict[int, Config]) -> None:
@@ -183,7 +198,8 @@ def test_all_is_trained_but_what_the_classifier_does_not_use(tuned: dict[int, Co
     before = load_file(config.run_folder / "model" / "model.safetensors")
     after = classifier(config, case)
     still = {name for name, tensor in after.items() if name in before and torch.equal(tensor, before[name])}
-    still = {name for name in still if after[name].numel()}
+    # Softmax does not see the bias of the keys: rounding and Adam move it, plain gradients do not.
+    still = {name for name in still if after[name].numel() and "k_proj.bias" not in name}
     assert still == {"vision.norm.weight", "vision.norm.bias", "vision.backbone.embeddings.mask_token"}
     assert after["head.weight"].abs().max() > 0
     assert {name for name in before if name.startswith("vision.")} == set(after) - {"head.weight", "head.bias"}
@@ -191,7 +207,7 @@ def test_all_is_trained_but_what_the_classifier_does_not_use(tuned: dict[int, Co
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_it_stops_when_val_gets_no_better_and_takes_the_best_step(tuned: dict[int, Config], ranks: int) -> None:
-    for case in ("watched", "watched-cut"):
+    for case in (one.name for one in CASES[ranks] if one.name.startswith("watched")):
         folder = tuned[ranks].run_folder / case / "cancer-100-0"
         done = json.loads((folder / "complete.json").read_text())
         assert (done["step"], done["val_loss"]) == (4, 1.0)

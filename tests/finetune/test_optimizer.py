@@ -10,8 +10,8 @@ import torch
 
 from mama.finetune.optimizer import layer_groups, optimizer_of, set_layer_rates
 from mama.model.classifier import Classifier
+from mama.settings.rates import rate_at
 from mama.settings.schema import Config, FinetuneConfig, OptimConfig
-from mama.train.optimizer import rate_at
 from tests.support.tiny_model import model_of, tiny
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from mama.evaluate.evaluation import evaluate
 from mama.export.consolidate import consolidate
 from mama.run.files import remove
 from mama.settings.load import save
-from mama.settings.schema import Config
+from mama.settings.schema import Config, FinetuneConfig
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from slurm.profile import Profile
@@ -140,3 +141,42 @@ def test_one_of_two_tasks_packs(slurm_cluster: Cluster, tmp_path: Path) -> None:
     built = [sorted(Path(config.out).rglob("*.tar")) for config in (here, there)]
     assert [path.read_bytes() for path in built[0]] == [path.read_bytes() for path in built[1]]
     assert (tmp_path / "there" / "manifest.json").read_bytes() == (tmp_path / "here" / "manifest.json").read_bytes()
+
+
+def test_a_fine_tuning_that_is_preempted_goes_on_and_then_evaluates(
+    slurm_cluster: Cluster, run: Config, tmp_path: Path
+) -> None:
+    def evaluate_slowly(config: Config, folder: str) -> None:
+        from mama.finetune import fine_tune
+        from mama.finetune.fine_tuning import FineTuning
+
+        step = FineTuning.step
+
+        def slow(self: FineTuning, batches: object, number: int) -> bool:
+            if number == 3 and not Path(folder, "waits").exists():
+                time.sleep(1)  # both tasks are here
+                Path(folder, "waits").touch()
+                time.sleep(4)
+            return step(self, batches, number)  # type: ignore[arg-type]
+
+        FineTuning.step = slow  # type: ignore[method-assign]
+        fine_tune.evaluate(config, config.run_folder)
+
+    consolidate(run)
+    own = FinetuneConfig(steps=6, batch=4, micro_batch=1, warmup_steps=1)
+    measured = replace(run.eval, tasks=["cancer"], protocols=["finetune"], intensity_baseline=False)
+    config = replace(run, eval=measured, finetune=own)
+    profile = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
+    submitted = submit(evaluate_slowly, config, str(tmp_path), profile=profile, folder=tmp_path)
+    wait_for(lambda: (tmp_path / "waits").exists())
+    slurm_cluster.run("scancel", "--signal=USR2", submitted.job_id)
+    state = ("squeue", "--noheader", "--format=%T", f"--jobs={submitted.job_id}")
+    wait_for(lambda: slurm_cluster.run(*state).strip() == "PENDING")
+    folder = run.run_folder / "finetune" / "cancer-100-0"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000004"]
+    slurm_cluster.run("scontrol", "update", f"JobId={submitted.job_id}", "StartTime=now+2")
+    assert result_of(submitted) is None
+    assert "resumed from" in Path(submitted.paths.stderr).read_text()
+    assert json.loads((folder / "complete.json").read_text())["step"] == 6
+    (row,) = json.loads((run.run_folder / "eval" / "cancer" / "metrics.json").read_text())["rows"]
+    assert (row["protocol"], row["fraction"], row["draw"]) == ("fine-tune", 1.0, 0)

@@ -233,6 +233,7 @@ def test_axes_are_short_where_no_other_setting_ends_alike() -> None:
     assert [short(axis) for axis in given] == [
         "lr", "seed", "text.model", "data.workers", "vision.config.hidden_size", "blur",
     ]  # fmt: skip
+    assert [short(f"finetune.{name}") for name in ("lr", "layer_decay")] == ["finetune.lr", "finetune.layer_decay"]
 
 
 def test_long_names_are_cut_and_differ(sweep: Write) -> None:
