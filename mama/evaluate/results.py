@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from mama.data.held_out import Item
 from mama.errors import ConfigError
-from mama.evaluate import metrics
 from mama.evaluate.arrays import Float32s, Float64s, Ints
+from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.task_data import Predictions, TaskData
 from mama.run.files import write_json
@@ -45,7 +45,11 @@ def document(data: TaskData, items: list[Item], split: str, config: Config) -> d
         "bootstrap": {"resamples": config.eval.bootstrap, "unit": "patient", "seed": config.seed},
         "prompts": {name: texts[0] for name, texts in zip(data.classes, data.ensembles, strict=True)},
         "prompt_variants": [len(texts) for texts in data.ensembles],
-        "rows": [_row(data, one, patients, config.eval.bootstrap, config.seed) for one in data.predictions],
+        "rows": [
+            {"protocol": one.protocol, "model": one.model}
+            | measured_row(data.labels, one.scores, patients, data.task.binary, None, config)
+            for one in data.predictions
+        ],
     }
 
 
@@ -63,16 +67,6 @@ def write(
     packed = io.BytesIO()
     np.savez(packed, maps=maps)
     atomic_write(folder / "alignment" / "maps.npz", packed.getvalue())
-
-
-def _row(data: TaskData, one: Predictions, patients: list[str], resamples: int, seed: int) -> dict[str, Any]:
-    measured = metrics.measure(data.labels, one.scores, patients, data.task.binary, resamples, seed)
-    return {
-        "protocol": one.protocol,
-        "model": one.model,
-        "metrics": {name: asdict(estimate) for name, estimate in measured.items()},
-        "confusion": metrics.confusion(data.labels, one.scores).tolist(),
-    }
 
 
 def _predictions_csv(data: TaskData, items: list[Item]) -> str:
