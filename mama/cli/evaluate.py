@@ -16,8 +16,10 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
     Needs the folder model/ that mama consolidate writes. Under torchrun, srun or --slurm the tasks share the images.
     """
     from mama.evaluate.evaluation import evaluate as run
+    from mama.evaluate.tasks import load_tasks
 
     settings = configured(config, overrides)
+    load_tasks(settings.eval.tasks)  # a mistake in a task's file is told before a job waits in a queue
     folder = settings.run_folder
     run_or_submit(run, settings, folder, config=settings, as_job=as_job, profile=profile, tasks_share=True)
 

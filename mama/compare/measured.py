@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mama.evaluate.provenance import Document, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
+from mama.evaluate.results import is_whole, shown_rows
 from mama.export.model_folder import WEIGHTS
 from mama.run.files import DIGESTS
 from mama.sweep import status
@@ -42,6 +43,12 @@ class Column:
     task: str
     protocol: str
     model: str  # "trained", or what it is compared with
+    unit: str = "image"  # or that of the task
+
+    @property
+    def title(self) -> str:
+        """The protocol, and the unit if that is not the image."""
+        return self.protocol if self.unit == "image" else f"{self.protocol}, by {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,9 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
         str(shards["digest"]), str(shards["split"]), tuple((key, json.dumps(departs[key])) for key in sorted(departs))
     )
     alignment = folder.name == "alignment"
-    for row in document["rows"]:
-        column = Column(images, folder.name, POINTING if alignment else str(row["protocol"]), str(row["model"]))
+    for row in document["rows"] if alignment else filter(is_whole, shown_rows(document)):
+        protocol = POINTING if alignment else str(row["protocol"])
+        column = Column(images, folder.name, protocol, str(row["model"]), str(row.get("unit", "image")))
         estimates = {"hit_rate": row["hit_rate"]} if alignment else row["metrics"]
         yield Measured(
             point,

@@ -27,7 +27,7 @@ from mama.evaluate.embeddings import Features, embed_images, embed_texts
 from mama.evaluate.provenance import Document
 from mama.evaluate.results import Results, unmentioned_note
 from mama.evaluate.task_data import Predictions, TaskData, task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_tasks
 from mama.evaluate.training_vocabulary import training_statements
 from mama.export.model_folder import load_model
 from mama.model import attention
@@ -122,7 +122,8 @@ def _settings_of_training(config: Config, run: Path) -> Config:
 def _tasks(config: Config, trained_with: Config, held_out: Split, train: Split) -> list[TaskData]:
     wording = wording_of(_studies(held_out), config.data.style, config.data.tell_pathology)
     mentioned = _mentioned_in_training(trained_with.data, config.data, train)
-    return [task_data(TASKS[name], held_out.items, train.items, wording, mentioned) for name in config.eval.tasks]
+    tasks = load_tasks(config.eval.tasks)
+    return [task_data(task, held_out.items, train.items, [], wording, mentioned) for task in tasks]
 
 
 def _studies(split: Split) -> list[Study]:
@@ -160,8 +161,11 @@ def _zero_shot(
     device = next(model.parameters()).device
     ensembles = [embed_texts(model, tokenizer, texts, config, device) for texts in data.ensembles]
     images = features.embeddings[data.rows]
-    scores = zero_shot.probabilities(images, zero_shot.class_embeddings(ensembles), model.scale().item())
+    scale, binary = model.scale().item(), data.task.binary
+    scores = zero_shot.probabilities(images, zero_shot.class_embeddings(ensembles), scale)
     data.predictions.append(Predictions("zero-shot", name, scores))
+    if name == "trained":
+        data.sensitivity = zero_shot.by_template(images, data.labels, ensembles, data.templates, scale, binary)
 
 
 def _probe(

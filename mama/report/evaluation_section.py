@@ -15,7 +15,7 @@ import numpy as np
 from mama.evaluate import metrics, provenance
 from mama.evaluate.provenance import Document
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.results import format_estimate
+from mama.evaluate.results import format_estimate, is_whole, rows_of, shown_rows
 from mama.report import figures
 from mama.report.pictures import Pictures, open_pictures
 from mama.settings.schema import Config
@@ -28,7 +28,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
     """
     shards, model, settings = (marker[key] for key in provenance.IDENTITY)
     read = {name: provenance.object_in(folder / name / METRICS) for name in marker["tasks"]}
-    tasks = [task for task in read.values() if task and provenance.same(task, marker)]
+    tasks = [_on_images(task) for task in read.values() if task and provenance.same(task, marker)]
     pictures = open_pictures(config, marker)
     return {
         "own": shards["split"] == "test" and provenance.is_own(shards, run),
@@ -48,6 +48,11 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "retrieval": _retrieval(folder, marker, pictures),
         "alignment": _alignment(folder, marker, pictures),
     }
+
+
+def _on_images(task: Document) -> Document:
+    """A task whose `rows` are those on images that had all training labels, and `shown` those of the first table."""
+    return {**task, "shown": shown_rows(task), "rows": list(filter(is_whole, rows_of(task, "image")))}
 
 
 def _roc(task: Document, folder: Path) -> Document:

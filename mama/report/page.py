@@ -19,7 +19,7 @@ import numpy as np
 from mama.errors import ConfigError
 from mama.evaluate import provenance, result_folders
 from mama.evaluate.provenance import Document
-from mama.evaluate.results import format_estimate, unmentioned_note
+from mama.evaluate.results import format_estimate, protocol_title, unmentioned_note
 from mama.report import figures
 from mama.report.evaluation_section import evaluation
 from mama.run.portable import folder_name
@@ -70,7 +70,8 @@ def _page(config: Config, run: Path, data: list[Document]) -> str:
     model = provenance.model_of(run)
     evaluations = [evaluation(config, run, model, *found) for found in result_folders.evaluations(run)]
     own = next((one for one in evaluations if one["own"]), None)
-    return page_template(TEMPLATE, estimate=format_estimate, unmentioned_note=unmentioned_note).render(
+    filters = {"estimate": format_estimate, "unmentioned_note": unmentioned_note, "protocol_title": protocol_title}
+    return page_template(TEMPLATE, **filters).render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,

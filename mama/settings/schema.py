@@ -20,7 +20,9 @@ Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
-TASKS = ("cancer", "malignancy", "birads", "density")
+# The shipped tasks, configs/tasks/*.yaml.
+TASKS = ("cancer", "malignancy", "birads", "density", "mass", "calcification", "asymmetry", "distortion")
+UNITS = ("image", "breast", "exam", "patient")
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,14 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation of a consolidated run on held-out images."""
 
-    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])  # of these and malignancy
+    # Shipped tasks by name (cancer, malignancy, birads, density, mass, calcification, asymmetry, distortion), and paths
+    # of YAML files that define one's own.
+    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])
+    # What is scored: image, breast, exam, patient, each from the same pass. Images always, and the unit of the task.
+    units: list[str] = field(default_factory=lambda: list(UNITS))
+    # The score of a unit: the mean over its images, or the highest score of the positive class (of more than two
+    # classes: the highest of each, made to add up to 1).
+    pool: Literal["mean", "max"] = "mean"
     split: Literal["train", "val", "test"] = "test"  # split that is evaluated
     batch: int = 64  # images or texts per forward pass, at least 1
     bootstrap: int = 1000  # resamples of the patients for the 95 % intervals; 0: no intervals
@@ -292,7 +301,10 @@ class EvalConfig:
         if not self.tasks:
             raise ConfigError(f"eval.tasks: empty; name at least one of {', '.join(TASKS)}")
         for task in self.tasks:
-            one_of("eval.tasks", task, TASKS)
+            if not task.endswith((".yaml", ".yml")):
+                one_of("eval.tasks", task, (*TASKS, "the path of a YAML file"))
+        for unit in self.units:
+            one_of("eval.units", unit, UNITS)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from mama.evaluate import localisation, retrieval
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results import results_table
+from mama.evaluate.results import results_table, rows_of, shown_rows
 from mama.evaluate.task_data import task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_task
 from mama.report import pictures
 from mama.report.page import write_report
 from mama.settings.load import save
@@ -51,7 +51,7 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     starts = {"report": "Procedure: ", "sentence": "This is a mammogram", "caption": "Mammogram, side unknown"}
     assert all(text[0].startswith(starts[style]) for text in prompted.values())
     for name in ("cancer", "malignancy", "density"):
-        rows = {(r["protocol"], r["model"]): r["metrics"] for r in found[name]["rows"]}
+        rows = {(r["protocol"], r["model"]): r["metrics"] for r in rows_of(found[name], "image")}
         for protocol in ("zero-shot", "linear probe"):
             assert rows[protocol, "trained"]["auc"]["value"] == 1.0, (name, protocol)
             assert rows[protocol, "trained"]["balanced_accuracy"]["value"] == 1.0
@@ -93,7 +93,7 @@ def test_a_task_without_labels_says_so_instead_of_failing(config: Config, oracle
     items = Split(config, "test").items
     bare = [replace(i, study=replace(i.study, views=tuple(
         replace(v, labels=replace(v.labels, density=None)) for v in i.study.views))) for i in items]  # fmt: skip
-    data = task_data(TASKS["density"], bare, bare, Wording())
+    data = task_data(load_task("density"), bare, bare, [], Wording())
     assert (len(data.rows), data.classes, data.absent) == (0, [], ["A", "B", "C", "D"])
 
 
@@ -112,12 +112,12 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
     lines = results_table(found).splitlines()
-    assert len(lines) == 2 + sum(len(d["rows"]) for name, d in found.items() if name != "alignment")
+    assert len(lines) == 2 + sum(len(shown_rows(d)) for name, d in found.items() if name != "alignment") + 1
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
     assert not re.search(r"None|\bnan\b", "\n".join(lines))
-    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0}}).splitlines()[2:]
-    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
+    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0, "chance": None}}).splitlines()[2:]
+    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "0", "0"]
 
 
 def test_a_class_that_the_training_texts_never_mention_is_marked(
@@ -135,9 +135,9 @@ def test_a_class_that_the_training_texts_never_mention_is_marked(
     assert found["cancer"]["untaught"] == ["cancer"]
     assert "cancer: the training texts never mention what the class prompts say of cancer" in caplog.text
     table = results_table(found).splitlines()
-    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
+    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 4 + [
         "linear probe"
-    ] * 2
+    ] * 4
     assert table[-1].startswith("* cancer: the training texts never mention what the class prompts say of cancer")
     assert (
         "the training texts never mention what the class prompts say of cancer"

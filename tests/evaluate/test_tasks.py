@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_task
 from shards.schema import Labels
 from tests.support.cohort import study
 
@@ -28,5 +28,6 @@ from tests.support.cohort import study
     ],
 )
 def test_labels(task: str, labels: dict[str, object], expected: int | None) -> None:
-    view = replace(study(1, "train").views[0], labels=Labels(**labels))  # type: ignore[arg-type]
-    assert TASKS[task].label(view) == expected
+    one = study(1, "train")
+    view = replace(one.views[0], labels=Labels(**labels))  # type: ignore[arg-type]
+    assert load_task(task).label_of(one, view) == expected

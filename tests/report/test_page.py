@@ -11,6 +11,7 @@ import pytest
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.evaluation import evaluate
+from mama.evaluate.results import shown_rows
 from mama.objective.losses import weights_at
 from mama.report.page import TERMS, TITLES, write_report
 from mama.settings.schema import Config, LossConfig
@@ -68,7 +69,7 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     for name in ("cancer", "birads", "density", "malignancy"):
         document = json.loads((evaluated.run_folder / "eval" / name / "metrics.json").read_text())
         assert document["title"] in text
-        for row in document["rows"]:
+        for row in shown_rows(document):
             auc = row["metrics"]["auc"]
             assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
     assert "24 images of 12 patients" in text
