@@ -283,12 +283,12 @@ class EvalConfig:
     # Shipped tasks by name (cancer, malignancy, birads, density, mass, calcification, asymmetry, distortion), and paths
     # of YAML files that define one's own.
     tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])
+    split: Literal["train", "val", "test"] = "test"  # split that is evaluated
     # What is scored: image, breast, exam, patient, each from the same pass. Images always, and the unit of the task.
     units: list[str] = field(default_factory=lambda: list(UNITS))
     # The score of a unit: the mean over its images, or the highest score of the positive class (of more than two
     # classes: the highest of each, made to add up to 1).
     pool: Literal["mean", "max"] = "mean"
-    split: Literal["train", "val", "test"] = "test"  # split that is evaluated
     batch: int = 64  # images or texts per forward pass, at least 1
     bootstrap: int = 1000  # resamples of the patients for the 95 % intervals; 0: no intervals
     intensity_baseline: bool = False  # also evaluate a logistic regression on 31 intensity percentiles

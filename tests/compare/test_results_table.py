@@ -10,15 +10,18 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from mama.compare.methods import common_settings, methods
 from mama.compare.results_table import Cell, Column, Table, results_table
+from mama.data.held_out import Split
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.result_folders import MARKER
+from mama.evaluate.results import rows_of
 from mama.run.files import read_object, write_digests, write_json
 from mama.sweep import status
 from mama.sweep.sweep import Sweep
@@ -57,8 +60,11 @@ def sweep(made: Sweep) -> Iterator[Sweep]:
     shutil.rmtree(copy)
 
 
-def column(table: Table, task: str = "cancer", protocol: str = "zero-shot", model: str = "trained") -> Column:
-    (found,) = {c for _, c, _ in table.cells if (c.task, c.protocol, c.model) == (task, protocol, model)}
+def column(
+    table: Table, task: str = "cancer", protocol: str = "zero-shot", model: str = "trained", unit: str = "image"
+) -> Column:
+    wanted = (task, protocol, model, unit)
+    (found,) = {c for _, c, _ in table.cells if (c.task, c.protocol, c.model, c.unit) == wanted}
     return found
 
 
@@ -94,7 +100,7 @@ def test_methods_have_names_of_their_own(made: Sweep) -> None:
 def test_mean_spread_and_interval_over_seeds(made: Sweep, table: Table) -> None:
     for task, protocol, metric in (("cancer", "zero-shot", "auc"), ("density", "linear probe", "balanced_accuracy")):
         files = [json.loads((folder(made, n) / task / "metrics.json").read_text()) for n in (3, 4, 5)]
-        found = [r["metrics"][metric]["value"] for f in files for r in f["rows"]
+        found = [r["metrics"][metric]["value"] for f in files for r in rows_of(f, "image")
                  if (r["protocol"], r["model"]) == (protocol, "trained")]  # fmt: skip
         one = cell(table, "mama, lr=0.0001", metric, task=task, protocol=protocol)
         assert one.values == found
@@ -119,9 +125,11 @@ def test_every_task_protocol_metric_and_model_has_its_figure(table: Table) -> No
     assert ("cancer", "zero-shot", "trained", "specificity_at_sensitivity") in keys
     assert ("alignment", "pointing game", "trained", "hit_rate") in keys
     (images,) = table.sets
-    assert [(c.task, c.protocol) for c in table.columns(images, "auc")][:2] == [
+    assert [(c.task, c.title) for c in table.columns(images, "auc")][:4] == [
         ("cancer", "zero-shot"),
+        ("cancer", "zero-shot, by breast"),
         ("cancer", "linear probe"),
+        ("cancer", "linear probe, by breast"),
     ]
     assert table.metrics()[:2] == ["auc", "balanced_accuracy"]
 
@@ -175,6 +183,20 @@ def test_a_comparison_is_paired_by_patient_and_averages_the_seeds(made: Sweep, t
     assert found.low > 0
     assert found.p is not None
     assert found.p < 0.05
+
+
+def test_breasts_are_compared_by_their_own_predictions(made: Sweep, table: Table) -> None:
+    """The AUC of each method by pandas, from predictions.csv: a breast has the mean of its images."""
+    one = cell(table, "mama, lr=0.0001", unit="breast")
+    for number, value in zip((3, 4, 5), one.values, strict=True):
+        images = pd.read_csv(folder(made, number) / "cancer" / "predictions.csv")
+        images = images[(images["protocol"] == "zero-shot") & (images["model"] == "trained")]
+        studies = {i.key: f"{i.study.key}/{i.view.laterality}" for i in Split(made.points[0].config, "test").items}
+        breasts = images.groupby(images["image"].map(studies))
+        area = roc_auc_score(breasts["label"].max() == "no cancer", -breasts["cancer"].mean())
+        assert roc_auc_score(breasts["label"].min() == "cancer", breasts["cancer"].mean()) == pytest.approx(area)
+        assert value == pytest.approx(area, abs=1e-3)
+    assert one.against is not None, one.no_comparison
 
 
 def test_bold_are_the_best_and_those_that_cannot_be_told_from_it(table: Table) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -37,6 +40,19 @@ def test_every_class_has_texts_that_differ_from_all_other_classes() -> None:
             if task.name != "birads" or wording.birads:
                 pairs = [a & b for i, a in enumerate(texts) for b in texts[:i]]
                 assert not any(pairs), task.name
+
+
+def test_the_prompts_of_figures_that_were_published_do_not_change() -> None:
+    """Every text of the first four tasks, in their order, with the contents of several data sets."""
+    wordings = [
+        *(Wording(style=style) for style in get_args(report_text.Style)),
+        Wording(reasons=(None, "screening"), birads=False, assessed=True),
+        Wording(density=False, reports=True, descriptors=False),
+        Wording(birads=False, descriptors=False, outcomes=("benign", "malignant", "normal")),
+    ]
+    tasks = [load_task(name) for name in ("cancer", "malignancy", "birads", "density")]
+    texts = [prompt_ensembles(task, wording) for task in tasks for wording in wordings]
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "e397bd20041952e2"
 
 
 def test_density_prompts_have_the_sentence_of_training_and_hide_the_rest() -> None:

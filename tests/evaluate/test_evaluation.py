@@ -19,7 +19,7 @@ from mama.evaluate import localisation, retrieval
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results import results_table, rows_of, shown_rows
+from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows
 from mama.evaluate.task_data import task_data
 from mama.evaluate.tasks import load_task
 from mama.report import pictures
@@ -80,6 +80,42 @@ def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(confi
     with np.load(folder / "alignment" / "maps.npz") as file:
         assert file["maps"].shape == (6, SIZE[0] // PATCH, SIZE[1] // PATCH)
     assert not list(folder.rglob("*.partial"))
+
+
+def test_every_unit_has_rows_of_its_own_and_a_file_of_its_predictions(config: Config, oracle: Oracle) -> None:
+    """Images first; of the other units those that are asked for, and that of the task."""
+    config = replace(config, eval=replace(config.eval, tasks=["cancer", "density"], units=["patient"], pool="max"))
+    found = evaluate(config, config.run_folder)
+    folder = config.run_folder / "eval"
+    for name, own, counts in (("cancer", "breast", {"no cancer": 18, "cancer": 6}), ("density", "exam", None)):
+        document = found[name]
+        assert list(dict.fromkeys(row["unit"] for row in document["rows"])) == ["image", own, "patient"]
+        assert {row["pool"] for row in document["rows"]} == {None, "max"}
+        assert not (folder / name / f"predictions-{'exam' if own == 'breast' else 'breast'}.csv").exists()
+        for row in document["rows"]:
+            unit = row["unit"]
+            one = read_predictions(folder / name / predictions_file(unit), row["protocol"], row["model"])
+            assert (row["n"], row["patients"]) == (len(one.images), 12)
+            assert row["incomplete"] == (0 if unit == "image" else row["n"]), "they have no MLO"
+            if unit == own and counts:
+                assert row["counts"] == counts
+            if document["binary"] and row["metrics"]["auc"]["value"] is not None:
+                area = roc_auc_score(one.labels, one.scores[:, 1])
+                assert row["metrics"]["auc"]["value"] == pytest.approx(area, abs=1e-3)
+        with (folder / name / "subgroups.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        rows = document["subgroups"]["rows"]
+        assert [(line["by"], line["group"], line["n"]) for line in lines] == [
+            (row["by"], row["group"], str(row["n"])) for row in rows
+        ]
+        assert {line["unit"] for line in lines} == {own}
+        assert document["prompt_sensitivity"][0]["auc"] == rows_of(document, "image")[0]["metrics"]["auc"]["value"]
+        assert document["definition"]["label"] == name
+    table = results_table(found).splitlines()
+    assert [line.split()[:4] for line in table[2:4]] == [
+        ["cancer", "zero-shot", "trained", "image"], ["cancer", "zero-shot", "trained", "breast"],
+    ]  # fmt: skip
+    assert max(map(len, table)) <= 115  # of the longest name of a model; 100 without it
 
 
 def test_birads_has_the_categories_of_the_data_set_as_classes(config: Config, oracle: Oracle) -> None:
