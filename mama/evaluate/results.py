@@ -18,7 +18,7 @@ from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.task_data import TaskData
-from mama.evaluate.tasks import Task, Unit
+from mama.evaluate.tasks import RESERVED_TASKS, Task, Unit
 from mama.evaluate.units import KEYS, Pool
 from mama.evaluate.units import facts as unit_facts
 from mama.run.files import write_json
@@ -112,7 +112,7 @@ def write(
         for kind in dict.fromkeys(row["unit"] for row in measured["rows"]):
             atomic_write(own / predictions_file(kind), _predictions_csv(data, kind, measured["pool"]).encode())
         atomic_write(own / "subgroups.csv", subgroups.as_csv(measured["subgroups"]).encode())
-    (folder / "retrieval").mkdir()
+    (folder / "retrieval").mkdir(exist_ok=True)
     write_json(folder / "retrieval" / "examples.json", retrieved)
     packed = io.BytesIO()
     np.savez(packed, maps=maps)
@@ -178,7 +178,7 @@ def results_table(results: Results) -> str:
     head = ("task", "protocol", "model", "of", "AUC [95 %]", "bal. accuracy [95 %]", "n", "patients")
     lines = [head]
     for name, document in results.items():
-        if name == "alignment":
+        if name in RESERVED_TASKS:
             continue
         mark = " *" if unmentioned_note(document) else ""
         for row in shown_rows(document):
@@ -191,7 +191,7 @@ def results_table(results: Results) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [f"* {name}: {note}" for name, document in results.items() if (note := unmentioned_note(document))]
-    chances = [f"{d['chance']:.2f} {name}" for name, d in results.items() if name != "alignment" and d["chance"]]
+    chances = [f"{d['chance']:.2f} {name}" for name, d in results.items() if d.get("chance")]
     chance = [f"balanced accuracy of guessing: {', '.join(chances)}"] if chances else []
     return "\n".join([table[0], "-" * len(table[0]), *table[1:], *chance, *notes])
 

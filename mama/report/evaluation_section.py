@@ -44,6 +44,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "pictures": pictures is not None,
         "tasks": tasks,
         "rocs": [_roc(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
+        "forests": [found for task in tasks if (found := _forest(task))],
         "confusions": [_confusions(task) for task in tasks if task["rows"]],
         "retrieval": _retrieval(folder, marker, pictures),
         "alignment": _alignment(folder, marker, pictures),
@@ -79,6 +80,15 @@ def _curve(row: Document, scores: list[tuple[bool, float]]) -> Document:
         "true_positive": true_positive,
         "label": f"{row['model']}: {format_estimate(row['metrics']['auc'])}",
     }
+
+
+def _forest(task: Document) -> Document | None:
+    """The subgroups of a task; None if there are none, as in results of an earlier release."""
+    rows = task.get("subgroups", {}).get("rows")
+    if not rows:
+        return None
+    overall = [row for row in rows_of(task, task["unit"]) if row["model"] == "trained" and is_whole(row)]
+    return {"task": task, "figure": figures.forest_plot(rows, overall, task["unit"])}
 
 
 def _confusions(task: Document) -> Document:
