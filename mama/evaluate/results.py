@@ -177,9 +177,8 @@ def results_table(results: Results) -> str:
     """The main figures as text: for each task, protocol and model a line on images, and one on the task's unit."""
     head = ("task", "protocol", "model", "of", "AUC [95 %]", "bal. accuracy [95 %]", "n", "patients")
     lines = [head]
-    for name, document in results.items():
-        if name in RESERVED_TASKS:
-            continue
+    of_tasks = {name: document for name, document in results.items() if name not in RESERVED_TASKS}
+    for name, document in of_tasks.items():
         mark = " *" if unmentioned_note(document) else ""
         for row in shown_rows(document):
             figures = (format_estimate(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
@@ -190,8 +189,8 @@ def results_table(results: Results) -> str:
             lines.append((name, "no image with this label", "", "", "n/a", "n/a", str(document["images"]), "0"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    notes = [f"* {name}: {note}" for name, document in results.items() if (note := unmentioned_note(document))]
-    chances = [f"{d['chance']:.2f} {name}" for name, d in results.items() if d.get("chance")]
+    notes = [f"* {name}: {note}" for name, document in of_tasks.items() if (note := unmentioned_note(document))]
+    chances = [f"{document['chance']:.2f} {name}" for name, document in of_tasks.items() if document["chance"]]
     chance = [f"balanced accuracy of guessing: {', '.join(chances)}"] if chances else []
     return "\n".join([table[0], "-" * len(table[0]), *table[1:], *chance, *notes])
 

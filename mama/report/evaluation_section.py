@@ -87,7 +87,8 @@ def _forest(task: Document) -> Document | None:
     rows = task.get("subgroups", {}).get("rows")
     if not rows:
         return None
-    overall = [row for row in rows_of(task, task["unit"]) if row["model"] == "trained" and is_whole(row)]
+    of_unit = (row for row in task["shown"] if row["unit"] == task["unit"])
+    overall = [row for row in of_unit if row["model"] == "trained" and is_whole(row)]
     return {"task": task, "figure": figures.forest_plot(rows, overall, task["unit"])}
 
 
