@@ -18,6 +18,7 @@ from mama.evaluate.result_folders import MARKER, METRICS, evaluations
 from mama.evaluate.results import is_whole, shown_rows
 from mama.export.model_folder import WEIGHTS
 from mama.run.files import DIGESTS
+from mama.settings.schema import TASKS
 from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
 
@@ -44,6 +45,7 @@ class Column:
     protocol: str
     model: str  # "trained", or what it is compared with
     unit: str = "image"  # or that of the task
+    definition: str = ""  # of a task that is not a shipped one, as JSON: two files of one name are two tasks
 
     @property
     def title(self) -> str:
@@ -109,9 +111,12 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
         str(shards["digest"]), str(shards["split"]), tuple((key, json.dumps(departs[key])) for key in sorted(departs))
     )
     alignment = folder.name == "alignment"
+    own_task = not alignment and folder.name not in TASKS
+    definition = json.dumps(document["definition"], sort_keys=True) if own_task else ""
     for row in document["rows"] if alignment else filter(is_whole, shown_rows(document)):
         protocol = POINTING if alignment else str(row["protocol"])
-        column = Column(images, folder.name, protocol, str(row["model"]), str(row.get("unit", "image")))
+        unit = str(row.get("unit", "image"))
+        column = Column(images, folder.name, protocol, str(row["model"]), unit, definition)
         estimates = {"hit_rate": row["hit_rate"]} if alignment else row["metrics"]
         yield Measured(
             point,

@@ -41,6 +41,7 @@ def settings_of(config: Config) -> Document:
         "intensity_baseline": config.eval.intensity_baseline,
         "resamples": config.eval.bootstrap,
         "seed": config.seed,
+        "pool": config.eval.pool,
         "interval": intervals.METHOD,
     }
 

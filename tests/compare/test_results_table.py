@@ -261,6 +261,20 @@ def test_figures_of_other_images_or_settings_are_never_in_the_same_column(sweep:
     assert counts[departing] == 1
 
 
+def test_two_tasks_of_one_name_are_never_in_the_same_column(sweep: Sweep) -> None:
+    """Files of two definitions that their authors called alike."""
+    sweep = replace(sweep, points=[sweep.points[0], sweep.points[3]])
+    for number, label in ((0, "density"), (1, "birads")):
+        own = folder(sweep, number) / "mine"
+        shutil.copytree(own.with_name("cancer"), own)
+        edit(own / "metrics.json", task="mine", definition={"label": label})
+        edit(folder(sweep, number) / MARKER, tasks=["mine"])
+    columns = {
+        c for _, c, _ in results_table(sweep).cells if (c.task, c.protocol, c.unit) == ("mine", "zero-shot", "image")
+    }
+    assert len({column for column in columns if column.model == "trained"}) == 2
+
+
 def test_predictions_that_are_not_of_the_same_images_are_not_compared(sweep: Sweep) -> None:
     sweep = replace(sweep, points=[sweep.points[n] for n in (0, 3, 6, 7)])
     file = folder(sweep, 1) / "cancer/predictions.csv"
