@@ -16,8 +16,10 @@ from pathlib import Path
 from mama.evaluate.fractions import label_of
 from mama.evaluate.provenance import Document, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
+from mama.evaluate.results import shown_rows
 from mama.export.model_folder import WEIGHTS
 from mama.run.files import DIGESTS
+from mama.settings.schema import TASKS
 from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
 
@@ -43,6 +45,13 @@ class Column:
     task: str
     protocol: str
     model: str  # "trained", or what it is compared with
+    unit: str = "image"  # or that of the task
+    definition: str = ""  # of a task that is not a shipped one, as JSON: two files of one name are two tasks
+
+    @property
+    def title(self) -> str:
+        """The protocol, and the unit if that is not the image."""
+        return self.protocol if self.unit == "image" else f"{self.protocol}, by {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,12 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
         str(shards["digest"]), str(shards["split"]), tuple((key, json.dumps(departs[key])) for key in sorted(departs))
     )
     alignment = folder.name == "alignment"
-    for row in document["rows"]:
+    own_task = not alignment and folder.name not in TASKS
+    definition = json.dumps(document["definition"], sort_keys=True) if own_task else ""
+    for row in document["rows"] if alignment else shown_rows(document):
         protocol = POINTING if alignment else label_of(str(row["protocol"]), row.get("fraction"), row.get("draw", 0))
-        column = Column(images, folder.name, protocol, str(row["model"]))
+        unit = str(row.get("unit", "image"))
+        column = Column(images, folder.name, protocol, str(row["model"]), unit, definition)
         estimates = {"hit_rate": row["hit_rate"]} if alignment else row["metrics"]
         yield Measured(
             point,

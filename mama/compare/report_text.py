@@ -75,7 +75,7 @@ def terminal(table: Table) -> str:
     for images, name in table.sets.items():
         if columns := table.columns(images, "auc"):
             parts += ["", f"AUC on {name}"]
-            heads = [("", *(c.task for c in columns)), ("", *(c.protocol for c in columns))]
+            heads = [("", *(c.task for c in columns)), ("", *(c.title for c in columns))]
             parts += _aligned([*heads, *_rows(table, images, columns)])
     if not parts:
         parts = ["no point has been evaluated yet"]
@@ -92,7 +92,7 @@ def markdown(table: Table) -> str:
     for images, name in table.sets.items():
         if not (columns := table.columns(images, "auc")):
             continue
-        heads = [_escaped(f"{c.task}, {c.protocol}") for c in columns]
+        heads = [_escaped(f"{c.task}, {c.title}") for c in columns]
         lines += [f"AUC on {_escaped(name)}", "", f"| method | seeds | {' | '.join(heads)} |"]
         lines += ["|---|---|" + "---|" * len(columns)]
         for method in table.rows(images, "auc"):
@@ -108,7 +108,7 @@ def markdown(table: Table) -> str:
 
 
 def figures_csv(table: Table) -> str:
-    """One line for each point, set of images, task, protocol, model and metric, with all digits."""
+    """One line for each point, set of images, task, protocol, unit, model and metric, with all digits."""
     method_of = {point.name: method for method in table.methods for point in method.points}
     axes = _axes(table.methods)
     heads = ["sweep", "point", "method", *axes, "seed", *KEYS, "value", "low", "high", "reason", "images", "patients"]
@@ -123,7 +123,7 @@ def methods_csv(table: Table) -> str:
     return _csv([*heads, *compared, "delong_low", "delong_high", "delong_p", "reason"], _method_lines(table, axes))
 
 
-KEYS = ("set", "split", "shards_digest", "departs", "task", "protocol", "model", "metric")
+KEYS = ("set", "split", "shards_digest", "departs", "task", "protocol", "unit", "model", "metric")
 
 
 def _figure_lines(table: Table, method_of: dict[str, Method], axes: list[str]) -> Iterator[list[Any]]:
@@ -157,7 +157,7 @@ def _keys(table: Table, column: Column, metric: str) -> list[Any]:
     images = column.images
     departs = " ".join(f"{key}={value}" for key, value in images.departs)
     facts = [table.sets[images], images.split, images.digest, departs]
-    return [*facts, column.task, column.protocol, column.model, metric]
+    return [*facts, column.task, column.protocol, column.unit, column.model, metric]
 
 
 def _axes(methods: list[Method]) -> list[str]:

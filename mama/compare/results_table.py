@@ -26,7 +26,7 @@ from mama.evaluate import metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.comparison import delong
 from mama.evaluate.intervals import LEVEL, Difference, Part, difference
-from mama.evaluate.results import Scored, read_predictions
+from mama.evaluate.results import Scored, predictions_file, read_predictions
 from mama.sweep.sweep import Sweep
 from shards.progress import progress
 
@@ -198,7 +198,7 @@ class _Drawn:
         """Raises `ConfigError` for predictions that are of other images."""
         if one.column.protocol == POINTING:
             raise ConfigError("its hits are not on file image by image")
-        file = one.folder / "predictions.csv"
+        file = one.folder / predictions_file(one.column.unit)
         scored = read_predictions(file, one.column.protocol, one.column.model)
         self.first = self.first or (one.point.name, scored)
         if not scored.same_images(self.first[1]):
@@ -243,6 +243,6 @@ def _absent(table: Table) -> list[tuple[str, str]]:
         like = {one.column for one in trained if one.point.config.data.shards == point.config.data.shards}
         # Without the local term there is nothing that could point.
         if lacking := {c for c in like - own if c.protocol != POINTING or point.config.loss.local}:
-            what = sorted(f"{c.task}, {c.protocol} on {table.sets[c.images]}" for c in lacking)
+            what = sorted(f"{c.task}, {c.title} on {table.sets[c.images]}" for c in lacking)
             missing.append((point.name, f"{absence(table.sweep, point)}: no {'; no '.join(what)}"))
     return missing

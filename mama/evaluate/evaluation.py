@@ -44,7 +44,7 @@ from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
 from mama.evaluate.provenance import Document
 from mama.evaluate.results import Results, unmentioned_note
 from mama.evaluate.task_data import Predictions, TaskData, task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_tasks
 from mama.evaluate.training_vocabulary import training_statements
 from mama.export.model_folder import is_bare, load_model, model_folder, require_model
 from mama.export.trained_on import read_trained_on
@@ -110,6 +110,8 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     documents["alignment"] = measured | _alignment(maps, sought, shown, splits, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
+    if show:
+        show("\n".join(results.localisation_lines(documents["alignment"])))
     examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
     folder = result_folders.folder_of(measured["shards"], _place(config, run))
     log.info("writing the results to %s", folder)
@@ -152,8 +154,8 @@ def _tasks(config: Config, trained_with: Config, splits: Splits) -> list[TaskDat
     mentioned = _mentioned_in_training(trained_with.data, config.data, train)
     of_train, of_val = ([] if split is None else split.items for split in (train, splits.val))
     return [
-        task_data(TASKS[name], splits.held_out.items, of_train, of_val, wording, mentioned)
-        for name in config.eval.tasks
+        task_data(task, splits.held_out.items, of_train, of_val, wording, mentioned)
+        for task in load_tasks(config.eval.tasks)
     ]
 
 
@@ -234,9 +236,14 @@ def _zero_shot(
     if config.eval.protocol == "paper":
         scored = partial(paper.zero_shot_scores, data.ensembles, embed=embed, scale=scale)
     else:
-        classes = zero_shot.class_embeddings([embed(texts) for texts in data.ensembles])
+        ensembles = [embed(texts) for texts in data.ensembles]
+        classes = zero_shot.class_embeddings(ensembles)
         scored = partial(_by_classes, classes=classes, scale=scale)
-    scores = scored(splits.held_out.items, data.rows, made.images[splits.held_out.name])
+    images = made.images[splits.held_out.name]
+    scores = scored(splits.held_out.items, data.rows, images)
+    if name == "trained" and config.eval.protocol == "standard":
+        how = data.templates, scale, data.task.binary
+        data.sensitivity = zero_shot.by_template(images[data.rows], data.labels, ensembles, *how)
     val = None
     if splits.val and len(data.val_rows):
         val = scored(splits.val.items, data.val_rows, made.images["val"])

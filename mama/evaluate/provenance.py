@@ -43,6 +43,7 @@ def settings_of(config: Config) -> Document:
         "resamples": config.eval.bootstrap,
         "prevalence": config.eval.prevalence,
         "seed": config.seed,
+        "pool": config.eval.pool,
         "interval": intervals.METHOD,
         "protocol": config.eval.protocol,
         "protocols": config.eval.protocols,

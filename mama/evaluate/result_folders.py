@@ -16,6 +16,7 @@ from errno import EEXIST, ENOTDIR, ENOTEMPTY
 from pathlib import Path
 
 from mama.evaluate.provenance import IDENTITY, Document, is_own, object_in, same
+from mama.evaluate.tasks import task_name
 from mama.run.files import write_json
 from mama.settings.schema import Config
 
@@ -74,7 +75,7 @@ def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:
     Tasks in `folder` that were not measured again are kept if they have the same provenance as `measured`.
     """
     before = object_in(folder / MARKER) or {}
-    tasks = list(dict.fromkeys(config.eval.tasks))
+    tasks = list(dict.fromkeys(map(task_name, config.eval.tasks)))
     if same(before, measured):
         for name in before.get("tasks", []):
             if name not in tasks and same(object_in(folder / name / METRICS) or {}, measured):

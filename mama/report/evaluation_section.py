@@ -13,10 +13,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mama.evaluate import metrics, provenance
-from mama.evaluate.fractions import label_of
 from mama.evaluate.provenance import Document
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.results import format_estimate
+from mama.evaluate.results import format_estimate, is_whole, rows_of, shown_rows
 from mama.report import figures
 from mama.report.pictures import Pictures, open_pictures
 from mama.settings.schema import Config
@@ -29,9 +28,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
     """
     shards, model, settings = (marker[key] for key in provenance.IDENTITY)
     read = {name: provenance.object_in(folder / name / METRICS) for name in marker["tasks"]}
-    tasks = [task for task in read.values() if task and provenance.same(task, marker)]
-    for row in (row for task in tasks for row in task["rows"]):
-        row["protocol"] = label_of(row["protocol"], row.get("fraction"), row.get("draw", 0))
+    tasks = [_on_images(task) for task in read.values() if task and provenance.same(task, marker)]
     pictures = open_pictures(config, marker)
     return {
         "own": shards["split"] == "test" and provenance.is_own(shards, run),
@@ -47,10 +44,16 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "pictures": pictures is not None,
         "tasks": tasks,
         "rocs": [_roc(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
+        "forests": [found for task in tasks if (found := _forest(task))],
         "confusions": [_confusions(task) for task in tasks if task["rows"]],
         "retrieval": _retrieval(folder, marker, pictures),
         "alignment": _alignment(folder, marker, pictures),
     }
+
+
+def _on_images(task: Document) -> Document:
+    """A task whose `rows` are those on images that had all training labels, and `shown` those of the first table."""
+    return {**task, "shown": shown_rows(task), "rows": list(filter(is_whole, rows_of(task, "image")))}
 
 
 def _roc(task: Document, folder: Path) -> Document:
@@ -77,6 +80,16 @@ def _curve(row: Document, scores: list[tuple[bool, float]]) -> Document:
         "true_positive": true_positive,
         "label": f"{row['model']}: {format_estimate(row['metrics']['auc'])}",
     }
+
+
+def _forest(task: Document) -> Document | None:
+    """The subgroups of a task; None if there are none, as in results of an earlier release."""
+    rows = task.get("subgroups", {}).get("rows")
+    if not rows:
+        return None
+    of_unit = (row for row in task["shown"] if row["unit"] == task["unit"])
+    overall = [row for row in of_unit if row["model"] == "trained" and is_whole(row)]
+    return {"task": task, "figure": figures.forest_plot(rows, overall, task["unit"])}
 
 
 def _confusions(task: Document) -> Document:

@@ -130,6 +130,37 @@ def confusion_matrix(counts: list[list[int]], classes: list[str], title: str) ->
         return _svg(figure)
 
 
+def forest_plot(rows: list[dict[str, Any]], overall: list[dict[str, Any]], unit: str) -> str:
+    """AUC and interval of each subgroup, a colour for each protocol, beside those of all (dashed). A `data:` URI.
+
+    `rows` and `overall` as in a task's metrics.json. A subgroup without an AUC keeps its line, and its size.
+    """
+    groups = list(dict.fromkeys((row["by"], row["group"], row["n"]) for row in rows))
+    place = {group[:2]: number for number, group in enumerate(groups)}
+    protocols = list(dict.fromkeys(row["protocol"] for row in overall))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.2 + 0.3 * len(groups)), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (protocol, colour) in enumerate(zip(protocols, SERIES, strict=False)):
+            of_all = next(row["metrics"]["auc"]["value"] for row in overall if row["protocol"] == protocol)
+            if of_all is not None:
+                axes.axvline(of_all, color=colour, linewidth=1, linestyle="--")
+            aucs = [(place[row["by"], row["group"]], row["metrics"]["auc"]) for row in rows
+                    if row["protocol"] == protocol and row["metrics"]["auc"]["value"] is not None]  # fmt: skip
+            height = 0.2 * (number - (len(protocols) - 1) / 2)
+            for y, auc in aucs:
+                if auc["low"] is not None:
+                    axes.plot([auc["low"], auc["high"]], [y + height] * 2, color=colour, linewidth=1.4)
+            axes.plot(
+                [auc["value"] for _, auc in aucs], [y + height for y, _ in aucs], "o", color=colour, label=protocol
+            )
+        names = [f"{by}: {group} ({n} {unit}s)" for by, group, n in groups]
+        axes.set_yticks(range(len(groups)), names, fontsize=8)
+        axes.set(xlabel="AUC [95 %]", xlim=(-0.01, 1.01), ylim=(len(groups) - 0.4, -0.6))
+        figure.legend(loc="outside upper center", ncols=len(protocols), fontsize=8)
+        return _svg(figure)
+
+
 def data_uri(kind: str, content: bytes) -> str:
     """A file of the media type `kind` as a `data:` URI, so that the page holds it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

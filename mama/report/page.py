@@ -74,9 +74,8 @@ def _page(config: Config, run: Path, model: Path, data: list[Document]) -> str:
     now = provenance.model_of(model)
     evaluations = [evaluation(config, run, now, *found) for found in result_folders.evaluations(run)]
     own = next((one for one in evaluations if one["own"]), None)
-    return page_template(
-        TEMPLATE, estimate=format_estimate, unmentioned_note=unmentioned_note, decided=_decided
-    ).render(
+    filters = {"estimate": format_estimate, "unmentioned_note": unmentioned_note, "protocol_title": _protocol}
+    return page_template(TEMPLATE, **filters, decided=_decided).render(
         name=config.name,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         config=config,
@@ -98,6 +97,10 @@ def _unmarked(run: Path) -> bool:
     """Whether eval/ has results of an early release, which did not record what was measured."""
     folder = run / "eval"
     return not (folder / result_folders.MARKER).exists() and any(folder.glob(f"*/{result_folders.METRICS}"))
+
+
+def _protocol(row: Document) -> str:
+    return label_of(row["protocol"], row.get("fraction"), row.get("draw", 0))
 
 
 def _data(config: Config) -> list[Document]:

@@ -20,8 +20,10 @@ Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
-TASKS = ("cancer", "malignancy", "birads", "density")
+# The shipped tasks, configs/tasks/*.yaml.
+TASKS = ("cancer", "malignancy", "birads", "density", "mass", "calcification", "asymmetry", "distortion")
 PROTOCOLS = ("zeroshot", "probe", "finetune")
+UNITS = ("image", "breast", "exam", "patient")
 
 
 @dataclass(frozen=True)
@@ -279,8 +281,15 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation of a consolidated run on held-out images."""
 
-    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])  # of these and malignancy
+    # Shipped tasks by name (cancer, malignancy, birads, density, mass, calcification, asymmetry, distortion), and paths
+    # of YAML files that define one's own.
+    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])
     split: Literal["train", "val", "test"] = "test"  # split that is evaluated
+    # What is scored: image, breast, exam, patient, each from the same pass. Images always, and the unit of the task.
+    units: list[str] = field(default_factory=lambda: list(UNITS))
+    # The score of a unit: the mean over its images, or the highest score of the positive class (of more than two
+    # classes: the highest of each, made to add up to 1).
+    pool: Literal["mean", "max"] = "mean"
     batch: int = 64  # images or texts per forward pass, at least 1
     bootstrap: int = 1000  # resamples of the patients for the 95 % intervals; 0: no intervals
     prevalence: list[float] | None = None  # shares of positive images at which the PPV is told too, such as [0.005]
@@ -309,7 +318,10 @@ class EvalConfig:
         if not self.tasks:
             raise ConfigError(f"eval.tasks: empty; name at least one of {', '.join(TASKS)}")
         for task in self.tasks:
-            one_of("eval.tasks", task, TASKS)
+            if not task.endswith((".yaml", ".yml")):
+                one_of("eval.tasks", task, (*TASKS, "the path of a YAML file"))
+        for unit in self.units:
+            one_of("eval.units", unit, UNITS)
         for protocol in self.protocols:
             one_of("eval.protocols", protocol, PROTOCOLS)
         for name, values in (("protocols", self.protocols), ("fractions", self.fractions)):

@@ -10,16 +10,19 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from mama.compare.methods import common_settings, methods
 from mama.compare.results_table import Cell, Column, Table, results_table
+from mama.data.held_out import Split
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.comparison import delong
 from mama.evaluate.result_folders import MARKER
+from mama.evaluate.results import rows_of
 from mama.run.files import read_object, write_digests, write_json
 from mama.sweep import status
 from mama.sweep.sweep import Sweep
@@ -58,8 +61,11 @@ def sweep(made: Sweep) -> Iterator[Sweep]:
     shutil.rmtree(copy)
 
 
-def column(table: Table, task: str = "cancer", protocol: str = "zero-shot", model: str = "trained") -> Column:
-    (found,) = {c for _, c, _ in table.cells if (c.task, c.protocol, c.model) == (task, protocol, model)}
+def column(
+    table: Table, task: str = "cancer", protocol: str = "zero-shot", model: str = "trained", unit: str = "image"
+) -> Column:
+    wanted = (task, protocol, model, unit)
+    (found,) = {c for _, c, _ in table.cells if (c.task, c.protocol, c.model, c.unit) == wanted}
     return found
 
 
@@ -95,7 +101,7 @@ def test_methods_have_names_of_their_own(made: Sweep) -> None:
 def test_mean_spread_and_interval_over_seeds(made: Sweep, table: Table) -> None:
     for task, protocol, metric in (("cancer", "zero-shot", "auc"), ("density", "linear probe", "balanced_accuracy")):
         files = [json.loads((folder(made, n) / task / "metrics.json").read_text()) for n in (3, 4, 5)]
-        found = [r["metrics"][metric]["value"] for f in files for r in f["rows"]
+        found = [r["metrics"][metric]["value"] for f in files for r in rows_of(f, "image")
                  if (r["protocol"], r["model"]) == (protocol, "trained")]  # fmt: skip
         one = cell(table, "mama, lr=0.0001", metric, task=task, protocol=protocol)
         assert one.values == found
@@ -120,9 +126,11 @@ def test_every_task_protocol_metric_and_model_has_its_figure(table: Table) -> No
     assert ("cancer", "zero-shot", "trained", "specificity_at_sensitivity") in keys
     assert ("alignment", "pointing game", "trained", "hit_rate") in keys
     (images,) = table.sets
-    assert [(c.task, c.protocol) for c in table.columns(images, "auc")][:2] == [
+    assert [(c.task, c.title) for c in table.columns(images, "auc")][:4] == [
         ("cancer", "zero-shot"),
+        ("cancer", "zero-shot, by breast"),
         ("cancer", "linear probe"),
+        ("cancer", "linear probe, by breast"),
     ]
     assert table.metrics()[:2] == ["auc", "balanced_accuracy"]
 
@@ -200,6 +208,20 @@ def test_the_best_brier_score_and_ece_are_the_lowest(table: Table) -> None:
     assert (ece.against, ece.no_comparison) == (None, "no comparison of this figure from predictions.csv")
 
 
+def test_breasts_are_compared_by_their_own_predictions(made: Sweep, table: Table) -> None:
+    """The AUC of each method by pandas, from predictions.csv: a breast has the mean of its images."""
+    one = cell(table, "mama, lr=0.0001", unit="breast")
+    for number, value in zip((3, 4, 5), one.values, strict=True):
+        images = pd.read_csv(folder(made, number) / "cancer" / "predictions.csv")
+        images = images[(images["protocol"] == "zero-shot") & (images["model"] == "trained")]
+        studies = {i.key: f"{i.study.key}/{i.view.laterality}" for i in Split(made.points[0].config, "test").items}
+        breasts = images.groupby(images["image"].map(studies))
+        area = roc_auc_score(breasts["label"].max() == "no cancer", -breasts["cancer"].mean())
+        assert roc_auc_score(breasts["label"].min() == "cancer", breasts["cancer"].mean()) == pytest.approx(area)
+        assert value == pytest.approx(area, abs=1e-3)
+    assert one.against is not None, one.no_comparison
+
+
 def test_bold_are_the_best_and_those_that_cannot_be_told_from_it(table: Table) -> None:
     bold = {m.name for m in table.methods if cell(table, m.name).bold}
     assert bold == {"mama, lr=0.0001", "slip, lr=0.001"}
@@ -260,6 +282,20 @@ def test_figures_of_other_images_or_settings_are_never_in_the_same_column(sweep:
               for images in table.sets}  # fmt: skip
     assert sorted(counts.values()) == [1, 1, 2]
     assert counts[departing] == 1
+
+
+def test_two_tasks_of_one_name_are_never_in_the_same_column(sweep: Sweep) -> None:
+    """Files of two definitions that their authors called alike."""
+    sweep = replace(sweep, points=[sweep.points[0], sweep.points[3]])
+    for number, label in ((0, "density"), (1, "birads")):
+        own = folder(sweep, number) / "mine"
+        shutil.copytree(own.with_name("cancer"), own)
+        edit(own / "metrics.json", task="mine", definition={"label": label})
+        edit(folder(sweep, number) / MARKER, tasks=["mine"])
+    columns = {
+        c for _, c, _ in results_table(sweep).cells if (c.task, c.protocol, c.unit) == ("mine", "zero-shot", "image")
+    }
+    assert len({column for column in columns if column.model == "trained"}) == 2
 
 
 def test_predictions_that_are_not_of_the_same_images_are_not_compared(sweep: Sweep) -> None:

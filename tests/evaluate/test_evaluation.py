@@ -19,9 +19,9 @@ from mama.evaluate import boxes, localisation, pointing, retrieval
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results import results_table
+from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows
 from mama.evaluate.task_data import task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_task
 from mama.report import pictures
 from mama.report.page import write_report
 from mama.settings.load import save
@@ -51,7 +51,7 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     starts = {"report": "Procedure: ", "sentence": "This is a mammogram", "caption": "Mammogram, side unknown"}
     assert all(text[0].startswith(starts[style]) for text in prompted.values())
     for name in ("cancer", "malignancy", "density"):
-        rows = {(r["protocol"], r["model"]): r["metrics"] for r in found[name]["rows"]}
+        rows = {(r["protocol"], r["model"]): r["metrics"] for r in rows_of(found[name], "image")}
         for protocol in ("zero-shot", "linear probe"):
             assert rows[protocol, "trained"]["auc"]["value"] == 1.0, (name, protocol)
             assert rows[protocol, "trained"]["balanced_accuracy"]["value"] == 1.0
@@ -95,6 +95,42 @@ def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(confi
     assert not list(folder.rglob("*.partial"))
 
 
+def test_every_unit_has_rows_of_its_own_and_a_file_of_its_predictions(config: Config, oracle: Oracle) -> None:
+    """Images first; of the other units those that are asked for, and that of the task."""
+    config = replace(config, eval=replace(config.eval, tasks=["cancer", "density"], units=["patient"], pool="max"))
+    found = evaluate(config, config.run_folder)
+    folder = config.run_folder / "eval"
+    for name, own, counts in (("cancer", "breast", {"no cancer": 18, "cancer": 6}), ("density", "exam", None)):
+        document = found[name]
+        assert list(dict.fromkeys(row["unit"] for row in document["rows"])) == ["image", own, "patient"]
+        assert {row["pool"] for row in document["rows"]} == {None, "max"}
+        assert not (folder / name / f"predictions-{'exam' if own == 'breast' else 'breast'}.csv").exists()
+        for row in document["rows"]:
+            unit = row["unit"]
+            one = read_predictions(folder / name / predictions_file(unit), row["protocol"], row["model"])
+            assert (row["n"], row["patients"]) == (len(one.images), 12)
+            assert row["incomplete"] == (0 if unit == "image" else row["n"]), "they have no MLO"
+            if unit == own and counts:
+                assert row["counts"] == counts
+            if document["binary"] and row["metrics"]["auc"]["value"] is not None:
+                area = roc_auc_score(one.labels, one.scores[:, 1])
+                assert row["metrics"]["auc"]["value"] == pytest.approx(area, abs=1e-3)
+        with (folder / name / "subgroups.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        rows = document["subgroups"]["rows"]
+        assert [(line["by"], line["group"], line["n"]) for line in lines] == [
+            (row["by"], row["group"], str(row["n"])) for row in rows
+        ]
+        assert {line["unit"] for line in lines} == {own}
+        assert document["prompt_sensitivity"][0]["auc"] == rows_of(document, "image")[0]["metrics"]["auc"]["value"]
+        assert document["definition"]["label"] == name
+    table = results_table(found).splitlines()
+    assert [line.split()[:4] for line in table[2:4]] == [
+        ["cancer", "zero-shot", "trained", "image"], ["cancer", "zero-shot", "trained", "breast"],
+    ]  # fmt: skip
+    assert max(map(len, table)) <= 115  # of the longest name of a model; 100 without it
+
+
 def test_birads_has_the_categories_of_the_data_set_as_classes(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)["birads"]
     assert [c["name"] for c in found["classes"]] == ["BI-RADS 1", "BI-RADS 2", "BI-RADS 5"]
@@ -106,7 +142,7 @@ def test_a_task_without_labels_says_so_instead_of_failing(config: Config, oracle
     items = Split(config, "test").items
     bare = [replace(i, study=replace(i.study, views=tuple(
         replace(v, labels=replace(v.labels, density=None)) for v in i.study.views))) for i in items]  # fmt: skip
-    data = task_data(TASKS["density"], bare, bare, [], Wording())
+    data = task_data(load_task("density"), bare, bare, [], Wording())
     assert (len(data.rows), data.classes, data.absent) == (0, [], ["A", "B", "C", "D"])
 
 
@@ -128,12 +164,12 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert last.startswith("localisation: pointing game 1.000 [")
     assert re.search(r" \(chance 0\.225\), box AUC 1\.000 \[.*\] of 6 findings; sensitivity at 1 false positive", last)
     assert re.search(r" an image 1\.000 \[.*\], AP at IoU 0\.25 1\.000 \[.*\] of 6 lesions$", last)
-    assert len(lines) == 2 + sum(len(d["rows"]) for d in found.values() if "classes" in d)
+    assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
     assert not re.search(r"None|\bnan\b", "\n".join(lines))
-    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0}}).splitlines()[2:]
-    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
+    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0, "chance": None}}).splitlines()[2:]
+    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "0", "0"]
 
 
 def test_a_class_that_the_training_texts_never_mention_is_marked(
@@ -151,9 +187,9 @@ def test_a_class_that_the_training_texts_never_mention_is_marked(
     assert found["cancer"]["untaught"] == ["cancer"]
     assert "cancer: the training texts never mention what the class prompts say of cancer" in caplog.text
     table = results_table(found).splitlines()
-    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
+    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 4 + [
         "linear probe"
-    ] * 2
+    ] * 4
     assert table[-1].startswith("* cancer: the training texts never mention what the class prompts say of cancer")
     assert (
         "the training texts never mention what the class prompts say of cancer"

@@ -5,13 +5,17 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.evaluation import evaluate
+from mama.evaluate.results import shown_rows
 from mama.objective.losses import weights_at
+from mama.report import figures
+from mama.report.figures import forest_plot
 from mama.report.page import TERMS, TITLES, write_report
 from mama.settings.schema import Config, LossConfig
 from tests.support.browser import CHROMIUM, probe
@@ -68,7 +72,7 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     for name in ("cancer", "birads", "density", "malignancy"):
         document = json.loads((evaluated.run_folder / "eval" / name / "metrics.json").read_text())
         assert document["title"] in text
-        for row in document["rows"]:
+        for row in shown_rows(document):
             auc = row["metrics"]["auc"]
             assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
     assert "24 images of 12 patients" in text
@@ -77,6 +81,9 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     assert "5 of 40000 steps" in text
     assert text.count('alt="mammogram"') == 6
     assert len(re.findall("ROC curves, ", text)) == 2
+    assert len(re.findall('alt="subgroups, ', text)) == 4
+    assert "The smallest subgroup has " in text
+    assert "zero-shot by template" in text
     assert "no image of BI-RADS 0, BI-RADS 3, BI-RADS 4, BI-RADS 6" in text
     assert not re.search(r"\bNone\b|\bnan\b", re.sub(r'"data:[^"]*"', "", text))
     # Whatever the page names by a code has its sentence.
@@ -107,6 +114,24 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     assert "FROC" not in text
     assert ">brightest patch</td>" in text
     assert all(f">{words}</" in text for words in (*metrics.REASONS.values(), *TITLES.values()))
+
+
+def test_subgroups_stand_beside_all_units_of_their_kind(evaluated: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of cancer these are breasts; a subgroup has a point for each protocol of the trained model."""
+    drawn: dict[str, list[list[dict[str, Any]]]] = {}
+
+    def draw(rows: list[dict[str, Any]], overall: list[dict[str, Any]], unit: str) -> str:
+        drawn[unit] = [rows, overall]
+        return forest_plot(rows, overall, unit)
+
+    monkeypatch.setattr(figures, "forest_plot", draw)
+    write_report(evaluated, evaluated.run_folder)
+    assert drawn.keys() == {"breast", "exam"}
+    rows, overall = drawn["breast"]
+    assert [(row["protocol"], row["model"], row["unit"]) for row in overall] == [
+        ("zero-shot", "trained", "breast"), ("linear probe", "trained", "breast"),
+    ]  # fmt: skip
+    assert {row["protocol"] for row in rows} == {"zero-shot", "linear probe"}
 
 
 def test_missing_parts_are_named(tmp_path: Path, config: Config) -> None:

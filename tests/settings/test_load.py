@@ -405,7 +405,8 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
         (
             EvalConfig,
             {"tasks": ["cancer", "birds"]},
-            "eval.tasks: 'birds' is not one of cancer, malignancy, birads, density",
+            "eval.tasks: 'birds' is not one of cancer, malignancy, birads, density, mass, calcification, asymmetry, "
+            "distortion, the path of a YAML file",
         ),
     ],
 )
