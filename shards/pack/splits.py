@@ -159,6 +159,6 @@ def check_unmoved(plan: Plan, records: Mapping[str, Record], studies: Mapping[st
     if moved:
         example = min(moved.values())
         raise ShardError(
-            f"pack.split: {len(moved)} patients have another split than {out} was packed with ({example}); restore the "
-            "table that says so, or give another `out`"
+            f"pack.split: {len(moved)} patients have another split than {out} was packed with ({example}); set the "
+            "table or pack.split_values back, or give another `out`"
         )
