@@ -20,6 +20,7 @@ import webdataset
 from shards.check.check import check
 from shards.errors import ShardError
 from shards.pack import pack as module
+from shards.pack.archive_changes import survey
 from shards.pack.identity import keyed_hash
 from shards.pack.pack import make_plan, pack, pack_part
 from shards.pack.plan import digest_of
@@ -298,3 +299,16 @@ def test_a_study_without_masks_has_the_digest_of_earlier_releases() -> None:
     assert digest_of(study, Path("/in"), b"k") == keyed_hash(b"k", "digest", earlier)
     with_mask = replace(study, views=(replace(study.views[0], masks=((1, Path("/in/2.dcm")),)),))
     assert digest_of(with_mask, Path("/in"), b"k") != digest_of(study, Path("/in"), b"k")
+
+
+def test_another_mask_is_another_file_of_the_study(tmp_path: Path) -> None:
+    mask = tmp_path / "mask.dcm"
+    study = SourceStudy("p", "s", (SourceView(tmp_path / "1.dcm", masks=((1, mask),)),))
+    sizes = []
+    for content in (None, b"12", b"123"):
+        if content:
+            mask.write_bytes(content)
+        archive = survey({"s": study}, tmp_path, b"k", "sizes")
+        sizes.append((archive.sizes["s"], archive.entries["s"].files))
+    assert [of_study for of_study, _ in sizes] == [(None, None), (None, 2), (None, 3)]
+    assert len({files for _, files in sizes}) == 3
