@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import torch
 
-from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import results_table
 from mama.export.consolidate import consolidate
+from mama.finetune.fine_tune import evaluate
 from mama.report.page import write_report
 from mama.settings.load import load
 from mama.settings.schema import Config
