@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import torch
 
-from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import results_table
 from mama.evaluate.retrieval import table
 from mama.export.consolidate import consolidate
+from mama.finetune.fine_tune import evaluate
 from mama.report.page import write_report
 from mama.settings.load import load
 from mama.settings.schema import Config

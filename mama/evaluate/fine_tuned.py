@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from mama.data.held_out import CollateRows, Split
 from mama.data.loader import load, to_device
 from mama.evaluate import fractions
 from mama.evaluate.arrays import Float64s, Ints
-from mama.evaluate.provenance import Document, is_own
+from mama.evaluate.provenance import Document, is_own, object_in
 from mama.evaluate.result_folders import on_others
 from mama.evaluate.task_data import Predictions, TaskData
 from mama.export.classifier_folder import Named, load_classifier
@@ -30,6 +31,8 @@ from mama.runtime.collectives import local_device
 from mama.runtime.sharing import over_ranks
 from mama.settings.schema import Config
 from shards.progress import progress
+
+log = logging.getLogger(__name__)
 
 MARKER, CLASSIFIER = "complete.json", "classifier"
 
@@ -74,7 +77,11 @@ def add_predictions(
     for data in tasks:
         for fraction, draw in fractions.draws(config.eval):
             tuning = Tuning(data.task.name, fraction, draw)
-            if not len(data.rows) or not (folder / tuning.name / CLASSIFIER).exists():
+            if not len(data.rows):
+                continue
+            if not (folder / tuning.name / CLASSIFIER).exists():
+                reason = (object_in(folder / tuning.name / MARKER) or {}).get("reason", "it was not fine-tuned")
+                log.warning("%s: not in the results: %s", folder / tuning.name, reason)
                 continue
             named = load_classifier(folder / tuning.name / CLASSIFIER, device, config.train.attention)
             scores = _probabilities(named, data, held_out, data.rows, config, device)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mama.data.held_out import Item
 from mama.errors import ConfigError, StoppedError
 from mama.evaluate import fractions, provenance
 from mama.evaluate.evaluation import Show
 from mama.evaluate.fine_tuned import CLASSIFIER, MARKER, Tuning, digest_of, folder_of, is_complete
 from mama.evaluate.results import Results
 from mama.evaluate.sets import evaluate_sets, sets_of
+from mama.evaluate.tasks import Task, load_tasks
 from mama.export.classifier_folder import Named, new_classifier, save_classifier
 from mama.export.model_folder import is_bare
 from mama.finetune.fine_tuning import FineTuning
@@ -60,42 +62,54 @@ NOTHING = "its training images are of one class, or have no label"
 CPU = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Job:
+    """A fine-tuning on one set of shards; `config` are the settings of the evaluation of that set."""
+
+    tuning: Tuning
+    config: Config
+    place: Path  # the folder that its own folder is in
+    identity: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.place / self.tuning.name
+
+
 def evaluate(config: Config, run: Path, show: Show | None = None) -> dict[str, Results]:
     """What `mama eval` does: the fine-tunings that are not done, if it is to show any, and then the evaluation.
 
     Returns and raises as `mama.evaluate.sets.evaluate_sets` does, and as `fine_tune`; {} if the job goes on later.
     """
     config = resolved(config)
-    if "finetune" in config.eval.protocols and config.eval.split != "train":
-        if is_bare(run):
-            raise ConfigError(f"eval.protocols: finetune writes into a run, and {run} is a model folder by itself")
-        if not all(fine_tune(one, run) for one in sets_of(config).values()):
-            return {}
+    if "finetune" in config.eval.protocols and is_bare(run):
+        raise ConfigError(f"eval.protocols: finetune writes into a run, and {run} is a model folder by itself")
+    if not fine_tune(list(sets_of(config).values()), run):
+        return {}
     return evaluate_sets(config, run, show)
 
 
-def fine_tune(config: Config, run: Path) -> bool:
-    """Do all fine-tunings of `config` that are not done; False if a signal came, and the job is back in the queue.
+def fine_tune(sets: Sequence[Config], run: Path) -> bool:
+    """Do all fine-tunings that the evaluations `sets` ask for and that are not done.
 
-    Every task that a launcher started must call it: they are the ranks. Otherwise `train.ranks` are started here.
+    Returns False if a signal came, and the job is back in the queue. Every task that a launcher started must call it:
+    they are the ranks, and meet once for all sets of shards. Otherwise `train.ranks` are started here.
     Raises `StoppedError` if a signal ended it, with everything saved; `ConfigError` if one was begun with other
     settings, weights or shards.
     """
-    shards, model = provenance.shard_set(config), provenance.model_of(run)
-    if model is None:
-        raise ConfigError(f"{run / 'model'}: no model; run `mama consolidate` first")
-    place = folder_of(shards, run)
-    found = {tuning: identity(tuning, config, shards, model) for tuning in tunings(config)}
-    for tuning, own in found.items():
-        require_same(own, place / tuning.name)
-    if all(is_complete(place / tuning.name) for tuning in found):
+    jobs = [job for config in sets for job in jobs_of(config, run)]
+    for job in jobs:
+        require_same(job.identity, job.folder)
+    if all(is_complete(job.folder) for job in jobs):
         return True
     own_rank = is_rank()
-    group = settings_of_group(config, run / "model", place)
+    model = run / "model"
+    group = settings_of_group(jobs[0].config, model, run / "finetune")
     if not own_rank:
         require_capacity(group)
     try:
-        if not run_on_ranks(partial(_on_this_rank, config, run / "model", found), group):
+        if not run_on_ranks(partial(_on_this_rank, jobs, model), group):
             raise StoppedError("a signal ended the fine-tuning, and all is saved; run it again to continue")
     except StoppedError as error:
         if not goes_on_later(error):
@@ -104,19 +118,32 @@ def fine_tune(config: Config, run: Path) -> bool:
     return True
 
 
-def tunings(config: Config) -> Iterator[Tuning]:
-    """The fine-tunings of an evaluation, task by task."""
-    for task in config.eval.tasks:
-        yield from (Tuning(task, *draw) for draw in fractions.draws(config.eval))
+def jobs_of(config: Config, run: Path) -> list[Job]:
+    """The fine-tunings of an evaluation, task by task: none if it shows none, or its shards have no training images."""
+    if "finetune" not in config.eval.protocols or config.eval.split == "train":
+        return []
+    shards, model = provenance.shard_set(config), provenance.model_of(run)
+    if model is None:
+        raise ConfigError(f"{run / 'model'}: no model; run `mama consolidate` first")
+    if not any(row["split"] == "train" for folder in shards["folders"] for row in folder["splits"]):
+        log.warning("%s: have no training images: nothing is fine-tuned on them", ", ".join(config.data.shards))
+        return []
+    place = folder_of(shards, run)
+    tasks, draws = load_tasks(config.eval.tasks), list(fractions.draws(config.eval))
+    found = {Tuning(task.name, *draw): task for task in tasks for draw in draws}
+    return [Job(tuning, config, place, identity(tuning, task, config, shards, model)) for tuning, task in found.items()]
 
 
-def identity(tuning: Tuning, config: Config, shards: provenance.Document, model: provenance.Document) -> dict[str, Any]:
+def identity(
+    tuning: Tuning, task: Task, config: Config, shards: provenance.Document, model: provenance.Document
+) -> dict[str, Any]:
     """What decides the result of a fine-tuning, as a JSON object."""
     own = {key: value for key, value in asdict(config.finetune).items() if key not in NO_MATTER}
     data = {"image_size": config.data.image_size, "fit": config.data.fit, "augment": asdict(config.data.augment)}
     train = {"precision": config.train.precision, "betas": config.optim.betas}
     settings = {"seed": config.seed, "finetune": own, "data": data, "train": train}
-    found = {**asdict(tuning), **settings, "shards": digest_of(shards), "model": model["sha256"]}
+    labels = {"label": task.label, "classes": task.classes, "images": task.images}
+    found = {**asdict(tuning), **labels, **settings, "shards": digest_of(shards), "model": model["sha256"]}
     as_written: dict[str, Any] = json.loads(json.dumps(found))  # lists in place of tuples
     return as_written
 
@@ -135,11 +162,11 @@ def require_same(own: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _on_this_rank(config: Config, model: Path, found: dict[Tuning, dict[str, Any]], group: Config) -> bool:
+def _on_this_rank(jobs: Sequence[Job], model: Path, group: Config) -> bool:
     """Do all on this rank; False if a signal came before the end."""
 
     def prepare(device: torch.device, lease: Lease | None, heartbeat: Heartbeat) -> Work[bool]:
-        return _Tunings(config, model, found, group, device, lease, heartbeat).run
+        return _Tunings(jobs, model, device, lease, heartbeat).run
 
     return on_rank(group, prepare)
 
@@ -148,59 +175,57 @@ class _Tunings:
     """All fine-tunings of an evaluation on one rank, and what they share."""
 
     def __init__(
-        self,
-        config: Config,
-        model: Path,
-        found: dict[Tuning, dict[str, Any]],
-        group: Config,
-        device: torch.device,
-        lease: Lease | None,
-        heartbeat: Heartbeat,
+        self, jobs: Sequence[Job], model: Path, device: torch.device, lease: Lease | None, heartbeat: Heartbeat
     ) -> None:
-        self.config, self.model, self.found, self.group = config, model, found, group
+        self.jobs, self.model = jobs, model
         self.device, self.lease, self.heartbeat = device, lease, heartbeat
-        heartbeat.doing("reading the labels")
-        if rank() == 0:  # the others get the draws from it
-            self.train = items_of(config, "train")
-            self.val = items_of(config, "val") if config.finetune.validate_every else []
+        self.read: tuple[list[str], list[Item], list[Item]] = ([], [], [])  # shards, images of train and of val
 
     def run(self) -> bool:
-        for number, (tuning, own) in enumerate(self.found.items()):
-            one = settings_of_one(self.group, tuning, self.config)
-            done, labels = self._labels(tuning, one)
+        for number, job in enumerate(self.jobs):
+            one = settings_of_one(job.config, job.tuning, self.model, job.place)
+            done, labels = self._labels(job)
             if done:
                 continue
             if labels is None:
-                log.warning("%s: not fine-tuned: %s", tuning.name, NOTHING)
-                self._finish(one, own, {"reason": NOTHING})
+                log.warning("%s: not fine-tuned: %s", job.tuning.name, NOTHING)
+                self._finish(job, {"reason": NOTHING})
                 continue
-            log.info("fine-tuning %s: %s", tuning.name, labels.counts())
+            log.info("fine-tuning %s: %s", job.tuning.name, labels.counts())
             with preemption.ending_at_once():
-                training = self._start(one, labels, own, before=number * one.train.steps)
+                training = self._start(one, labels, job, before=number * one.train.steps)
             taken = training.run()
             if taken < one.train.steps and not training.method.stops(taken):
                 return False
-            self.heartbeat.doing(f"writing the classifier of {tuning.name}")
+            self.heartbeat.doing(f"writing the classifier of {job.tuning.name}")
             training.engine.destroy()
             del training
             gc.collect()
-            self._finish(one, own, self._write(one, labels) if rank() == 0 else {})
+            self._finish(job, self._write(one, labels) if rank() == 0 else {})
         return True
 
-    def _labels(self, tuning: Tuning, one: Config) -> tuple[bool, Labels | None]:
+    def _labels(self, job: Job) -> tuple[bool, Labels | None]:
         """Whether a fine-tuning is done, and its labels: what rank 0 sees."""
+        self.heartbeat.doing("reading the labels")
         found: list[tuple[bool, Labels | None]] = [(False, None)]
         if rank() == 0:
-            done = is_complete(one.run_folder)
-            found = [(done, None if done else labels_of(tuning, self.train, self.val, self.config))]
+            done = is_complete(job.folder)
+            found = [(done, None if done else labels_of(job.tuning, *self._items(job.config), job.config))]
         if world_size() > 1:
             dist.broadcast_object_list(found)
         return found[0]
 
-    def _start(self, one: Config, labels: Labels, own: dict[str, Any], before: int) -> Training:
+    def _items(self, config: Config) -> tuple[list[Item], list[Item]]:
+        """All images of train, and of val if they are to be looked at; those of one set of shards are kept."""
+        if self.read[0] != config.data.shards:
+            val = items_of(config, "val") if config.finetune.validate_every else []
+            self.read = config.data.shards, items_of(config, "train"), val
+        return self.read[1:]
+
+    def _start(self, one: Config, labels: Labels, job: Job, before: int) -> Training:
         """Build the classifier and start its engine, from the newest checkpoint if there is one."""
         self.heartbeat.doing(f"preparing {one.name}")
-        resumed = prepare_and_agree(one, partial(_prepare, own))
+        resumed = prepare_and_agree(one, partial(_prepare, job.identity))
         kernel = attention.choose(one.train.attention, self.device)
         model = new_classifier(self.model, len(labels.classes), kernel)
         prepare_image_tower(model.vision, one.train, self.device)
@@ -227,15 +252,15 @@ class _Tunings:
         marker = read_marker(chosen)
         return {"step": marker.step, "val_loss": None if marker.score is None else -marker.score, **labels.counts()}
 
-    def _finish(self, one: Config, own: dict[str, Any], document: dict[str, Any]) -> None:
+    def _finish(self, job: Job, document: dict[str, Any]) -> None:
         """Mark a fine-tuning as done, and delete its checkpoints; every rank must call it."""
         if rank() == 0:
             if self.lease:
                 self.lease.check()
-            make_folder(one.run_folder)
-            write_json(one.run_folder / IDENTITY, own)
-            write_json(one.run_folder / MARKER, document)
-            remove(one.run_folder / "checkpoints")
+            make_folder(job.folder)
+            write_json(job.folder / IDENTITY, job.identity)
+            write_json(job.folder / MARKER, document)
+            remove(job.folder / "checkpoints")
         barrier()
 
 

@@ -15,7 +15,7 @@ from mama.evaluate.arrays import Ints
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.fine_tuned import Tuning
 from mama.evaluate.task_data import task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_tasks
 from mama.settings.schema import Config
 
 
@@ -52,7 +52,8 @@ def labels_of(tuning: Tuning, train: list[Item], val: list[Item], config: Config
     Of `val` only the images of classes that the draw has. None if the training images are of one class, or have no
     label: there is nothing to learn. Raises `ConfigError` if no image of `val` is left, where there must be one.
     """
-    data = task_data(TASKS[tuning.task], [], train, val, Wording())
+    (task,) = [task for task in load_tasks(config.eval.tasks) if task.name == tuning.task]
+    data = task_data(task, [], train, val, Wording())
     patients = [train[row].study.patient for row in data.train_rows]
     seed = fractions.seed_of(config.seed, tuning.draw)
     drawn = fractions.drawn(patients, data.train_labels, tuning.fraction, seed)

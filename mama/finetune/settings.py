@@ -12,7 +12,7 @@ from mama.settings.schema import Config, TextConfig, VisionConfig
 
 
 def settings_of_group(config: Config, model: Path, place: Path) -> Config:
-    """The settings that all fine-tunings share; `place` is their folder, `model` that of the consolidated model.
+    """The settings with which the ranks meet in the folder `place`; `model` is that of the consolidated model.
 
     Raises `ConfigError` if the ranks cannot share `finetune.batch`.
     """
@@ -44,6 +44,7 @@ def settings_of_group(config: Config, model: Path, place: Path) -> Config:
     )
 
 
-def settings_of_one(group: Config, tuning: Tuning, config: Config) -> Config:
-    """The settings of one fine-tuning of the `group`, whose run folder is its own."""
-    return replace(group, name=tuning.name, runs=str(group.run_folder), seed=seed_of(config.seed, tuning.draw))
+def settings_of_one(config: Config, tuning: Tuning, model: Path, place: Path) -> Config:
+    """The settings of one fine-tuning, whose run folder is its own folder in `place`."""
+    group = settings_of_group(config, model, place)
+    return replace(group, name=tuning.name, runs=str(place), seed=seed_of(config.seed, tuning.draw))

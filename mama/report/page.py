@@ -19,6 +19,7 @@ import numpy as np
 
 from mama.errors import ConfigError
 from mama.evaluate import provenance, result_folders
+from mama.evaluate.fractions import label_of
 from mama.evaluate.provenance import Document
 from mama.evaluate.results import format_estimate, unmentioned_note
 from mama.report import figures

@@ -15,7 +15,7 @@ from mama.evaluate import provenance
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.fine_tuned import Tuning, add_predictions, folder_of
 from mama.evaluate.task_data import task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_task
 from mama.export.classifier_folder import Named, save_classifier
 from mama.export.consolidate import consolidate
 from mama.model.classifier import Classifier
@@ -46,7 +46,7 @@ def test_each_class_gets_its_column_and_one_that_the_labels_lacked_gets_nothing(
     save_classifier(Named(model, ["D", "A", "B"]), run / "model", place / "classifier")
     splits = {name: Split(config, name) for name in ("train", "val", "test")}
     items = {name: split.items for name, split in splits.items()}
-    data = task_data(TASKS["density"], items["test"], items["train"], items["val"], Wording())
+    data = task_data(load_task("density"), items["test"], items["train"], items["val"], Wording())
     data.rows, data.labels = data.rows[1::2], data.labels[1::2]  # as a task that leaves out images
     add_predictions([data], splits["test"], splits["val"], shards, config, run)
     (found,) = data.predictions

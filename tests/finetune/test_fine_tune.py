@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from mama.errors import ConfigError
 from mama.evaluate import provenance
-from mama.evaluate.fine_tuned import CLASSIFIER, Tuning, folder_of
+from mama.evaluate.fine_tuned import CLASSIFIER, folder_of
 from mama.export.consolidate import consolidate
 from mama.finetune import fine_tune as module
 from mama.finetune import fine_tuning
-from mama.finetune.fine_tune import IDENTITY, fine_tune, identity, tunings
+from mama.finetune.fine_tune import IDENTITY, fine_tune, jobs_of
 from mama.finetune.fine_tuning import FineTuning, balanced_loss
 from mama.finetune.settings import settings_of_group
 from mama.runtime import preemption
@@ -97,12 +97,11 @@ def on_all(config: Config, of_case: list[Case], group: Config) -> None:
                     train=replace(config.train, zero_stage=case.stage),
                     eval=replace(config.eval, tasks=list(case.tasks)),
                 )
-                own = settings_of_group(one, config.run_folder / "model", config.run_folder / case.name)
-                found = found_of(one)
+                jobs = [replace(job, place=config.run_folder / case.name) for job in jobs_of(one, config.run_folder)]
                 finished: list[bool] = []
                 for _ in range(1 if case.stop is None else 2):
                     with patch.object(FineTuning, "step", stopping_at(case.stop if not finished else None)):
-                        tuning = module._Tunings(one, config.run_folder / "model", found, own, *place)
+                        tuning = module._Tunings(jobs, config.run_folder / "model", *place)
                         with patch.object(module, "remove", kept), patch.object(fine_tuning, "val_loss", invented):
                             finished.append(tuning.run())
                     preemption._received = 0
@@ -111,12 +110,6 @@ def on_all(config: Config, of_case: list[Case], group: Config) -> None:
         return work
 
     on_rank(group, prepare)
-
-
-def found_of(config: Config) -> dict[Tuning, dict[str, Any]]:
-    shards, model = provenance.shard_set(config), provenance.model_of(config.run_folder)
-    assert model is not None
-    return {tuning: identity(tuning, config, shards, model) for tuning in tunings(config)}
 
 
 def stopping_at(step: int | None) -> Any:
@@ -230,16 +223,24 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(run: Conf
     """A second call starts no rank: it would not be able to."""
     place = folder_of(provenance.shard_set(run), run.run_folder)
     assert place == run.run_folder / "finetune"
-    for tuning, own in found_of(run).items():
-        (place / tuning.name).mkdir(parents=True)
-        (place / tuning.name / IDENTITY).write_text(json.dumps(own))
-        (place / tuning.name / "complete.json").write_text("{}")
+    for job in jobs_of(run, run.run_folder):
+        job.folder.mkdir(parents=True)
+        (job.folder / IDENTITY).write_text(json.dumps(job.identity))
+        (job.folder / "complete.json").write_text("{}")
     with patch.object(module, "run_on_ranks", side_effect=AssertionError):
-        assert fine_tune(run, run.run_folder)
-        assert fine_tune(replace(run, finetune=replace(OWN, micro_batch=2)), run.run_folder)
+        assert fine_tune([run], run.run_folder)
+        assert fine_tune([replace(run, finetune=replace(OWN, micro_batch=2))], run.run_folder)
         with pytest.raises(ConfigError, match=r"^finetune.lr: 0.5, but \S+density-100-0 was fine-tuned with 0.01; "):
-            fine_tune(replace(run, finetune=replace(OWN, lr=0.5)), run.run_folder)
+            fine_tune([replace(run, finetune=replace(OWN, lr=0.5))], run.run_folder)
         other = replace(run, train=replace(run.train, ranks=3))
         (place / "cancer-100-0" / "complete.json").unlink()
         with pytest.raises(ConfigError, match=r"^finetune.batch: 4 is not a multiple of the 3 ranks"):
-            fine_tune(other, run.run_folder)
+            fine_tune([other], run.run_folder)
+
+
+def test_shards_without_training_images_are_evaluated_as_they_are(run: Config, tmp_path: Path) -> None:
+    write_shards(tmp_path / "other", {"test": 2})
+    other = replace(run, data=replace(run.data, shards=[str(tmp_path / "other")]))
+    with patch.object(module, "run_on_ranks", side_effect=AssertionError):
+        assert fine_tune([other], run.run_folder)
+        assert fine_tune([replace(run, eval=replace(run.eval, protocols=["probe"]))], run.run_folder)

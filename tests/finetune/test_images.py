@@ -12,7 +12,7 @@ from mama.data.held_out import Split
 from mama.data.images import Images
 from mama.errors import ConfigError
 from mama.evaluate.fine_tuned import Tuning
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_task
 from mama.finetune.images import LabelledImages, collate
 from mama.finetune.labels import items_of, labels_of
 from mama.settings.schema import Config, DataConfig, FinetuneConfig
@@ -63,9 +63,9 @@ def test_a_sample_has_the_pixels_and_the_label_of_one_training_image(config: Con
         study, _, view = key.partition("/")
         (item,) = [i for i in train.items if i.study.key == study and i.position == int(view)]
         assert item.study.patient in drawn
-        true = TASKS[task].label(item.view)
+        true = load_task(task).label_of(item.study, item.view)
         assert true is not None
-        assert images.labels.classes[batch.labels[n]] == TASKS[task].classes[true]
+        assert images.labels.classes[batch.labels[n]] == load_task(task).names[true]
         assert np.array_equal(batch.images[n, 0].numpy(), stored.pixels(item.number, item.position, SIZE))
 
 
@@ -81,7 +81,7 @@ def test_labels_of_the_split_val_choose_the_step_and_train_nothing(config: Confi
     assert plain.counts() == with_val.counts()
     assert len(plain.val_rows) == 0
     assert [with_val.classes[k] for k in with_val.val_labels] == [
-        TASKS["cancer"].classes[int(bool(val[row].view.labels.cancer))] for row in with_val.val_rows
+        load_task("cancer").names[int(bool(val[row].view.labels.cancer))] for row in with_val.val_rows
     ]
     with pytest.raises(ConfigError, match="no image of the split 'val' has a label of cancer"):
         labels_of(Tuning("cancer", 0.5, 0), train, [], watched)
