@@ -9,7 +9,6 @@ from mama.evaluate import results
 from mama.evaluate.evaluation import Show, evaluate
 from mama.evaluate.results import Results
 from mama.run.portable import folder_name
-from mama.runtime.collectives import rank
 from mama.settings.schema import Config
 
 
@@ -21,13 +20,16 @@ def evaluate_sets(config: Config, run: Path, show: Show | None = None) -> dict[s
     """
     found = {}
     for name, one in sets_of(config).items():
-        if name and show and rank() == 0:
-            show(f"on {name}:")
-        found[name] = evaluate(one, run, show)
+        found[name] = evaluate(one, run, _headed(show, name))
     if show and len(found) > 1 and all(found.values()):
         named = {f"{name}: {task}": document for name, of_set in found.items() for task, document in of_set.items()}
         show(results.results_table({name: document for name, document in named.items() if "classes" in document}))
     return found
+
+
+def _headed(show: Show | None, name: str) -> Show | None:
+    """`show` with the name of the folder above each text."""
+    return show if show is None or not name else lambda text: show(f"on {name}:\n{text}")
 
 
 def sets_of(config: Config) -> dict[str, Config]:

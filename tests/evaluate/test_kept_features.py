@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[Callable[[Config], Config], int]] = {
     "fit": (lambda config: replace(config, data=replace(config.data, fit="stretch")), BOTH),
     "batch": (lambda config: replace(config, eval=replace(config.eval, batch=7)), BOTH),
     "split": (lambda config: replace(config, eval=replace(config.eval, split="train")), 0),
-    "workers": (lambda config: replace(config, data=replace(config.data, cache="elsewhere")), 0),
+    "cache": (lambda config: replace(config, data=replace(config.data, cache="elsewhere")), 0),
 }
 
 

@@ -77,6 +77,7 @@ def test_a_model_folder_alone_is_evaluated_on_several_sets(
     rows = [(row["protocol"], row["model"]) for row in metrics(of_near, "cancer")["rows"]]  # type: ignore[attr-defined]
     assert rows == [("zero-shot", "trained"), ("linear probe", "trained")]
     lines = said.output.splitlines()
+    assert lines.count("on abroad:") == lines.count("on near:") == 2, "above the task and above retrieval"
     assert "no linear probe: the shards have no train split, on which it would be fitted" in lines
     named = [line.split("  ")[0] for line in lines if ": cancer" in line]
     assert named == ["abroad: cancer", "near: cancer", "near: cancer"]
@@ -138,13 +139,13 @@ def test_predictions_of_val_are_those_of_an_evaluation_of_val(
     monkeypatch.setattr(evaluation.results, "document", seen)
     config = replace(config, data=replace(config.data, shards=[others[1]]))
     for split in ("test", "val"):
-        measured = replace(config.eval, split=split, known_patients="allow")  # type: ignore[arg-type]
+        measured = replace(config.eval, split=split, known_patients="allow")
         evaluate(replace(config, eval=measured), config.run_folder)
     of_test, of_val = made
     assert len(of_test) == 4
     for key, one in of_test.items():
         assert one.scores.shape == (12, 2)
-        np.testing.assert_array_equal(one.val_scores, of_val[key].scores)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(one.val_scores, of_val[key].scores)
         assert of_val[key].val_scores is None, "val is what is evaluated"
 
 
@@ -176,5 +177,5 @@ def test_recall_is_that_of_a_loop_over_all_reports(config: Config) -> None:
     assert (found["images"], found["texts"], found["patients"]) == (24, texts, 12)
     assert found["chance"]["image to text"]["recall@5"] == pytest.approx(5 / texts)
     drawn = [set(rng.permutation(24)[:5].tolist()) for _ in range(4000)]
-    hits = [[any(own[i] == t for i in some) for t in range(texts)] for some in drawn]
-    assert found["chance"]["text to image"]["recall@5"] == pytest.approx(np.mean(hits), abs=0.02)
+    met = [[any(own[i] == t for i in some) for t in range(texts)] for some in drawn]
+    assert found["chance"]["text to image"]["recall@5"] == pytest.approx(np.mean(met), abs=0.02)
