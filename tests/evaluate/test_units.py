@@ -33,7 +33,8 @@ def exam(patient: int, number: int, rng: np.random.Generator) -> Study:
             continue
         density = DENSITIES[min(3, max(0, patient % 4 + int(rng.integers(-1, 2))))]
         cancer = bool(rng.random() < 0.3)
-        kinds = rng.choice(["mass", "calcification"], int(rng.integers(1, 3))) if cancer and rng.random() < 0.8 else []
+        count = int(rng.integers(1, 3)) if cancer and rng.random() < 0.8 else 0
+        kinds = rng.choice(["mass", "calcification"], count)
         findings = tuple(Finding(n, str(kind), (0, 0, 4 * (n + 1), 8)) for n, kind in enumerate(kinds))
         views.append(
             replace(
