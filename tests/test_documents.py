@@ -152,11 +152,11 @@ def test_a_dry_run_of_a_shipped_recipe_runs(command: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_in_a_page_load(page: str, tmp_path: Path) -> None:
     """On the page about sweeps: the sweeps, on that about evaluation: the tasks."""
-    reader: Callable[[Any], Any] = {"docs/sweeps.md": load_sweep, "docs/evaluation.md": load_task}.get(page, load)
+    readers: dict[str, Callable[[str], Any]] = {"docs/sweeps.md": load_sweep, "docs/evaluation.md": load_task}
     for language, block in FENCE.findall(read(page)):
         if language == "yaml":
             (tmp_path / "recipe.yaml").write_text(block)
-            assert reader(str(tmp_path / "recipe.yaml"))
+            assert readers.get(page, load)(str(tmp_path / "recipe.yaml"))
 
 
 def anchors(page: Path) -> set[str]:

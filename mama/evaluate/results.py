@@ -68,11 +68,14 @@ def scored_units(task: Task, config: Config) -> list[Unit]:
 
 
 def _rows(data: TaskData, kind: Unit, config: Config) -> list[dict[str, Any]]:
-    """A row for each of the predictions, on units of one kind."""
+    """A row for each of the predictions, on units of one kind.
+
+    Those with a share of the training labels are many, and are measured on images and on the task's unit alone.
+    """
     units, val_units = data.units(kind), data.val_units(kind)
     pool, binary = config.eval.pool, data.task.binary
     rows = []
-    for one in data.predictions:
+    for one in (one for one in data.predictions if one.whole or kind in ("image", data.task.unit)):
         val = one.val_scores
         rows.append(
             {

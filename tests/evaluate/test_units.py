@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mama.data.held_out import Item
+from mama.evaluate import results
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.subgroups import area, subgroups
 from mama.evaluate.task_data import Predictions, TaskData, task_data
@@ -31,7 +33,8 @@ def exam(patient: int, number: int, rng: np.random.Generator) -> Study:
             continue
         density = DENSITIES[min(3, max(0, patient % 4 + int(rng.integers(-1, 2))))]
         cancer = bool(rng.random() < 0.3)
-        kinds = rng.choice(["mass", "calcification"], int(rng.integers(1, 3))) if cancer and rng.random() < 0.8 else []
+        count = int(rng.integers(1, 3)) if cancer and rng.random() < 0.8 else 0
+        kinds = rng.choice(["mass", "calcification"], count)
         findings = tuple(Finding(n, str(kind), (0, 0, 4 * (n + 1), 8)) for n, kind in enumerate(kinds))
         views.append(
             replace(
@@ -136,6 +139,46 @@ def test_labels_of_the_split_val_have_its_own_units() -> None:
     assert data.val_units("breast").keys == task_data(
         load_task("cancer"), items[60:], [], [], Wording()
     ).units("breast").keys  # fmt: skip
+
+
+def test_val_and_fractions_of_the_labels_are_measured_by_unit() -> None:
+    """Val is pooled as the held-out images are; a share of the labels is left out of units that the task has not."""
+    items = cohort()
+    data = task_data(load_task("cancer"), items[:60], [], items[60:], Wording())
+    rng = np.random.default_rng(5)
+    scores, of_val = (rng.dirichlet([1, 1], len(rows)) for rows in (data.rows, data.val_rows))
+    data.predictions += [
+        Predictions("linear probe", "trained", scores, of_val, fraction, draw)
+        for fraction, draw in ((1.0, 0), (0.1, 0), (0.1, 1))
+    ]
+    seen: list[tuple[int, int]] = []
+
+    def measured(labels: Any, pooled: Any, patients: Any, binary: bool, val: Any, config: Config) -> dict[str, Any]:
+        assert len(labels) == len(pooled) == len(patients)
+        assert len(val[0]) == len(val[1])
+        seen.append((len(labels), len(val[0])))
+        return {"metrics": {}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "measured_row", measured)
+        rows = results.document(data, items[:60], "test", Config(eval=EvalConfig(bootstrap=5)))["rows"]
+    found = [(row["unit"], row["fraction"], row["draw"]) for row in rows]
+    several = [(1.0, 0), (0.1, 0), (0.1, 1)]
+    assert found == [
+        *(("image", *one) for one in several), *(("breast", *one) for one in several), ("exam", 1.0, 0),
+        ("patient", 1.0, 0),
+    ]  # fmt: skip
+    breasts, of_val_too = (len({(i.study.key, i.view.laterality) for i in part}) for part in (items[:60], items[60:]))
+    assert seen[:4] == [(60, len(items) - 60)] * 3 + [(breasts, of_val_too)]
+    table = results.results_table({"cancer": {**DOCUMENT, "rows": [row | FIGURES for row in rows]}})
+    assert [line.split("  ")[1] for line in table.splitlines()[2:8]] == [
+        *["linear probe"] * 2, *["linear probe, 10 %"] * 2, *["linear probe, 10 % #2"] * 2,
+    ]  # fmt: skip
+
+
+NOTHING = {"value": None, "low": None, "high": None}
+FIGURES = {"metrics": {"auc": NOTHING, "balanced_accuracy": NOTHING}}
+DOCUMENT = {"unit": "breast", "chance": 0.5, "untaught": []}
 
 
 def test_subgroups_are_those_of_a_selection() -> None:
