@@ -11,7 +11,9 @@ from mama.cli.options import Verb, config_arguments, configured, job_options, ru
 @config_arguments
 @job_options
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
-    """Evaluate a run on held-out patients: zero-shot, linear probe, fine-tuning (eval.protocols).
+    """Evaluate a run on held-out patients: zero-shot, linear probe.
+
+    With finetune in eval.protocols the image tower is fine-tuned for each task first, or what is missing of it.
 
     Needs the folder model/ that mama consolidate writes. Under torchrun, srun or --slurm the tasks share the images.
     """
