@@ -15,7 +15,9 @@ from mama.errors import ConfigError
 @job_options
 @click.option("--on", multiple=True, metavar="SHARDS", help="Other shards, as eval.on; for several repeat it.")
 def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, on: tuple[str, ...]) -> None:
-    """Evaluate a run on held-out patients: zero-shot, linear probe, fine-tuning (eval.protocols).
+    """Evaluate a run on held-out patients: zero-shot, linear probe.
+
+    With finetune in eval.protocols the image tower is fine-tuned for each task first, or what is missing of it.
 
     Needs the folder model/ that mama consolidate writes; CONFIG may also be such a folder by itself, with --on. Prints
     the figures of each task when they are there. Under torchrun, srun or --slurm the tasks share the images.

@@ -189,7 +189,7 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
 
 def test_a_setting_typed_as_an_option_is_told_how_settings_are_typed(mama: Mama) -> None:
     for option, setting in (
-        *(("--steps", "train.steps"), ("--batch-size", "train.global_batch")),
+        *(("--steps", "train.steps or finetune.steps"), ("--batch-size", "train.global_batch")),
         *(("--seed", "seed"), ("--image-sise", "data.image_size")),
     ):
         code, _, err = mama("train", "quickstart", option, "3")
