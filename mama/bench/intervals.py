@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -112,7 +111,8 @@ def coverage_at_threshold(patients: int, share: float, area: float, rounds: int,
 def false_alarms(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, float]:
     """Return by metric the share of `rounds` paired comparisons of two equally good methods with p < 0.05; seeded."""
     rng = np.random.default_rng([*_seed(patients, share, area), 2])
-    names, alarms = _names(patients), defaultdict(list, {name: [] for name in (*COMPARED, "auc_by_delong")})
+    names = _names(patients)
+    alarms: dict[str, list[bool]] = {name: [] for name in (*COMPARED, "auc_by_delong")}
     for number in range(rounds):
         labels, pair = simulate_pair(rng, patients, share, area)
         bootstrap = Bootstrap(names, resamples, number)
@@ -145,7 +145,7 @@ def _add(found: Found, name: str, estimate: Mapping[str, Any], truth: float) -> 
 
 
 def _shares(found: Found) -> Shares:
-    means = {name: np.mean(pairs or [(np.nan, np.nan)], axis=0) for name, pairs in found.items()}
+    means = {name: np.mean(np.array(pairs or [(np.nan, np.nan)], float), axis=0) for name, pairs in found.items()}
     return {name: (float(held), float(length)) for name, (held, length) in means.items()}
 
 

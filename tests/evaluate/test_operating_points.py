@@ -24,7 +24,8 @@ def names(labels: NDArray) -> list[str]:
 
 
 def points(held_out: tuple, val: tuple | None, prevalences: list[float] | None = None) -> list[dict]:
-    return operating_points(*held_out, Bootstrap(names(held_out[0]), 200, 0), val, prevalences or [])
+    labels, scores = held_out
+    return operating_points(labels, scores, Bootstrap(names(labels), 200, 0), val, prevalences or [])
 
 
 @pytest.mark.parametrize("seed", range(3))
