@@ -145,7 +145,7 @@ def _add(found: Found, name: str, estimate: Mapping[str, Any], truth: float) -> 
 
 
 def _shares(found: Found) -> Shares:
-    means = {name: np.mean(np.array(pairs or [(np.nan, np.nan)], float), axis=0) for name, pairs in found.items()}
+    means = {name: np.mean(np.array(pairs, float).reshape(-1, 2), axis=0) for name, pairs in found.items()}
     return {name: (float(held), float(length)) for name, (held, length) in means.items()}
 
 

@@ -219,18 +219,20 @@ def _source(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def localisation_lines(document: dict[str, Any] | None) -> list[str]:
-    """The figures of the trained model's local alignment as a line, if there are boxes."""
+    """The figures of the trained model's local alignment in two lines, if there are boxes."""
     if not document or not document["rows"]:
         return []
     pointed = next(row for row in document["rows"] if row["model"] == "trained")
-    line = f"localisation: pointing game {format_estimate(pointed['hit_rate'])} (chance {document['chance']:.3f}), "
-    line += f"box AUC {format_estimate(pointed['box_auc'])} of {document['findings']} findings"
-    for row in document["detection"]["rows"]:
-        if row["model"] == "trained":
-            at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
-            line += f"; sensitivity at 1 false positive an image {format_estimate(at_one)}, "
-            line += f"AP at IoU 0.25 {format_estimate(row['ap']['0.25'])} of {document['detection']['lesions']} lesions"
-    return [line]
+    hits, area = format_estimate(pointed["hit_rate"]), format_estimate(pointed["box_auc"])
+    findings, lesions = document["findings"], document["detection"].get("lesions")
+    lines = [f"pointing at {findings} findings: hits {hits} (chance {document['chance']:.3f}), box AUC {area}"]
+    for row in (row for row in document["detection"]["rows"] if row["model"] == "trained"):
+        at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
+        precision = format_estimate(row["ap"]["0.25"])
+        lines.append(
+            f"finding {lesions} lesions: {format_estimate(at_one)} at 1 false positive an image, AP {precision}"
+        )
+    return lines
 
 
 def unmentioned_note(document: dict[str, Any]) -> str | None:

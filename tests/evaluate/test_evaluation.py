@@ -160,10 +160,11 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    *lines, last = results_table(found).splitlines()
-    assert last.startswith("localisation: pointing game 1.000 [")
-    assert re.search(r" \(chance 0\.225\), box AUC 1\.000 \[.*\] of 6 findings; sensitivity at 1 false positive", last)
-    assert re.search(r" an image 1\.000 \[.*\], AP at IoU 0\.25 1\.000 \[.*\] of 6 lesions$", last)
+    *lines, pointing, detection = results_table(found).splitlines()
+    assert re.fullmatch(
+        r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 1\.000 \[.*\]", pointing
+    )
+    assert re.fullmatch(r"finding 6 lesions: 1\.000 \[.*\] at 1 false positive an image, AP 1\.000 \[.*\]", detection)
     assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
@@ -283,11 +284,11 @@ def test_all_labels_give_the_probe_of_before_and_fewer_a_row_of_their_own(config
     before = evaluate(config, config.run_folder)["density"]["rows"]
     more = replace(config.eval, protocols=["probe"], fractions=[0.3, 1.0], draws=2, intensity_baseline=False)
     found = evaluate(replace(config, eval=more), config.run_folder)["density"]["rows"]
-    rows = {(r["model"], r["fraction"], r["draw"]): r for r in found}
+    rows = {(r["model"], r["fraction"], r["draw"]): r for r in found if r["unit"] == "image"}
     assert list(rows) == [(m, f, d) for m in ("trained", "untrained") for f, d in ((0.3, 0), (0.3, 1), (1.0, 0))]
     assert {r["protocol"] for r in found} == {"linear probe"}
     for row in before:
-        if row["protocol"] == "linear probe" and row["model"] != "31 intensity percentiles":
+        if (row["protocol"], row["unit"]) == ("linear probe", "image") and row["model"] != "31 intensity percentiles":
             assert rows[row["model"], 1.0, 0] == row
     table = (config.run_folder / "eval" / "density" / "predictions.csv").read_text()
     assert {line.partition(",trained")[0] for line in table.splitlines() if ",trained," in line} == {

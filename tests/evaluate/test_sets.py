@@ -69,13 +69,13 @@ def test_a_model_folder_alone_is_evaluated_on_several_sets(
     assert {path.name for path in beside.iterdir()} == {"eval-on", "features"}
     assert set(bare.rglob("*")) == files
     abroad, of_near = sorted((beside / "eval-on").iterdir())
-    assert [row["protocol"] for row in metrics(abroad, "cancer")["rows"]] == ["zero-shot"]  # type: ignore[attr-defined]
+    assert {row["protocol"] for row in metrics(abroad, "cancer")["rows"]} == {"zero-shot"}  # type: ignore[attr-defined]
     assert [one["reason"].partition(",")[0] for one in metrics(abroad, "cancer")["not_measured"]] == [  # type: ignore[attr-defined]
         "a model folder by itself has neither the recipe of the run nor the weights that it began with",
         "the shards have no train split",
     ]
     rows = [(row["protocol"], row["model"]) for row in metrics(of_near, "cancer")["rows"]]  # type: ignore[attr-defined]
-    assert rows == [("zero-shot", "trained"), ("linear probe", "trained")]
+    assert list(dict.fromkeys(rows)) == [("zero-shot", "trained"), ("linear probe", "trained")]
     lines = said.output.splitlines()
     assert lines.count("on abroad:") == lines.count("on near:") == 2, "above the task and above retrieval"
     assert "no linear probe: the shards have no train split, on which it would be fitted" in lines
@@ -99,7 +99,7 @@ def test_a_run_is_evaluated_on_other_shards_beside_its_own(
     assert {path.name for path in (config.run_folder / "eval").iterdir()} >= {"cancer", "density"}, "its own shards"
     (abroad,) = (config.run_folder / "eval-on").iterdir()
     rows = [(row["protocol"], row["model"]) for row in metrics(abroad, "cancer")["rows"]]  # type: ignore[attr-defined]
-    assert rows == [("zero-shot", "trained"), ("zero-shot", "untrained")]
+    assert list(dict.fromkeys(rows)) == [("zero-shot", "trained"), ("zero-shot", "untrained")]
     page = (mama("report", run), config.run_folder / "report.html")[1].read_text()
     assert "and on none of these patients" in page
 
