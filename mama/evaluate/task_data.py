@@ -51,12 +51,12 @@ class TaskData:
     classes: list[str]
     ensembles: list[list[Sentences]]  # class prompts of each class
     templates: list[list[str]]  # what each of them is made after
-    items: list[Item]  # [n], the labelled images
+    held_out: list[Item]  # all images of the split
     rows: Ints
     labels: Ints
     train_rows: Ints
     train_labels: Ints
-    val_items: list[Item]  # [m]
+    val: list[Item]  # all images of the split `val`
     val_rows: Ints
     val_labels: Ints
     absent: list[str]  # classes without a held-out image
@@ -64,13 +64,19 @@ class TaskData:
     predictions: list[Predictions] = field(default_factory=list)
     sensitivity: list[dict[str, Any]] = field(default_factory=list)  # see `mama.evaluate.zero_shot.by_template`
 
+    @property
+    def items(self) -> list[Item]:
+        """The labelled images [n]."""
+        return [self.held_out[row] for row in self.rows]
+
     def units(self, kind: Unit, of: Flags | None = None) -> Units:
         """The units of a kind that the labelled images make up, or those of them flagged by `of` [n] alone."""
         return units_of(kind, self.task, self.items, self.labels, self.classes, of)
 
     def val_units(self, kind: Unit) -> Units:
         """Those of the split `val`."""
-        return units_of(kind, self.task, self.val_items, self.val_labels, self.classes)
+        items = [self.val[row] for row in self.val_rows]
+        return units_of(kind, self.task, items, self.val_labels, self.classes)
 
 
 def task_data(
@@ -102,12 +108,12 @@ def task_data(
         classes=[task.names[k] for k in kept],
         ensembles=[ensembles[k] for k in kept],
         templates=[templates[k] for k in kept],
-        items=[held_out[row] for row in rows[0]],
+        held_out=held_out,
         rows=rows[0],
         labels=numbers[0],
         train_rows=rows[1],
         train_labels=numbers[1],
-        val_items=[val[row] for row in rows[2]],
+        val=val,
         val_rows=rows[2],
         val_labels=numbers[2],
         absent=[name for k, name in enumerate(task.names) if k not in labels[0]],

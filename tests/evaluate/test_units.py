@@ -124,6 +124,14 @@ def test_an_order_and_agreement_decide_the_class_of_a_unit() -> None:
     assert found == pytest.approx(agreeing["s2"].mean().to_dict())
 
 
+def test_a_task_whose_rows_are_cut_has_the_units_of_the_rest() -> None:
+    data, _ = scored(load_task("cancer"), cohort())
+    data.rows, data.labels = data.rows[::3], data.labels[::3]
+    assert data.units("breast").keys == list(dict.fromkeys(
+        f"{item.study.key}/{item.view.laterality}" for item in cohort()[::3]
+    ))  # fmt: skip
+
+
 def test_views_that_a_task_leaves_out_are_not_missing() -> None:
     task = replace(load_task("cancer"), images={"view": ["MLO"]})
     data, scores = scored(task, cohort())
