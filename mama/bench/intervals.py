@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -41,7 +40,7 @@ TITLES = {
     "ppv_at_prevalence": f"PPV at {100 * PREVALENCE:g} %",
 }
 
-Found = dict[str, list[tuple[bool, float]]]  # by metric and simulation: whether the interval is right, its length
+Found = dict[str, list[tuple[float, float]]]  # by metric and simulation: 1 if the interval is right, its length
 Shares = dict[str, tuple[float, float]]  # by metric: the share of right intervals, their mean length
 
 
@@ -112,7 +111,8 @@ def coverage_at_threshold(patients: int, share: float, area: float, rounds: int,
 def false_alarms(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, float]:
     """Return by metric the share of `rounds` paired comparisons of two equally good methods with p < 0.05; seeded."""
     rng = np.random.default_rng([*_seed(patients, share, area), 2])
-    names, alarms = _names(patients), defaultdict(list, {name: [] for name in (*COMPARED, "auc_by_delong")})
+    names = _names(patients)
+    alarms: dict[str, list[bool]] = {name: [] for name in (*COMPARED, "auc_by_delong")}
     for number in range(rounds):
         labels, pair = simulate_pair(rng, patients, share, area)
         bootstrap = Bootstrap(names, resamples, number)
@@ -141,7 +141,7 @@ def _none(names: Mapping[str, Any] | tuple[str, ...]) -> Found:
 def _add(found: Found, name: str, estimate: Mapping[str, Any], truth: float) -> None:
     low, high = estimate["low"], estimate["high"]
     if low is not None:
-        found[name].append((low <= truth <= high, high - low))
+        found[name].append((float(low <= truth <= high), high - low))
 
 
 def _shares(found: Found) -> Shares:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -142,7 +144,7 @@ def test_the_simulated_truth_of_probabilities_is_that_of_a_large_cohort() -> Non
 
 
 @pytest.mark.parametrize("measure", [coverage_of_probabilities, coverage_at_threshold])
-def test_95_of_100_further_intervals_hold_the_true_value(measure) -> None:
+def test_95_of_100_further_intervals_hold_the_true_value(measure: Callable) -> None:
     """The standard error of a share of 150 is 0.018: that of an ECE by quantiles holds a true 0 never."""
     for name, (held, length) in measure(40, 0.5, 0.9, rounds=150, resamples=60).items():
         assert held > 0.88, name

@@ -23,8 +23,8 @@ def names(labels: NDArray) -> list[str]:
     return [f"p{n // 4}" for n in range(len(labels))]
 
 
-def points(held_out: tuple, val: tuple | None, prevalences: list[float] | None = None) -> list[dict]:
-    return operating_points(*held_out, Bootstrap(names(held_out[0]), 200, 0), val, prevalences or [])
+def points(held_out: tuple[NDArray, NDArray], val: tuple | None, prevalences: list[float] | None = None) -> list[dict]:
+    return operating_points(held_out[0], held_out[1], Bootstrap(names(held_out[0]), 200, 0), val, prevalences or [])
 
 
 @pytest.mark.parametrize("seed", range(3))
