@@ -40,7 +40,7 @@ TITLES = {
     "ppv_at_prevalence": f"PPV at {100 * PREVALENCE:g} %",
 }
 
-Found = dict[str, list[tuple[bool, float]]]  # by metric and simulation: whether the interval is right, its length
+Found = dict[str, list[tuple[float, float]]]  # by metric and simulation: 1 if the interval is right, its length
 Shares = dict[str, tuple[float, float]]  # by metric: the share of right intervals, their mean length
 
 
@@ -141,7 +141,7 @@ def _none(names: Mapping[str, Any] | tuple[str, ...]) -> Found:
 def _add(found: Found, name: str, estimate: Mapping[str, Any], truth: float) -> None:
     low, high = estimate["low"], estimate["high"]
     if low is not None:
-        found[name].append((low <= truth <= high, high - low))
+        found[name].append((float(low <= truth <= high), high - low))
 
 
 def _shares(found: Found) -> Shares:

@@ -13,15 +13,7 @@ from mama.evaluate.intervals import Difference
 from mama.evaluate.provenance import object_in
 from mama.report.page import TITLES
 
-METRIC_TITLES = {
-    "auc": "AUC",
-    "balanced_accuracy": "balanced accuracy",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "ece": "ECE",
-    **TITLES,
-    "hit_rate": "hit rate",
-}
+METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", **TITLES, "hit_rate": "hit rate"}
 BOLD = (
     "Bold: the best mean of a column, and every other that the patients do not tell from it (the 95 % interval of its "
     "paired difference from the best includes 0)."

@@ -110,8 +110,8 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     documents["alignment"] = measured | _alignment(maps, sought, shown, splits, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
-    if show:
-        show("\n".join(results.localisation_lines(documents["alignment"])))
+    if show and (lines := results.localisation_lines(documents["alignment"])):
+        show("\n".join(lines))
     examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
     folder = result_folders.folder_of(measured["shards"], _place(config, run))
     log.info("writing the results to %s", folder)

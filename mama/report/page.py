@@ -34,7 +34,10 @@ from shards.read.manifest import SplitBy, load_manifest
 from shards.read.remote import local_folder
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
-TITLES = {  # of the metrics of a decision
+TITLES = {  # of the metrics of a task of two classes
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "ece": "ECE",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "ppv": "PPV",

@@ -143,14 +143,9 @@ def known_keys(section: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def suggestion(key: str, whole: Any) -> str:
-    """`; did you mean ...?` with the keys of the same name in other sections, else with the most similar key.
-
-    Of a key that names a section, only the most similar one.
-    """
+    """`; did you mean ...?` with the keys of the same name in other sections, else with the most similar key."""
     known, name = known_keys(whole), key.rpartition(".")[2]
     same = [k for k in known if k == SYNONYMS.get(name) or k.endswith(f".{name}")]
-    if "." in key and len(same) > 1:
-        return did_you_mean(key, same)
     return f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, known)
 
 

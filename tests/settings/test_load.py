@@ -163,7 +163,7 @@ def test_an_unknown_key_in_the_file_is_named_with_the_nearest_one(
         ("train.stepz=3", "train.stepz", "train.steps"),
         ("steps=3", "steps", "train.steps or finetune.steps"),
         ("data.augment.blurr=0", "data.augment.blurr", "data.augment.blur"),
-        ("trainn.steps=3", "trainn.steps", "train.steps"),
+        ("trainn.steps=3", "trainn.steps", "train.steps or finetune.steps"),
         ("optim.learning_rate=1e-4", "optim.learning_rate", "optim.lr"),
         ("learning_rate=1e-4", "learning_rate", "optim.lr"),
         ("train.batch_size=8", "train.batch_size", "train.global_batch"),
