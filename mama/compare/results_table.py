@@ -190,17 +190,9 @@ class _Drawn:
 
     def delong(self, ours: str, theirs: str) -> Difference | None:
         """The difference of the AUCs of two classes; the methods must be comparable (`difference`)."""
-<<<<<<< HEAD
         mine, other = ([one.scores[:, 1] for one in self.scored[name]] for name in (ours, theirs))
         same = self.scored[ours][0]
         return delong(same.labels, mine, other, same.patients) if self.binary else None
-=======
-        if not self.binary:
-            return None
-        first, second = ([one.scores[:, 1] for one in self.scored[name]] for name in (ours, theirs))
-        same = self.scored[ours][0]
-        return delong(same.labels, first, second, same.patients)
->>>>>>> ev-metrics
 
     def _read(self, one: Measured) -> Scored:
         """Raises `ConfigError` for predictions that are of other images."""

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-<<<<<<< HEAD
 from typing import Any
-=======
->>>>>>> ev-metrics
 
 import numpy as np
 import pytest
@@ -148,11 +145,7 @@ def test_the_simulated_truth_of_probabilities_is_that_of_a_large_cohort() -> Non
 
 
 @pytest.mark.parametrize("measure", [coverage_of_probabilities, coverage_at_threshold])
-<<<<<<< HEAD
 def test_95_of_100_further_intervals_hold_the_true_value(measure: Callable[..., Any]) -> None:
-=======
-def test_95_of_100_further_intervals_hold_the_true_value(measure: Callable) -> None:
->>>>>>> ev-metrics
     """The standard error of a share of 150 is 0.018: that of an ECE by quantiles holds a true 0 never."""
     for name, (held, length) in measure(40, 0.5, 0.9, rounds=150, resamples=60).items():
         assert held > 0.88, name

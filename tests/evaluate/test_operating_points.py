@@ -23,14 +23,9 @@ def names(labels: NDArray) -> list[str]:
     return [f"p{n // 4}" for n in range(len(labels))]
 
 
-<<<<<<< HEAD
 def points(held_out: tuple, val: tuple | None, prevalences: list[float] | None = None) -> list[dict]:
     labels, scores = held_out
     return operating_points(labels, scores, Bootstrap(names(labels), 200, 0), val, prevalences or [])
-=======
-def points(held_out: tuple[NDArray, NDArray], val: tuple | None, prevalences: list[float] | None = None) -> list[dict]:
-    return operating_points(held_out[0], held_out[1], Bootstrap(names(held_out[0]), 200, 0), val, prevalences or [])
->>>>>>> ev-metrics
 
 
 @pytest.mark.parametrize("seed", range(3))
