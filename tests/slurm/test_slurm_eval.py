@@ -159,7 +159,7 @@ def test_a_fine_tuning_that_is_preempted_goes_on_and_then_evaluates(
                 time.sleep(4)
             return step(self, batches, number)  # type: ignore[arg-type]
 
-        FineTuning.step = slow  # type: ignore[method-assign]
+        FineTuning.step = slow  # type: ignore[method-assign, assignment]
         fine_tune.evaluate(config, config.run_folder)
 
     consolidate(run)
