@@ -37,7 +37,7 @@ def balanced(labels: Ints) -> Ints:
 def restrict(data: TaskData) -> None:
     """Keep the balanced test subset of a task's held-out images."""
     rows = balanced(data.labels)
-    data.rows, data.labels, data.items = data.rows[rows], data.labels[rows], [data.items[row] for row in rows]
+    data.rows, data.labels = data.rows[rows], data.labels[rows]
 
 
 def zero_shot_scores(
