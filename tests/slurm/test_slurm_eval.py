@@ -48,8 +48,8 @@ def alone(run: Config) -> tuple[dict[str, bytes], dict[str, bytes]]:
     consolidate(run)
     evaluate(run, run.run_folder)
     found = model_of(run), results_of(run)
-    remove(run.run_folder / "model")
-    remove(run.run_folder / "eval")
+    for name in ("model", "eval", "features"):
+        remove(run.run_folder / name)
     return found
 
 
@@ -83,6 +83,7 @@ def test_two_tasks_consolidate_once_and_share_the_evaluation(
     assert first.count("writing the results to") == 1
     assert "trained: test images: 4/4 batches" in first
     assert "writing" not in second
+    remove(run.run_folder / "features")
     command = ["srun", "--ntasks=2", "--nodes=1", sys.executable, "-m", "mama", "eval", str(tmp_path / "run.yaml")]
     remove(run.run_folder / "eval")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -114,6 +115,7 @@ def test_an_evaluation_that_is_preempted_while_it_waits_starts_over_with_the_sam
         return starts.stat().st_size
 
     consolidate(run)
+    remove(run.run_folder / "features")  # the maps are to be computed
     profile = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
     submitted = submit(evaluate_at_second_start, run, str(tmp_path), profile=profile, folder=tmp_path)
     wait_for(lambda: (tmp_path / "waits").exists())
