@@ -180,7 +180,7 @@ def test_val_and_fractions_of_the_labels_are_measured_by_unit() -> None:
     assert seen[:4] == [(60, len(items) - 60)] * 3 + [(breasts, of_val_too)]
     table = results.results_table({"cancer": {**DOCUMENT, "rows": [row | FIGURES for row in rows]}})
     assert [line.split("  ")[1] for line in table.splitlines()[2:8]] == [
-        *["linear probe"] * 2, *["linear probe, 10 %"] * 2, *["linear probe, 10 % #2"] * 2,
+        *["linear probe"] * 2, *["linear probe, 10 % (0)"] * 2, *["linear probe, 10 % (1)"] * 2,
     ]  # fmt: skip
 
 
