@@ -79,7 +79,7 @@ def test_a_model_folder_alone_is_evaluated_on_several_sets(
     lines = said.output.splitlines()
     assert lines.count("on abroad:") == lines.count("on near:") == 3, "above task, retrieval, localisation"
     assert "no linear probe: the shards have no train split, on which it would be fitted" in lines
-    named = [line.split("  ")[0] for line in lines if ": cancer" in line]
+    named = [line.split("  ")[0] for line in lines if ": cancer  " in line]
     assert named == ["abroad: cancer"] * 2 + ["near: cancer"] * 4, "on images and on breasts"
     mama("report", str(bare))
     page = (beside / "report.html").read_text()
