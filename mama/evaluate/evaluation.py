@@ -12,38 +12,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mama.data.held_out import Item, Split
+from mama.data.held_out import Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.evaluate import (
     fine_tuned,
-    fractions,
     known_patients,
-    linear_probe,
     localisation,
     outputs,
     paper,
+    predicting,
     provenance,
     result_folders,
     results,
     retrieval,
-    zero_shot,
 )
-from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.class_prompts import wording_of
-from mama.evaluate.embeddings import embed_texts
 from mama.evaluate.kept_features import FOLDER, KeptFeatures
 from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
 from mama.evaluate.provenance import Document
 from mama.evaluate.results import Results, unmentioned_note
-from mama.evaluate.task_data import Predictions, TaskData, task_data
+from mama.evaluate.task_data import TaskData, task_data
 from mama.evaluate.tasks import load_tasks
 from mama.evaluate.training_vocabulary import training_statements
 from mama.export.model_folder import is_bare, load_model, model_folder, require_model
@@ -91,7 +86,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         made, sought = _outputs(config, run, trained_with, measured, splits, tasks)
         for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
             for name, one in made.items():
-                _probe(data, name, one, splits, config)
+                predicting.probe(data, name, one, splits, config)
         if "finetune" in config.eval.protocols and splits.train:
             fine_tuned.add_predictions(tasks, splits.held_out, splits.val, measured["shards"], config, run)
         if rank() > 0:
@@ -205,7 +200,7 @@ def _outputs(
         known = outputs.identity(name, model, model_folder(run), weights)
         made[name] = outputs.of_model(model, tokenizer, splits, texts, sought, kept, known)
         for data in tasks if "zeroshot" in config.eval.protocols and rank() == 0 else ():
-            _zero_shot(data, name, made[name], splits, model, tokenizer, config)
+            predicting.zero_shot(data, name, made[name], splits, model, tokenizer, config)
         del model  # before the next one is built
     if config.eval.intensity_baseline and splits.train:
         made[INTENSITIES] = outputs.intensities(splits, kept)
@@ -216,87 +211,13 @@ def _texts(held_out: Split, config: Config) -> tuple[list[list[str]], list[int]]
     return retrieval.distinct_texts(held_out.items, config.data.style, config.data.tell_pathology)
 
 
-def _zero_shot(
-    data: TaskData,
-    name: str,
-    made: Outputs,
-    splits: Splits,
-    model: MamaModel,
-    tokenizer: Tokenizer,
-    config: Config,
-) -> None:
-    if not len(data.rows):
-        return
-    device = next(model.parameters()).device
-
-    def embed(texts: list[list[str]]) -> Float32s:
-        return embed_texts(model, tokenizer, texts, config, device)
-
-    scale = model.scale().item()
-    if config.eval.protocol == "paper":
-        scored = partial(paper.zero_shot_scores, data.ensembles, embed=embed, scale=scale)
-    else:
-        ensembles = [embed(texts) for texts in data.ensembles]
-        classes = zero_shot.class_embeddings(ensembles)
-        scored = partial(_by_classes, classes=classes, scale=scale)
-    images = made.images[splits.held_out.name]
-    scores = scored(splits.held_out.items, data.rows, images)
-    if name == "trained" and config.eval.protocol == "standard":
-        how = data.templates, scale, data.task.binary
-        data.sensitivity = zero_shot.by_template(images[data.rows], data.labels, ensembles, *how)
-    val = None
-    if splits.val and len(data.val_rows):
-        val = scored(splits.val.items, data.val_rows, made.images["val"])
-    data.predictions.append(Predictions("zero-shot", name, scores, val))
-
-
-def _by_classes(items: list[Item], rows: Ints, images: Float32s, classes: Float32s, scale: float) -> Float64s:
-    return zero_shot.probabilities(images[rows], classes, scale)
-
-
-def _probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Config) -> None:
-    """Fit on each draw of the labelled training images, unless there is a reason against it.
-
-    Of all labels there is one draw, whose rows are all of them in their order.
-    """
-    if splits.train is None or _no_probe(data, splits):
-        return
-    patients = [splits.train.items[i].study.patient for i in data.train_rows]
-    held_out = made.tower[splits.held_out.name][data.rows]
-    for fraction, draw in fractions.draws(config.eval):
-        seed = fractions.seed_of(config.seed, draw)
-        rows = fractions.drawn(patients, data.train_labels, fraction, seed)
-        features, labels = made.tower["train"][data.train_rows[rows]], data.train_labels[rows]
-        classifier: linear_probe.Pipeline | linear_probe.Softmax
-        if config.eval.protocol == "paper" and name != INTENSITIES:
-            classifier = linear_probe.fit_by_sgd(features, labels, seed, config.finetune)
-        else:
-            classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
-        scores = linear_probe.probabilities(classifier, held_out, len(data.classes))
-        val = None
-        if splits.val and len(data.val_rows):
-            val = linear_probe.probabilities(classifier, made.tower["val"][data.val_rows], len(data.classes))
-        data.predictions.append(Predictions("linear probe", name, scores, val, fraction, draw))
-
-
-def _no_probe(data: TaskData, splits: Splits) -> str | None:
-    """Why there is no probe for a task, if there is none."""
-    if splits.held_out.name == "train":
-        return "the images are those of the train split, on which it would be fitted"
-    if splits.train is None:
-        return "the shards have no train split, on which it would be fitted"
-    if len(data.rows) and len(set(data.train_labels.tolist())) < 2:
-        return "the train split has labelled images of fewer than two classes"
-    return None if len(data.rows) else "no image has this label"
-
-
 def _document(data: TaskData, made: dict[str, Outputs], splits: Splits, config: Config) -> Document:
     """All predictions of a task, measured; `not_measured` has the reasons for rows that are not there."""
     missing = []
     if "untrained" not in made:
         reason = "a model folder by itself has neither the recipe of the run nor the weights that it began with"
         missing.append({"protocol": None, "model": "untrained", "reason": reason})
-    if "probe" in config.eval.protocols and (reason := _no_probe(data, splits) or ""):
+    if "probe" in config.eval.protocols and (reason := predicting.no_probe(data, splits) or ""):
         missing.append({"protocol": "linear probe", "model": None, "reason": reason})
     return results.document(data, splits.held_out.items, splits.held_out.name, config) | {"not_measured": missing}
 

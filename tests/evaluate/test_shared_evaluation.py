@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from mama.errors import ConfigError, RankError
-from mama.evaluate import evaluation
+from mama.evaluate import linear_probe
 from mama.evaluate.arrays import Float64s
 from mama.evaluate.evaluation import evaluate
 from mama.export.classifier_folder import Named, save_classifier
@@ -127,9 +127,9 @@ def test_ranks_agree_on_which_features_are_read(run: Config) -> None:
 def troubled(troubles: list[Callable[[Config], Config]], config: Config) -> list[str]:
     """What rank 0 says of each trouble."""
     said = []
-    read = evaluation.linear_probe.intensity_percentiles
+    read = linear_probe.intensity_percentiles
     for trouble in troubles:
-        with patch.object(evaluation.linear_probe, "intensity_percentiles", read):
+        with patch.object(linear_probe, "intensity_percentiles", read):
             try:
                 evaluate(trouble(config), config.run_folder)
             except (ConfigError, RankError, ShardError) as error:
@@ -138,14 +138,14 @@ def troubled(troubles: list[Callable[[Config], Config]], config: Config) -> list
 
 
 def unreadable_on(number: int, config: Config) -> Config:
-    read = evaluation.linear_probe.intensity_percentiles
+    read = linear_probe.intensity_percentiles
 
     def read_or_raise(image: NDArray[np.uint8]) -> Float64s:
         if rank() == number:
             raise ShardError("invented.tar: damaged\nin two lines")
         return read(image)
 
-    evaluation.linear_probe.intensity_percentiles = read_or_raise  # put back by `troubled`
+    linear_probe.intensity_percentiles = read_or_raise  # put back by `troubled`
     return config
 
 
