@@ -98,14 +98,18 @@ def preempted(cluster: Cluster, job: str) -> None:
     cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
 
 
+def is_second_daemon(cluster: Cluster, process: Path) -> bool:
+    """Whether a process, by its folder in /proc, is this cluster's daemon of the second node."""
+    try:
+        command, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+    except OSError:  # it has ended
+        return False
+    return f"slurmd\0-D\0-N\0{SECOND}\0".encode() in command and f"SLURM_CONF={cluster.folder}/".encode() in environment
+
+
 def without_a_daemon(cluster: Cluster, job: str) -> None:
     """The daemon of the second node dies and its tasks live on; Slurm finds the node down, and starts the job again."""
-    (daemon,) = [
-        int(entry.name)
-        for entry in Path("/proc").glob("[0-9]*")
-        if f"slurmd\0-D\0-N\0{SECOND}\0".encode() in (entry / "cmdline").read_bytes()
-        and f"SLURM_CONF={cluster.folder}/".encode() in (entry / "environ").read_bytes()
-    ]
+    (daemon,) = [int(process.name) for process in Path("/proc").glob("[0-9]*") if is_second_daemon(cluster, process)]
     os.kill(daemon, signal.SIGKILL)
     cluster.run("scontrol", "update", f"NodeName={SECOND}", "State=DOWN", "Reason=test")
     wait_for(lambda: fact(cluster, job, "JobState") == "PENDING")
