@@ -17,6 +17,7 @@ from mama.evaluate import zero_shot
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.class_prompts import Sentences
 from mama.evaluate.task_data import TaskData
+from shards.progress import progress
 
 SHARE, LEAST, SEED = 0.1, 200, 42  # of a class's held-out images
 
@@ -57,7 +58,7 @@ def zero_shot_scores(
     for place, row in enumerate(rows):
         groups[tuple(report_text.meta(items[row].study, items[row].view).values())].append(place)
     scores = np.zeros((len(rows), len(ensembles)))
-    for places in groups.values():
+    for places in progress(groups.values(), len(groups), "zero-shot, meta-information of each image", "wordings"):
         item = items[rows[places[0]]]
         own = [[report_text.with_meta(text, item.study, item.view) for text in texts] for texts in ensembles]
         classes = zero_shot.class_embeddings([embed(texts) for texts in own])

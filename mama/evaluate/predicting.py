@@ -88,4 +88,4 @@ def no_probe(data: TaskData, splits: Splits) -> str | None:
         return "the shards have no train split, on which it would be fitted"
     if len(data.rows) and len(set(data.train_labels.tolist())) < 2:
         return "the train split has labelled images of fewer than two classes"
-    return None if len(data.rows) else "no image has this label"
+    return None if len(data.rows) else "none of the task's images (its `images`) has its label"

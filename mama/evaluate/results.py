@@ -132,7 +132,8 @@ def _predictions_csv(data: TaskData, kind: Unit, pool: Pool) -> str:
     units = data.units(kind)
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow([name if name != "image" else kind for name in (*FACTS, *data.classes)])
+    unit = "unit" if kind == "patient" else kind  # there is a column of the patients already
+    writer.writerow([*(unit if name == "image" else name for name in FACTS), *data.classes])
     for one in data.predictions:
         pooled = units.pooled(one.scores, pool, data.task.binary)
         for key, patient, label, scores in zip(units.keys, units.patients, units.labels, pooled, strict=True):
@@ -191,7 +192,7 @@ def results_table(results: Results) -> str:
             sizes = str(row["n"]), str(row["patients"])
             lines.append((name, protocol, row["model"], row["unit"], *figures, *sizes))
         if not document["rows"]:
-            lines.append((name, "no image with this label", "", "", "n/a", "n/a", str(document["images"]), "0"))
+            lines.append((name, "none of its images has a label", "", "", "n/a", "n/a", str(document["images"]), "0"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [f"* {name}: {note}" for name, document in of_tasks.items() if (note := unmentioned_note(document))]

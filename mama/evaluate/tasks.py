@@ -200,6 +200,8 @@ def _require_filters(images: dict[str, Any]) -> None:
         elif name not in FILTERS:
             known = (*FILTERS, AGE)
             raise ConfigError(f"images.{name}: is not one of {', '.join(known)}{did_you_mean(name, known)}")
+        elif not many(values):
+            raise ConfigError(f"images.{name}: is empty, which no image meets; give it values, or leave it out")
         else:
             for value in many(values):
                 _require_known(f"images.{name}", value, FILTERS[name][1])
