@@ -5,18 +5,16 @@ A part that is missing or damaged is None, and the page reports it.
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
-from mama.evaluate import metrics, provenance
+from mama.evaluate import provenance
 from mama.evaluate.provenance import Document
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.results import format_estimate, is_whole, rows_of, shown_rows
-from mama.report import figures
+from mama.report import binary_task, figures
 from mama.report.pictures import Pictures, open_pictures
 from mama.settings.schema import Config
 
@@ -43,7 +41,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "left_out": sorted(set(read) - {task["task"] for task in tasks}),
         "pictures": pictures is not None,
         "tasks": tasks,
-        "rocs": [_roc(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
+        "curves": [_binary(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
         "forests": [found for task in tasks if (found := _forest(task))],
         "confusions": [_confusions(task) for task in tasks if task["rows"]],
         "retrieval": _retrieval(folder, marker, pictures),
@@ -56,30 +54,8 @@ def _on_images(task: Document) -> Document:
     return {**task, "shown": shown_rows(task), "rows": list(filter(is_whole, rows_of(task, "image")))}
 
 
-def _roc(task: Document, folder: Path) -> Document:
-    """Curves from predictions.csv, with the measured AUC in the legend; `figure` is None if that file is gone."""
-    scores: dict[tuple[str, str], list[tuple[bool, float]]] = defaultdict(list)
-    positive = task["classes"][1]["name"]
-    try:
-        with (folder / task["task"] / "predictions.csv").open(newline="") as file:
-            for line in csv.DictReader(file):
-                scores[line["protocol"], line["model"]].append((line["label"] == positive, float(line[positive])))
-        curves = [_curve(row, scores[row["protocol"], row["model"]]) for row in task["rows"]]
-    except (OSError, KeyError, ValueError, TypeError):
-        return {"task": task, "figure": None}
-    return {"task": task, "figure": figures.roc_curves(curves)}
-
-
-def _curve(row: Document, scores: list[tuple[bool, float]]) -> Document:
-    true, values = (np.array(column) for column in zip(*scores, strict=True))
-    false_positive, true_positive = metrics.roc(true.astype(np.int64), values)
-    return {
-        "protocol": row["protocol"],
-        "model": row["model"],
-        "false_positive": false_positive,
-        "true_positive": true_positive,
-        "label": f"{row['model']}: {format_estimate(row['metrics']['auc'])}",
-    }
+def _binary(task: Document, folder: Path) -> Document:
+    return binary_task.curves(task, binary_task.predictions(task, folder))
 
 
 def _forest(task: Document) -> Document | None:

@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.bootstrap import NO_IMAGE
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results import shown_rows
+from mama.evaluate.results import format_estimate, shown_rows
 from mama.objective.losses import weights_at
 from mama.report import figures
-from mama.report.figures import forest_plot
+from mama.report.figures import forest_plot, precision_recall_curves
 from mama.report.page import TERMS, TITLES, write_report
 from mama.settings.schema import Config, LossConfig
 from tests.support.browser import CHROMIUM, probe
@@ -81,7 +82,7 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     assert "0123456789ab" in text
     assert "5 of 40000 steps" in text
     assert text.count('alt="mammogram"') == 6
-    assert len(re.findall("ROC curves, ", text)) == 2
+    assert len(re.findall('alt="ROC curves, ', text)) == len(re.findall('alt="precision-recall curves, ', text)) == 4
     assert len(re.findall('alt="subgroups, ', text)) == 4
     assert "The smallest subgroup has " in text
     assert "zero-shot by template" in text
@@ -135,6 +136,25 @@ def test_subgroups_stand_beside_all_units_of_their_kind(evaluated: Config, monke
         ("zero-shot", "trained", "breast"), ("linear probe", "trained", "breast"),
     ]  # fmt: skip
     assert {row["protocol"] for row in rows} == {"zero-shot", "linear probe"}
+
+
+def test_curves_have_the_measured_areas(evaluated: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[dict[str, Any]], str, float]] = []
+
+    def draw(curves: list[dict[str, Any]], title: str, positives: float) -> str:
+        drawn.append((curves, title, positives))
+        return precision_recall_curves(curves, title, positives)
+
+    monkeypatch.setattr(figures, "precision_recall_curves", draw)
+    write_report(evaluated, evaluated.run_folder)
+    document = json.loads((evaluated.run_folder / "eval" / "cancer" / "metrics.json").read_text())
+    curves, protocol, positives = drawn[0]
+    assert positives == document["classes"][1]["images"] / document["images"]
+    rows = [row for row in document["rows"] if row["unit"] == "image" and row["protocol"] == protocol]
+    for curve, row in zip(curves, rows, strict=True):
+        measured = row["metrics"]["average_precision"]
+        assert curve["label"] == f"{row['model']}: {format_estimate(measured)}"
+        assert np.sum(np.diff(curve["x"]) * curve["y"][1:]) == pytest.approx(measured["value"], abs=1e-5)
 
 
 def test_missing_parts_are_named(tmp_path: Path, config: Config) -> None:
@@ -192,7 +212,7 @@ def test_a_browser_shows_every_picture(page: Path, tmp_path: Path) -> None:
     for heading in (
         "Results",
         "Training",
-        "ROC curves",
+        "ROC and precision-recall curves",
         "Retrieval",
         "Local alignment: where a sentence points",
         "Data",
