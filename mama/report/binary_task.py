@@ -25,7 +25,7 @@ def predictions(task: Document, folder: Path) -> Predictions | None:
 
 
 def curves(task: Document, scored: Predictions | None) -> Document:
-    """ROC and precision-recall curves by protocol, the measured areas in their legends; no `panels` without `scored`."""
+    """ROC and precision-recall curves by protocol, measured areas in their legends; no `panels` without `scored`."""
     protocols = dict.fromkeys(row["protocol"] for row in task["rows"]) if scored else {}
     of = {name: [row for row in task["rows"] if row["protocol"] == name] for name in protocols}
     return {"task": task, "panels": [_panel(name, rows, scored) for name, rows in of.items() if scored]}
@@ -50,3 +50,14 @@ def _curve(row: Document, metric: str, rates: tuple[Float64s, Float64s]) -> Docu
     measured = row["metrics"].get(metric)
     label = f"{row['model']}: {format_estimate(measured)}" if measured else row["model"]
     return {"model": row["model"], "x": rates[0], "y": rates[1], "label": label}
+
+
+def calibrations(task: Document) -> Document:
+    """The rows of the trained model, each with its reliability diagram; None where an earlier release measured none."""
+    rows = [row for row in task["rows"] if row["model"] == "trained"]
+    return {"task": task, "rows": [{**row, "reliability": _reliability(row)} for row in rows]}
+
+
+def _reliability(row: Document) -> str | None:
+    measured = row.get("calibration")
+    return figures.reliability_diagram(measured, row["protocol"]) if measured else None

@@ -42,8 +42,10 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "pictures": pictures is not None,
         "tasks": tasks,
         "curves": [_binary(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
+        "calibrations": [binary_task.calibrations(task) for task in tasks if task["binary"] and task["rows"]],
         "forests": [found for task in tasks if (found := _forest(task))],
         "confusions": [_confusions(task) for task in tasks if task["rows"]],
+        "recall": _same(folder / "retrieval" / METRICS, marker),
         "retrieval": _retrieval(folder, marker, pictures),
         "alignment": _alignment(folder, marker, pictures),
     }
@@ -75,9 +77,15 @@ def _confusions(task: Document) -> Document:
     return {"task": task, "figures": matrices}
 
 
+def _same(file: Path, marker: Document) -> Document | None:
+    """The object in `file`; None if it is missing, damaged or of another provenance than `marker`."""
+    document = provenance.object_in(file)
+    return document if document and provenance.same(document, marker) else None
+
+
 def _retrieval(folder: Path, marker: Document, pictures: Pictures | None) -> Document | None:
-    document = provenance.object_in(folder / "retrieval" / "examples.json")
-    if document is None or not provenance.same(document, marker):
+    document = _same(folder / "retrieval" / "examples.json", marker)
+    if document is None:
         return None
     for query in document["texts"]:
         for result in query["results"]:
@@ -88,8 +96,8 @@ def _retrieval(folder: Path, marker: Document, pictures: Pictures | None) -> Doc
 
 
 def _alignment(folder: Path, marker: Document, pictures: Pictures | None) -> Document | None:
-    document = provenance.object_in(folder / "alignment" / METRICS)
-    if document is None or not provenance.same(document, marker):
+    document = _same(folder / "alignment" / METRICS, marker)
+    if document is None:
         return None
     try:
         with np.load(folder / "alignment" / "maps.npz", allow_pickle=False) as file:

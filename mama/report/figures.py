@@ -19,6 +19,7 @@ COLOURS = {
     "brightest patch": "#e69f00",
     "random map": "#56b4e9",
 }
+CALIBRATIONS = {"uncalibrated": ("#0072b2", "o"), "temperature": ("#d55e00", "s"), "isotonic": ("#009e73", "^")}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, FAINT = "#22303c", "#d5dae0"
 STYLE: dict[Any, Any] = {
@@ -93,6 +94,31 @@ def _rates(curves: list[dict[str, Any]], title: str, names: tuple[str, str], cha
         axes.set(title=title, xlabel=names[0], ylabel=names[1], aspect="equal")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         figure.legend(loc="outside lower center", fontsize=8)
+        return _svg(figure)
+
+
+def reliability_diagram(calibration: dict[str, Any], title: str) -> str:
+    """The share of positives over the stated probability, bin by bin with intervals, as a `data:` URI.
+
+    `calibration` as in a row of metrics.json; what could not be fitted is left out. Dashed: probabilities that mean
+    what they say.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+        measured = {name: calibration[name]["curve"] for name in CALIBRATIONS if calibration[name]["curve"]}
+        for name, curve in measured.items():
+            colour, marker = CALIBRATIONS[name]
+            stated, observed = [one["predicted"] for one in curve], [one["observed"] for one in curve]
+            for one in curve:
+                if one["low"] is not None:
+                    axes.plot([one["predicted"]] * 2, [one["low"], one["high"]], color=colour, linewidth=1, alpha=0.5)
+            axes.plot(stated, observed, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+        axes.set(title=title, xlabel="stated probability", ylabel="share of positives", aspect="equal")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        if measured:
+            figure.legend(loc="outside lower center", ncols=len(measured), fontsize=8)
         return _svg(figure)
 
 

@@ -13,12 +13,14 @@ import pytest
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.bootstrap import NO_IMAGE
+from mama.evaluate.calibration import NO_VAL
 from mama.evaluate.evaluation import evaluate
+from mama.evaluate.measured_row import measured_row
 from mama.evaluate.results import format_estimate, shown_rows
 from mama.objective.losses import weights_at
 from mama.report import figures
-from mama.report.figures import forest_plot, precision_recall_curves
-from mama.report.page import TERMS, TITLES, write_report
+from mama.report.figures import forest_plot, precision_recall_curves, reliability_diagram
+from mama.report.page import POINT_TITLES, TERMS, TITLES, write_report
 from mama.settings.schema import Config, LossConfig
 from tests.support.browser import CHROMIUM, probe
 from tests.support.cohort import Oracle, write_shards
@@ -77,6 +79,15 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
         for row in shown_rows(document):
             auc = row["metrics"]["auc"]
             assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
+    recall = json.loads((evaluated.run_folder / "eval" / "retrieval" / "metrics.json").read_text())
+    assert [row["model"] for row in recall["rows"]] == ["trained", "trained", "untrained", "untrained"]
+    for row in recall["rows"]:
+        shown = [*map(format_estimate, (row["metrics"][f"recall@{k}"] for k in (1, 5, 10)))]
+        cells = ".*".join(f">{re.escape(words)}</span></td>" for words in shown)
+        assert re.search(f"<td>{row['model']}</td>[^\n]*{cells}", text)
+    for chance in recall["chance"].values():
+        cells = "".join(f'<td class="number">{chance[f"recall@{k}"]:.3f}</td>' for k in (1, 5, 10))
+        assert f"<td>chance</td>{cells}</tr>" in text
     assert "24 images of 12 patients" in text
     assert text.count("A hash of the patient decides the split: about 70 % train") == 1
     assert "0123456789ab" in text
@@ -108,7 +119,8 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
         estimate |= {"value": None, "low": None, "high": None, "reason": metrics.REASONS.get(name, NO_IMAGE)}
     del document["rows"][1]["metrics"]["ece"]  # as an earlier release wrote it
     path.write_text(json.dumps(document))
-    # An earlier release measured the pointing game alone.
+    # An earlier release measured the pointing game alone, and no recall.
+    (config.run_folder / "eval" / "retrieval" / "metrics.json").unlink()
     path = config.run_folder / "eval" / "alignment" / "metrics.json"
     document = json.loads(path.read_text())
     earlier = {key: value for key, value in document.items() if key not in ("detection", "strata")}
@@ -116,6 +128,7 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     path.write_text(json.dumps(earlier | {"rows": rows}))
     text = write_report(config, config.run_folder).read_text()
     assert "FROC" not in text
+    assert text.count("There is no retrieval recall") == 1
     assert ">brightest patch</td>" in text
     assert all(f">{words}</" in text for words in (*metrics.REASONS.values(), *TITLES.values()))
 
@@ -157,11 +170,55 @@ def test_curves_have_the_measured_areas(evaluated: Config, monkeypatch: pytest.M
         assert np.sum(np.diff(curve["x"]) * curve["y"][1:]) == pytest.approx(measured["value"], abs=1e-5)
 
 
+def test_calibration_and_operating_points_are_those_measured(
+    evaluated: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a split `val` the reason stands in their place; with one the figures of the trained model's images."""
+    drawn: list[tuple[dict[str, Any], str]] = []
+
+    def draw(calibration: dict[str, Any], title: str) -> str:
+        drawn.append((calibration, title))
+        return reliability_diagram(calibration, title)
+
+    monkeypatch.setattr(figures, "reliability_diagram", draw)
+    config = replace(evaluated, runs=str(tmp_path))
+    shutil.copytree(evaluated.run_folder, config.run_folder)
+    text = write_report(config, config.run_folder).read_text()
+    assert text.count(f'n/a: <span class="soft">{NO_VAL}') == 8  # both ways, two tasks, two protocols
+    assert text.count(f'<span class="soft" style="white-space: normal">{NO_VAL}') == 12  # of three points each
+    path = config.run_folder / "eval" / "cancer" / "metrics.json"
+    document = json.loads(path.read_text())
+    rows = [one for one in document["rows"] if one["model"] == "trained" and one["unit"] == "image"]
+    assert drawn[:2] == [(row["calibration"], row["protocol"]) for row in rows]
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    shares = np.clip(0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.2, 60), 0.01, 0.99)
+    scores = np.stack([1 - shares, shares], axis=1)
+    fitted = replace(config, eval=replace(config.eval, prevalence=[0.006]))
+    rows[0] |= measured_row(labels, scores, [f"p{n // 2}" for n in range(60)], True, (labels, scores), fitted)
+    del rows[1]["calibration"], rows[1]["operating_points"]  # as an earlier release wrote it
+    path.write_text(json.dumps(document))
+    text = write_report(config, config.run_folder).read_text()
+    assert text.count("calibration and operating points were not measured") == 1
+    points, kinds = rows[0]["operating_points"], rows[0]["calibration"]
+    for name in ("uncalibrated", "temperature", "isotonic"):
+        cells = ".*".join(f">{re.escape(format_estimate(kinds[name][key]))}</span>" for key in ("ece", "brier"))
+        assert re.search(f"<td>{name}[ <][^\n]*{cells}", text), name
+    for name, title in POINT_TITLES.items():
+        cells = ".*".join(f">{re.escape(format_estimate(point['metrics'][name]))}</span>" for point in points)
+        assert re.search(f"<td>{title}</td>[^\n]*{cells}", text), name
+    cells = ".*".join(f">{re.escape(format_estimate(point['ppv_at_prevalence'][0]))}</span>" for point in points)
+    assert re.search(f"<td>PPV at a prevalence of 0.6 %</td>[^\n]*{cells}", text)
+    assert all(f">{point['threshold']:.4g}</td>" in text for point in points)
+    assert "60 images, 30 of them positive" in text
+
+
 def test_missing_parts_are_named(tmp_path: Path, config: Config) -> None:
     config.run_folder.mkdir(parents=True)
     text = write_report(config, config.run_folder).read_text()
     for part in ("no environment.json", "Nothing has been evaluated", "no log.jsonl", "no ROC curve",
-                 "no predictions", "no retrieval examples", "no local alignment maps"):  # fmt: skip
+                 "no calibration", "no predictions", "no retrieval recall", "no retrieval examples",
+                 "no local alignment maps"):  # fmt: skip
         assert part in text, part
     assert "<img" not in text
 
