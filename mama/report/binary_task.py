@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.arrays import Float64s
 from mama.evaluate.provenance import Document
 from mama.evaluate.results import Scored, format_estimate, predictions_file, read_predictions
 from mama.report import figures
+from mama.report.pictures import Pictures
 
+ERRORS = 5  # that are shown of each protocol
 Predictions = dict[tuple[str, str], Scored]  # by protocol and model
 
 
@@ -61,3 +65,38 @@ def calibrations(task: Document) -> Document:
 def _reliability(row: Document) -> str | None:
     measured = row.get("calibration")
     return figures.reliability_diagram(measured, row["protocol"]) if measured else None
+
+
+def worst_errors(task: Document, scored: Predictions | None, pictures: Pictures | None) -> Document:
+    """The errors of the trained model by protocol; no `rows` without `scored`."""
+    rows = [row for row in task["rows"] if row["model"] == "trained"] if scored else []
+    return {
+        "task": task,
+        "rows": [_errors(row, scored[row["protocol"], "trained"], pictures) for row in rows if scored],
+    }
+
+
+def _errors(row: Document, one: Scored, pictures: Pictures | None) -> Document:
+    """Their measured number, and the images whose wrong class has the highest probability, one of a patient."""
+    (_, false_positive), (false_negative, _) = row["confusion"]
+    wrong = np.flatnonzero(one.scores.argmax(1) != one.labels)
+    probability = one.scores[wrong, 1 - one.labels[wrong]]
+    of_patient: dict[str, int] = {}
+    for i in wrong[np.argsort(-probability, kind="stable")].tolist():
+        of_patient.setdefault(one.patients[i], i)
+    return {
+        "protocol": row["protocol"],
+        "wrong": false_positive + false_negative,
+        "images": [_error(one, i, pictures) for i in list(of_patient.values())[:ERRORS]],
+    }
+
+
+def _error(one: Scored, i: int, pictures: Pictures | None) -> Document:
+    truth, predicted = int(one.labels[i]), 1 - int(one.labels[i])
+    return {
+        "truth": one.classes[truth],
+        "predicted": one.classes[predicted],
+        "score": float(one.scores[i, predicted]),
+        "picture": pictures.thumbnail(one.images[i]) if pictures else None,
+        "facts": pictures.facts(one.images[i]) if pictures else [],
+    }

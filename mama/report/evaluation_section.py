@@ -27,6 +27,7 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
     shards, model, settings = (marker[key] for key in provenance.IDENTITY)
     read = {name: provenance.object_in(folder / name / METRICS) for name in marker["tasks"]}
     tasks = [_on_images(task) for task in read.values() if task and provenance.same(task, marker)]
+    binary = [(task, binary_task.predictions(task, folder)) for task in tasks if task["binary"] and task["rows"]]
     pictures = open_pictures(config, marker)
     return {
         "own": shards["split"] == "test" and provenance.is_own(shards, run),
@@ -41,11 +42,12 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
         "left_out": sorted(set(read) - {task["task"] for task in tasks}),
         "pictures": pictures is not None,
         "tasks": tasks,
-        "curves": [_binary(task, folder) for task in tasks if task["binary"] and task["rows"] and not task["absent"]],
-        "calibrations": [binary_task.calibrations(task) for task in tasks if task["binary"] and task["rows"]],
+        "curves": [binary_task.curves(task, found) for task, found in binary if not task["absent"]],
+        "calibrations": [binary_task.calibrations(task) for task, _ in binary],
         "forests": [found for task in tasks if (found := _forest(task))],
         "confusions": [_confusions(task) for task in tasks if task["rows"]],
         "recall": _same(folder / "retrieval" / METRICS, marker),
+        "errors": [binary_task.worst_errors(task, found, pictures) for task, found in binary],
         "retrieval": _retrieval(folder, marker, pictures),
         "alignment": _alignment(folder, marker, pictures),
     }
@@ -54,10 +56,6 @@ def evaluation(config: Config, run: Path, model_now: Document | None, folder: Pa
 def _on_images(task: Document) -> Document:
     """A task whose `rows` are those on images that had all training labels, and `shown` those of the first table."""
     return {**task, "shown": shown_rows(task), "rows": list(filter(is_whole, rows_of(task, "image")))}
-
-
-def _binary(task: Document, folder: Path) -> Document:
-    return binary_task.curves(task, binary_task.predictions(task, folder))
 
 
 def _forest(task: Document) -> Document | None:

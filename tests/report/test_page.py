@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -213,12 +214,43 @@ def test_calibration_and_operating_points_are_those_measured(
     assert "60 images, 30 of them positive" in text
 
 
+def test_the_worst_errors_are_one_of_each_patient(evaluated: Config, tmp_path: Path) -> None:
+    config = replace(evaluated, runs=str(tmp_path))
+    shutil.copytree(evaluated.run_folder, config.run_folder)
+    file = config.run_folder / "eval" / "cancer" / "predictions.csv"
+    with file.open(newline="") as lines:
+        rows = list(csv.reader(lines))
+    classes = rows[0][5:]
+    own = [row for row in rows[1:] if row[:2] == ["zero-shot", "trained"]]
+    wrong = [row for row in own if row[3] in dict.fromkeys(one[3] for one in own[:14])][:14]  # two of a patient
+    for number, row in enumerate(wrong):
+        share = 0.6 + number / 100
+        row[5:] = [str(share if name != row[4] else 1 - share) for name in classes]
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows(rows)
+    document = json.loads(file.with_name("metrics.json").read_text())
+    document["rows"][0]["confusion"] = [[5, 7], [7, 5]]
+    file.with_name("metrics.json").write_text(json.dumps(document))
+    text = write_report(config, config.run_folder).read_text()
+    assert "<strong>Zero-shot</strong>: 14 of 24 images have the wrong class" in text
+    caption = r"<strong>([\d.]*)</strong> for ([\w ]*); it is ([\w ]*) ·"
+    shown = re.findall(rf'alt="error \d+, [^"]*, zero-shot" >{caption}', text)
+    worst: dict[str, list[str]] = {}
+    for row in reversed(wrong):
+        worst.setdefault(row[3], row)
+    expected = [(f"{max(map(float, row[5:])):.2f}", classes[row[4] == classes[0]], row[4]) for row in worst.values()]
+    assert shown == expected[:5]
+    file.write_text("protocol\n")
+    text = write_report(config, config.run_folder).read_text()
+    assert text.count("missing or damaged, so there is no curve") == text.count("so there are no errors to show") == 1
+
+
 def test_missing_parts_are_named(tmp_path: Path, config: Config) -> None:
     config.run_folder.mkdir(parents=True)
     text = write_report(config, config.run_folder).read_text()
     for part in ("no environment.json", "Nothing has been evaluated", "no log.jsonl", "no ROC curve",
-                 "no calibration", "no predictions", "no retrieval recall", "no retrieval examples",
-                 "no local alignment maps"):  # fmt: skip
+                 "no calibration", "no predictions", "no errors to show", "no retrieval recall",
+                 "no retrieval examples", "no local alignment maps"):  # fmt: skip
         assert part in text, part
     assert "<img" not in text
 
