@@ -72,6 +72,20 @@ def roc(labels: Ints, scores: Float64s) -> tuple[Float64s, Float64s]:
     return rates[0], rates[1]
 
 
+def precision_recall(labels: Ints, scores: Float64s) -> tuple[Float64s, Float64s]:
+    """Recall and precision of `labels` [n] in 0, 1 down to each distinct score that a positive has, by falling scores.
+
+    It begins at recall 0, with the first precision. Under its steps, each as high as at its right end, lies the
+    average precision.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of equal scores
+    found = np.cumsum(labels[order] == 1)[last]
+    rises = np.diff(found, prepend=0) > 0
+    precision = (found / (last + 1))[rises]
+    return np.append(0.0, found[rises] / found[-1]), np.append(precision[:1], precision)
+
+
 class _Steps:
     """Weights [R, steps] of the images down to each distinct score that a positive has, from the highest down.
 

@@ -19,6 +19,7 @@ COLOURS = {
     "brightest patch": "#e69f00",
     "random map": "#56b4e9",
 }
+CALIBRATIONS = {"uncalibrated": ("#0072b2", "o"), "temperature": ("#d55e00", "s"), "isotonic": ("#009e73", "^")}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, FAINT = "#22303c", "#d5dae0"
 STYLE: dict[Any, Any] = {
@@ -66,23 +67,58 @@ def training_curves(records: list[dict[str, float]], local_start: int) -> str:
         return _svg(figure)
 
 
-def roc_curves(curves: list[dict[str, Any]]) -> str:
-    """One panel per protocol, as a `data:` URI.
+def roc_curves(curves: list[dict[str, Any]], title: str) -> str:
+    """The ROC curves of one protocol as a `data:` URI.
 
-    A curve is {protocol, model, false_positive, true_positive, label}, its rates as arrays from (0, 0) to (1, 1).
+    A curve is {model, x, y, label}: false and true positive rates as arrays from (0, 0) to (1, 1).
     """
-    protocols = list(dict.fromkeys(curve["protocol"] for curve in curves))
+    return _rates(curves, title, ("false positive rate", "true positive rate"), [0, 1], "default")
+
+
+def precision_recall_curves(curves: list[dict[str, Any]], title: str, positives: float) -> str:
+    """The precision-recall curves of one protocol as a `data:` URI; dashed: chance, the share of `positives`.
+
+    A curve is {model, x, y, label}: recall and precision as arrays, as of `metrics.precision_recall`.
+    """
+    return _rates(curves, title, ("recall", "precision"), [positives, positives], "steps-pre")
+
+
+def _rates(curves: list[dict[str, Any]], title: str, names: tuple[str, str], chance: list[float], style: str) -> str:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5 * len(protocols), 4.6), layout="constrained")
-        for number, protocol in enumerate(protocols):
-            axes = figure.add_subplot(1, len(protocols), number + 1)
-            axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
-            for curve in (one for one in curves if one["protocol"] == protocol):
-                rates = curve["false_positive"], curve["true_positive"]
-                axes.plot(*rates, color=COLOURS.get(curve["model"], INK), linewidth=2, label=curve["label"])
-            axes.set(title=protocol, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-            axes.legend(loc="lower right", fontsize=8)
+        figure = Figure(figsize=(5, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], chance, color=FAINT, linewidth=1, linestyle="--")
+        for curve in curves:
+            colour = COLOURS.get(curve["model"], INK)
+            axes.plot(curve["x"], curve["y"], color=colour, linewidth=2, label=curve["label"], drawstyle=style)
+        axes.set(title=title, xlabel=names[0], ylabel=names[1], aspect="equal")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        figure.legend(loc="outside lower center", fontsize=8)
+        return _svg(figure)
+
+
+def reliability_diagram(calibration: dict[str, Any], title: str) -> str:
+    """The share of positives over the stated probability, bin by bin with intervals, as a `data:` URI.
+
+    `calibration` as in a row of metrics.json; what could not be fitted is left out. Dashed: probabilities that mean
+    what they say.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+        measured = {name: calibration[name]["curve"] for name in CALIBRATIONS if calibration[name]["curve"]}
+        for name, curve in measured.items():
+            colour, marker = CALIBRATIONS[name]
+            stated, observed = [one["predicted"] for one in curve], [one["observed"] for one in curve]
+            for one in curve:
+                if one["low"] is not None:
+                    axes.plot([one["predicted"]] * 2, [one["low"], one["high"]], color=colour, linewidth=1, alpha=0.5)
+            axes.plot(stated, observed, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+        axes.set(title=title, xlabel="stated probability", ylabel="share of positives", aspect="equal")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        if measured:
+            figure.legend(loc="outside lower center", ncols=len(measured), fontsize=8)
         return _svg(figure)
 
 

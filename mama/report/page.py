@@ -46,6 +46,13 @@ TITLES = {  # of the metrics of a task of two classes
     "probabilistic_f1": "probabilistic F1",
     "specificity_at_sensitivity": "specificity at 80 % sensitivity",
 }
+POINT_TITLES = {  # of the metrics of an operating point
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "recall_rate": "recall rate",
+}
 TERMS = {  # of the loss, as log.jsonl names them
     "view": "the two images of a pair against those of other pairs",
     "anchor_text": "the first image of a pair against the report texts",
@@ -91,6 +98,7 @@ def _page(config: Config, run: Path, model: Path, data: list[Document]) -> str:
         phantoms=any(one["phantoms"] for one in evaluations)
         or (not evaluations and any("phantom" in f.values() for f in data)),
         metric_titles=TITLES,
+        point_titles=POINT_TITLES,
         fact_titles=FACTS,
         loss_terms=TERMS,
         curves=_curves(config, run),

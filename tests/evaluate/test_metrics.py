@@ -11,6 +11,7 @@ from sklearn.metrics import (
     brier_score_loss,
     confusion_matrix,
     f1_score,
+    precision_recall_curve,
     precision_score,
     recall_score,
     roc_auc_score,
@@ -373,3 +374,9 @@ def test_mean_and_roc() -> None:
     expected = roc_curve(labels, scores[:, 1], drop_intermediate=False)
     assert np.allclose(false_positive, expected[0])
     assert np.allclose(true_positive, expected[1])
+    recall, precision = metrics.precision_recall(labels, scores[:, 1])
+    high, share, _ = precision_recall_curve(labels, scores[:, 1])  # from recall 1 to recall 0
+    rises = np.diff(share[::-1]) > 0
+    assert np.allclose(recall[1:], share[-2::-1][rises])
+    assert np.allclose(precision[1:], high[-2::-1][rises])
+    assert precision[0] == precision[1]
