@@ -117,7 +117,7 @@ def task_data(
         val_rows=rows[2],
         val_labels=numbers[2],
         absent=[name for k, name in enumerate(task.names) if k not in labels[0]],
-        # One's own words are rarely those of a training text, which does not tell whether the model knows what they mean.
+        # One's own words are rarely those of a training text: that does not tell whether the model knows their meaning.
         unmentioned=None
         if mentioned is None or task.words
         else [task.names[k] for k in unmentioned(ensembles, mentioned) if k in kept],
