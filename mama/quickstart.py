@@ -44,7 +44,7 @@ def quickstart(runs: Path, seed: int) -> str:
             raise ShardError(f"{folder}: {problems[0]} ({len(problems)} problems; remove the folder and run again)")
     _stage("training", lambda: train(cohort))
     _stage("consolidating", lambda: consolidate(cohort))
-    results = _stage("evaluating", lambda: evaluate(cohort, run))
+    (results,) = _stage("evaluating", lambda: evaluate(cohort, run)).values()  # of one set of shards
     report = _stage("writing the report", lambda: write_report(cohort, run))
     return "\n".join(
         [

@@ -114,7 +114,9 @@ def test_results_on_other_shards_have_a_folder_and_a_heading_of_their_own(
     assert "10 images of 5 patients" in abroad
     assert "Pictures are missing" in abroad
     assert "picture missing" in abroad
-    assert "<img" not in re.sub(r'<img src="" alt="(confusion|ROC|FROC|precision|reliability|subgroups|training)[^>]*>', "", text)
+    assert "<img" not in re.sub(
+        r'<img src="" alt="(confusion|ROC|FROC|precision|reliability|subgroups|training)[^>]*>', "", text
+    )
     assert "shards cannot be read" in part(text, "Data")
 
 
