@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import torch
 
-from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import results_table
+from mama.evaluate.retrieval import table
 from mama.export.consolidate import consolidate
+from mama.finetune.fine_tune import evaluate
 from mama.report.page import write_report
 from mama.settings.load import load
 from mama.settings.schema import Config
@@ -43,12 +44,14 @@ def quickstart(runs: Path, seed: int) -> str:
             raise ShardError(f"{folder}: {problems[0]} ({len(problems)} problems; remove the folder and run again)")
     _stage("training", lambda: train(cohort))
     _stage("consolidating", lambda: consolidate(cohort))
-    results = _stage("evaluating", lambda: evaluate(cohort, run))
+    (results,) = _stage("evaluating", lambda: evaluate(cohort, run)).values()  # of one set of shards
     report = _stage("writing the report", lambda: write_report(cohort, run))
     return "\n".join(
         [
             "",
             results_table(results),
+            "",
+            table(results["retrieval"]),
             "",
             f"report:               {report}",
             f"real sample DICOM:    {sheet}",

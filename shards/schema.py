@@ -7,7 +7,7 @@ each of its views, a label of the exam on all of them.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +74,14 @@ CONFLICTS = {
     "laterality": "table and header disagree about the laterality; the table wins",
     "view": "table and header disagree about the view; the table wins",
     "box": "the box of a finding lies outside the image; the finding is stored without it",
+    "mask": "the mask of a finding is unreadable, empty or of another size; the finding is stored without a box",
+}
+
+# Why patients are in another split than the archive's own says: word -> explanation, which follows their number.
+SPLIT_MOVES = {
+    "divided": "are in both training and test set of the archive: all their images are in test",
+    "unnamed": "are not in the archive's split: they count as training",
+    "val": "of its training set are in val, which the archive does not have: the hash chose them",
 }
 
 Box = tuple[float, float, float, float]
@@ -130,6 +138,7 @@ class SourceView:
     findings: tuple[Finding, ...] = ()
     report: str | None = None  # report text of this image
     refused: tuple[str, str] | None = None
+    masks: tuple[tuple[int, Path], ...] = ()  # (number of a finding, image that is white inside of it): gives its box
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,8 @@ class SourceStudy:
     race: str | None = None
     ethnicity: str | None = None
     reason: str | None = None  # screening | diagnostic
+    # None: the hash of the patient decides. The builder sets it; not in `repr`, by which a changed study is noticed.
+    split: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,14 @@ ENDS = (
 )
 HELD = ("SPECIAL_EXIT", "REQUEUE_HOLD")  # states of jobs that wait until they are released
 # What is said of jobs that have ended, and of the others of an array of which some have.
+# Ends after which the same work, submitted again, goes on, as nothing was wrong with it -> in plain words.
+TAKEN_AWAY = {
+    "BOOT_FAIL": "node failure",
+    "CANCELLED": "cancelled",
+    "NODE_FAIL": "node failure",
+    "PREEMPTED": "preempted, and not coming back",
+    "TIMEOUT": "time limit, and not coming back",
+}
 GONE = re.compile(r"Invalid job id|already (completing|completed|finished)|: No error$", re.IGNORECASE)
 
 # Reasons (squeue(1), JOB REASON CODES) that no waiting cures -> in plain words, and what to change.
@@ -130,6 +138,14 @@ def release(ids: Iterable[str]) -> None:
 def cancel(ids: Iterable[str]) -> None:
     """End jobs, or take them out of the queue. A job that has ended stays as it is. Raises `SlurmError`."""
     _each("scancel", ids=ids)
+
+
+def stop(ids: Iterable[str]) -> None:
+    """Send SIGTERM to the tasks of running jobs, and nothing after it: `cancel` kills them after KillWait.
+
+    A job that has ended stays as it is. Raises `SlurmError`.
+    """
+    _each("scancel", "--signal=TERM", ids=ids)
 
 
 def never_starts(reason: str) -> str | None:

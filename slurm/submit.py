@@ -42,12 +42,63 @@ class Resumable:
         self.args = args
 
     def __call__(self) -> Any:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked_signals.SIGNALS)  # submitit's handlers are installed now
+        # submitit's handlers are installed now: that of SIGUSR2 requeues the job, but that of SIGTERM would forget it.
+        # SIGTERM waits, blocked, until the call has a handler of its own; where it has none, Slurm kills it later.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked_signals.SIGNALS - {signal.SIGTERM})
         return self.function(*self.args)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The same call again, for submitit to requeue."""
         return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What Slurm is asked for with some calls: resources, places, and when they may start.
+
+    - dependency: of the jobs on others, as sbatch takes it; "afterok:12". A job whose dependency fails is cancelled.
+    - at_once: jobs of an array that run at the same time; None: the profile's array_parallelism.
+    - hold: the jobs wait until `slurm.queue.release`. A job finds its call only once `submit_calls` has returned, and
+      one that starts and does not find it ends after a minute: held, nothing is left that runs if this process is
+      killed.
+    - code: a folder, from `slurm.snapshot.snapshot`, that the jobs import mama, shards and slurm from.
+    """
+
+    profile: Profile
+    folder: str | Path  # logs and results go to `folder`/jobs/<job id>
+    name: str = "mama"
+    comment: str = ""
+    dependency: str = ""
+    at_once: int | None = None
+    hold: bool = False
+    code: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """submitit's folder of each job, with its pattern for the job's id."""
+        return Path(self.folder).absolute() / "jobs" / "%j"
+
+    def options(self, size: int | None) -> dict[str, Any]:
+        """Long option of sbatch -> value, for an array of `size` jobs; None: a job that is no array."""
+        own: dict[str, Any] = {
+            "job-name": self.name,
+            "comment": self.comment or None,
+            "dependency": self.dependency or None,
+            "kill-on-invalid-dep": "yes" if self.dependency else None,
+            "hold": self.hold,
+        }
+        if size is not None:
+            at_once = self.at_once or self.profile.array_parallelism
+            own["array"] = f"0-{size - 1}" + (f"%{at_once}" if at_once else "")
+        return sbatch_options(self.profile) | own
+
+    def script(self, size: int | None) -> str:
+        """The batch script of an array of `size` jobs, or of one job; nothing is submitted or written."""
+        self.profile.require_cluster()
+        pattern = "%j" if size is None else "%A_%a"
+        # Absolute: in a container, or after a `cd` among the setup lines, the task starts in another folder.
+        code = None if self.code is None else self.code.absolute()
+        return script(self.options(size), self.profile, self.place.parent, pattern, code)
 
 
 def submit(
@@ -61,16 +112,16 @@ def submit(
 ) -> submitit.Job[Any]:
     """Submit `function(*args)` as a job and return without waiting for it.
 
-    The job unpickles the function and its arguments, and runs the Python that runs now; on a cluster with the packages
-    in `code`, as in `submit_calls`. Logs and the result go to
+    The job unpickles the function and its arguments, and runs the Python that runs now. Logs and the result go to
     `folder`/jobs/<job id>; on a cluster the nodes must share the file system of `folder`. If the profile has more than
     one task, each of them calls the function: see `slurm.rank_environment.export_distributed_environment`.
-    dependency: of the job on others, as sbatch takes it; "afterok:12". A job whose dependency fails is cancelled.
+    dependency, code: as in `Request`; on a cluster alone.
 
     Raises `SlurmError` if the job cannot be submitted.
     """
     if profile.cluster == "slurm":
-        job = _submit_to_slurm([(function, args)], _Job(profile, folder, name, dependency=dependency, code=code))[0]
+        request = Request(profile=profile, folder=folder, name=name, dependency=dependency, code=code)
+        (job,) = _submit_to_slurm([(function, args)], request, None)
     else:
         with _submission_errors(name):
             job = _local_executor(profile, folder, name).submit(Resumable(function, *args))
@@ -79,50 +130,16 @@ def submit(
 
 
 def submit_calls(
-    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
-    *,
-    profile: Profile,
-    folder: str | Path,
-    name: str = "mama",
-    comment: str = "",
-    dependency: str = "",
-    at_once: int | None = None,
-    hold: bool = False,
-    code: Path | None = None,
+    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], request: Request
 ) -> list[submitit.Job[Any]]:
     """Submit an array of jobs, one for each (function, arguments), in a single call of sbatch; also for a single one.
 
     Each job gets the resources of the whole profile, and is named <number>_<index>; the rest is as in `submit`.
-
-    - at_once: jobs that run at the same time; None: the profile's array_parallelism.
-    - hold: the jobs wait until `slurm.queue.release`. A job finds its call only once this function returns, and one
-      that starts and does not find it ends after a minute: held, nothing is left that runs if this process is killed.
-    - code: a folder, from `slurm.snapshot.snapshot`, that the jobs import mama, shards and slurm from.
-
     Raises `SlurmError` if the jobs cannot be submitted.
     """
-    profile.require_cluster()
-    job = _Job(profile, folder, name, comment, dependency, hold, code, size=len(calls), at_once=at_once)
-    jobs = _submit_to_slurm(calls, job)
-    logger.info("array %s (%s, %d jobs)", jobs[0].job_id.partition("_")[0], name, len(jobs))
+    jobs = _submit_to_slurm(calls, request, len(calls))
+    logger.info("array %s (%s, %d jobs)", jobs[0].job_id.partition("_")[0], request.name, len(jobs))
     return jobs
-
-
-def script_of(
-    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
-    *,
-    profile: Profile,
-    folder: str | Path,
-    name: str = "mama",
-    comment: str = "",
-    dependency: str = "",
-    at_once: int | None = None,
-    hold: bool = False,
-    code: Path | None = None,
-) -> str:
-    """The batch script that `submit_calls` would submit for the same arguments; nothing is submitted or written."""
-    profile.require_cluster()
-    return _Job(profile, folder, name, comment, dependency, hold, code, size=len(calls), at_once=at_once).script()
 
 
 def submit_array(
@@ -147,7 +164,7 @@ def submit_array(
     profile.require_cluster()
     profile.require_one_task()
     calls = [(function, each) for each in arguments]
-    jobs = submit_calls(calls, profile=profile, folder=folder, name=name, code=code)
+    jobs = submit_calls(calls, Request(profile=profile, folder=folder, name=name, code=code))
     number = jobs[0].job_id.partition("_")[0]
     after = f"afterany:{number}"
     try:
@@ -159,60 +176,26 @@ def submit_array(
     return jobs, last
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a script is made of."""
-
-    profile: Profile
-    folder: str | Path
-    name: str
-    comment: str = ""
-    dependency: str = ""
-    hold: bool = False
-    code: Path | None = None
-    size: int | None = None  # of the array; None: a job that is no array
-    at_once: int | None = None
-
-    @property
-    def place(self) -> Path:
-        """submitit's folder of each job, with its pattern for the job's id."""
-        return Path(self.folder).absolute() / "jobs" / "%j"
-
-    def options(self) -> dict[str, Any]:
-        own: dict[str, Any] = {
-            "job-name": self.name,
-            "comment": self.comment or None,
-            "dependency": self.dependency or None,
-            "kill-on-invalid-dep": "yes" if self.dependency else None,
-            "hold": self.hold,
-        }
-        if self.size is not None:
-            at_once = self.at_once or self.profile.array_parallelism
-            own["array"] = f"0-{self.size - 1}" + (f"%{at_once}" if at_once else "")
-        return sbatch_options(self.profile) | own
-
-    def script(self) -> str:
-        pattern = "%j" if self.size is None else "%A_%a"
-        # Absolute: in a container, or after a `cd` among the setup lines, the task starts in another folder.
-        code = None if self.code is None else self.code.absolute()
-        return script(self.options(), self.profile, self.place.parent, pattern, code)
-
-
-def _submit_to_slurm(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], job: _Job) -> list[submitit.Job[Any]]:
+def _submit_to_slurm(
+    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], request: Request, size: int | None
+) -> list[submitit.Job[Any]]:
     """Submit the calls with one call of sbatch. Nothing is left on disk if it refuses. Raises `SlurmError`."""
-    aside = job.place.parent / f".{uuid.uuid4().hex}"
-    with _submission_errors(job.name):
+    text = request.script(size)
+    aside = request.place.parent / f".{uuid.uuid4().hex}"
+    with _submission_errors(request.name):
         aside.mkdir(parents=True)
         try:
-            (aside / "script").write_text(job.script())
+            (aside / "script").write_text(text)
             for index, (function, args) in enumerate(calls):
                 delayed = submitit.core.utils.DelayedSubmission(Resumable(function, *args))
-                delayed.set_timeout(_minutes_of_a_timeout(job.profile), MAX_TIMEOUTS)  # type: ignore[arg-type]
+                delayed.set_timeout(_minutes_of_a_timeout(request.profile), MAX_TIMEOUTS)  # type: ignore[arg-type]
                 delayed.dump(aside / str(index))
-            number = _sbatch(aside / "script", job.options())
-            ids = [number] if job.size is None else [f"{number}_{index}" for index in range(job.size)]
-            tasks = list(range(job.profile.tasks))
-            jobs: list[submitit.Job[Any]] = [submitit.SlurmJob(folder=job.place, job_id=id, tasks=tasks) for id in ids]
+            number = _sbatch(aside / "script", request.options(size))
+            ids = [number] if size is None else [f"{number}_{index}" for index in range(size)]
+            tasks = list(range(request.profile.tasks))
+            jobs: list[submitit.Job[Any]] = [
+                submitit.SlurmJob(folder=request.place, job_id=id, tasks=tasks) for id in ids
+            ]
             for index, each in enumerate(jobs):
                 each.paths.move_temporary_file(aside / str(index), "submitted_pickle")
             jobs[0].paths.move_temporary_file(aside / "script", "submission_file")

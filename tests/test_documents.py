@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import pytest
 
 from mama.cli.main import HELP, cli
 from mama.errors import ConfigError
+from mama.evaluate.tasks import load_task
 from mama.settings.load import find, is_shipped, load, load_profile
 from mama.sweep.definition import load_sweep
 from mama.train.dry_run import dry_run
-from slurm.submit import script_of
+from slurm.submit import Request
 from tests.support.checkout import CHECKOUT
 
 DOCS = [f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -131,7 +132,7 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
         profile.require_cluster()
         profile.require_one_task()
     if profile.cluster == "slurm":
-        assert "#SBATCH --partition" in script_of([(print, ())], profile=profile, folder="runs")
+        assert "#SBATCH --partition" in Request(profile=profile, folder="runs").script(1)
     if command[0] == "train":
         config.train.accumulation(profile.tasks if given["as_job"] and profile.tasks > 1 else config.train.ranks)
 
@@ -150,11 +151,12 @@ def test_a_dry_run_of_a_shipped_recipe_runs(command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_in_a_page_load(page: str, tmp_path: Path) -> None:
-    """On the page about sweeps: the sweeps."""
+    """On the page about sweeps: the sweeps, on that about evaluation: the tasks."""
+    readers: dict[str, Callable[[str], Any]] = {"docs/sweeps.md": load_sweep, "docs/evaluation.md": load_task}
     for language, block in FENCE.findall(read(page)):
         if language == "yaml":
             (tmp_path / "recipe.yaml").write_text(block)
-            assert (load_sweep if page == "docs/sweeps.md" else load)(tmp_path / "recipe.yaml")
+            assert readers.get(page, load)(str(tmp_path / "recipe.yaml"))
 
 
 def anchors(page: Path) -> set[str]:

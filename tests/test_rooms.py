@@ -26,6 +26,7 @@ LINES = {
         ("jobs", "compare"),
         ("sweep", "quickstart", "bench"),
         ("report",),
+        ("finetune",),
         ("evaluate", "train"),
         ("export",),
         ("run",),

@@ -2,121 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import NormalDist
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
+from mama.bench.simulated_evaluation import (
+    IMAGES,
+    calibrated,
+    simulate,
+    simulate_pair,
+    true_values,
+    true_values_at,
+)
 from mama.evaluate import intervals, metrics
-from mama.evaluate.arrays import Float64s, Ints
 from mama.evaluate.bootstrap import Bootstrap
+from mama.evaluate.calibration import calibration
+from mama.evaluate.comparison import delong
+from mama.evaluate.operating_points import operating_points
 
 PATIENTS = (20, 40, 80, 200)
 SHARES = (0.5, 0.25)  # of patients with cancer, in one breast
 AREAS = (0.75, 0.9, 0.97)  # true AUC
-IMAGES = 4  # of a patient, two of each breast
-WITHIN = 0.5  # correlation of the scores of two images of a patient with the same ground truth
-ALIKE = 0.7  # correlation of the scores that two methods give an image
-COMPARED = ("auc", "balanced_accuracy")
 SHOWN = ("auc", "balanced_accuracy", "sensitivity", "specificity")
+PROBABILITIES = ("average_precision", "brier", "ece", "ece_calibrated")
+COMPARED = ("auc", "balanced_accuracy", "average_precision", "brier")
+PREVALENCE = 0.005
+TITLES = {
+    "auc": "AUC",
+    "auc_by_delong": "AUC, DeLong",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "ece_calibrated": "ECE, calibrated",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "ppv_at_prevalence": f"PPV at {100 * PREVALENCE:g} %",
+}
+
+Found = dict[str, list[tuple[float, float]]]  # by metric and simulation: 1 if the interval is right, its length
+Shares = dict[str, tuple[float, float]]  # by metric: the share of right intervals, their mean length
 
 
 def bench_intervals(rounds: int, resamples: int) -> Iterator[str]:
-    """Simulate `rounds` evaluations of each setting; yield tables in Markdown: coverage, length, false alarms."""
-    titles = [name.replace("_", " ").replace("auc", "AUC") for name in (*SHOWN, *COMPARED)]
-    yield f"| patients | with cancer | true AUC | {' | '.join(titles[: len(SHOWN)])} |"
-    yield "|---" * (3 + len(SHOWN)) + "|"
-    for share in SHARES:
-        for patients in PATIENTS:
-            for area in AREAS:
-                cells = coverage(patients, share, area, rounds, resamples)
-                shown = " | ".join(f"{100 * held:.1f} % ({length:.3f})" for held, length in cells.values())
-                yield f"| {patients} | {100 * share:g} % | {area} | {shown} |"
-    yield ""
-    yield f"| patients | with cancer | true AUC of both | {' | '.join(titles[len(SHOWN) :])} |"
-    yield "|---" * (3 + len(COMPARED)) + "|"
-    for share in SHARES:
-        for patients in PATIENTS:
-            for area in AREAS:
-                alarms = false_alarms(patients, share, area, rounds, resamples).values()
-                shown = " | ".join(f"{100 * rate:.1f} %" for rate in alarms)
-                yield f"| {patients} | {100 * share:g} % | {area} | {shown} |"
+    """Simulate `rounds` evaluations of each setting; yield tables in Markdown: coverage and length, false alarms."""
+    for measure in (coverage, coverage_of_probabilities, coverage_at_threshold, false_alarms):
+        if measure is not coverage:
+            yield ""
+        head = False
+        for share in SHARES:
+            for patients in PATIENTS:
+                for area in AREAS:
+                    cells: Mapping[str, Any] = measure(patients, share, area, rounds, resamples)
+                    if not head:
+                        titles = [TITLES.get(name, name.replace("_", " ")) for name in cells]
+                        true = "true AUC of both" if measure is false_alarms else "true AUC"
+                        yield f"| patients | with cancer | {true} | {' | '.join(titles)} |"
+                        yield "|---" * (3 + len(titles)) + "|"
+                        head = True
+                    yield f"| {patients} | {100 * share:g} % | {area} | {' | '.join(map(_cell, cells.values()))} |"
 
 
-def coverage(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, tuple[float, float]]:
+def coverage(patients: int, share: float, area: float, rounds: int, resamples: int) -> Shares:
     """Return by metric the share of `rounds` intervals that contain the true value, and their mean length; seeded."""
-    rng = np.random.default_rng([patients, round(100 * share), round(100 * area)])
-    names = [f"{n:04d}" for n in range(patients) for _ in range(IMAGES)]
-    truth = true_values(area)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in SHOWN}
+    rng = np.random.default_rng(_seed(patients, share, area))
+    names, truth, found = _names(patients), true_values(share, area), _none(SHOWN)
     for number in range(rounds):
         estimates = metrics.measure(*simulate(rng, patients, share, area), names, True, resamples, number)
         for name in SHOWN:
-            one = estimates[name]
-            if one.low is not None and one.high is not None:
-                found[name].append((one.low <= truth[name] <= one.high, one.high - one.low))
-    return {name: tuple(np.mean(pairs or [(np.nan, np.nan)], axis=0)) for name, pairs in found.items()}
+            _add(found, name, asdict(estimates[name]), truth[name])
+    return _shares(found)
+
+
+def coverage_of_probabilities(patients: int, share: float, area: float, rounds: int, resamples: int) -> Shares:
+    """As `coverage`, of average precision, Brier score and ECE; the ECE also of a calibrated method."""
+    rng = np.random.default_rng([*_seed(patients, share, area), 3])
+    names, truth, found = _names(patients), true_values(share, area), _none(PROBABILITIES)
+    for number in range(rounds):
+        labels, scores = simulate(rng, patients, share, area)
+        bootstrap = Bootstrap(names, resamples, number)
+        precision = metrics.measure(labels, scores, names, True, resamples, number)["average_precision"]
+        raw, right = (
+            calibration(labels, one, True, bootstrap, None)["uncalibrated"]
+            for one in (scores, calibrated(scores, share, area))
+        )
+        measured = asdict(precision), raw["brier"], raw["ece"], right["ece"]
+        for name, estimate in zip(PROBABILITIES, measured, strict=True):
+            _add(found, name, estimate, truth[name])
+    return _shares(found)
+
+
+def coverage_at_threshold(patients: int, share: float, area: float, rounds: int, resamples: int) -> Shares:
+    """As `coverage`, of the figures at a threshold with 80 % sensitivity among as many other patients."""
+    rng = np.random.default_rng([*_seed(patients, share, area), 4])
+    names, found = _names(patients), _none(true_values_at(0.5, share, area, PREVALENCE))
+    for number in range(rounds):
+        val, held_out = (simulate(rng, patients, share, area) for _ in range(2))
+        bootstrap = Bootstrap(names, resamples, number)
+        point = operating_points(*held_out, bootstrap, val, [PREVALENCE])[0]
+        if point["threshold"] is None:
+            continue
+        measured = point["metrics"] | {"ppv_at_prevalence": point["ppv_at_prevalence"][0]}
+        for name, truth in true_values_at(point["threshold"], share, area, PREVALENCE).items():
+            _add(found, name, measured[name], truth)
+    return _shares(found)
 
 
 def false_alarms(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, float]:
     """Return by metric the share of `rounds` paired comparisons of two equally good methods with p < 0.05; seeded."""
-    rng = np.random.default_rng([patients, round(100 * share), round(100 * area), 2])
-    names = [f"{n:04d}" for n in range(patients) for _ in range(IMAGES)]
-    alarms: dict[str, list[bool]] = {name: [] for name in COMPARED}
+    rng = np.random.default_rng([*_seed(patients, share, area), 2])
+    names = _names(patients)
+    alarms: dict[str, list[bool]] = {name: [] for name in (*COMPARED, "auc_by_delong")}
     for number in range(rounds):
         labels, pair = simulate_pair(rng, patients, share, area)
         bootstrap = Bootstrap(names, resamples, number)
         ours, theirs = (metrics.drawn_parts(labels, scores, bootstrap, True) for scores in pair)
-        for name in COMPARED:
-            if found := intervals.difference([ours[name]], [theirs[name]]):
-                alarms[name].append(found.p is not None and found.p < 0.05)
+        differences = {name: intervals.difference([ours[name]], [theirs[name]]) for name in COMPARED}
+        differences["auc_by_delong"] = delong(labels, [pair[0][:, 1]], [pair[1][:, 1]], names)
+        for name, difference in differences.items():
+            if difference:
+                alarms[name].append(difference.p is not None and difference.p < 0.05)
     return {name: float(np.mean(of_metric)) if of_metric else float("nan") for name, of_metric in alarms.items()}
 
 
-def true_values(area: float) -> dict[str, float]:
-    """Return each metric in the population of `simulate`, whose scores are normal with variance 1 in both classes."""
-    recall = NormalDist().cdf(_distance(area) / 2)
-    return {"auc": area, "balanced_accuracy": recall, "sensitivity": recall, "specificity": recall}
+def _seed(patients: int, share: float, area: float) -> list[int]:
+    return [patients, round(100 * share), round(100 * area)]
 
 
-def simulate(rng: np.random.Generator, patients: int, share: float, area: float) -> tuple[Ints, Float64s]:
-    """Draw labels [n] and probabilities [n, 2] of `IMAGES` images of each patient; both classes occur."""
-    labels = _labels(rng, patients, share)
-    return labels.ravel(), _probabilities(labels, _noise(rng, patients), area)
+def _names(patients: int) -> list[str]:
+    """The patient of each image."""
+    return [f"{n:04d}" for n in range(patients) for _ in range(IMAGES)]
 
 
-def simulate_pair(
-    rng: np.random.Generator, patients: int, share: float, area: float
-) -> tuple[Ints, tuple[Float64s, Float64s]]:
-    """Draw labels [n], and probabilities [n, 2] of two methods that are equally good and find the same images hard."""
-    labels, shared = _labels(rng, patients, share), _noise(rng, patients)
-    own = (np.sqrt(1 - ALIKE) * _noise(rng, patients) for _ in range(2))
-    first, second = (_probabilities(labels, np.sqrt(ALIKE) * shared + noise, area) for noise in own)
-    return labels.ravel(), (first, second)
+def _none(names: Mapping[str, Any] | tuple[str, ...]) -> Found:
+    return {name: [] for name in names}
 
 
-def _labels(rng: np.random.Generator, patients: int, share: float) -> Ints:
-    """[patients, IMAGES]: cancer in one breast of some."""
-    labels = np.zeros((patients, IMAGES), dtype=np.int64)
-    while not labels.any():
-        sick = rng.random(patients) < share
-        left = rng.random(patients) < 0.5
-        labels = (sick[:, None] & (left[:, None] == (np.arange(IMAGES) < IMAGES // 2))).astype(np.int64)
-    return labels
+def _add(found: Found, name: str, estimate: Mapping[str, Any], truth: float) -> None:
+    low, high = estimate["low"], estimate["high"]
+    if low is not None:
+        found[name].append((float(low <= truth <= high), high - low))
 
 
-def _noise(rng: np.random.Generator, patients: int) -> Float64s:
-    """[patients, IMAGES], of variance 1."""
-    own, common = rng.normal(size=(patients, IMAGES)), rng.normal(size=(patients, 1))
-    noise: Float64s = np.sqrt(WITHIN) * common + np.sqrt(1 - WITHIN) * own
-    return noise
+def _shares(found: Found) -> Shares:
+    means = {name: np.mean(np.array(pairs, float).reshape(-1, 2), axis=0) for name, pairs in found.items()}
+    return {name: (float(held), float(length)) for name, (held, length) in means.items()}
 
 
-def _probabilities(labels: Ints, noise: Float64s, area: float) -> Float64s:
-    positive = 1 / (1 + np.exp(-(_distance(area) * (labels - 0.5) + noise).ravel()))
-    return np.stack([1 - positive, positive], axis=1)
-
-
-def _distance(area: float) -> float:
-    """The distance between the means of two normal distributions of variance 1 whose AUC is `area`."""
-    return float(np.sqrt(2) * NormalDist().inv_cdf(area))
+def _cell(value: tuple[float, float] | float) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, float) else f"{100 * value[0]:.1f} % ({value[1]:.3f})"

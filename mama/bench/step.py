@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -58,8 +59,9 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
     """Measure `rounds` steps after a first one, with and without activation checkpointing; yield a table in Markdown.
 
     Without `config`: the published shapes on CUDA, tiny ones on the CPU. On CUDA, `train.attention=auto` measures each
-    kernel, the first also at the largest micro-batch that fits. `plain` adds the two steps of `mama.bench.plain_step`.
-    Each row is measured in a process of its own, whose peak memory is then its own. Raises `ConfigError` in a rank.
+    kernel, the first also at the largest micro-batch found to fit. `plain` adds the two steps of
+    `mama.bench.plain_step`. Each row is measured in a process of its own, whose peak memory is then its own. Raises
+    `ConfigError` in a rank.
     """
     if "RANK" in os.environ:
         raise ConfigError(
@@ -132,7 +134,7 @@ def measure(config: Config) -> list[Measured]:
 
 
 def measure_to_the_largest(config: Config) -> list[Measured]:
-    """As `measure`, and also at the largest micro-batch that fits, to a sixteenth."""
+    """As `measure`, and also at the largest micro-batch that was found to fit, see `growing`."""
     pairs = config.train.micro_batch
     found = _measured(config, framework_step, lambda found, room: growing(pairs, found, room))
     return [one for one in found if one.pairs == pairs or one is found[-1]]
@@ -146,17 +148,30 @@ def measure_plain(config: Config, as_published: bool = False) -> list[Measured]:
 
 
 def growing(pairs: int, found: list[Measured], room_gb: float) -> Iterator[int]:
-    """Yield micro-batch sizes to try: half of `pairs`, `pairs`, then ever larger ones, until the caller stops.
+    """Yield micro-batch sizes to try: a quarter and half of `pairs`, `pairs`, then larger ones, until the caller stops.
 
-    Each goes seven eighths of the way to the size that would fill `room_gb` GiB, extrapolated from the last two
-    measurements in `found`, and at least a sixteenth further. Few are tried, since a large one takes seconds.
+    Each goes seven eighths of the way to the size that would fill `room_gb` GiB, by the parabola through the last three
+    measurements in `found` (scores of all pairs with each other grow by the square), at least a sixteenth further and
+    at most twice as far. Few are tried, since a large one takes seconds.
     """
-    yield from sorted({max(1, pairs // 2), pairs, max(2, pairs)})
+    yield from sorted({max(1, pairs // 4), max(1, pairs // 2), pairs, max(2, pairs)})
     while True:
-        before, last = found[-2:]
-        growth = (last.memory_gb - before.memory_gb) / (last.pairs - before.pairs)
-        left = (room_gb - last.memory_gb) / growth if growth > 0 else 0
-        yield last.pairs + max(1, last.pairs // 16, int(7 * left / 8))
+        last = found[-1].pairs
+        step = int(min(7 * _room_for(found[-3:], room_gb) / 8, last))
+        yield last + max(1, last // 16, step)
+
+
+def _room_for(found: list[Measured], room_gb: float) -> float:
+    """How many more pairs than in the last of two or three measurements fill `room_gb`; infinite where none grew."""
+    *earlier, (n1, m1), (n2, m2) = [(one.pairs, one.memory_gb) for one in found]
+    slope, bend = (m2 - m1) / (n2 - n1), 0.0
+    for n0, m0 in earlier:
+        bend = max(0.0, (slope - (m1 - m0) / (n1 - n0)) / (n2 - n0))
+    slope += bend * (n2 - n1)  # at n2
+    if slope <= 0:
+        return math.inf
+    left = max(0.0, room_gb - m2)
+    return 2 * left / (slope + math.sqrt(slope**2 + 4 * bend * left))
 
 
 def _measured(

@@ -22,20 +22,21 @@ def sweep(sweep: str, overrides: tuple[str, ...], profile: str | None, dry_run: 
     Safe to re-run: submits what is missing, and nothing twice. On this machine it runs in the foreground.
     """
     from mama.sweep import dry_run as describe
-    from mama.sweep import submission
     from mama.sweep.definition import load_sweep, with_default_profile
     from mama.sweep.local import LocalRun
+    from mama.sweep.resources import cluster_of, require_ranks
+    from mama.sweep.submission import submit_missing
 
     found = load_sweep(sweep, overrides)
     if profile:
         found = with_default_profile(found, profile)
-    submission.require_ranks(found)
-    on_slurm = submission.cluster_of(found) == "slurm"
+    require_ranks(found)
+    on_slurm = cluster_of(found) == "slurm"
     if dry_run:
         for line in describe.dry_run(found, retry):
             click.echo(line)
     elif on_slurm:
-        lines = submission.submit_missing(found, retry)
+        lines = submit_missing(found, retry)
         for line in lines or ["nothing to submit: every point is done or in the queue"]:
             click.echo(line)
         click.echo(f"to see how it goes: mama jobs {found.folder}")

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
-from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
+from mama.cli.options import Verb, config_arguments, configured_model, job_options, run_or_submit
+from mama.errors import ConfigError
 
 
 @click.command("eval", cls=Verb)
 @config_arguments
 @job_options
-def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str) -> None:
+@click.option("--on", multiple=True, metavar="SHARDS", help="Other shards, as eval.on; for several repeat it.")
+def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, on: tuple[str, ...]) -> None:
     """Evaluate a run on held-out patients: zero-shot, linear probe.
 
-    Needs the folder model/ that mama consolidate writes. Under torchrun, srun or --slurm the tasks share the images.
-    """
-    from mama.evaluate.evaluation import evaluate as run
+    With finetune in eval.protocols the image tower is fine-tuned for each task first, or what is missing of it.
 
-    settings = configured(config, overrides)
-    folder = settings.run_folder
-    run_or_submit(run, settings, folder, config=settings, as_job=as_job, profile=profile, tasks_share=True)
+    Needs the folder model/ that mama consolidate writes; CONFIG may also be such a folder by itself, with --on. Prints
+    the figures of each task when they are there. Under torchrun, srun or --slurm the tasks share the images.
+    """
+    from mama.evaluate.tasks import load_tasks
+    from mama.finetune.fine_tune import evaluate as run
+
+    overrides += (f"eval.on={json.dumps(on, ensure_ascii=False)}",) if on else ()
+    settings, model = configured_model(config, overrides)
+    if model != settings.run_folder and not settings.eval.on:
+        raise ConfigError(f"{config}: is a model folder by itself; name shards to evaluate it on: --on SHARDS")
+    load_tasks(settings.eval.tasks)  # a mistake in a task's file is told before a job waits in a queue
+    run_or_submit(run, settings, model, click.echo, config=settings, as_job=as_job, profile=profile, tasks_share=True)
 
 
 @click.command(cls=Verb)
@@ -42,5 +53,5 @@ def report(config: str, overrides: tuple[str, ...]) -> None:
         return
     from mama.report.page import write_report
 
-    settings = configured(config, overrides)
-    click.echo(write_report(settings, settings.run_folder))
+    settings, model = configured_model(config, overrides)
+    click.echo(write_report(settings, settings.run_folder, model))

@@ -10,6 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
+from mama.run.files import named
+from mama.run.portable import WEIGHTS
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
@@ -73,12 +75,26 @@ def configured(path: str, overrides: tuple[str, ...]) -> Config:
         raise ConfigError(f"{path}: settings follow CONFIG, for example quickstart {path}")
     if not folder.is_dir() or (not (folder / "config.yaml").exists() and is_shipped(path)):
         return load(path, overrides)
-    if folder.name in ("", ".."):
-        folder = folder.resolve()
+    folder = named(folder)
     if (name := load_run(folder).name) != folder.name:
         file = folder / "config.yaml"
         raise ConfigError(f"{folder}: its config.yaml is of the run {name!r}; rename the folder, or give {file} itself")
     return load_run(folder, (f"runs={folder.parent}", *overrides))
+
+
+def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Path]:
+    """The configuration that MODEL and its changes name, and where its model is: a run folder, or a model folder.
+
+    The results of a model folder by itself go into a run folder beside it, <its name>-eval. Raises `ConfigError`.
+    """
+    folder = named(Path(path))
+    if not (folder / WEIGHTS).is_file():
+        config = configured(path, overrides)
+        return config, config.run_folder
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")
+    beside = (f"runs={folder.parent}", f"name={folder.name}-eval")
+    return load(folder / "config.yaml", (*beside, *overrides)), folder
 
 
 def run_or_submit(

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from mama.evaluate.fractions import label_of
 from mama.evaluate.provenance import Document, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
+from mama.evaluate.results import shown_rows
 from mama.export.model_folder import WEIGHTS
 from mama.run.files import DIGESTS
+from mama.settings.schema import TASKS
+from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
 
 # Settings of an evaluation that change its intervals or its further rows, and the seed, which differs within a method.
-NO_MATTER = ("seed", "resamples", "interval", "intensity_baseline")
+NO_MATTER = ("seed", "resamples", "prevalence", "interval", "intensity_baseline", "protocols", "fractions", "draws")
 POINTING = "pointing game"  # the protocol of the figures of the local alignment
 
 
@@ -41,6 +45,13 @@ class Column:
     task: str
     protocol: str
     model: str  # "trained", or what it is compared with
+    unit: str = "image"  # or that of the task
+    definition: str = ""  # of a task that is not a shipped one, as JSON: two files of one name are two tasks
+
+    @property
+    def title(self) -> str:
+        """The protocol, and the unit if that is not the image."""
+        return self.protocol if self.unit == "image" else f"{self.protocol}, by {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -82,14 +93,13 @@ def absence(sweep: Sweep, point: Point) -> str:
     """Why a point has no figures, or not all: from its status files, else from what its folder lacks."""
     run = point.config.run_folder
     for step in sweep.steps():
-        status = object_in(run / "stages" / f"{step}.json") or {}
-        match status.get("state"):
-            case "failed":
-                return f"{step} failed: {status.get('cause') or 'without a word'}"
-            case "stopped" | "running" as state:
-                since = status.get("since")
-                began = f"began at {since}, and has not recorded its end"
-                return f"{step} was stopped, since {since}" if state == "stopped" else f"{step} {began}"
+        found = status.read(run / "stages" / f"{step}.json")
+        if found and found.state == "failed":
+            return f"{step} failed: {found.cause or 'without a word'}"
+        if found and found.state == "stopped":
+            return f"{step} was stopped, since {found.since}"
+        if found and found.state == "running":
+            return f"{step} began at {found.since}, and has not recorded its end"
     if not (run / "config.yaml").exists():
         return "not trained"
     return "not evaluated" if (run / "model").exists() else "not trained to its end, or not consolidated"
@@ -102,8 +112,12 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
         str(shards["digest"]), str(shards["split"]), tuple((key, json.dumps(departs[key])) for key in sorted(departs))
     )
     alignment = folder.name == "alignment"
-    for row in document["rows"]:
-        column = Column(images, folder.name, POINTING if alignment else str(row["protocol"]), str(row["model"]))
+    own_task = not alignment and folder.name not in TASKS
+    definition = json.dumps(document["definition"], sort_keys=True) if own_task else ""
+    for row in document["rows"] if alignment else shown_rows(document):
+        protocol = POINTING if alignment else label_of(str(row["protocol"]), row.get("fraction"), row.get("draw", 0))
+        unit = str(row.get("unit", "image"))
+        column = Column(images, folder.name, protocol, str(row["model"]), unit, definition)
         estimates = {"hit_rate": row["hit_rate"]} if alignment else row["metrics"]
         yield Measured(
             point,

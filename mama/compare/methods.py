@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mama.run.kept_settings import flat
+from mama.sweep.names import short
 from mama.sweep.sweep import Point, Sweep
 
 SEED = "seed"
@@ -33,26 +33,13 @@ def methods(sweep: Sweep) -> list[Method]:
     grouped: dict[str, list[Point]] = defaultdict(list)
     for point in sweep.points:
         grouped[json.dumps(_settings(point), sort_keys=True, default=str)].append(point)
-    keys = short_keys(axis for point in sweep.points for axis in _settings(point))
+    keys = {axis: short(axis) for point in sweep.points for axis in _settings(point)}
     varied = [axis for axis in keys if len({shown(point.differs.get(axis)) for point in sweep.points}) > 1]
     rows = list(grouped.values())
     names = [_name(points[0], keys, varied) for points in rows]
     # Figures are kept by these names, and `null` is also shown where the sweep does not name an axis for a point.
     names = [n if names.count(n) == 1 else _whole(points[0]) for n, points in zip(names, rows, strict=True)]
     return [Method(name, _settings(points[0]), points) for name, points in zip(names, rows, strict=True)]
-
-
-def short_keys(axes: Iterable[str]) -> dict[str, str]:
-    """The last part of each axis (`optim.lr` -> `lr`), or more of it where two axes would be called the same."""
-    names = list(dict.fromkeys(axes))
-    short: dict[str, str] = {}
-    for name in names:
-        parts = name.split(".")
-        endings = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        short[name] = next(
-            end for end in endings if end == name or not any(o != name and f".{o}".endswith(f".{end}") for o in names)
-        )
-    return short
 
 
 def baseline_of(method: Method, sweep: Sweep, all_methods: list[Method]) -> tuple[Method | None, str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mama.compare import report_text
-from mama.compare.methods import common_settings, short_keys, shown
+from mama.compare.methods import common_settings, shown
 from mama.compare.report_text import BOLD, PAIRED, SEEDS
 from mama.compare.results_table import TRAINED, ImageSet, Table, results_table
 from mama.errors import ConfigError
 from mama.evaluate.provenance import object_in
+from mama.sweep.names import short
 from mama.sweep.sweep import Sweep
 from shards.files import atomic_write
 from shards.pages import page_template
@@ -56,7 +57,7 @@ def write_report(sweep: Sweep) -> tuple[list[Path], str]:
 def _page(table: Table) -> str:
     sweep = table.sweep
     common, others = common_settings(sweep)
-    axes = short_keys(axis for method in table.methods for axis in method.settings)
+    axes = {axis: short(axis) for method in table.methods for axis in method.settings}
     codes = _codes(sweep)
     times = sorted(one.when for one in table.measured)
     steps: dict[int | None, set[str]] = defaultdict(set)
@@ -64,6 +65,7 @@ def _page(table: Table) -> str:
         steps[one.step].add(one.point.name)
     return page_template(TEMPLATE, title=report_text.title, count=report_text.count, shown=shown).render(
         difference_parts=report_text.difference_parts,
+        p_value=report_text.p_value,
         table=table,
         sweep=sweep,
         date=_date(datetime.now().astimezone()),

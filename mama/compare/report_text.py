@@ -25,7 +25,8 @@ SEEDS = (
 PAIRED = (
     f"Differences from the baseline: {RESAMPLES:,} resamples of the patients, the same for both methods and all their "
     "seeds; in each the figure is averaged over the seeds. 95 % intervals, and p values of single comparisons, not "
-    "corrected for their number. They hold for these trainings: what other seeds would change is in ±."
+    "corrected for their number. They hold for these trainings: what other seeds would change is in ±. DeLong's test "
+    "of the difference of two AUCs is in the form for patients with several images (Obuchowski 1997)."
 )
 
 
@@ -51,11 +52,13 @@ def count(cell: Cell) -> str:
 
 def difference_parts(found: Difference) -> dict[str, str]:
     """Value +0.012, interval [-0.003, +0.027] and p = 0.11."""
-    if found.p is None:
-        p = "no p: a class of one patient"
-    else:
-        p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.{2 if found.p >= 0.095 else 3}f}"
+    p = "no p: a class of one patient" if found.p is None else p_value(found.p)
     return {"value": f"{found.value:+.3f}", "interval": f"[{found.low:+.3f}, {found.high:+.3f}]", "p": p}
+
+
+def p_value(p: float) -> str:
+    """p = 0.11."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.095 else 3}f}"
 
 
 def terminal(table: Table) -> str:
@@ -64,7 +67,7 @@ def terminal(table: Table) -> str:
     for images, name in table.sets.items():
         if columns := table.columns(images, "auc"):
             parts += ["", f"AUC on {name}"]
-            heads = [("", *(c.task for c in columns)), ("", *(c.protocol for c in columns))]
+            heads = [("", *(c.task for c in columns)), ("", *(c.title for c in columns))]
             parts += _aligned([*heads, *_rows(table, images, columns)])
     if not parts:
         parts = ["no point has been evaluated yet"]
@@ -81,7 +84,7 @@ def markdown(table: Table) -> str:
     for images, name in table.sets.items():
         if not (columns := table.columns(images, "auc")):
             continue
-        heads = [_escaped(f"{c.task}, {c.protocol}") for c in columns]
+        heads = [_escaped(f"{c.task}, {c.title}") for c in columns]
         lines += [f"AUC on {_escaped(name)}", "", f"| method | seeds | {' | '.join(heads)} |"]
         lines += ["|---|---|" + "---|" * len(columns)]
         for method in table.rows(images, "auc"):
@@ -97,7 +100,7 @@ def markdown(table: Table) -> str:
 
 
 def figures_csv(table: Table) -> str:
-    """One line for each point, set of images, task, protocol, model and metric, with all digits."""
+    """One line for each point, set of images, task, protocol, unit, model and metric, with all digits."""
     method_of = {point.name: method for method in table.methods for point in method.points}
     axes = _axes(table.methods)
     heads = ["sweep", "point", "method", *axes, "seed", *KEYS, "value", "low", "high", "reason", "images", "patients"]
@@ -108,11 +111,11 @@ def methods_csv(table: Table) -> str:
     """One line for each method in each column and metric: mean, spread, interval, comparison."""
     axes = _axes(table.methods)
     heads = ["sweep", "method", *axes, *KEYS, "seeds", "points", "mean", "sd", "low", "high", "interval_over", "bold"]
-    compared = ["baseline", "difference", "difference_low", "difference_high", "p", "reason"]
-    return _csv([*heads, *compared], _method_lines(table, axes))
+    compared = ["baseline", "difference", "difference_low", "difference_high", "p"]
+    return _csv([*heads, *compared, "delong_low", "delong_high", "delong_p", "reason"], _method_lines(table, axes))
 
 
-KEYS = ("set", "split", "shards_digest", "departs", "task", "protocol", "model", "metric")
+KEYS = ("set", "split", "shards_digest", "departs", "task", "protocol", "unit", "model", "metric")
 
 
 def _figure_lines(table: Table, method_of: dict[str, Method], axes: list[str]) -> Iterator[list[Any]]:
@@ -134,6 +137,7 @@ def _method_lines(table: Table, axes: list[str]) -> Iterator[list[Any]]:
     for (name, column, metric), cell in table.cells.items():
         found = cell.against
         compared = [found.value, found.low, found.high, found.p] if found else [None] * 4
+        compared += [cell.delong.low, cell.delong.high, cell.delong.p] if cell.delong else [None] * 3
         yield [
             *(table.sweep.name, name, *settings[name], *_keys(table, column, metric)),
             *(len(cell.values), cell.expected, cell.mean, cell.sd, cell.low, cell.high, cell.over, cell.bold),
@@ -145,7 +149,7 @@ def _keys(table: Table, column: Column, metric: str) -> list[Any]:
     images = column.images
     departs = " ".join(f"{key}={value}" for key, value in images.departs)
     facts = [table.sets[images], images.split, images.digest, departs]
-    return [*facts, column.task, column.protocol, column.model, metric]
+    return [*facts, column.task, column.protocol, column.unit, column.model, metric]
 
 
 def _axes(methods: list[Method]) -> list[str]:
@@ -177,7 +181,8 @@ def _against(cell: Cell | None) -> str:
     if cell is None or cell.against is None:
         return "-" if cell is None else cell.no_comparison or cell.reason or "-"
     parts = difference_parts(cell.against)
-    return f"{parts['value']} {parts['interval']}, {parts['p']}"
+    by_delong = f"; DeLong: {p_value(cell.delong.p)}" if cell.delong and cell.delong.p is not None else ""
+    return f"{parts['value']} {parts['interval']}, {parts['p']}{by_delong}"
 
 
 def _missing(table: Table) -> list[str]:

@@ -7,7 +7,8 @@ the interval of that evaluation, over patients.
 
 **Paired comparison**: patients are resampled, the same for both methods and all their seeds; in each resample the
 figure is averaged over the seeds (`mama.evaluate.intervals.difference`). It tells whether other patients would show
-the same difference between these very trainings, and holds nothing about other seeds.
+the same difference between these very trainings, and holds nothing about other seeds. For the AUC of two classes
+DeLong's test (`mama.evaluate.comparison`) says the same without resampling.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from mama.compare.methods import Method, baseline_of, methods
 from mama.errors import ConfigError
 from mama.evaluate import metrics
 from mama.evaluate.bootstrap import Bootstrap
+from mama.evaluate.comparison import delong
 from mama.evaluate.intervals import LEVEL, Difference, Part, difference
-from mama.evaluate.results import Scored, read_predictions
+from mama.evaluate.results import Scored, predictions_file, read_predictions
 from mama.sweep.sweep import Sweep
 from shards.progress import progress
 
@@ -47,6 +49,7 @@ class Cell:
     reason: str = ""  # why the mean or the interval is missing
     baseline: str = ""  # the name of the method that it is compared with
     against: Difference | None = None
+    delong: Difference | None = None  # the same difference by DeLong's test: AUC of two classes
     no_comparison: str = ""  # why not
     bold: bool = False  # the best, or not distinguishable from it
 
@@ -139,12 +142,14 @@ def _compare(table: Table, column: Column, rows: dict[str, list[Measured]]) -> N
             cell.baseline, cell.no_comparison = (base.name if base else ""), why
             if base and drawn:
                 cell.against, cell.no_comparison = drawn.difference(method.name, base.name, metric)
+                cell.delong = drawn.delong(method.name, base.name) if metric == "auc" and cell.against else None
     for metric in table.metrics():
         cells = {name: table.cells.get((name, column, metric)) for name in rows}
         means = {name: cell.mean for name, cell in cells.items() if cell and cell.mean is not None}
         if not drawn or len(means) < 2:
             continue
-        best = max(means, key=lambda name: means[name])
+        sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
+        best = max(means, key=lambda name: sign * means[name])
         for name in means:
             behind = None if name == best else drawn.difference(name, best, metric)[0]
             cell = cells[name]
@@ -157,11 +162,14 @@ class _Drawn:
 
     def __init__(self, rows: dict[str, list[Measured]]) -> None:
         self.trainings: dict[str, list[dict[str, list[Part]]]] = {}
+        self.scored: dict[str, list[Scored]] = {}
         self.refused: dict[str, str] = {}
+        self.binary = all(bool(one.task["binary"]) for row in rows.values() for one in row)
         self.first: tuple[str, Scored] | None = None
         for name, row in rows.items():
             try:
-                self.trainings[name] = [self._draw(one) for one in row]
+                self.scored[name] = [self._read(one) for one in row]
+                self.trainings[name] = [self._draw(*both) for both in zip(row, self.scored[name], strict=True)]
             except ConfigError as error:
                 self.refused[name] = str(error)
 
@@ -173,24 +181,35 @@ class _Drawn:
             if name not in self.trainings:
                 return None, f"{name} has no figure here"
             if any(metric not in parts for parts in self.trainings[name]):
-                return None, "it cannot be computed from predictions.csv"
+                return None, "no comparison of this figure from predictions.csv"
         sides = [[parts[metric] for parts in self.trainings[name]] for name in (ours, theirs)]
         if any(np.isnan(part.value) for side in sides for training in side for part in training):
             return None, "the figure of a training is undefined"
         found = difference(*sides)
         return found, "" if found else "too few patients: it rests on the images of one"
 
-    def _draw(self, one: Measured) -> dict[str, list[Part]]:
-        """Raises `ConfigError` for predictions that are of other images, or do not give the figures on file."""
+    def delong(self, ours: str, theirs: str) -> Difference | None:
+        """The difference of the AUCs of two classes; the methods must be comparable (`difference`)."""
+        mine, other = ([one.scores[:, 1] for one in self.scored[name]] for name in (ours, theirs))
+        same = self.scored[ours][0]
+        return delong(same.labels, mine, other, same.patients) if self.binary else None
+
+    def _read(self, one: Measured) -> Scored:
+        """Raises `ConfigError` for predictions that are of other images."""
         if one.column.protocol == POINTING:
             raise ConfigError("its hits are not on file image by image")
-        file = one.folder / "predictions.csv"
+        file = one.folder / predictions_file(one.column.unit)
         scored = read_predictions(file, one.column.protocol, one.column.model)
         self.first = self.first or (one.point.name, scored)
         if not scored.same_images(self.first[1]):
             raise ConfigError(f"{file}: is not of the images, patients and labels of {self.first[0]}")
+        return scored
+
+    def _draw(self, one: Measured, scored: Scored) -> dict[str, list[Part]]:
+        """Raises `ConfigError` for predictions that do not give the figures on file."""
+        file = one.folder / "predictions.csv"
         bootstrap = Bootstrap(scored.patients, RESAMPLES, SEED)
-        drawn = metrics.drawn_parts(scored.labels, scored.scores, bootstrap, bool(one.task["binary"]))
+        drawn = metrics.drawn_parts(scored.labels, scored.scores, bootstrap, self.binary)
         for metric, parts in drawn.items():
             if metric not in one.estimates:
                 continue
@@ -224,6 +243,6 @@ def _absent(table: Table) -> list[tuple[str, str]]:
         like = {one.column for one in trained if one.point.config.data.shards == point.config.data.shards}
         # Without the local term there is nothing that could point.
         if lacking := {c for c in like - own if c.protocol != POINTING or point.config.loss.local}:
-            what = sorted(f"{c.task}, {c.protocol} on {table.sets[c.images]}" for c in lacking)
+            what = sorted(f"{c.task}, {c.title} on {table.sets[c.images]}" for c in lacking)
             missing.append((point.name, f"{absence(table.sweep, point)}: no {'; no '.join(what)}"))
     return missing

@@ -21,7 +21,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config
 
 
-class _Tensors:
+class Tensors:
     """A dataclass of tensors that move together."""
 
     def to(self, device: torch.device) -> Self:
@@ -38,13 +38,13 @@ class _Tensors:
         for name, part in parts.items():
             if isinstance(part, Tensor):
                 parts[name] = change(part)
-            elif isinstance(part, _Tensors):
+            elif isinstance(part, Tensors):
                 parts[name] = part._map(change)
         return type(self)(**parts)
 
 
 @dataclass
-class Texts(_Tensors):
+class Texts(Tensors):
     """Tokenised texts, each once, padded on the right."""
 
     tokens: Tensor  # int64 [u, L]
@@ -54,7 +54,7 @@ class Texts(_Tensors):
 
 
 @dataclass
-class Batch(_Tensors):
+class Batch(Tensors):
     """One micro-batch of b training pairs (anchor v, partner w) and their texts."""
 
     keys: list[str]  # "<study key>/<member>" of the anchors
@@ -124,7 +124,7 @@ def _text_id(sentences: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class _MicroBatches:
+class MicroBatches:
     """Batch sampler of the loader; generates indices lazily, not those of a whole run at once."""
 
     config: Config
@@ -147,5 +147,5 @@ def training_batches(
 
     Raises as `mama.data.loader.load` does.
     """
-    batches = _MicroBatches(config, steps, rank, world_size)
+    batches = MicroBatches(config, steps, rank, world_size)
     return load(Pairs(config), config, Collate(tokenizer, config.data.max_tokens), device, batch_sampler=batches)

@@ -8,6 +8,8 @@ findings. A text is a list of sentences: the text tower reads a sentence's embed
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from mama.settings.schema import Style
@@ -15,6 +17,7 @@ from shards.schema import Finding, Study, View
 
 UNKNOWN = "unknown"
 META = ("age", "race", "ethnicity", "type", "side", "view")
+HIDDEN = re.compile(rf"\b({'|'.join(META)}) {UNKNOWN}\b")
 
 SIDES = {"L": "left", "R": "right"}
 COMPOSITION = {  # ACR BI-RADS Atlas, 5th edition, breast composition categories
@@ -66,11 +69,11 @@ def outcome(view: View) -> str | None:
 
 def report(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
     """The structured report; arguments as those of `text`, `ending` is the pathology to end with."""
-    meta = _meta(study, view, hidden)
+    own = meta(study, view, hidden)
     sentences = [
         f"Procedure: {_procedure(study)}.",
-        f"Patient: age {meta['age']}, race {meta['race']}, ethnicity {meta['ethnicity']}.",
-        f"Image: type {meta['type']}, side {meta['side']}, view {meta['view']}.",
+        f"Patient: age {own['age']}, race {own['race']}, ethnicity {own['ethnicity']}.",
+        f"Image: type {own['type']}, side {own['side']}, view {own['view']}.",
     ]
     sentences += composition(view) + findings(view) + impression(view)
     return sentences + ([f"Pathology: {ending}."] if ending else [])
@@ -80,10 +83,10 @@ def natural_sentence(
     study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None
 ) -> list[str]:
     """The facts of the report in one natural sentence; arguments as those of `report`."""
-    meta, labels = _meta(study, view, hidden), view.labels
+    own, labels = meta(study, view, hidden), view.labels
     sentence = (
-        f"This is a {_procedure(study)} of type {meta['type']}, side {meta['side']} and view {meta['view']}, "
-        f"of a patient of age {meta['age']}, race {meta['race']} and ethnicity {meta['ethnicity']}"
+        f"This is a {_procedure(study)} of type {own['type']}, side {own['side']} and view {own['view']}, "
+        f"of a patient of age {own['age']}, race {own['race']} and ethnicity {own['ethnicity']}"
     )
     shown = [f"breast density {labels.density}, {COMPOSITION[labels.density]}"] if labels.density else []
     shown += [_noun_phrase(finding) for finding in view.findings]
@@ -102,8 +105,8 @@ def natural_sentence(
 
 def caption(study: Study, view: View, hidden: frozenset[str] = frozenset(), ending: str | None = None) -> list[str]:
     """Side, view, labels and kinds of findings in one short sentence; arguments as those of `report`."""
-    meta, labels = _meta(study, view, hidden), view.labels
-    parts = ["Mammogram", f"side {meta['side']}", f"view {meta['view']}"]
+    own, labels = meta(study, view, hidden), view.labels
+    parts = ["Mammogram", f"side {own['side']}", f"view {own['view']}"]
     if labels.density is not None:
         parts.append(f"density {labels.density}")
     parts += ["normal"] if _looks_normal(view) else dict.fromkeys(finding.kind for finding in view.findings)
@@ -119,8 +122,14 @@ def caption(study: Study, view: View, hidden: frozenset[str] = frozenset(), endi
 STYLES = {"report": report, "sentence": natural_sentence, "caption": caption}
 
 
-def _meta(study: Study, view: View, hidden: frozenset[str]) -> dict[str, str]:
-    """The wording of each piece of meta-information."""
+def with_meta(sentences: list[str], study: Study, view: View) -> list[str]:
+    """A text whose meta-information is hidden -> the same text with that of this image."""
+    own = meta(study, view)
+    return [HIDDEN.sub(lambda found: f"{found[1]} {own[found[1]]}", sentence) for sentence in sentences]
+
+
+def meta(study: Study, view: View, hidden: frozenset[str] = frozenset()) -> dict[str, str]:
+    """The wording of each piece of meta-information, of `META`."""
     known = {
         "age": f"{study.age} years" if study.age is not None else UNKNOWN,
         "race": study.race or UNKNOWN,

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from mama.evaluate.arrays import Flags, Float64s
+from mama.evaluate.arrays import Flags, Float64s, Ints
 from mama.evaluate.intervals import Part, interval
 
 Sides = tuple[Flags, ...]  # the images [n] that a figure rests on; of two sides the rarer one counts
 
 CELLS = 4_000_000  # at most, of the [R, n] arrays held at once
+HELD = 16_000_000  # counts of drawn patients, at most, that are kept for the next figure (128 MB)
 NO_IMAGE = "there is no image"
 
 
@@ -48,12 +50,57 @@ class Bootstrap:
         return len(np.unique(self.patient_of[images]))
 
     def __iter__(self) -> Iterator[Float64s]:
-        rng = np.random.default_rng(self.seed)
-        piece = max(1, CELLS // max(1, len(self.patient_of)))
-        for start in range(0, self.resamples, piece):
-            size = min(piece, self.resamples - start)
-            drawn = rng.multinomial(self.patients, np.full(self.patients, 1 / self.patients), size=size)
+        for drawn in self._drawn():
             yield drawn[:, self.patient_of].astype(np.float64)
+
+    def sums(self, columns: Float64s) -> tuple[Float64s, Float64s]:
+        """Sums of `columns` [n, C] over all images [C], and over those of each resample [R, C].
+
+        They are added up by patient first, which takes a small part of the time that weightings of images do.
+        """
+        if not self.patients:
+            return np.zeros(columns.shape[1]), np.zeros((0, columns.shape[1]))
+        order = np.argsort(self.patient_of, kind="stable")
+        starts = np.flatnonzero(np.diff(self.patient_of[order], prepend=-1))
+        of_patient: Float64s = np.add.reduceat(columns[order], starts)
+        drawn = [drawn.astype(np.float64) @ of_patient for drawn in self._drawn()]
+        return columns.sum(0), np.concatenate([of_patient[:0], *drawn])
+
+    def shares(self, pairs: list[tuple[Flags, Flags]]) -> list[Part]:
+        """For each pair of flags [n]: the share of the images `whole` that is in `part`, NaN where there is none."""
+        flags = np.stack([one for part, whole in pairs for one in (part & whole, whole)], axis=1).astype(np.float64)
+        point, drawn = self.sums(flags)
+        return [
+            Part(float(share(point[[i]], point[[i + 1]])[0]), share(drawn[:, i], drawn[:, i + 1]), self.count(whole))
+            for i, (_, whole) in zip(range(0, 2 * len(pairs), 2), pairs, strict=True)
+        ]
+
+    def _drawn(self) -> Iterator[Ints]:
+        """How often each patient was drawn [r, patients], in pieces."""
+        piece = max(1, CELLS // max(1, len(self.patient_of)))
+        sizes = [min(piece, self.resamples - start) for start in range(0, self.resamples, piece)]
+        if self.patients * self.resamples > HELD:
+            rng = np.random.default_rng(self.seed)
+            yield from (_multinomial(rng, self.patients, size) for size in sizes)
+        else:
+            yield from np.split(_kept(self.patients, self.resamples, self.seed), np.cumsum(sizes[:-1], dtype=int))
+
+
+@lru_cache(maxsize=2)
+def _kept(patients: int, resamples: int, seed: int) -> Ints:
+    """The same draws serve all figures of as many patients: drawing them takes as long as half of the figures do."""
+    drawn = _multinomial(np.random.default_rng(seed), patients, resamples)
+    drawn.flags.writeable = False
+    return drawn
+
+
+def _multinomial(rng: np.random.Generator, patients: int, resamples: int) -> Ints:
+    return rng.multinomial(patients, np.full(patients, 1 / patients), size=resamples)
+
+
+def share(part: Float64s, whole: Float64s) -> Float64s:
+    """`part` / `whole`, NaN where that is 0."""
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def mean(values: Float64s, patients: list[str], resamples: int, seed: int) -> Estimate:

@@ -3,16 +3,19 @@
 A class prompt is written like a training text, with all meta-information hidden, and describes a typical case of its
 class. Whatever else a training text states (density, BI-RADS, findings, reason of the exam) varies over the ensemble,
 whose embeddings `mama.evaluate.zero_shot` averages: the prompt ensembling of CLIP (Radford et al. 2021, section 3.1.4).
+A task with words of its own has these instead, each in every of its templates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from mama.data import report_text
-from mama.evaluate.tasks import Task
+from mama.evaluate.tasks import KINDS, UNDESCRIBED, Task, many
 from mama.settings.schema import Style
 from shards.schema import DENSITIES, Finding, Labels, Study, View
 
@@ -116,13 +119,20 @@ OUTCOMES = (
     Case(2, outcome="not malignant"),
     Case(5, outcome="malignant"),
 )
-# Whether a case with this breast density is a typical image of class k, by task.
-DESCRIBES: dict[str, Callable[[Case, str, int], bool]] = {
-    "cancer": lambda case, density, k: case.birads in ((1, 2), (4, 5))[k],
-    "malignancy": lambda case, density, k: case.birads in ((1,), (4, 5))[k],
-    "birads": lambda case, density, k: case.birads == k and not case.outcome,
-    "density": lambda case, density, k: DENSITIES.index(density) == k and case.birads in (1, 2, 4, 5),
+# Kinds of findings that are described for the tasks about findings alone.
+RARER = (
+    Case(0, (Finding(3, "asymmetry", shape="focal"),)),
+    Case(4, (Finding(3, "asymmetry", shape="developing"),)),
+    Case(4, (Finding(4, "distortion"),)),
+    Case(5, (Finding(4, "distortion"),)),
+)
+# BI-RADS categories of the typical images of each value of a label.
+TYPICAL: dict[str, dict[Any, tuple[int, ...]]] = {
+    "cancer": {False: (1, 2), True: (4, 5)},
+    "pathology": {"normal": (1,), "benign": (2, 3), "malignant": (4, 5)},
 }
+CLEAR = (1, 2, 4, 5)  # the categories of the typical images of each density
+SENTENCE_END = re.compile(r"(?<=[.])\s+")
 
 
 def prompt_ensembles(task: Task, wording: Wording) -> list[list[Sentences]]:
@@ -130,24 +140,69 @@ def prompt_ensembles(task: Task, wording: Wording) -> list[list[Sentences]]:
 
     Density and BI-RADS are left out if the data set's texts have none, unless the task is about them.
     """
-    return [_ensemble(task, k, wording) for k in range(len(task.classes))]
+    return [[list(text) for text in texts] for texts in _prompts(task, wording)]
 
 
-def _ensemble(task: Task, k: int, wording: Wording) -> list[Sentences]:
+def prompt_templates(task: Task, wording: Wording) -> list[list[str]]:
+    """What each of the class prompts of `prompt_ensembles` is made after: one of the task's own templates, or what a
+    training text states besides the class, such as "density B".
+    """
+    return [list(texts.values()) for texts in _prompts(task, wording)]
+
+
+def _prompts(task: Task, wording: Wording) -> list[dict[tuple[str, ...], str]]:
+    """Of each class: text -> template. A dict keeps the order and drops equal texts."""
+    if task.words:
+        return [_own_words(task, many(task.words[name])) for name in task.names]
+    return [_ensemble(task, k, wording) for k in range(len(task.names))]
+
+
+def _own_words(task: Task, words: list[str]) -> dict[tuple[str, ...], str]:
+    filled = ((template, template.replace("{}", word)) for template in task.templates or ["{}"] for word in words)
+    return {tuple(SENTENCE_END.split(text.strip())): template for template, text in filled}
+
+
+def _ensemble(task: Task, k: int, wording: Wording) -> dict[tuple[str, ...], str]:
     """In the data set's words, or in BI-RADS descriptors if the data set has no words for this class."""
-    with_density = wording.density or task.name == "density"
-    with_birads = wording.birads or task.name == "birads"
+    with_density = wording.density or task.label == "density"
+    with_birads = wording.birads or task.label == "birads"
     hidden, tell_pathology = frozenset(report_text.META), bool(wording.outcomes)
-    texts: dict[tuple[str, ...], None] = {}  # a dict keeps the order and drops equal texts
+    rarer = RARER if task.label in KINDS else ()
+    texts: dict[tuple[str, ...], str] = {}
     for cases in (_cases(wording), DESCRIBED):
-        for case, density, reason in product(cases, DENSITIES, wording.reasons):
-            if DESCRIBES[task.name](case, density, k):
+        for case, density, reason in product(cases + rarer, DENSITIES, wording.reasons):
+            if _class_of(task, case, density) == k:
                 view = _view(case, density if with_density else None, with_birads)
                 study = Study(key="", patient="", source="", split="", views=(view,), reason=reason)
-                texts[tuple(report_text.text(study, view, wording.style, hidden, tell_pathology))] = None
+                text = tuple(report_text.text(study, view, wording.style, hidden, tell_pathology))
+                texts.setdefault(text, _besides(task, view, reason if len(wording.reasons) > 1 else None))
         if texts:
             break
-    return [list(text) for text in texts]
+    return texts
+
+
+def _class_of(task: Task, case: Case, density: str) -> int | None:
+    """The class of which `case`, with this breast density, is a typical image."""
+    if task.label == "density":
+        return task.class_of(density) if case.birads in CLEAR else None
+    if task.label in TYPICAL:
+        typical = (value for value, categories in TYPICAL[task.label].items() if case.birads in categories)
+        return task.class_of(next(typical, None))
+    if case.outcome:
+        return None
+    if task.label == "birads":
+        return task.class_of(case.birads)
+    if case.words or (case.birads in UNDESCRIBED and not case.findings):
+        return None
+    return task.class_of(any(finding.kind == task.label for finding in case.findings))
+
+
+def _besides(task: Task, view: View, reason: str | None) -> str:
+    """What a class prompt states that its class does not decide."""
+    labels = view.labels
+    parts = [f"density {labels.density}"] if labels.density and task.label != "density" else []
+    parts += [f"BI-RADS {labels.birads}"] if labels.birads is not None and task.label == "density" else []
+    return ", ".join(parts + ([f"{reason} mammogram"] if reason else [])) or "class prompts"
 
 
 def _cases(wording: Wording) -> tuple[Case, ...]:

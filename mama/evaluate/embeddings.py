@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,13 +52,31 @@ def embed_images(model: MamaModel, split: Split, config: Config, device: torch.d
     return Features(torch.cat(images).numpy(), torch.cat(tower).numpy())
 
 
-@torch.inference_mode()
 def embed_texts(
     model: MamaModel, tokenizer: Tokenizer, texts: list[list[str]], config: Config, device: torch.device
 ) -> Float32s:
     """Unit embeddings [t, D] of texts given as lists of sentences."""
-    parts = []
-    for start in range(0, len(texts), config.eval.batch):
-        batch = tokenise(tokenizer, texts[start : start + config.eval.batch], config.data.max_tokens)
-        parts.append(model.embed_texts(batch.to(device)).float().cpu().numpy())
-    return np.concatenate(parts)
+    batches = [range(start, start + config.eval.batch) for start in range(0, len(texts), config.eval.batch)]
+    return np.concatenate(list(_text_batches(model, tokenizer, texts, config, device, batches)))
+
+
+def share_texts(
+    model: MamaModel, tokenizer: Tokenizer, texts: list[list[str]], config: Config, device: torch.device
+) -> Float32s:
+    """The same, shared over the ranks: every rank must call it, and only rank 0 gets all rows."""
+    embed = partial(_text_batches, model, tokenizer, texts, config, device)
+    return np.concatenate(over_ranks(len(texts), config.eval.batch, embed))
+
+
+@torch.inference_mode()
+def _text_batches(
+    model: MamaModel,
+    tokenizer: Tokenizer,
+    texts: list[list[str]],
+    config: Config,
+    device: torch.device,
+    batches: list[range],
+) -> Iterator[Float32s]:
+    for rows in batches:
+        batch = tokenise(tokenizer, texts[rows.start : rows.stop], config.data.max_tokens)
+        yield model.embed_texts(batch.to(device)).float().cpu().numpy()

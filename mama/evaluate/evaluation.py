@@ -1,104 +1,124 @@
-"""Evaluation of a consolidated run on held-out patients, beside the same model before its first training step.
+"""Evaluation of a consolidated model on held-out patients, beside the same model before its first training step.
 
 Writes to `<run>/eval/`, or for other images than the run's own test split below `<run>/eval-on/` (see
-`mama.evaluate.result_folders`): `metrics.json` and `predictions.csv` of each task, and for the report
-`retrieval/examples.json`, `alignment/metrics.json` and `alignment/maps.npz`.
+`mama.evaluate.result_folders`): `metrics.json` and `predictions.csv` of each task, `retrieval/metrics.json`, and for
+the report `retrieval/examples.json`, `alignment/metrics.json` and `alignment/maps.npz`. What a model makes of the
+images stays in `<run>/features/` (see `mama.evaluate.kept_features`). Of a model folder by itself, which is in no run,
+the results lie in the run folder that its `config` names, and the weights before training are unknown.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from mama.data.held_out import Item, Split
+from mama.data.held_out import Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
-from mama.evaluate import linear_probe, localisation, provenance, result_folders, results, retrieval, zero_shot
-from mama.evaluate.arrays import Float32s, Float64s
+from mama.evaluate import (
+    fine_tuned,
+    known_patients,
+    localisation,
+    outputs,
+    paper,
+    predicting,
+    provenance,
+    result_folders,
+    results,
+    retrieval,
+)
 from mama.evaluate.class_prompts import wording_of
-from mama.evaluate.embeddings import Features, embed_images, embed_texts
+from mama.evaluate.kept_features import FOLDER, KeptFeatures
+from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
 from mama.evaluate.provenance import Document
 from mama.evaluate.results import Results, unmentioned_note
-from mama.evaluate.task_data import Predictions, TaskData, task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.task_data import TaskData, task_data
+from mama.evaluate.tasks import load_tasks
 from mama.evaluate.training_vocabulary import training_statements
-from mama.export.model_folder import load_model
+from mama.export.model_folder import is_bare, load_model, model_folder, require_model
+from mama.export.trained_on import read_trained_on
 from mama.model import attention
 from mama.model.mama_model import MamaModel, build
 from mama.run.kept_settings import flat, is_among
 from mama.runtime import sharing
 from mama.runtime.collectives import local_device, rank
-from mama.settings.load import load_run
+from mama.settings.load import load, load_run
+from mama.settings.paper import resolved
 from mama.settings.schema import Config, DataConfig
 from shards.errors import ShardError
-from shards.progress import progress
 from shards.schema import Study
 
 log = logging.getLogger(__name__)
 
 MAY_DIFFER = ("pack", "data.workers", "data.cache")  # settings of ranks that share an evaluation
 
+Show = Callable[[str], object]
 
-def evaluate(config: Config, run: Path) -> Results:
-    """Evaluate `<run>/model` on the split `config.eval.split`; returns the metrics of each task and of "alignment".
 
-    Ranks that a launcher started share the images, in the same batches as a single process, and rank 0 alone predicts,
-    writes, and returns the metrics: the others return {} once nothing is left to share. The files are written once
-    everything is measured, and replace those of an earlier evaluation of the same images.
-    Raises `ConfigError` without a model, or if `data.tell_pathology` is not that of training; `RankError` if another
-    rank ended.
+def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
+    """Evaluate the model of `run`, or the model folder `run`, on the split `config.eval.split` of its data.
+
+    Returns the metrics of each task, of "alignment" and of "retrieval"; `show` gets each as a table as soon as it is
+    measured. Ranks that a launcher started share the images, in the same batches as a single process, and rank 0 alone
+    predicts, writes, and returns the metrics: the others return {} once nothing is left to share. The files are written
+    once everything is measured, and replace those of an earlier evaluation of the same images.
+
+    Raises `ConfigError` without a model, if `data.tell_pathology` is not that of training, or if the model was trained
+    on some of these patients (`eval.known_patients`); `RankError` if another rank ended.
     """
+    config = resolved(config)
     with sharing.joined():
         measured = _agreed(config, run)
+        require_model(model_folder(run))
         trained_with = _settings_of_training(config, run)
-        held_out, train = Split(config, config.eval.split), Split(config, "train")
-        tasks = _tasks(config, trained_with, held_out, train)
-        maps: dict[str, Float32s] = {}
-        probed: dict[str, tuple[linear_probe.Features, linear_probe.Features]] = {}  # of training, of held-out images
-        for name, model, tokenizer in _models(trained_with, run, local_device()):
-            features = embed_images(model, held_out, config, local_device(), name)
-            if held_out.name != "train":
-                probed[name] = embed_images(model, train, config, local_device(), name).tower, features.tower
-            targets = (
-                localisation.find_targets(held_out, tokenizer, config.data.max_tokens)
-                if trained_with.loss.local
-                else []
-            )
-            maps[name] = localisation.maps(model, tokenizer, held_out, targets, config, local_device())
-            if rank() == 0:
-                for data in tasks:
-                    _zero_shot(data, name, features, model, tokenizer, config)
-                if name == "trained":
-                    retrieved = measured | _retrieve(features, held_out.items, model, tokenizer, config)
-        grey = localisation.brightest(held_out, targets, maps["trained"].shape[1:], config.eval.batch)
-        if config.eval.intensity_baseline and held_out.name != "train":
-            probed["31 intensity percentiles"] = _intensities(train, config), _intensities(held_out, config)
+        splits = outputs.splits_of(config, measured["shards"])
+        trained_on = read_trained_on(model_folder(run))
+        measured["known"] = known_patients.check(splits.held_out, measured["shards"], trained_on, config)
+        tasks = _tasks(config, trained_with, splits)
+        for data in tasks if config.eval.protocol == "paper" else ():
+            paper.restrict(data)
+        made, sought = _outputs(config, run, trained_with, measured, splits, tasks)
+        for data in tasks if "probe" in config.eval.protocols and rank() == 0 else ():
+            for name, one in made.items():
+                predicting.probe(data, name, one, splits, config)
+        if "finetune" in config.eval.protocols and splits.train:
+            fine_tuned.add_predictions(tasks, splits.held_out, splits.val, measured["shards"], config, run)
         if rank() > 0:
             return {}
+    documents = {}
     for data in tasks:
-        for name, (of_train, of_held_out) in probed.items():
-            _probe(data, name, of_train, of_held_out, train.items, config.seed)
-    shown = localisation.examples(targets, config.eval.heat_maps)
-    documents = {d.task.name: measured | results.document(d, held_out.items, held_out.name, config) for d in tasks}
-    documents["alignment"] = measured | _alignment(maps, grey, targets, shown, held_out, config)
+        documents[data.task.name] = measured | _document(data, made, splits, config)
+        _tell(data.task.name, documents[data.task.name], show)
+    items, (texts, own) = splits.held_out.items, _texts(splits.held_out, config)
+    retrieved = {name: (one.images[config.eval.split], one.texts) for name, one in made.items() if one.images}
+    documents["retrieval"] = measured | retrieval.recall(items, own, retrieved, config)
+    if show:
+        show(retrieval.table(documents["retrieval"]) + "\n")
+    maps = {name: one.maps for name, one in made.items() if one.maps is not None}
+    shown = localisation.examples(sought.targets, config.eval.heat_maps)
+    documents["alignment"] = measured | _alignment(maps, sought, shown, splits, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
-    for name, document in documents.items():
-        if note := unmentioned_note(document):
-            log.warning("%s: %s", name, note)
-    folder = result_folders.folder_of(measured["shards"], run)
+    if show and (lines := results.localisation_lines(documents["alignment"])):
+        show("\n".join(lines))
+    examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
+    folder = result_folders.folder_of(measured["shards"], _place(config, run))
     log.info("writing the results to %s", folder)
     with result_folders.replaced(folder) as new:
-        results.write(documents, tasks, held_out.items, retrieved, maps["trained"][shown], new)
+        results.write(documents, tasks, items, examples, maps["trained"].own[shown], new)
         result_folders.finish(config, measured, folder, new)
     return documents
+
+
+def _place(config: Config, run: Path) -> Path:
+    """The run folder that gets the results: of a model folder by itself the one that `config` names."""
+    return config.run_folder if is_bare(run) else run
 
 
 def _agreed(config: Config, run: Path) -> Document:
@@ -112,29 +132,38 @@ def _agreed(config: Config, run: Path) -> Document:
 
 def _settings_of_training(config: Config, run: Path) -> Config:
     """They build the untrained model: another seed or shape would make another one."""
-    trained_with = load_run(run) if (run / "config.yaml").exists() else config
+    if is_bare(run):
+        found = load(run / "config.yaml")
+        trained_with = replace(found, data=replace(found.data, shards=[], shard_weights=[]))  # not those of this name
+    else:
+        trained_with = load_run(run) if (run / "config.yaml").exists() else config
     tell = config.data.tell_pathology
     if tell != trained_with.data.tell_pathology:
         raise ConfigError(f"data.tell_pathology: {tell}, but {run} was trained with {not tell}; leave it out")
     return trained_with
 
 
-def _tasks(config: Config, trained_with: Config, held_out: Split, train: Split) -> list[TaskData]:
-    wording = wording_of(_studies(held_out), config.data.style, config.data.tell_pathology)
+def _tasks(config: Config, trained_with: Config, splits: Splits) -> list[TaskData]:
+    wording = wording_of(_studies(splits.held_out), config.data.style, config.data.tell_pathology)
+    train = splits.held_out if config.eval.split == "train" else splits.train
     mentioned = _mentioned_in_training(trained_with.data, config.data, train)
-    return [task_data(TASKS[name], held_out.items, train.items, wording, mentioned) for name in config.eval.tasks]
+    of_train, of_val = ([] if split is None else split.items for split in (train, splits.val))
+    return [
+        task_data(task, splits.held_out.items, of_train, of_val, wording, mentioned)
+        for task in load_tasks(config.eval.tasks)
+    ]
 
 
 def _studies(split: Split) -> list[Study]:
     return [item.study for item in split.items if item.position == 0]
 
 
-def _mentioned_in_training(own: DataConfig, evaluated: DataConfig, train: Split) -> set[str] | None:
+def _mentioned_in_training(own: DataConfig, evaluated: DataConfig, train: Split | None) -> set[str] | None:
     """The statements in the texts of the run's `own` training shards; None if those shards are gone.
 
     `train` is the training split of the `evaluated` shards, which are usually the same.
     """
-    if own.shards == evaluated.shards:
+    if own.shards == evaluated.shards and train is not None:
         return training_statements(_studies(train), own)
     try:
         images = Images(own, "train")
@@ -144,72 +173,72 @@ def _mentioned_in_training(own: DataConfig, evaluated: DataConfig, train: Split)
 
 
 def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[str, MamaModel, Tokenizer]]:
-    """The trained model, then the untrained one: only one is in memory at a time."""
-    model, tokenizer = load_model(run / "model", device)
+    """The trained model, then the untrained one, unless `run` is a model folder: only one is in memory at a time."""
+    model, tokenizer = load_model(model_folder(run), device)
     yield "trained", model, tokenizer
     del model
-    untrained = build(config, tokenizer, attention.choose(config.train.attention, device))
-    yield "untrained", untrained.to(device).eval(), tokenizer
+    if not is_bare(run):
+        untrained = build(config, tokenizer, attention.choose(config.train.attention, device))
+        yield "untrained", untrained.to(device).eval(), tokenizer
 
 
-def _zero_shot(
-    data: TaskData, name: str, features: Features, model: MamaModel, tokenizer: Tokenizer, config: Config
-) -> None:
-    if not len(data.rows):
-        return
-    device = next(model.parameters()).device
-    ensembles = [embed_texts(model, tokenizer, texts, config, device) for texts in data.ensembles]
-    images = features.embeddings[data.rows]
-    scores = zero_shot.probabilities(images, zero_shot.class_embeddings(ensembles), model.scale().item())
-    data.predictions.append(Predictions("zero-shot", name, scores))
+def _outputs(
+    config: Config, run: Path, trained_with: Config, measured: Document, splits: Splits, tasks: list[TaskData]
+) -> tuple[dict[str, Outputs], localisation.Search]:
+    """The outputs of each model, with which the tasks get their zero-shot predictions; and what its maps look for.
+
+    Every rank must call it; on ranks other than the first nothing is predicted.
+    """
+    kept = KeptFeatures(_place(config, run) / FOLDER, config, local_device())
+    texts, _ = _texts(splits.held_out, config)
+    made: dict[str, Outputs] = {}
+    sought = localisation.Search()
+    for name, model, tokenizer in _models(trained_with, run, kept.device):
+        if name == "trained" and trained_with.loss.local:
+            sought = localisation.search(splits.held_out, tokenizer, config.data.max_tokens)
+        weights = measured["model"]["sha256"] if name == "trained" else None
+        known = outputs.identity(name, model, model_folder(run), weights)
+        made[name] = outputs.of_model(model, tokenizer, splits, texts, sought, kept, known)
+        for data in tasks if "zeroshot" in config.eval.protocols and rank() == 0 else ():
+            predicting.zero_shot(data, name, made[name], splits, model, tokenizer, config)
+        del model  # before the next one is built
+    if config.eval.intensity_baseline and splits.train:
+        made[INTENSITIES] = outputs.intensities(splits, kept)
+    return made, sought
 
 
-def _probe(
-    data: TaskData,
-    name: str,
-    train: linear_probe.Features,
-    held_out: linear_probe.Features,
-    items: list[Item],
-    seed: int,
-) -> None:
-    """Fit on the labelled training images, if they are of two classes at least; `items` are the training images."""
-    if not len(data.rows) or len(set(data.train_labels.tolist())) < 2:
-        return
-    patients = [items[i].study.patient for i in data.train_rows]
-    classifier = linear_probe.fit(train[data.train_rows], data.train_labels, patients, seed)
-    scores = linear_probe.probabilities(classifier, held_out[data.rows], len(data.classes))
-    data.predictions.append(Predictions("linear probe", name, scores))
+def _texts(held_out: Split, config: Config) -> tuple[list[list[str]], list[int]]:
+    return retrieval.distinct_texts(held_out.items, config.data.style, config.data.tell_pathology)
 
 
-def _intensities(split: Split, config: Config) -> Float64s:
-    """Percentiles [n, 31] of each image; on ranks other than the first those of this rank's share."""
+def _document(data: TaskData, made: dict[str, Outputs], splits: Splits, config: Config) -> Document:
+    """All predictions of a task, measured; `not_measured` has the reasons for rows that are not there."""
+    missing = []
+    if "untrained" not in made:
+        reason = "a model folder by itself has neither the recipe of the run nor the weights that it began with"
+        missing.append({"protocol": None, "model": "untrained", "reason": reason})
+    if "probe" in config.eval.protocols and (reason := predicting.no_probe(data, splits) or ""):
+        missing.append({"protocol": "linear probe", "model": None, "reason": reason})
+    return results.document(data, splits.held_out.items, splits.held_out.name, config) | {"not_measured": missing}
 
-    def measure(batches: list[range]) -> Iterator[Float64s]:
-        for rows in progress(batches, len(batches), f"intensities: {split.name}", "batches"):
-            yield np.stack([linear_probe.intensity_percentiles(split.stored(split.items[row])) for row in rows])
 
-    return np.concatenate(sharing.over_ranks(len(split), config.eval.batch, measure))
-
-
-def _retrieve(
-    features: Features, items: list[Item], model: MamaModel, tokenizer: Tokenizer, config: Config
-) -> dict[str, Any]:
-    texts, own = retrieval.distinct_texts(items, config.data.style, config.data.tell_pathology)
-    embedded = embed_texts(model, tokenizer, texts, config, next(model.parameters()).device)
-    return retrieval.examples(items, texts, own, features.embeddings, embedded)
+def _tell(name: str, document: Document, show: Show | None) -> None:
+    if note := unmentioned_note(document):
+        log.warning("%s: %s", name, note)
+    if show:
+        missing = [f"no {one['protocol'] or one['model']}: {one['reason']}" for one in document["not_measured"]]
+        show("\n".join([results.results_table({name: document}), *missing, ""]))
 
 
 def _alignment(
-    maps: dict[str, Float32s],
-    grey: Float32s,
-    targets: list[localisation.Target],
+    maps: dict[str, localisation.Maps],
+    sought: localisation.Search,
     shown: list[int],
-    held_out: Split,
+    splits: Splits,
     config: Config,
 ) -> dict[str, Any]:
-    """The pointing game over all targets, and the examples: the targets `shown`, whose maps are kept."""
-    scores = {**maps, "brightest patch": grey}
-    document = localisation.pointing_game(scores, grey, targets, held_out.size, config)
+    """Figures of the maps, and the examples: the targets `shown`, whose maps are kept."""
+    document, targets = localisation.document(maps, sought, splits.held_out, config), sought.targets
     document["examples"] = [
         {
             "image": targets[i].item.key,

@@ -10,11 +10,11 @@ rate of false alarms: docs/benchmarks.md. Letters: R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from mama.evaluate.arrays import Float64s
 
@@ -43,6 +43,59 @@ def interval(parts: Sequence[Part]) -> tuple[float, float] | None:
         return None
     low, high = _WeightedSum(parts, np.full(len(parts), 1 / len(parts))).limits(LEVEL)
     return max(0.0, low), min(1.0, high)
+
+
+def odds_interval(gained: Part, lost: Part, odds: float) -> tuple[float, float] | None:
+    """Limits of g o / (g o + l), with o = `odds`, for figures g and l that are estimated on the same patients.
+
+    PPV at another prevalence is that, with sensitivity, 1 - specificity, and the odds of disease. A value t is within
+    the limits if those of the difference (1 - t) o g - t l (`difference`) include 0, which also holds where l is 0.
+    None if both rest on a single patient, or fewer than two resamples define them.
+    """
+    both = [gained, lost]
+    if all(part.patients < 2 for part in both) or _defined(both).shape[1] < 2:
+        return None
+
+    figure = _WeightedSum(both, np.zeros(2))
+
+    def limits(value: float) -> tuple[float, float]:
+        figure.weights = np.array([(1 - value) * odds, -value])
+        return figure.limits(LEVEL)
+
+    return _last(lambda value: limits(value)[0] > 0), _last(lambda value: limits(value)[1] >= 0)
+
+
+def absolute_sum_interval(point: Float64s, draws: Float64s, patients: int) -> tuple[float, float] | None:
+    """Limits of the sum of absolute values of `point` [B], of which `draws` [R, B] are values in resamples.
+
+    Noise alone makes such a sum positive, so that an interval around it would never reach down to a true 0. The lower
+    limit is the largest c `point`, with c from 0 to 1, to which the noise of the resamples adds so little that at most
+    2.5 % of the sums reach the observed one; it is 0 where noise alone does so more often. The upper limit is that of
+    `interval`. None without two patients and two resamples.
+    """
+    if patients < 2 or len(draws) < 2:
+        return None
+    observed = float(np.abs(point).sum())
+    usual = interval([Part(observed, np.abs(draws).sum(1), patients)])
+    if usual is None or float(draws.var(0).sum()) < NOISE:
+        return usual
+    widened = stdtrit(patients - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2)
+    noise = (draws - draws.mean(0)) * (widened * (patients / (patients - 1)) ** 0.5)
+
+    def too_small(multiple: float) -> bool:
+        reach = np.abs(multiple * point + noise).sum(1) >= observed
+        return float(reach.mean()) <= (1 - LEVEL) / 2
+
+    return _last(too_small) * observed, usual[1]
+
+
+def _last(holds: Callable[[float], bool]) -> float:
+    """The value between 0 and 1 up to which a condition holds, to 2**-STEPS."""
+    below, above = 0.0, 1.0
+    for _ in range(STEPS):
+        middle = (below + above) / 2
+        below, above = (middle, above) if holds(middle) else (below, middle)
+    return above if below == 1 - 2.0**-STEPS else below
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Letters: n images, d features, K classes.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mama.evaluate.arrays import Float64s, Ints
+from mama.settings.rates import rate_at
+from mama.settings.schema import FinetuneConfig, OptimConfig
 
 Features = NDArray[np.floating[Any]]
 
@@ -44,7 +47,43 @@ def fit(features: Features, labels: Ints, patients: list[str], seed: int) -> Pip
     return _classifier(min(PENALTIES, key=lambda c: losses[c])).fit(features, labels)
 
 
-def probabilities(classifier: Pipeline, features: Features, classes: int) -> Float64s:
+@dataclass(frozen=True)
+class Softmax:
+    """Multinomial logistic regression, with the attributes of scikit-learn's that are used here."""
+
+    weights: Float64s  # [d, K]
+    bias: Float64s  # [K]
+    classes_: Ints  # [K]
+
+    def predict_proba(self, features: Features) -> Float64s:
+        """[n, d] -> [n, K]"""
+        logits = features @ self.weights + self.bias
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        return np.asarray(shares / shares.sum(1, keepdims=True), dtype=np.float64)
+
+
+def fit_by_sgd(features: Features, labels: Ints, seed: int, tuning: FinetuneConfig) -> Softmax:
+    """Fit on features [n, d], as they are, and labels [n] by stochastic gradient descent, from 0.
+
+    Steps, batch, rates and weight decay (on the weights, as part of the gradient) are those of `tuning`; images are
+    drawn with replacement, every class equally often.
+    """
+    kinds, kind, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    ends, rng = np.cumsum(1 / (counts[kind] * len(kinds))), np.random.default_rng(seed)
+    weights, bias = np.zeros((features.shape[1], len(kinds))), np.zeros(len(kinds))
+    rates = OptimConfig(lr=tuning.lr, min_lr=tuning.min_lr, warmup_steps=tuning.warmup_steps)
+    for step in range(tuning.steps):
+        rows = np.searchsorted(ends, rng.random(tuning.batch) * ends[-1], side="right")
+        x = features[rows].astype(np.float64)
+        error = Softmax(weights, bias, kinds).predict_proba(x)
+        error[np.arange(tuning.batch), kind[rows]] -= 1
+        rate = rate_at(step, tuning.steps, rates)
+        weights -= rate * (x.T @ error / tuning.batch + tuning.weight_decay * weights)
+        bias -= rate * error.mean(0)
+    return Softmax(weights, bias, kinds.astype(np.int64))
+
+
+def probabilities(classifier: Pipeline | Softmax, features: Features, classes: int) -> Float64s:
     """[n, d] -> [n, K]; a class that the training split lacks has probability 0."""
     shares = np.zeros((len(features), classes))
     shares[:, classifier.classes_] = classifier.predict_proba(features)

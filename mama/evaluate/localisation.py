@@ -1,41 +1,81 @@
-"""Local alignment maps: the cosine of the sentence that names a finding with each patch of its image.
+"""Local alignment maps: the cosine of a sentence about a lesion with each patch of an image.
 
-Letters: t targets, S sentences, P = gh x gw patches of an image.
+Two kinds of maps come from one pass over the images. The map of a target is that of the very sentence that names its
+finding (`mama.evaluate.pointing`). The map of any kind is the highest of one plain sentence for each kind of lesion,
+the same in every image, with lesions and without (`mama.evaluate.detection`).
+
+Letters: t targets, n images, K kinds of lesions, S sentences, P = gh x gw patches of an image, D shared width.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mama.data import report_text
 from mama.data.augment import normalise
 from mama.data.batches import tokenise
-from mama.data.held_out import Item, Split
-from mama.data.images import BACKGROUND, canvas_geometry
+from mama.data.held_out import CollateRows, Split
+from mama.data.loader import load, to_device
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate import bootstrap
-from mama.evaluate.arrays import Flags, Float32s
+from mama.evaluate import detection, pointing
+from mama.evaluate.arrays import Float32s
+from mama.evaluate.boxes import Lesion, lesions
+from mama.evaluate.pointing import Target
 from mama.model.mama_model import MamaModel
 from mama.runtime.sharing import over_ranks
-from mama.settings.schema import Config, Fit
+from mama.settings.schema import Config, Style
 from shards.progress import progress
-from shards.schema import Box, View
+from shards.schema import Finding, Labels, Study, View
+
+Sentence = tuple[tuple[str, ...], int]  # a text, and which of its sentences
 
 
 @dataclass(frozen=True)
-class Target:
-    """A sentence about a finding in one image, and the boxes of that finding in pixels of the canvas."""
+class Search:
+    """What is looked for, and in which images `rows` of the split. The default is nothing, in none."""
 
-    item: Item
-    text: list[str]
-    sentence: int
-    boxes: tuple[Box, ...]
+    targets: list[Target] = field(default_factory=list)  # in the order of their images
+    rows: list[int] = field(default_factory=list)
+    complete: dict[int, tuple[Lesion, ...]] = field(default_factory=dict)  # row of which all boxes are known -> them
+    plain: list[Sentence] = field(default_factory=list)  # of each kind of lesion
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of a model. On ranks other than the first they are those of this rank's share."""
+
+    own: Float32s  # [t, gh, gw], of the sentence of each target
+    any_kind: Float32s  # [n, gh, gw], of the plain sentences, for each of `Search.rows`
+    grey: Float32s  # [n, gh, gw], mean grey values of the patches
+
+
+def search(split: Split, tokenizer: Tokenizer, max_tokens: int) -> Search:
+    """All targets, and if there are boxes all images of which `detection.is_complete`.
+
+    Without boxes, as of radiologists' reports alone, only the images of targets are read.
+    """
+    targets = find_targets(split, tokenizer, max_tokens)
+    of_targets = {target.row for target in targets}
+    complete = {
+        row: lesions(item.view, item.view.findings, split.size, split.images.fit)
+        for row, item in enumerate(split.items)
+        if detection.is_complete(item.view)
+    }
+    kinds = sorted({lesion.kind for found in complete.values() for lesion in found})
+    plain = [plain_sentence(kind, split.style) for kind in kinds]
+    plain = [(text, number) for text, number in plain if number < _room(text, tokenizer, max_tokens)]
+    if not plain:
+        return Search(targets, sorted(of_targets))
+    return Search(targets, sorted(of_targets | complete.keys()), complete, plain)
 
 
 def find_targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]:
@@ -45,109 +85,128 @@ def find_targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Ta
     are not linked to boxes: the first one gets all boxes of the image. Sentences beyond `max_tokens` are left out.
     """
     targets = []
-    for item in split.items:
+    for row, item in enumerate(split.items):
         text = report_text.text(item.study, item.view, split.style, frozenset(report_text.META))
-        room = len(tokenizer.encode(text, max_tokens).separators)
-        for sentence, boxes in _sentences(
-            item.view, report_text.finding_sentences(item.view, split.style, text)
-        ).items():
-            if text.index(sentence) < room:
-                fitted = tuple(fit_box(box, item.view.size, split.size, split.images.fit) for box in boxes)
-                targets.append(Target(item, text, text.index(sentence), fitted))
+        named = report_text.finding_sentences(item.view, split.style, text)
+        for sentence, findings in _sentences(item.view, named).items():
+            if text.index(sentence) < _room(text, tokenizer, max_tokens):
+                found = lesions(item.view, findings, split.size, split.images.fit)
+                targets.append(Target(row, item, text, text.index(sentence), found))
     return targets
 
 
-def _sentences(view: View, named: list[str]) -> dict[str, list[Box]]:
-    """The sentences that name a lesion and the boxes of each; `named` are the sentences of the findings, in order."""
-    boxes: dict[str, list[Box]] = {}
+def _room(text: list[str] | tuple[str, ...], tokenizer: Tokenizer, max_tokens: int) -> int:
+    """The number of sentences that fit into `max_tokens`."""
+    return len(tokenizer.encode(list(text), max_tokens).separators)
+
+
+def _sentences(view: View, named: list[str]) -> dict[str, list[Finding]]:
+    """The sentences that name a lesion and the findings of each; `named` are those of the findings, in order."""
+    found: dict[str, list[Finding]] = {}
     if report_text.own_words(view):
         positive = view.findings or view.labels.cancer or view.labels.pathology in ("benign", "malignant")
-        words = named[:1] if positive else []
-        return {sentence: [f.box for f in view.findings if f.box] for sentence in words}
+        return {sentence: list(view.findings) for sentence in named[: bool(positive)]}
     for finding, sentence in zip(view.findings, named, strict=False):
-        boxes.setdefault(sentence, []).extend([finding.box] if finding.box else [])
-    return boxes
+        found.setdefault(sentence, []).append(finding)
+    return found
 
 
-def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
-    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the canvas (H, W)."""
-    across, down, top = canvas_geometry(stored, size, how)
-    x0, y0, x1, y1 = box
-    return across * x0, down * y0 + top, across * x1, down * y1 + top
+def plain_sentence(kind: str, style: Style) -> Sentence:
+    """The text of an image of which nothing is known but a finding of this kind, and the sentence that names it."""
+    view = View(
+        member="",
+        laterality="L",
+        view="CC",
+        size=(1, 1),
+        original_size=(1, 1),
+        pixel_spacing=None,
+        crop=(0, 0, 1, 1),
+        flipped=False,
+        to_original=(1, 0, 0, 0, 1, 0),
+        labels=Labels(),
+        findings=(Finding(1, kind),),
+    )
+    text = report_text.text(Study("", "", "", "", (view,)), view, style, frozenset(report_text.META))
+    return tuple(text), text.index(report_text.finding_sentences(view, style, text)[0])
 
 
 @torch.inference_mode()
 def maps(
-    model: MamaModel, tokenizer: Tokenizer, split: Split, targets: list[Target], config: Config, device: torch.device
-) -> Float32s:
-    """Cosine of each target's sentence with each patch of its image, [t, gh, gw].
-
-    Every rank must call it; on ranks other than the first the maps are those of this rank's share.
-    """
+    model: MamaModel, tokenizer: Tokenizer, split: Split, sought: Search, config: Config, device: torch.device
+) -> Maps:
+    """The maps of all that is `sought`, in the order of its targets and rows. Every rank must call it."""
     patch = int(model.vision.backbone.config.patch_size)
     grid = (split.size[0] // patch, split.size[1] // patch)
+    of_row: dict[int, list[Target]] = defaultdict(list)
+    for target in sought.targets:
+        of_row[target.row].append(target)
 
-    def cosines(batches: list[range]) -> Iterator[Float32s]:
-        for rows in progress(batches, len(batches), "local alignment", "batches"):
-            batch = [targets[row] for row in rows]
-            pixels = torch.from_numpy(np.stack([split.pixels(t.item) for t in batch])[:, None])
-            texts = tokenise(tokenizer, [t.text for t in batch], config.data.max_tokens)
-            found = model.alignment(normalise(pixels.to(device)), texts.to(device))  # [b, S, P]
-            sentences = torch.tensor([t.sentence for t in batch], device=device)
-            own = found[torch.arange(len(batch), device=device), sentences]  # [b, P]
-            yield own.float().cpu().numpy().reshape(-1, *grid)
+    def vectors(sentences: list[Sentence]) -> Tensor:  # [s, D]
+        distinct = list(dict.fromkeys(text for text, _ in sentences))
+        texts = tokenise(tokenizer, [list(text) for text in distinct], config.data.max_tokens)
+        embedded = model.sentence_embeddings(texts.to(device))
+        return embedded[[distinct.index(text) for text, _ in sentences], [number for _, number in sentences]]
 
-    return np.concatenate([np.zeros((0, *grid), np.float32), *over_ranks(len(targets), config.eval.batch, cosines)])
+    def cosines(batches: list[range]) -> Iterator[tuple[Float32s, Float32s, Float32s]]:
+        plain = vectors(sought.plain) if sought.plain else None
+        rows = [[sought.rows[place] for place in batch] for batch in batches]
+        for pixels, own in zip(_pixels(split, rows, config, device), rows, strict=True):
+            patches = model.patch_embeddings(normalise(to_device(pixels, device)).to(next(model.parameters()).dtype))
+            told = [(place, target) for place, row in enumerate(own) for target in of_row[row]]
+            found = patches.new_zeros(0, patches.shape[1])
+            if told:
+                sentences = vectors([(tuple(target.text), target.sentence) for _, target in told])
+                found = torch.einsum("td,tpd->tp", sentences, patches[[place for place, _ in told]])
+            any_kind = patches.new_zeros(patches.shape[:2])
+            if plain is not None:
+                any_kind = torch.einsum("kd,bpd->bkp", plain, patches).amax(1)
+            grey = np.stack([patch_means(image, grid) for image in pixels[:, 0].numpy()])
+            yield _on_grid(found, grid), _on_grid(any_kind, grid), grey
 
-
-def brightest(split: Split, targets: list[Target], grid: tuple[int, ...], batch: int) -> Float32s:
-    """Mean grey value of each patch, [t, gh, gw]: the baseline that always points at the brightest spot.
-
-    Shared over the ranks as `maps` are.
-    """
-
-    def means(batches: list[range]) -> Iterator[Float32s]:
-        for rows in batches:
-            yield np.stack([_patch_means(split.pixels(targets[row].item), grid) for row in rows])
-
-    return np.concatenate([np.zeros((0, *grid), np.float32), *over_ranks(len(targets), batch, means)])
-
-
-def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int]) -> Flags:
-    """Flags [gh, gw] of the patches that overlap a box or neighbour such a patch; boxes in pixels of (H, W)."""
-    inside = np.zeros(grid, dtype=bool)
-    tall, wide = size[0] / grid[0], size[1] / grid[1]
-    for x0, y0, x1, y1 in boxes:
-        top, bottom = max(0, int(y0 // tall) - 1), int(np.ceil(y1 / tall)) + 1
-        left, right = max(0, int(x0 // wide) - 1), int(np.ceil(x1 / wide)) + 1
-        inside[top:bottom, left:right] = True
-    return inside
+    nothing = np.zeros((0, *grid), np.float32)
+    found = [(nothing,) * 3, *over_ranks(len(sought.rows), config.eval.batch, cosines)]
+    return Maps(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def pointing_game(
-    scores: dict[str, Float32s], grey: Float32s, targets: list[Target], size: tuple[int, int], config: Config
-) -> dict[str, Any]:
-    """How often the highest patch of a map lies in the box of its finding or next to it, over targets with boxes.
+def _pixels(split: Split, rows: list[list[int]], config: Config, device: torch.device) -> Iterator[Tensor]:
+    """uint8 [b, 1, H, W] of each list of `rows`, all of `eval.batch` images but the last."""
+    collate = CollateRows(None, config.data.max_tokens)
+    options: dict[str, Any] = {"batch_size": config.eval.batch, "generator": torch.Generator()}
+    options["sampler"] = [row for batch in rows for row in batch]
+    with closing(load(split, config, collate, device, **options)) as batches:
+        for pixels, _, _ in progress(batches, len(rows), "local alignment", "batches"):
+            yield pixels
 
-    `scores` holds the maps [t, gh, gw] of each model, `grey` the mean grey values of the same patches. `chance` is the
-    mean share of tissue patches that count as a hit. Source: Zhang et al., "Top-down neural attention by excitation
-    backprop", 2018, section 4.2.
-    """
-    boxed = [i for i, target in enumerate(targets) if target.boxes]
-    document: dict[str, Any] = {"findings": len(boxed), "rows": []}
-    if not boxed:
-        return document | {"patients": 0, "reason": "no finding of this split has a box"}
-    patients = [targets[i].item.study.patient for i in boxed]
-    grid = (grey.shape[1], grey.shape[2])
-    regions = np.stack([region(targets[i].boxes, size, grid) for i in boxed])
-    tissue = grey[boxed] > BACKGROUND
-    chance = (regions & tissue).sum((1, 2)) / np.maximum(tissue.sum((1, 2)), 1)
-    for name, values in scores.items():
-        best = values[boxed].reshape(len(boxed), -1).argmax(1)
-        hits = regions.reshape(len(boxed), -1)[np.arange(len(boxed)), best].astype(np.float64)
-        estimate = bootstrap.mean(hits, patients, config.eval.bootstrap, config.seed)
-        document["rows"].append({"model": name, "hit_rate": asdict(estimate)})
-    return document | {"patients": len(set(patients)), "chance": float(chance.mean())}
+
+def _on_grid(values: Tensor, grid: tuple[int, int]) -> Float32s:
+    found: Float32s = values.float().cpu().numpy().reshape(-1, *grid)
+    return found
+
+
+def patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> Float32s:
+    """Mean grey value of each patch, [gh, gw], of an image [H, W]."""
+    tall, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
+    cut = pixels[: grid[0] * tall, : grid[1] * wide].astype(np.float32)
+    return cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))
+
+
+def document(found: dict[str, Maps], sought: Search, split: Split, config: Config) -> dict[str, Any]:
+    """Pointing game and box AUC of the targets, and `detection` in all images, by the maps `found` of each model."""
+    grey = next(iter(found.values())).grey
+    place = {row: number for number, row in enumerate(sought.rows)}
+    of_targets = grey[[place[target.row] for target in sought.targets]]
+    pointed = pointing.document(
+        {name: m.own for name, m in found.items()}, of_targets, sought.targets, split.size, config
+    )
+    complete = [place[row] for row in sought.complete]
+    patients = [split.items[row].study.patient for row in sought.complete]
+    boxes = detection.boxes_of_maps(
+        {name: m.any_kind[complete] for name, m in found.items()}, grey[complete], split.size, config.seed
+    )
+    detected = detection.document(boxes, detection.Searched(patients, list(sought.complete.values())), config)
+    left_out = len(split.items) - len(complete) if complete else 0
+    sentences = [text[number] for text, number in sought.plain]
+    return pointed | {"detection": detected | {"left_out": left_out, "sentences": sentences}}
 
 
 def examples(targets: list[Target], count: int) -> list[int]:
@@ -158,9 +217,3 @@ def examples(targets: list[Target], count: int) -> list[int]:
         if labels.cancer or labels.pathology == "malignant":
             chosen.setdefault(target.item.study.patient, i)
     return list(chosen.values())[:count]
-
-
-def _patch_means(pixels: NDArray[np.uint8], grid: tuple[int, ...]) -> Float32s:
-    tall, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
-    cut = pixels[: grid[0] * tall, : grid[1] * wide].astype(np.float32)
-    return cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from mama.errors import ConfigError
 from mama.evaluate import intervals
-from mama.export.model_folder import WEIGHTS
-from mama.run.files import read_object, sha256, surviving
-from mama.run.portable import folder_name
+from mama.export.model_folder import model_folder
+from mama.run.files import read_object, sha256
+from mama.run.portable import WEIGHTS, folder_name
 from mama.run.run_folder import DATA, shards_digest
 from mama.settings.schema import Config
 from shards.read.manifest import Manifest, load_manifest
@@ -26,7 +27,7 @@ IDENTITY = ("shards", "model", "settings")  # figures are comparable if these ar
 
 
 def identity(config: Config, run: Path) -> Document:
-    """The `shards`, `model` and `settings` that `evaluate(config, run)` measures."""
+    """The `shards`, `model` and `settings` that `evaluate(config, run)` measures; `run` may be a model folder."""
     return {"shards": shard_set(config), "model": model_of(run), "settings": settings_of(config)}
 
 
@@ -40,16 +41,23 @@ def settings_of(config: Config) -> Document:
         "max_tokens": config.data.max_tokens,
         "intensity_baseline": config.eval.intensity_baseline,
         "resamples": config.eval.bootstrap,
+        "prevalence": config.eval.prevalence,
         "seed": config.seed,
+        "pool": config.eval.pool,
         "interval": intervals.METHOD,
+        "protocol": config.eval.protocol,
+        "protocols": config.eval.protocols,
+        "fractions": config.eval.fractions,
+        "draws": config.eval.draws,
+        "finetune": asdict(config.finetune) if "finetune" in config.eval.protocols else None,
     }
 
 
 def shard_set(config: Config) -> Document:
     """Digest, split and folders of the images of `config.data.shards`; folders are named without their paths.
 
-    Digests cover the names and contents of the shards that are read: those of the split, and the training shards,
-    which the probe is fitted on.
+    Digests cover the names and contents of the shards that are read: those of the split, the training shards, which
+    the probe is fitted on, and those of val, on which thresholds are chosen.
     """
     folders = []
     for address in config.data.shards:
@@ -58,9 +66,10 @@ def shard_set(config: Config) -> Document:
             {
                 "name": folder_name(address),
                 "source": manifest.source,
-                "digest": shards_digest(manifest, {"train", config.eval.split}),
+                "digest": shards_digest(manifest, {"train", "val", config.eval.split}),
                 "train_digest": shards_digest(manifest, {"train"}),
                 "splits": counts(manifest),
+                "split_by": asdict(manifest.split_by) if manifest.split_by else None,
             }
         )
     parts = sorted(str(folder["digest"]) for folder in folders)
@@ -90,8 +99,8 @@ def counts(manifest: Manifest) -> list[Document]:
 
 
 def model_of(run: Path) -> Document | None:
-    """Training step (None if the file does not record it) and SHA-256 of `<run>/model`; None without a model."""
-    path = surviving(run / "model") / WEIGHTS
+    """Training step (None if the file does not record it) and SHA-256 of the model of `run`; None without one."""
+    path = model_folder(run) / WEIGHTS
     try:
         digest = sha256(path)
         with safe_open(path, framework="np") as tensors:
@@ -107,16 +116,25 @@ def is_own(shards: Document, run: Path) -> bool:
     return trained is not None and sorted(folder["train_digest"] for folder in shards["folders"]) == sorted(trained)
 
 
-def training(shards: Document, run: Path) -> str:
-    """A sentence: which of these shards the model was trained on."""
+def training(shards: Document, run: Path, known: Document | None = None) -> str:
+    """A sentence: which of these shards the model was trained on.
+
+    `known` is what `mama.evaluate.known_patients` found: {"patients": ..., "images": ...}; None if it was not checked.
+    """
     trained = _trained_on(run)
-    with_training = [f for f in shards["folders"] if any(row["split"] == "train" for row in f["splits"])]
+    if known is not None and (trained is None or not _seen(shards, trained)):
+        if known["patients"] or known["images"]:
+            return (
+                "The model was trained on other shards, which include "
+                f"{known['patients']} of these patients and {known['images']} of these images."
+            )
+        return "The model was trained on other shards, and on none of these patients, as far as their hashes tell."
     if trained is None:
         return f"The training shards of the model are not recorded: {DATA} is missing or damaged."
-    seen = [folder["name"] for folder in with_training if folder["train_digest"] in trained]
+    seen = _seen(shards, trained)
     if not seen:
         return "The model was trained on other shards; whether those include some of these patients was not checked."
-    if len(seen) < len(with_training):
+    if len(seen) < len(_with_training(shards)):
         return f"The model was trained on the train split of {', '.join(seen)} only."
     also = ", on which these figures were measured" if shards["split"] == "train" else ""
     return f"The model was trained on the train split{also}."
@@ -136,6 +154,15 @@ def object_in(path: Path) -> Document | None:
         return read_object(path)
     except ConfigError:
         return None
+
+
+def _with_training(shards: Document) -> list[Document]:
+    return [f for f in shards["folders"] if any(row["split"] == "train" for row in f["splits"])]
+
+
+def _seen(shards: Document, trained: list[str]) -> list[str]:
+    """The names of the folders whose training shards are among those with the digests `trained`."""
+    return [folder["name"] for folder in _with_training(shards) if folder["train_digest"] in trained]
 
 
 def _trained_on(run: Path) -> list[str] | None:

@@ -16,6 +16,7 @@ from errno import EEXIST, ENOTDIR, ENOTEMPTY
 from pathlib import Path
 
 from mama.evaluate.provenance import IDENTITY, Document, is_own, object_in, same
+from mama.evaluate.tasks import task_name
 from mama.run.files import write_json
 from mama.settings.schema import Config
 
@@ -28,11 +29,15 @@ def folder_of(shards: Document, run: Path) -> Path:
     """The folder for results on these images. The name that a set first got stays when its shards are moved."""
     if is_own(shards, run) and shards["split"] == "test":
         return run / "eval"
-    ending = f"-{shards['split']}-{shards['digest'][:8]}"
-    if known := sorted((run / "eval-on").glob(f"*{ending}")):
+    return on_others(run / "eval-on", shards, f"{shards['split']}-{shards['digest'][:8]}")
+
+
+def on_others(parent: Path, shards: Document, images: str) -> Path:
+    """The folder below `parent` for these `images` of other shards than the run's own."""
+    if known := sorted(parent.glob(f"*-{images}")):
         return known[0]
     names = re.sub(r"[^\w.+-]+", "_", "+".join(folder["name"] for folder in shards["folders"]))[:60]
-    return run / "eval-on" / f"{names}{ending}"
+    return parent / f"{names}-{images}"
 
 
 def evaluations(run: Path) -> list[tuple[Path, Document]]:
@@ -70,7 +75,7 @@ def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:
     Tasks in `folder` that were not measured again are kept if they have the same provenance as `measured`.
     """
     before = object_in(folder / MARKER) or {}
-    tasks = list(dict.fromkeys(config.eval.tasks))
+    tasks = list(dict.fromkeys(map(task_name, config.eval.tasks)))
     if same(before, measured):
         for name in before.get("tasks", []):
             if name not in tasks and same(object_in(folder / name / METRICS) or {}, measured):

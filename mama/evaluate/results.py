@@ -13,31 +13,42 @@ import numpy as np
 
 from mama.data.held_out import Item
 from mama.errors import ConfigError
-from mama.evaluate import metrics
+from mama.evaluate import subgroups
 from mama.evaluate.arrays import Float32s, Float64s, Ints
+from mama.evaluate.fractions import label_of
+from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
-from mama.evaluate.task_data import Predictions, TaskData
+from mama.evaluate.task_data import TaskData
+from mama.evaluate.tasks import RESERVED_TASKS, Task, Unit
+from mama.evaluate.units import KEYS, Pool
+from mama.evaluate.units import facts as unit_facts
 from mama.run.files import write_json
 from mama.settings.schema import Config
 from shards.files import atomic_write
 
-FACTS = ("protocol", "model", "image", "patient", "label")  # before the classes, in a predictions.csv
+FACTS = ("protocol", "model", "image", "patient", "label")  # before the classes in a predictions.csv; or another unit
 
-Results = dict[str, dict[str, Any]]  # metrics.json by task, and that of "alignment"
+Results = dict[str, dict[str, Any]]  # metrics.json by task, and those of "alignment" and "retrieval"
 
 
 def document(data: TaskData, items: list[Item], split: str, config: Config) -> dict[str, Any]:
     """The contents of a task's `metrics.json`; `items` are all images of `split`."""
-    patients = [items[i].study.patient for i in data.rows]
+    task = data.task
+    patients = [item.study.patient for item in data.items]
     counts = Counter(data.labels.tolist())
+    admitted = sum(task.admits(item.study, item.view) for item in items)
     return {
-        "task": data.task.name,
-        "title": data.task.title,
-        "binary": data.task.binary,
+        "task": task.name,
+        "title": task.title,
+        "definition": {key: value for key, value in asdict(task).items() if key not in ("name", "title")},
+        "binary": task.binary,
         "split": split,
+        "unit": task.unit,
+        "pool": config.eval.pool,
         "images": len(data.rows),
         "patients": len(set(patients)),
-        "unlabelled": len(items) - len(data.rows),
+        "unlabelled": admitted - len(data.rows),
+        "left_out": len(items) - admitted,
         "classes": [{"name": name, "images": counts[k]} for k, name in enumerate(data.classes)],
         "absent": data.absent,
         "untaught": data.unmentioned,
@@ -45,8 +56,52 @@ def document(data: TaskData, items: list[Item], split: str, config: Config) -> d
         "bootstrap": {"resamples": config.eval.bootstrap, "unit": "patient", "seed": config.seed},
         "prompts": {name: texts[0] for name, texts in zip(data.classes, data.ensembles, strict=True)},
         "prompt_variants": [len(texts) for texts in data.ensembles],
-        "rows": [_row(data, one, patients, config.eval.bootstrap, config.seed) for one in data.predictions],
+        "prompt_sensitivity": data.sensitivity,
+        "rows": [row for kind in scored_units(task, config) for row in _rows(data, kind, config)],
+        "subgroups": subgroups.subgroups(data, config),
     }
+
+
+def scored_units(task: Task, config: Config) -> list[Unit]:
+    """Images, then the other units of `eval.units` and that of the task."""
+    return [kind for kind in KEYS if kind in ("image", task.unit, *config.eval.units)]
+
+
+def _rows(data: TaskData, kind: Unit, config: Config) -> list[dict[str, Any]]:
+    """A row for each of the predictions, on units of one kind.
+
+    Those with a share of the training labels are many, and are measured on images and on the task's unit alone.
+    """
+    units, val_units = data.units(kind), data.val_units(kind)
+    pool, binary = config.eval.pool, data.task.binary
+    rows = []
+    for one in (one for one in data.predictions if one.whole or kind in ("image", data.task.unit)):
+        val = one.val_scores
+        rows.append(
+            {
+                "protocol": one.protocol,
+                "model": one.model,
+                "fraction": one.fraction,
+                "draw": one.draw,
+                "unit": kind,
+                "pool": None if kind == "image" else pool,
+                **unit_facts(units, data.classes),
+                **measured_row(
+                    units.labels,
+                    units.pooled(one.scores, pool, binary),
+                    units.patients,
+                    binary,
+                    None if val is None else (val_units.labels, val_units.pooled(val, pool, binary)),
+                    config,
+                ),
+            }
+        )
+    return rows
+
+
+def rows_of(document: dict[str, Any], *units: str) -> list[dict[str, Any]]:
+    """The rows of a task's `metrics.json` on these units; those of an earlier release are of images."""
+    return [row for row in document["rows"] if row.get("unit", "image") in units]
 
 
 def write(
@@ -57,40 +112,40 @@ def write(
         (folder / name).mkdir()
         write_json(folder / name / METRICS, measured)
     for data in tasks:
-        atomic_write(folder / data.task.name / "predictions.csv", _predictions_csv(data, items).encode())
-    (folder / "retrieval").mkdir()
+        measured, own = results[data.task.name], folder / data.task.name
+        for kind in dict.fromkeys(row["unit"] for row in measured["rows"]):
+            atomic_write(own / predictions_file(kind), _predictions_csv(data, kind, measured["pool"]).encode())
+        atomic_write(own / "subgroups.csv", subgroups.as_csv(measured["subgroups"]).encode())
+    (folder / "retrieval").mkdir(exist_ok=True)
     write_json(folder / "retrieval" / "examples.json", retrieved)
     packed = io.BytesIO()
     np.savez(packed, maps=maps)
     atomic_write(folder / "alignment" / "maps.npz", packed.getvalue())
 
 
-def _row(data: TaskData, one: Predictions, patients: list[str], resamples: int, seed: int) -> dict[str, Any]:
-    measured = metrics.measure(data.labels, one.scores, patients, data.task.binary, resamples, seed)
-    return {
-        "protocol": one.protocol,
-        "model": one.model,
-        "metrics": {name: asdict(estimate) for name, estimate in measured.items()},
-        "confusion": metrics.confusion(data.labels, one.scores).tolist(),
-    }
+def predictions_file(unit: str) -> str:
+    """The name of the file with the predictions of one kind of unit."""
+    return "predictions.csv" if unit == "image" else f"predictions-{unit}.csv"
 
 
-def _predictions_csv(data: TaskData, items: list[Item]) -> str:
+def _predictions_csv(data: TaskData, kind: Unit, pool: Pool) -> str:
+    units = data.units(kind)
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow([*FACTS, *data.classes])
+    unit = "unit" if kind == "patient" else kind  # there is a column of the patients already
+    writer.writerow([*(unit if name == "image" else name for name in FACTS), *data.classes])
     for one in data.predictions:
-        for row, label, scores in zip(data.rows, data.labels, one.scores, strict=True):
-            item = items[row]
+        pooled = units.pooled(one.scores, pool, data.task.binary)
+        for key, patient, label, scores in zip(units.keys, units.patients, units.labels, pooled, strict=True):
             shares = [f"{score:.6g}" for score in scores]
-            facts = [item.key, item.study.patient, data.classes[label]]
-            writer.writerow([one.protocol, one.model, *facts, *shares])
+            protocol = label_of(one.protocol, one.fraction, one.draw)
+            writer.writerow([protocol, one.model, key, patient, data.classes[label], *shares])
     return file.getvalue()
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The predictions of one protocol with one model, sorted by image: n images, K classes."""
+    """The predictions of one protocol with one model, sorted by image, or by breast and so on: n images, K classes."""
 
     images: list[str]
     patients: list[str]
@@ -124,24 +179,61 @@ def read_predictions(file: Path, protocol: str, model: str) -> Scored:
 
 
 def results_table(results: Results) -> str:
-    """The main figures as text: one line for each task, protocol and model."""
-    head = ("task", "protocol", "model", "AUC [95 %]", "balanced accuracy [95 %]", "chance", "images", "patients")
+    """The main figures as text: for each task, protocol and model a line on images, and one on the task's unit."""
+    head = ("task", "protocol", "model", "of", "AUC [95 %]", "bal. accuracy [95 %]", "n", "patients")
     lines = [head]
-    for name, document in results.items():
-        if name == "alignment":
-            continue
-        for row in document["rows"]:
-            auc, accuracy = (format_estimate(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
-            chance = f"{document['chance']:.2f}" if document["chance"] else "n/a"
-            sizes = (str(document["images"]), str(document["patients"]))
-            mark = " *" if unmentioned_note(document) and row["protocol"] == "zero-shot" else ""
-            lines.append((name, row["protocol"] + mark, row["model"], auc, accuracy, chance, *sizes))
+    of_tasks = {name: document for name, document in results.items() if name not in RESERVED_TASKS}
+    for name, document in of_tasks.items():
+        mark = " *" if unmentioned_note(document) else ""
+        for row in shown_rows(document):
+            figures = (format_estimate(row["metrics"][key]) for key in ("auc", "balanced_accuracy"))
+            protocol = label_of(row["protocol"], row.get("fraction"), row.get("draw", 0))
+            protocol += mark if row["protocol"] == "zero-shot" else ""
+            sizes = str(row["n"]), str(row["patients"])
+            lines.append((name, protocol, row["model"], row["unit"], *figures, *sizes))
         if not document["rows"]:
-            lines.append((name, "no image with this label", "", "n/a", "n/a", "n/a", str(document["images"]), "0"))
+            lines.append((name, "none of its images has a label", "", "", "n/a", "n/a", str(document["images"]), "0"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    notes = [f"* {name}: {note}" for name, document in results.items() if (note := unmentioned_note(document))]
-    return "\n".join([table[0], "-" * len(table[0]), *table[1:], *notes])
+    notes = [f"* {name}: {note}" for name, document in of_tasks.items() if (note := unmentioned_note(document))]
+    chances = [f"{document['chance']:.2f} {name}" for name, document in of_tasks.items() if document["chance"]]
+    chance = [f"balanced accuracy of guessing: {', '.join(chances)}"] if chances else []
+    return "\n".join(
+        [table[0], "-" * len(table[0]), *table[1:], *chance, *notes, *localisation_lines(results.get("alignment"))]
+    )
+
+
+def shown_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows on images and on the task's unit, side by side."""
+    rows = rows_of(document, "image", document.get("unit", "image"))
+    order = list(dict.fromkeys(map(_source, rows)))
+    return sorted(rows, key=lambda row: order.index(_source(row)))
+
+
+def is_whole(row: dict[str, Any]) -> bool:
+    """Whether a row is of a protocol that had all training labels that it uses."""
+    return row.get("fraction") in (None, 1.0) and not row.get("draw")
+
+
+def _source(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("protocol", "model", "fraction", "draw"))
+
+
+def localisation_lines(document: dict[str, Any] | None) -> list[str]:
+    """The figures of the trained model's local alignment in two lines, if there are boxes."""
+    if not document or not document["rows"]:
+        return []
+    pointed = next(row for row in document["rows"] if row["model"] == "trained")
+    hits, area = format_estimate(pointed["hit_rate"]), format_estimate(pointed["box_auc"])
+    findings, lesions = document["findings"], document["detection"].get("lesions")
+    lines = [f"pointing at {findings} findings: hits {hits} (chance {document['chance']:.3f}), box AUC {area}"]
+    for row in (row for row in document["detection"]["rows"] if row["model"] == "trained"):
+        at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
+        precision = format_estimate(row["ap"]["0.25"])
+        lines.append(
+            f"finding {lesions} lesions: {format_estimate(at_one)} at 1 false positive an image, AP {precision}"
+        )
+    return lines
 
 
 def unmentioned_note(document: dict[str, Any]) -> str | None:

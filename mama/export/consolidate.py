@@ -8,14 +8,14 @@ import torch
 
 from mama.errors import ConfigError
 from mama.export.model_card import model_card
-from mama.export.model_folder import WEIGHTS
+from mama.export.trained_on import write_trained_on
 from mama.model import attention
 from mama.model.mama_model import build
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import read_marker
 from mama.run.files import remove, replace_folder, write_digests
 from mama.run.model_state import digests
-from mama.run.portable import portable, rewrite_without_paths
+from mama.run.portable import WEIGHTS, portable, rewrite_without_paths
 from mama.run.run_tokenizer import load_tokenizer
 from mama.settings.load import save
 from mama.settings.schema import Config
@@ -48,6 +48,7 @@ def consolidate(config: Config, best: bool = False) -> Path:
         rewrite_without_paths(partial / name)
     save(portable(config), partial / "config.yaml")
     (partial / "README.md").write_text(model_card(config, step))
+    write_trained_on(config, partial)
     write_digests(partial)
     replace_folder(partial, run / "model")
     return run / "model"

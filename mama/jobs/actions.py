@@ -12,17 +12,20 @@ from pathlib import Path
 
 from mama.errors import ConfigError
 from mama.jobs.causes import cause_of
-from mama.jobs.rows import is_sweep, named, point_of, states_of
+from mama.jobs.rows import point_of, states_of
 from mama.jobs.run_jobs import RunJob, read_logs
+from mama.run.files import named
 from mama.sweep.definition import load_sweep
 from mama.sweep.progress import last_lines
+from mama.sweep.resources import cluster_of
+from mama.sweep.saved import holds_sweep
 from mama.sweep.state import StepState
-from mama.sweep.submission import cluster_of, submit_missing
+from mama.sweep.submission import submit_missing
 from mama.sweep.sweep import OWN, SHARED, Sweep
 from shards.errors import did_you_mean
 from slurm.profile import SlurmError
 from slurm.queue import cancel as cancel_jobs
-from slurm.stop import stop
+from slurm.queue import stop
 
 LOG_BYTES = 2**20  # of a log that is read for its last lines
 
@@ -35,12 +38,12 @@ def folders(words: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for run in map(named, words):
-        sweep = load_sweep(run) if is_sweep(run) else load_sweep(run.parent) if is_sweep(run.parent) else None
+        sweep = load_sweep(run) if holds_sweep(run) else load_sweep(run.parent) if holds_sweep(run.parent) else None
         if sweep is None:
             found.append(run)
             continue
         names = [point.name for point in sweep.points]
-        chosen = names if is_sweep(run) else fnmatch.filter(names, run.name)
+        chosen = names if holds_sweep(run) else fnmatch.filter(names, run.name)
         if not chosen and run.name != OWN and not run.is_file() and not set(run.name) & set("*?["):
             chosen = [run.name]
         found += [sweep.folder / name for name in chosen]

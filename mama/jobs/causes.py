@@ -10,25 +10,25 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from slurm.queue import TAKEN_AWAY
+
 LONGEST = 300  # characters of a cause
 KILLED = "killed (SIGKILL), most often for want of memory"
-CANCELLED, PREEMPTED, NODE_FAILURE = "cancelled", "preempted, and not coming back", "node failure"
-TIME_LIMIT, REQUEUED = "time limit, and not coming back", "it was requeued, and did not come back"
-# Causes after which the same work, submitted again, goes on: nothing was wrong with the work itself.
-TAKEN_AWAY = (CANCELLED, PREEMPTED, NODE_FAILURE, TIME_LIMIT, REQUEUED)
-
+REQUEUED = "it was requeued, and did not come back"
+GOES_ON = (*TAKEN_AWAY.values(), REQUEUED)  # causes after which the same work, submitted again, goes on
 # A state of Slurm that is a cause by itself; in the others (FAILED, ...) the logs know more.
 ENDS = {
-    "BOOT_FAIL": NODE_FAILURE,
-    "CANCELLED": CANCELLED,
+    **TAKEN_AWAY,
     "DEADLINE": "deadline of the job",
-    "NODE_FAIL": NODE_FAILURE,
     "OUT_OF_MEMORY": "out of memory on the node; raise mem_gb",
-    "PREEMPTED": PREEMPTED,
-    "TIMEOUT": TIME_LIMIT,
 }
 # What slurmstepd writes behind DUE TO when Slurm ends a job.
-DUE_TO = {"TIME LIMIT": TIME_LIMIT, "PREEMPTION": PREEMPTED, "NODE FAILURE": NODE_FAILURE, "JOB REQUEUE": REQUEUED}
+DUE_TO = {
+    "TIME LIMIT": TAKEN_AWAY["TIMEOUT"],
+    "PREEMPTION": TAKEN_AWAY["PREEMPTED"],
+    "NODE FAILURE": TAKEN_AWAY["NODE_FAIL"],
+    "JOB REQUEUE": REQUEUED,
+}
 _ENDED = re.compile(
     r"^slurmstepd\S*: (?:error: )?\*\*\* JOB .*?CANCELLED AT \S+(?: DUE TO (?P<due>[A-Z]+(?: [A-Z]+)?))?", re.MULTILINE
 )
@@ -135,7 +135,7 @@ def _latest_start(text: str) -> int:
 def _ended_by_slurm(logs: Mapping[int, str]) -> str:
     """How Slurm ended the job, by the last line in which slurmstepd says so; empty if it ended by itself."""
     ends = [match["due"] for text in logs.values() for match in _ENDED.finditer(text)]
-    return DUE_TO.get(ends[-1], CANCELLED) if ends else ""
+    return DUE_TO.get(ends[-1], TAKEN_AWAY["CANCELLED"]) if ends else ""
 
 
 def _first_tasks(text: str) -> Iterator[int]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from mama.errors import ConfigError
 from mama.jobs.causes import cause_of
 from mama.jobs.run_jobs import UNKNOWN, read_logs, run_jobs, run_states
+from mama.run.files import named
 from mama.settings.load import load_run
 from mama.settings.schema import Config
 from mama.sweep import status
 from mama.sweep.batches import read_batches
 from mama.sweep.definition import load_sweep
 from mama.sweep.progress import Progress, read_progress, standstill
+from mama.sweep.saved import holds_sweep
 from mama.sweep.state import StepState, log_of, states
 from mama.sweep.sweep import OWN, Point, Sweep
 from mama.sweep.work import work_of
@@ -61,20 +63,10 @@ def listings(word: str | None, runs: Path = Path("runs")) -> list[Listing]:
     """
     if word is not None:
         return [_listing(word, runs)]
-    folders = [path for path in sorted(runs.glob("*")) if is_sweep(path) or _has_jobs(path)]
+    folders = [path for path in sorted(runs.glob("*")) if holds_sweep(path) or _has_jobs(path)]
     if not folders:
         raise ConfigError(f"{runs}: no sweep and no run in this folder has jobs; name one: mama jobs PATH")
     return [_listing_or_problem(folder) for folder in folders]
-
-
-def named(folder: Path) -> Path:
-    """The folder by a path that ends in its name: not `.` or `..`."""
-    return folder.resolve() if folder.name in ("", "..") else folder
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a sweep was run, or submitted, in this folder."""
-    return (folder / OWN / "sweep.yaml").is_file()
 
 
 def point_of(run: Path) -> tuple[Sweep, Point] | None:
@@ -82,7 +74,7 @@ def point_of(run: Path) -> tuple[Sweep, Point] | None:
 
     Raises `ConfigError` if the sweep has no such point.
     """
-    if not is_sweep(run.parent) or run.name == OWN:
+    if not holds_sweep(run.parent) or run.name == OWN:
         return None
     sweep = load_sweep(run.parent)
     names = [point.name for point in sweep.points]
@@ -113,7 +105,7 @@ def states_of(run: Path) -> tuple[list[StepState], str]:
 
 def _jobs_taken_out(run: Path) -> list[tuple[str, str]]:
     """(step, job) of all jobs of a point that its sweep does not have any more; empty for anything else."""
-    if not is_sweep(run.parent) or run.name == OWN:
+    if not holds_sweep(run.parent) or run.name == OWN:
         return []
     sweep = load_sweep(run.parent)
     if run.name in [point.name for point in sweep.points]:
@@ -131,9 +123,9 @@ def _listing_or_problem(folder: Path) -> Listing:
 
 def _listing(word: str, runs: Path) -> Listing:
     for folder in (named(Path(word)), runs / word):
-        if is_sweep(folder):
+        if holds_sweep(folder):
             return _of_sweep(load_sweep(folder))
-        if is_sweep(folder.parent) or _has_jobs(folder):
+        if holds_sweep(folder.parent) or _has_jobs(folder):
             return _of_run(folder)
         if (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder}: has no jobs; a command with --slurm submits one")

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from mama.jobs.causes import TAKEN_AWAY, cause_of
+from mama.jobs.causes import GOES_ON, cause_of
 from mama.sweep.progress import last_lines
 from mama.sweep.state import StepState
 from slurm.profile import SlurmError
@@ -20,6 +20,7 @@ MODULES = {
     b"mama.train.loop": "train",
     b"mama.export.consolidate": "consolidate",
     b"mama.evaluate": "eval",
+    b"mama.finetune": "eval",
 }
 NO_ACCOUNTING = "ended, cause unknown: its log does not say, and there is no accounting"
 UNKNOWN = "unknown"  # the state of a job that only Slurm, or another machine, could tell
@@ -113,7 +114,7 @@ def _state(job: RunJob, queued: QueuedJob | None, end: EndedJob | None, problem:
     if stopped := [match[1] for text in logs.values() for match in _STOPPED.finditer(text)]:
         return state("stopped", stopped[-1])
     cause = cause_of(logs, end.state if end else "")
-    if cause in TAKEN_AWAY:
+    if cause in GOES_ON:
         return state("stopped", cause)
     if job.result() or end:
         return state("failed", cause or (f"Slurm: {end.state}, exit code {end.exit_code}" if end else "no message"))

@@ -30,16 +30,25 @@ def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) 
     blocks. The language model's are not: its texts differ in length, and compiled with dropout its forward pass was
     slower (docs/benchmarks.md). With activation checkpointing only the input of a block is kept for the backward pass.
     """
+    prepare_image_tower(model.vision, config, device)
+    _prepare(model.text, False, config)
+
+
+def prepare_image_tower(tower: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """As `prepare_blocks`, of the image tower alone."""
     obstacle = _obstacle(config, device)
     if config.compile:
         log.info("blocks of the image tower: %s", f"not compiled ({obstacle})" if obstacle else "compiled")
-    for tower, compiled in ((model.vision, config.compile and not obstacle), (model.text, False)):
-        kinds: dict[type[nn.Module], type[nn.Module]] = {}
-        for block in blocks_of(tower):
-            kind = type(block)
-            if kind not in kinds:
-                kinds[kind] = _trained(kind, compiled, config.activation_checkpointing)
-            block.__class__ = kinds[kind]
+    _prepare(tower, config.compile and not obstacle, config)
+
+
+def _prepare(tower: nn.Module, compiled: bool, config: TrainConfig) -> None:
+    kinds: dict[type[nn.Module], type[nn.Module]] = {}
+    for block in blocks_of(tower):
+        kind = type(block)
+        if kind not in kinds:
+            kinds[kind] = _trained(kind, compiled, config.activation_checkpointing)
+        block.__class__ = kinds[kind]
 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:

@@ -142,14 +142,13 @@ class MamaModel(nn.Module):
         """`Texts` of u rows -> unit embeddings [u, D]."""
         return _unit(self.text_head(self.text(texts)[0]))
 
-    def alignment(self, images: Tensor, texts: Texts) -> Tensor:
-        """Cosines [b, S, P] of the sentences of text i with the patches of image i; `images` as for `embed_images`.
+    def patch_embeddings(self, images: Tensor) -> Tensor:
+        """Unit embeddings [b, P, D] of patches, for a model trained with the local term; as for `embed_images`."""
+        return _unit(self.patch_rows(self.vision(images)[1]))
 
-        Only for a model trained with the local term.
-        """
-        patches = _unit(self.patch_rows(self.vision(images)[1]))
-        sentences = _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
-        return torch.einsum("bsd,bpd->bsp", sentences, patches)
+    def sentence_embeddings(self, texts: Texts) -> Tensor:
+        """Unit embeddings [u, S, D] of sentences, zeros at padding, for a model trained with the local term."""
+        return _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
 
 
 def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:

@@ -12,7 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Distinct also for readers with red-green colour blindness (Okabe and Ito 2008).
-COLOURS = {"trained": "#0072b2", "untrained": "#8c8c8c", "31 intensity percentiles": "#e69f00"}
+COLOURS = {
+    "trained": "#0072b2",
+    "untrained": "#8c8c8c",
+    "31 intensity percentiles": "#e69f00",
+    "brightest patch": "#e69f00",
+    "random map": "#56b4e9",
+}
+CALIBRATIONS = {"uncalibrated": ("#0072b2", "o"), "temperature": ("#d55e00", "s"), "isotonic": ("#009e73", "^")}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, FAINT = "#22303c", "#d5dae0"
 STYLE: dict[Any, Any] = {
@@ -60,23 +67,80 @@ def training_curves(records: list[dict[str, float]], local_start: int) -> str:
         return _svg(figure)
 
 
-def roc_curves(curves: list[dict[str, Any]]) -> str:
-    """One panel per protocol, as a `data:` URI.
+def roc_curves(curves: list[dict[str, Any]], title: str) -> str:
+    """The ROC curves of one protocol as a `data:` URI.
 
-    A curve is {protocol, model, false_positive, true_positive, label}, its rates as arrays from (0, 0) to (1, 1).
+    A curve is {model, x, y, label}: false and true positive rates as arrays from (0, 0) to (1, 1).
     """
-    protocols = list(dict.fromkeys(curve["protocol"] for curve in curves))
+    return _rates(curves, title, ("false positive rate", "true positive rate"), [0, 1], "default")
+
+
+def precision_recall_curves(curves: list[dict[str, Any]], title: str, positives: float) -> str:
+    """The precision-recall curves of one protocol as a `data:` URI; dashed: chance, the share of `positives`.
+
+    A curve is {model, x, y, label}: recall and precision as arrays, as of `metrics.precision_recall`.
+    """
+    return _rates(curves, title, ("recall", "precision"), [positives, positives], "steps-pre")
+
+
+def _rates(curves: list[dict[str, Any]], title: str, names: tuple[str, str], chance: list[float], style: str) -> str:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5 * len(protocols), 4.6), layout="constrained")
-        for number, protocol in enumerate(protocols):
-            axes = figure.add_subplot(1, len(protocols), number + 1)
-            axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
-            for curve in (one for one in curves if one["protocol"] == protocol):
-                rates = curve["false_positive"], curve["true_positive"]
-                axes.plot(*rates, color=COLOURS.get(curve["model"], INK), linewidth=2, label=curve["label"])
-            axes.set(title=protocol, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-            axes.legend(loc="lower right", fontsize=8)
+        figure = Figure(figsize=(5, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], chance, color=FAINT, linewidth=1, linestyle="--")
+        for curve in curves:
+            colour = COLOURS.get(curve["model"], INK)
+            axes.plot(curve["x"], curve["y"], color=colour, linewidth=2, label=curve["label"], drawstyle=style)
+        axes.set(title=title, xlabel=names[0], ylabel=names[1], aspect="equal")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        figure.legend(loc="outside lower center", fontsize=8)
+        return _svg(figure)
+
+
+def reliability_diagram(calibration: dict[str, Any], title: str) -> str:
+    """The share of positives over the stated probability, bin by bin with intervals, as a `data:` URI.
+
+    `calibration` as in a row of metrics.json; what could not be fitted is left out. Dashed: probabilities that mean
+    what they say.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+        measured = {name: calibration[name]["curve"] for name in CALIBRATIONS if calibration[name]["curve"]}
+        for name, curve in measured.items():
+            colour, marker = CALIBRATIONS[name]
+            stated, observed = [one["predicted"] for one in curve], [one["observed"] for one in curve]
+            for one in curve:
+                if one["low"] is not None:
+                    axes.plot([one["predicted"]] * 2, [one["low"], one["high"]], color=colour, linewidth=1, alpha=0.5)
+            axes.plot(stated, observed, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+        axes.set(title=title, xlabel="stated probability", ylabel="share of positives", aspect="equal")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        if measured:
+            figure.legend(loc="outside lower center", ncols=len(measured), fontsize=8)
+        return _svg(figure)
+
+
+def froc_curves(curves: list[dict[str, Any]]) -> str:
+    """Sensitivity over false positives an image, on a scale of octaves, as a `data:` URI.
+
+    A curve is {model, false_positives, sensitivity, label}, the rates as lists; it ends, in a dot, with its last mark.
+    """
+    ticks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            rates = np.clip(curve["false_positives"], ticks[0], ticks[-1])
+            shares, colour = curve["sensitivity"], COLOURS.get(curve["model"], INK)
+            axes.plot(rates, shares, color=colour, linewidth=2, label=curve["label"], drawstyle="steps-post")
+            axes.plot(rates[-1:], shares[-1:], color=colour, marker="o", markersize=5, clip_on=False)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
+        axes.set(xlabel="false positives an image", xlim=(ticks[0], ticks[-1]))
+        axes.set(ylabel="sensitivity", ylim=(-0.01, 1.01))
+        axes.legend(loc="upper left", fontsize=8)
         return _svg(figure)
 
 
@@ -99,6 +163,37 @@ def confusion_matrix(counts: list[list[int]], classes: list[str], title: str) ->
         )
         axes.set(title=title, xlabel="predicted", ylabel="true")
         axes.tick_params(length=0)
+        return _svg(figure)
+
+
+def forest_plot(rows: list[dict[str, Any]], overall: list[dict[str, Any]], unit: str) -> str:
+    """AUC and interval of each subgroup, a colour for each protocol, beside those of all (dashed). A `data:` URI.
+
+    `rows` and `overall` as in a task's metrics.json. A subgroup without an AUC keeps its line, and its size.
+    """
+    groups = list(dict.fromkeys((row["by"], row["group"], row["n"]) for row in rows))
+    place = {group[:2]: number for number, group in enumerate(groups)}
+    protocols = list(dict.fromkeys(row["protocol"] for row in overall))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.2 + 0.3 * len(groups)), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (protocol, colour) in enumerate(zip(protocols, SERIES, strict=False)):
+            of_all = next(row["metrics"]["auc"]["value"] for row in overall if row["protocol"] == protocol)
+            if of_all is not None:
+                axes.axvline(of_all, color=colour, linewidth=1, linestyle="--")
+            aucs = [(place[row["by"], row["group"]], row["metrics"]["auc"]) for row in rows
+                    if row["protocol"] == protocol and row["metrics"]["auc"]["value"] is not None]  # fmt: skip
+            height = 0.2 * (number - (len(protocols) - 1) / 2)
+            for y, auc in aucs:
+                if auc["low"] is not None:
+                    axes.plot([auc["low"], auc["high"]], [y + height] * 2, color=colour, linewidth=1.4)
+            axes.plot(
+                [auc["value"] for _, auc in aucs], [y + height for y, _ in aucs], "o", color=colour, label=protocol
+            )
+        names = [f"{by}: {group} ({n} {unit}s)" for by, group, n in groups]
+        axes.set_yticks(range(len(groups)), names, fontsize=8)
+        axes.set(xlabel="AUC [95 %]", xlim=(-0.01, 1.01), ylim=(len(groups) - 0.4, -0.6))
+        figure.legend(loc="outside upper center", ncols=len(protocols), fontsize=8)
         return _svg(figure)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mama.data.held_out import Split
 from mama.data.images import canvas_geometry, inferno
 from mama.errors import ConfigError
-from mama.evaluate import provenance
+from mama.evaluate import provenance, retrieval
 from mama.evaluate.provenance import Document
 from mama.report.figures import data_uri
 from mama.settings.schema import Config
@@ -41,6 +41,10 @@ class Pictures:
             return None
         width = max(1, round(pixels.shape[1] * THUMBNAIL_HEIGHT / pixels.shape[0]))
         return jpeg(np.asarray(cv2.resize(pixels, (width, THUMBNAIL_HEIGHT), interpolation=cv2.INTER_AREA), np.uint8))
+
+    def facts(self, key: str) -> list[str]:
+        """Side, view, labels and findings of the image, in short; none if it is not there any more."""
+        return retrieval.facts(self.by_key[key].view) if key in self.by_key else []
 
     def heat_map(self, key: str, boxes: list[Box], values: NDArray[np.float32]) -> Document | None:
         """The image with its `boxes`, in pixels of the canvas, and the same under the map `values` [gh, gw].

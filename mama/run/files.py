@@ -103,6 +103,11 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
+def named(folder: Path) -> Path:
+    """The folder by a path that ends in its name: not `.` or `..`."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link (not its target) or a folder, if it exists."""
     if path.is_symlink() or path.is_file():

@@ -8,7 +8,7 @@ from typing import Any
 # Settings, and whole sections of them, that may change when a run is resumed. Ranks and micro-batches decide how many
 # negatives a pair has, unless train.grad_cache takes them from the whole step: a change is logged.
 MAY_CHANGE = (
-    *("pack", "eval", "runs", "data.workers", "data.cache", "data.max_corrupt"),
+    *("pack", "eval", "finetune", "runs", "data.workers", "data.cache", "data.max_corrupt"),
     *("train.log_every", "train.save_every", "train.keep_checkpoints", "train.validate_every", "train.max_skips"),
     *("train.ranks", "train.micro_batch", "train.zero_stage", "train.offload"),
     *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.patience"),

@@ -50,7 +50,8 @@ def restore_default_handlers() -> None:
 def record_signals() -> None:
     """Record signals from now on instead of acting on them. Call it in the main thread.
 
-    Raises `StoppedError` if one arrived before: a launcher starts its ranks with SIGINT blocked.
+    Raises `StoppedError` if one arrived before: a launcher starts its ranks with SIGINT blocked, a job its tasks with
+    SIGTERM blocked.
     """
     _install(_record)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)
@@ -196,9 +197,10 @@ def forwarded_to_ranks() -> Iterator[None]:
     global _forwarding
     _forwarding = threading.Event()
     _forwarding.set()
+    _install(_forward)
     resource_tracker.ensure_running()  # started later, with the first rank, it would unblock SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    _install(_forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR2})  # in a job SIGTERM was blocked
     thread = threading.Thread(target=_take_interrupts, args=(_forwarding,), daemon=True)
     thread.start()
     try:

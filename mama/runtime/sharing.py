@@ -78,6 +78,15 @@ def over_ranks(rows: int, size: int, work: Callable[[list[range]], Iterable[T]])
     return [of_rank[number % world_size()][number // world_size()] for number in range(len(batches))]
 
 
+def of_first(value: T) -> T:
+    """What rank 0 passes, on every rank."""
+    values = [value]
+    if world_size() > 1:
+        _wait()
+        _collectively(dist.broadcast_object_list, values, 0)
+    return values[0]
+
+
 def require_same(found: dict[str, Any]) -> None:
     """Raise `ConfigError` on all ranks, with the first key that differs, if one of them has found other values."""
     of_all: list[Any] = [None] * world_size()

@@ -51,15 +51,16 @@ def load_profile(path: str | Path) -> Profile:
 
 
 def find(path: str | Path, kind: str = "") -> Path:
-    """The file at `path`, or the shipped recipe of that name (or for `kind` "slurm" profile, "sweeps" sweep).
+    """The file at `path`, or the shipped recipe of that name.
 
-    Raises `ConfigError` if there is neither.
+    For `kind` "slurm" it is a profile, for "sweeps" a sweep, for "tasks" a task of an evaluation. Raises `ConfigError`
+    if there is neither.
     """
     shipped = shipped_configs() / kind
     for candidate in (Path(path), shipped / path, shipped_configs() / path, shipped / f"{path}.yaml"):
         if candidate.exists() and not candidate.is_dir():
             return candidate
-    wanted = {"slurm": "profile", "sweeps": "sweep", "": "run folder or configuration file"}[kind]
+    wanted = {"slurm": "profile", "sweeps": "sweep", "tasks": "task", "": "run folder or configuration file"}[kind]
     names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
     raise ConfigError(f"{path}: no such {wanted}, nor a shipped one ({names})")
 

@@ -20,7 +20,10 @@ Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
-TASKS = ("cancer", "malignancy", "birads", "density")
+# The shipped tasks, configs/tasks/*.yaml.
+TASKS = ("cancer", "malignancy", "birads", "density", "mass", "calcification", "asymmetry", "distortion")
+PROTOCOLS = ("zeroshot", "probe", "finetune")
+UNITS = ("image", "breast", "exam", "patient")
 
 
 @dataclass(frozen=True)
@@ -278,21 +281,107 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation of a consolidated run on held-out images."""
 
-    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])  # of these and malignancy
+    # Shipped tasks by name (cancer, malignancy, birads, density, mass, calcification, asymmetry, distortion), and paths
+    # of YAML files that define one's own.
+    tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])
     split: Literal["train", "val", "test"] = "test"  # split that is evaluated
+    # What is scored: image, breast, exam, patient, each from the same pass. Images always, and the unit of the task.
+    units: list[str] = field(default_factory=lambda: list(UNITS))
+    # The score of a unit: the mean over its images, or the highest score of the positive class (of more than two
+    # classes: the highest of each, made to add up to 1).
+    pool: Literal["mean", "max"] = "mean"
     batch: int = 64  # images or texts per forward pass, at least 1
     bootstrap: int = 1000  # resamples of the patients for the 95 % intervals; 0: no intervals
+    prevalence: list[float] | None = None  # shares of positive images at which the PPV is told too, such as [0.005]
     intensity_baseline: bool = False  # also evaluate a logistic regression on 31 intensity percentiles
+    # Folders of shards, or their URLs, to evaluate on in place of data.shards, each by itself; --on of `mama eval`.
+    on: list[str] = field(default_factory=list)
+    # What to do with images of patients that the model was trained on: refuse ends before anything is measured.
+    known_patients: Literal["refuse", "allow"] = "refuse"
     heat_maps: int = 6  # cancer cases to show with the local alignment of their finding's sentence; 0: none
+    # zeroshot: class prompts. probe: a logistic regression on frozen features. finetune: the image tower is trained
+    # with a linear classifier, see `finetune`.
+    protocols: list[str] = field(default_factory=lambda: ["zeroshot", "probe"])
+    # standard: as docs/METHOD.md describes it. paper: that of the MaMA paper, which has settings of its own in place of
+    # `finetune`, also for the probe, a balanced part of the test images, and prompts with the image's meta-information.
+    protocol: Literal["standard", "paper"] = "standard"
+    fractions: list[float] = field(default_factory=lambda: [1.0])  # of the training labels, by patient; in (0, 1]
+    draws: int = 1  # draws of the patients of each fraction below 1, at least 1
 
     def __post_init__(self) -> None:
         at_least_one("eval.batch", self.batch)
         if self.bootstrap < 0:
             raise ConfigError(f"eval.bootstrap: {self.bootstrap} is less than 0, which gives no intervals")
+        for share in self.prevalence or []:
+            if not 0 < share < 1:
+                raise ConfigError(f"eval.prevalence: {share} is no share of images; give numbers between 0 and 1")
         if not self.tasks:
             raise ConfigError(f"eval.tasks: empty; name at least one of {', '.join(TASKS)}")
         for task in self.tasks:
-            one_of("eval.tasks", task, TASKS)
+            if not task.endswith((".yaml", ".yml")):
+                one_of("eval.tasks", task, (*TASKS, "the path of a YAML file"))
+        for unit in self.units:
+            one_of("eval.units", unit, UNITS)
+        for protocol in self.protocols:
+            one_of("eval.protocols", protocol, PROTOCOLS)
+        for name, values in (("protocols", self.protocols), ("fractions", self.fractions)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"eval.{name}: {values} is empty, or names something twice")
+        if wrong := [fraction for fraction in self.fractions if not 0 < fraction <= 1]:
+            raise ConfigError(f"eval.fractions: {wrong[0]} is not above 0 and at most 1, which is all labels")
+        at_least_one("eval.draws", self.draws)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning of the image tower with a linear classifier: of `mama eval` with finetune in `eval.protocols`.
+
+    There is one for each task, fraction and draw. Images are augmented as in pre-training (`data.augment`); ranks,
+    precision, ZeRO stage and so on are those of `train`.
+    """
+
+    steps: int = 2000  # updates, at least 1
+    batch: int = 64  # images per step, on all ranks; a multiple of their number
+    micro_batch: int = (
+        32  # images per rank and forward pass, at most; the largest that divides the rank's share is taken
+    )
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # adamw with `optim.betas`; sgd without momentum
+    lr: float = 1e-4  # highest learning rate, that of the classifier, after the warm-up
+    min_lr: float = 1e-6  # learning rate of the last step, after a cosine decay
+    warmup_steps: int = 100  # steps of the linear warm-up; 0: none
+    weight_decay: float = 0.05  # as optim.weight_decay, on the matrices
+    # Factor on the learning rate from each block of the image tower to the one below it, in (0, 1]; the last block has
+    # it once, the patch embedding most often. 1: one rate for all.
+    layer_decay: float = 0.75
+    clip_norm: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+    # balanced: every class is drawn equally often (inverse frequency), then an image of it. natural: each image once an
+    # epoch.
+    sampling: Literal["balanced", "natural"] = "balanced"
+    # Steps between two measurements of the loss on the labelled images of the split val, of which the best step is
+    # taken. 0: val is not looked at, and the last step is taken.
+    validate_every: int = 0
+    patience: int = 0  # measurements in a row without a better one, after which it stops; 0: it takes all steps
+    save_every: int = 500  # steps between two checkpoints, at least 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "micro_batch", "save_every"):
+            at_least_one(f"finetune.{name}", getattr(self, name))
+        for name in ("lr", "min_lr", "warmup_steps", "weight_decay", "clip_norm", "validate_every", "patience"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"finetune.{name}: {getattr(self, name)} is not a number of at least 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"finetune.layer_decay: {self.layer_decay} is not above 0 and at most 1")
+        if self.patience and not self.validate_every:
+            raise ConfigError(f"finetune.patience: {self.patience}, but validate_every is 0: val is never looked at")
+
+    def share(self, ranks: int) -> int:
+        """Images per step on each of the ranks. Raises `ConfigError` if `batch` has a rest."""
+        share, rest = divmod(self.batch, ranks)
+        if rest or not share:
+            raise ConfigError(
+                f"finetune.batch: {self.batch} is not a multiple of the {ranks} ranks; change one of the two"
+            )
+        return share
 
 
 @dataclass(frozen=True)
@@ -311,6 +400,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)  # the optimizer
     train: TrainConfig = field(default_factory=TrainConfig)  # the training run
     eval: EvalConfig = field(default_factory=EvalConfig)  # the evaluation
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)  # fine-tuning, of the evaluation
 
     def __post_init__(self) -> None:
         folder_name("name", self.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
+from mama.run.files import named
 from mama.settings.checks import at_least_one, folder_name, one_of
 from mama.settings.load import find, shipped_configs
 from mama.settings.schema import Config
@@ -18,13 +19,13 @@ from mama.settings.yaml_text import Node, is_list, is_null, items, mapping, sequ
 from mama.sweep.axes import entries
 from mama.sweep.names import UNSAFE
 from mama.sweep.points import Recipe, points_of
-from mama.sweep.saved import KEYS, LARGEST, SAVED, known_names, saved_points
+from mama.sweep.saved import KEYS, LARGEST, SAVED, holds_sweep, known_names, saved_points
 from mama.sweep.sweep import OWN, STAGES, Evaluation, Point, Sweep
 from shards.errors import did_you_mean
 
 POINTS = ("name", "runs", "recipe", "settings", "grid", "list", "random", "seeds")  # say what the points are
 RUNNING = ("stages", "evaluations", "profiles", "at_once", "baseline")  # say what is done with them
-EVALUATED = ("data.", "eval.")  # beginnings of the settings that an evaluation may change
+EVALUATED = ("data.", "eval.", "finetune.")  # beginnings of the settings that an evaluation may change
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -43,7 +44,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     try:
         if unknown := next((key for key in given if key not in (*own, *(KEYS if saved else ()))), None):
             raise ConfigError(f"{unknown}: unknown key{_meant(unknown, own)}")
-        folder = _named(file.parent.parent) if saved else _folder(given, file)
+        folder = named(file.parent.parent) if saved else _folder(given, file)
         points = saved_points(given, folder) if saved else _points(given, file, folder, settings)
         return _sweep(given, folder, points, None if saved else file)
     except ConfigError as error:
@@ -60,19 +61,14 @@ def _file(path: Path) -> Path:
     """The YAML file of the sweep that `path` names."""
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        folder = _named(path)
-        if (folder / OWN / SAVED).exists():
+        folder = named(path)
+        if holds_sweep(folder):
             return folder / OWN / SAVED
         if not (shipped_configs() / "sweeps" / f"{path}.yaml").is_file():
             raise ConfigError(f"{path}: holds no sweep ({OWN}/{SAVED}); give the sweep's YAML file")
     if path.suffix in (".yaml", ".yml") and not path.exists():
         raise ConfigError(f"{path}: no such file; a shipped sweep is named without {path.suffix}")
     return find(path, "sweeps")
-
-
-def _named(folder: Path) -> Path:
-    """`folder` by a path that ends in its name."""
-    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def _override(text: str, given: dict[str, Node], own: Sequence[str]) -> dict[str, Any]:
@@ -174,16 +170,16 @@ def _sweep(given: dict[str, Node], folder: Path, points: list[Point], file: Path
 
 
 def _evaluations(given: dict[str, Node], points: list[Point]) -> list[Evaluation]:
-    if "evaluations" not in given:
-        return [Evaluation("eval")]
-    found = []
-    for name, node in items(mapping(given["evaluations"], "evaluations")):
+    found = [] if "evaluations" in given else [Evaluation("eval")]
+    for name, node in items(mapping(given["evaluations"], "evaluations")) if "evaluations" in given else ():
         key = f"evaluations.{name}"
         if not name or UNSAFE.search(name):
             raise ConfigError(f"{key}: a name has letters, digits and ._- only")
         settings = assigned(items(mapping(node, key, may_be_empty=True)))
         if other := next((setting for setting in settings if not setting.startswith(EVALUATED)), None):
-            raise ConfigError(f"{key}: {other}: is a setting of training; an evaluation may change data and eval")
+            raise ConfigError(
+                f"{key}: {other}: is a setting of training; an evaluation may change data, eval and finetune"
+            )
         found.append(Evaluation(f"eval-{name}", settings))
     for point in points:
         _check_evaluations(point, found)
@@ -199,6 +195,8 @@ def _check_evaluations(point: Point, evaluations: Sequence[Evaluation]) -> None:
             config = with_settings(point.config, evaluation.settings)
         except ConfigError as error:
             raise ConfigError(f"{key}: point {point.name}: {error}") from error
+        if config.eval.on:
+            raise ConfigError(f"{key}: eval.on: {config.eval.on}; a sweep names them as evaluations.NAME.data.shards")
         first = of_images.setdefault(f"{config.data.shards} {config.eval.split}", key)
         if first != key:
             raise ConfigError(f"{key}: evaluates the images of {first}; name all tasks of these images in one of them")

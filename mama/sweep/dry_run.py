@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mama.settings.values import with_settings
 from mama.sweep.local import ELSEWHERE, NOT_BEGUN, STOPPED
+from mama.sweep.plan import Plan, plan
 from mama.sweep.points_table import describe_points
-from mama.sweep.submission import Plan, cluster_of, gpu_hours, local_plan, plan, scripts
-from mama.sweep.sweep import Sweep
+from mama.sweep.resources import cluster_of, profile_of
+from mama.sweep.state import states
+from mama.sweep.submission import scripts
+from mama.sweep.sweep import Evaluation, Point, Sweep
 
 
 def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
@@ -16,6 +20,7 @@ def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
     Raises what `plan` raises.
     """
     yield from describe_points(sweep)
+    yield from dict.fromkeys(_measured(point, one) for point in sweep.points for one in sweep.evaluations)
     yield ""
     if cluster_of(sweep) == "local":
         yield from _steps_here(sweep)
@@ -26,16 +31,26 @@ def dry_run(sweep: Sweep, retry: bool) -> Iterator[str]:
         yield script
     jobs = sum(len(chain.units) * len(chain.steps) for chain in planned.chains)
     arrays = sum(len(chain.steps) for chain in planned.chains)
-    hours = gpu_hours(sweep, planned)
+    hours = _gpu_hours(sweep, planned)
     asked = "GPU-hours unknown (additional)" if hours is None else f"at most {hours:.1f} GPU-hours"
     yield f"{jobs} jobs in {arrays} arrays, {asked}; nothing was submitted"
     yield from _not_submitted(planned)
 
 
+def _measured(point: Point, evaluation: Evaluation) -> str:
+    """What an evaluation measures: tasks, protocols, fractions of the labels, fine-tunings."""
+    own = with_settings(point.config, evaluation.settings).eval
+    shares = ", ".join(f"{100 * fraction:g}" for fraction in own.fractions)
+    draws = sum(1 if fraction == 1 else own.draws for fraction in own.fractions)
+    text = f"{evaluation.name}: {', '.join(own.tasks)} by {', '.join(own.protocols)}, with {shares} % of the labels"
+    if "finetune" in own.protocols:
+        text += f"; {len(own.tasks) * draws} fine-tunings a point"
+    return text + ("; the paper's protocol" if own.protocol == "paper" else "")
+
+
 def _steps_here(sweep: Sweep) -> Iterator[str]:
-    lacking = local_plan(sweep)
-    for name, steps in lacking.items():
-        yield f"{name}: {', '.join(steps) or 'done'}"
+    for name, line in states(sweep).items():
+        yield f"{name}: {', '.join(state.step for state in line if state.state != 'done') or 'done'}"
     yield f"on this machine, {sweep.at_once or 1} at a time; nothing was run"
 
 
@@ -58,3 +73,18 @@ def exit_code(outcome: dict[str, str]) -> int:
     if not words:
         return 0
     return 75 if all(word.endswith((STOPPED, NOT_BEGUN)) or ELSEWHERE in word for word in words) else 1
+
+
+def _gpu_hours(sweep: Sweep, planned: Plan) -> float | None:
+    """GPUs x time limits of all jobs that would be submitted, in hours: the most that they take without a requeue.
+
+    None if a profile asks for GPUs in another way than by `gpus_per_node`.
+    """
+    total = 0.0
+    for chain in planned.chains:
+        for step in chain.steps:
+            profile = profile_of(sweep, step)
+            if any("gpu" in f"{option} {value}".lower() for option, value in profile.additional.items()):
+                return None
+            total += len(chain.units) * (profile.nodes or 1) * (profile.gpus_per_node or 0) * profile.timeout_min / 60
+    return total

@@ -21,10 +21,10 @@ from mama.runtime import console
 from mama.runtime.preemption import EXIT_CODE
 from mama.sweep import status
 from mama.sweep.batches import one_at_a_time
+from mama.sweep.plan import BROKEN, require_same_settings
 from mama.sweep.progress import duration, read_progress
 from mama.sweep.saved import save_sweep
 from mama.sweep.state import Reader, StepState
-from mama.sweep.submission import BROKEN, require_same_settings
 from mama.sweep.sweep import Point, Sweep
 from mama.sweep.work import Work, run_step, work_of
 

@@ -38,9 +38,13 @@ def unique(names: Sequence[str], differs: Sequence[dict[str, Any]], taken: Itera
 
 
 def short(axis: str) -> str:
-    """The last part of a dotted setting where no other setting ends in it, whether the sweep has that one or not."""
+    """The last part of a dotted setting where no other setting ends in it, whether the sweep has that one or not.
+
+    Settings of fine-tuning, which has a learning rate and steps of its own, are always whole.
+    """
     last = axis.rpartition(".")[2]
-    same = [key for key in known_keys(Config) if key.rpartition(".")[2] == last]
+    keys = (key for key in known_keys(Config) if not key.startswith("finetune."))
+    same = [key for key in keys if key.rpartition(".")[2] == last]
     return last if same == [axis] else UNSAFE.sub("-", axis)
 
 

@@ -10,8 +10,7 @@ from mama.settings.load import is_shipped, shipped_configs
 from mama.settings.values import root
 from mama.settings.yaml_text import items
 from mama.sweep.definition import POINTS, RUNNING
-from mama.sweep.saved import KEYS, LARGEST, SAVED
-from mama.sweep.sweep import OWN
+from mama.sweep.saved import KEYS, LARGEST, holds_sweep
 
 # A recipe may have these keys too.
 SHARED = ("name", "runs")
@@ -23,7 +22,7 @@ def is_sweep(name: str) -> bool:
     A name that is both, such as quickstart, is the recipe: a shipped sweep is reported by its folder.
     """
     path = Path(os.path.expanduser(name))
-    if (path / OWN / SAVED).is_file():
+    if holds_sweep(path):
         return True
     if path.is_file():
         return _has_a_key_of_sweeps(path)

@@ -26,6 +26,11 @@ KEYS = ("base", "points")
 HEAD = "# Written by `mama sweep`, which reads it when it is given this folder. To change points, edit your own file.\n"
 
 
+def holds_sweep(folder: Path) -> bool:
+    """Whether a sweep was run, or submitted, in this folder."""
+    return (folder / OWN / SAVED).is_file()
+
+
 def save_sweep(sweep: Sweep) -> Path:
     """Write the file from which `load_sweep(sweep.folder)` makes the same sweep; returns it. Raises `OSError`."""
     base = sweep.points[0].config

@@ -8,18 +8,9 @@ from pathlib import Path
 
 from mama.sweep import status
 from mama.sweep.batches import read_batches
-from mama.sweep.sweep import Point, Sweep
+from mama.sweep.sweep import SHARED, Point, Sweep
 from mama.sweep.work import Work, work_of
-from slurm.queue import QueuedJob, ended, queue
-
-# Ends of a job after which the same work, submitted again, goes on: nothing was wrong with the work itself.
-TAKEN_AWAY = {
-    "PREEMPTED": "preempted, and the cluster does not bring it back",
-    "NODE_FAIL": "its node failed",
-    "CANCELLED": "cancelled",
-    "TIMEOUT": "time limit",
-    "BOOT_FAIL": "its node did not boot",
-}
+from slurm.queue import TAKEN_AWAY, QueuedJob, ended, queue
 
 
 @dataclass(frozen=True)
@@ -50,10 +41,18 @@ class Reader:
         self.batches = read_batches(sweep)
         # The queue first: a job that ends between both looks has then left its word in its status file.
         self.queued: dict[str, QueuedJob] = {job.id: job for job in queue()} if self.batches else {}
+        self.shared: dict[Path, StepState] = {}  # by status file: many points have the same shards, and hash a manifest
 
     def of_point(self, point: Point) -> list[StepState]:
         """The states of the steps of a point, in their order."""
-        return [self.of(work_of(self.sweep, point, step)) for step in self.sweep.steps()]
+        return [self._once(work_of(self.sweep, point, step)) for step in self.sweep.steps()]
+
+    def _once(self, work: Work) -> StepState:
+        if work.step not in SHARED:
+            return self.of(work)
+        if work.status not in self.shared:
+            self.shared[work.status] = self.of(work)
+        return self.shared[work.status]
 
     def taken_out(self) -> list[str]:
         """The points that the sweep no longer has, and that have jobs in the queue."""

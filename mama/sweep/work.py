@@ -11,7 +11,7 @@ from typing import Any
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.run.checkpoint_marker import steps_taken
 from mama.run.files import sha256_or_reason, write_json
-from mama.run.kept_settings import MAY_CHANGE, flat, is_among
+from mama.run.kept_settings import MAY_CHANGE, changed_setting, flat, is_among
 from mama.runtime.ending import told_of_end
 from mama.settings.load import load_run
 from mama.settings.schema import Config
@@ -161,7 +161,7 @@ def _do(work: Work, first: bool) -> None:
             raise ConfigError(f"{config.run_folder}: has taken {taken} of {steps} steps; run the sweep again")
         consolidate(config)
     else:
-        from mama.evaluate.evaluation import evaluate
+        from mama.finetune.fine_tune import evaluate
 
         evaluate(config, config.run_folder)
 
@@ -186,10 +186,3 @@ def require_settings(before: dict[str, Any], now: dict[str, Any], point: str) ->
             f"{point}: {key}: {now.get(key)!r}, but the point was begun with {before.get(key)!r}; give that value, "
             "or the sweep another name=..."
         )
-
-
-def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first flat setting that has changed, of those that a point is trained with."""
-    ignored = (*MAY_CHANGE, *PLACES)
-    keys = sorted(before.keys() | now.keys())
-    return next((key for key in keys if before.get(key) != now.get(key) and not is_among(key, ignored)), None)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ WAIT = 90.0  # seconds; an NFS client may use its cached view of a folder for 60
 DIGITS = 12  # of a SHA-256, in messages
 
 
-def prepare_and_agree(config: Config) -> Path | None:
-    """Prepare the run folder on rank 0, and return the checkpoint that all ranks resume from, if there is one.
+def prepare_and_agree(config: Config, prepare: Callable[[Config], Path | None] = prepare) -> Path | None:
+    """Let rank 0 `prepare` the run folder, and return the checkpoint that all ranks resume from, if there is one.
 
     Rank 0 chooses it; the others wait until they see the same one, and the same tokenizer. Every rank must call it.
     Raises `ConfigError` on all ranks if one of them reads another tokenizer or other checkpoint files.

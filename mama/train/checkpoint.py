@@ -108,7 +108,8 @@ def _adam_steps(engine: DeepSpeedEngine) -> dict[str, float]:
 
 
 def _group_name(group: dict[str, Any]) -> str:
-    return f"{group['tower']}/{group['term']}/{'decayed' if group['weight_decay'] else 'plain'}"
+    part = group.get("layer", group["term"])  # fine-tuning has a group for each layer
+    return f"{group['tower']}/{part}/{'decayed' if group['weight_decay'] else 'plain'}"
 
 
 def _write_pieces(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:

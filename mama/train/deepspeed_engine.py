@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from mama.model.mama_model import MamaModel
 from mama.runtime.collectives import local_device, world_size
 from mama.settings.schema import Config
 from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.optimizer import parameter_groups
-from mama.train.zero_state import MOMENTS, DeepSpeedEngine, adam, adam_tensors, is_plain
+from mama.train.zero_state import DeepSpeedEngine, adam, adam_tensors, is_plain, moments
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +52,26 @@ def join_ranks(timeout: float = 1800) -> torch.device:
     return device
 
 
-def start_engine(model: MamaModel, config: Config) -> DeepSpeedEngine:
-    """Return an engine with `model` under ZeRO and PyTorch's AdamW. Call `join_ranks` first."""
+def start_engine(model: nn.Module, config: Config, optimizer: torch.optim.Optimizer | None = None) -> DeepSpeedEngine:
+    """Return an engine with `model` under ZeRO. Call `join_ranks` first.
+
+    `optimizer` is PyTorch's AdamW or its SGD without momentum; None: AdamW with the groups of pre-training.
+    """
+    if optimizer is None:
+        optimizer = adamw(parameter_groups(model, config.optim.weight_decay, config.optim.decay), config)
     settings = deepspeed_settings(config, world_size())
+    settings["zero_allow_untested_optimizer"] = isinstance(optimizer, torch.optim.SGD)
     log.info("DeepSpeed settings: %s", settings)
-    groups = parameter_groups(model, config.optim.weight_decay, config.optim.decay)
-    fused = torch.cuda.is_available()
-    optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
     engine, *_ = load_deepspeed().initialize(model=model, optimizer=optimizer, config=settings)
     _start_adam(engine)
     _use_one_norm(engine)
     return engine
+
+
+def adamw(groups: list[dict[str, Any]], config: Config) -> torch.optim.AdamW:
+    """PyTorch's AdamW for these parameter groups."""
+    fused = torch.cuda.is_available()
+    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
 
 
 def _start_adam(engine: DeepSpeedEngine) -> None:
@@ -71,7 +79,7 @@ def _start_adam(engine: DeepSpeedEngine) -> None:
     state = adam(engine).state
     for _, tensor in adam_tensors(engine):
         state[tensor] = {"step": torch.tensor(0.0, device=tensor.device)} | {
-            name: torch.zeros_like(tensor) for name in MOMENTS
+            name: torch.zeros_like(tensor) for name in moments(engine)
         }
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()

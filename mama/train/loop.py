@@ -1,21 +1,20 @@
-"""Training: one loop, the same on a laptop and on a cluster."""
+"""Training: one loop, the same on a laptop and on a cluster, for pre-training and for fine-tuning."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from mama.data.batches import Batch, training_batches
 from mama.data.loader import plain_failures, require_shared_memory
-from mama.data.tokenizer import Tokenizer
 from mama.errors import HungError, LaterError, StoppedError, TrainingError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
@@ -36,17 +35,17 @@ from mama.train.first_step import FirstStep
 from mama.train.hang import judged
 from mama.train.heartbeat import Heartbeat
 from mama.train.lease import Lease, held
+from mama.train.method import Method
 from mama.train.monitor import Monitor
-from mama.train.step_log import GradientNorms, measure_batch, measure_gradient, show_pair
-from mama.train.throughput import Meter
-from mama.train.training_step import training_step
-from mama.train.validation import validate, validation_images
-from mama.train.zero_state import DeepSpeedEngine
+from mama.train.pretraining import Pretraining
 from shards.progress import progress
 
 log = logging.getLogger(__name__)
 
 PICTURES = 50  # logged steps between two pictures of a pair
+
+T = TypeVar("T")
+Work = Callable[[], T]
 
 
 def train(config: Config) -> Path:
@@ -62,14 +61,27 @@ def train(config: Config) -> Path:
         if taken < steps:
             raise StoppedError(f"a signal ended it after {taken} of {steps} steps; run it again to continue")
     except StoppedError as error:
-        later = isinstance(error, LaterError)
-        if not (preemption.requeue_later() if later else preemption.let_cluster_requeue()):
+        if not goes_on_later(error):
             raise
     return config.run_folder
 
 
+def goes_on_later(error: StoppedError) -> bool:
+    """Whether the job of a run that `error` has stopped is back in the queue; the process may end instead."""
+    return preemption.requeue_later() if isinstance(error, LaterError) else preemption.let_cluster_requeue()
+
+
 def train_rank(config: Config) -> int:
     """Train on this rank, and return how many steps the run has taken since its first start."""
+    return on_rank(config, lambda *place: _start(config, *place).run)
+
+
+def on_rank(config: Config, prepare: Callable[[torch.device, Lease | None, Heartbeat], Work[T]]) -> T:
+    """Meet the other ranks, `prepare`, and return the result of the work that it returns; every rank must call it.
+
+    The lease and the heartbeats are in the run folder of `config`. A signal ends this process at once until the work
+    begins, and is then recorded.
+    """
     console.configure_logging()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # for developers of PyTorch
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)  # fp32 is intended
@@ -87,11 +99,11 @@ def train_rank(config: Config) -> int:
                 images = 2 * config.train.micro_batch * (2 if config.train.validate_every else 1)
                 require_shared_memory(config, images, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
                 device = start_check.join(config, heartbeat)
-                training = _start(config, device, lease, heartbeat)
-            taken = training.run()
+                work = prepare(device, lease, heartbeat)
+            result = work()
             barrier()
             dist.destroy_process_group()
-            return taken
+            return result
     except HungError as error:
         raise judged(config.run_folder, heartbeat.step, str(error)) from error
 
@@ -112,7 +124,7 @@ def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat:
     if resumed:
         checkpoint.load_optimizer(engine, resumed)
         log.info("resumed from %s", resumed)
-    return Training(config, engine, tokenizer, frozen, resumed, lease, heartbeat)
+    return Training(config, Pretraining(config, engine, tokenizer, frozen), resumed, lease, heartbeat)
 
 
 class Training:
@@ -121,15 +133,15 @@ class Training:
     def __init__(
         self,
         config: Config,
-        engine: DeepSpeedEngine,
-        tokenizer: Tokenizer,
-        frozen: dict[str, str],
+        method: Method,
         resumed: Path | None,
         lease: Lease | None,
         heartbeat: Heartbeat,
+        before: int = 0,
     ) -> None:
-        self.config, self.engine, self.tokenizer, self.frozen = config, engine, tokenizer, frozen
-        self.lease, self.heartbeat = lease, heartbeat
+        """`before`: steps of the trainings that share the heartbeat and come first."""
+        self.config, self.method, self.engine = config, method, method.engine
+        self.lease, self.heartbeat, self.before = lease, heartbeat, before
         marker = read_marker(resumed) if resumed else None
         facts = marker.facts if marker else {}
         self.steps = range(marker.step if marker else 0, config.train.steps)
@@ -137,14 +149,9 @@ class Training:
         self.corrupt_before = facts.get("corrupt_samples", 0)  # on all ranks
         self.corrupt = 0  # unreadable samples of this rank, since this start
         self.monitor = Monitor(config.run_folder, self.steps.start) if rank() == 0 else None
-        self.meter = Meter(engine.module, config.data.image_size, engine.device)
-        self.norms = GradientNorms(engine, config.optim.clip_norm)
-        if config.train.validate_every:
-            validation_images(config)  # fail now, not after hours, if there is no `val` split
-        # A process killed during validation has saved its checkpoint before, without a score. ZeRO-3 cannot compute
-        # one before the first training step: it does not yet gather parameters that one module takes from another.
+        # A process killed during validation has saved its checkpoint before, without a score.
         self.lacks_score = marker is not None and marker.score is None and self._is_due(marker.step)
-        if self.lacks_score and config.train.zero_stage == 3:
+        if self.lacks_score and not method.validates_first:
             self.lacks_score = False
             if rank() == 0:
                 log.warning("%s has no validation score, and train.zero_stage=3 cannot add it", resumed)
@@ -152,7 +159,7 @@ class Training:
     def run(self) -> int:
         """Train to the last step, or to the step in which a signal came; returns how many steps the run has taken."""
         taken, last = self.steps.start, self.config.train.steps
-        batches = training_batches(self.config, self.tokenizer, self.steps, rank(), world_size(), self.engine.device)
+        batches = self.method.batches(self.steps)
         with closing(batches):
             if self.monitor:
                 self.monitor.hparams(self.config)
@@ -160,6 +167,8 @@ class Training:
                 self._validate(taken)
             first_step = FirstStep(self.engine) if self.steps else None
             for step in progress(self.steps, len(self.steps), "train", "steps") if rank() == 0 else self.steps:
+                if self.method.stops(taken):
+                    break
                 values = self._step(step, batches)
                 self._require_lease()  # before anything is written
                 if first_step and step == self.steps.start:
@@ -194,29 +203,26 @@ class Training:
         if self.lease:
             self.lease.check()
 
-    def _step(self, step: int, batches: Generator[Batch]) -> dict[str, float]:
-        """Take one step by `global_batch` pairs; returns the values to log, none in a step that is not logged."""
+    def _step(self, step: int, batches: Generator[Any]) -> dict[str, float]:
+        """Take one step by `global_batch` samples; returns the values to log, none in a step that is not logged."""
         every = self.config.train.log_every
-        self.norms.clear()
         known = step > self.steps.start  # the first step compiles
-        self.heartbeat.step = step
+        self.heartbeat.step = self.before + step
         self.heartbeat.doing(f"in step {step}, waiting for data", steady=known)
-        own = [self.meter.fetch(batches) for _ in range(self.config.train.accumulation(world_size()))]
+        own = [self.method.fetch(batches) for _ in range(self.config.train.accumulation(world_size()))]
         self.heartbeat.doing(f"in step {step}", steady=known)
         self.corrupt += sum(batch.unreadable for batch in own)
-        update = training_step(self.engine, own, self.config, step)
-        self._count_skips(update.taken, step, [key for batch in own for key in batch.keys])
+        taken = self.method.step(own, step)
+        self._count_skips(taken, step, [key for batch in own for key in batch.keys])
         if step % every and step != self.steps[-1]:
             return {}
         if self.monitor and step % (PICTURES * every) == 0:
-            show_pair(self.monitor, step, own[-1], update.embeddings, self.tokenizer)
+            self.method.show(self.monitor, step)
         return {
-            **measure_batch(update, self.config.loss),
-            "scale/largest": self.config.loss.max_scale,
-            **measure_gradient(self.engine, self.norms),
+            **self.method.measure(),
             "skipped_steps": self.skipped,
             "corrupt_samples": self._corrupt(),
-            **self.meter.read(),
+            **self.method.throughput(),
         }
 
     def _count_skips(self, taken: bool, step: int, keys: list[str]) -> None:
@@ -244,25 +250,20 @@ class Training:
     def _validate(self, taken: int) -> None:
         """Validate after `taken` steps; log it, and score the checkpoint of that step. Every rank must call it."""
         self.heartbeat.doing(f"validating after {taken} steps")
-        found = validate(self.engine.module, self.config, self.tokenizer, self.engine.device)
+        found, score = self.method.validate(taken)
         self._require_lease()
         if self.monitor:
             self.monitor.log(taken - 1, found)
-            score = (found["validation/recall_at_5_i2t"] + found["validation/recall_at_5_t2i"]) / 2
             checkpoint.add_score(self.config.run_folder, taken, score, self.config.train.keep_checkpoints)
 
     def _save(self, taken: int) -> None:
         """Write the checkpoint after `taken` steps; every rank must call it."""
         self.heartbeat.doing(f"saving after {taken} steps")
         self._require_lease()
-        facts = {
-            "contrastive_batch": self.config.contrastive_batch(world_size()),
-            "skipped_steps": self.skipped,
-            "corrupt_samples": self._corrupt(),
-        }
+        facts = {**self.method.facts, "skipped_steps": self.skipped, "corrupt_samples": self._corrupt()}
         run, keep = self.config.run_folder, self.config.train.keep_checkpoints
         try:
-            checkpoint.save(self.engine, run, taken, keep, self.frozen, facts)
+            checkpoint.save(self.engine, run, taken, keep, self.method.frozen, facts)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{run}: the checkpoint of step {taken} cannot be written ({error}); free disk space and run again: it "

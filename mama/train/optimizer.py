@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from torch import nn
 
 from mama.objective.losses import first_steps
+from mama.settings.rates import rate_at
 from mama.settings.schema import LossConfig, OptimConfig
 
 # Parameters that one term alone trains. The global feature is taken before the image tower's last norm.
@@ -37,15 +37,6 @@ def parameter_groups(
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "tower": tower, "term": term}
         for (tower, term, decayed), parameters in groups.items()
     ]
-
-
-def rate_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of `step`: linear warm-up, then a cosine from `lr` to `min_lr` at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    last = steps - 1
-    progress = (step - config.warmup_steps) / (last - config.warmup_steps) if last > config.warmup_steps else 1.0
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def set_rates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -60,12 +61,7 @@ def _backward(
     engine: DeepSpeedEngine, batches: Sequence[Batch], config: Config, step: int
 ) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
     """Accumulate the gradients of all micro-batches, up to the engine's step that updates."""
-
-    def seed(n: int) -> None:
-        """Dropout is a function of (seed, step, micro-batch), so that a resumed run draws the same masks."""
-        place = n * world_size() + rank()
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, step, place]).generate_state(1)[0]))
-
+    seed = partial(seed_dropout, config.seed, step)
     if config.train.grad_cache:
         return grad_cache.backward(engine, batches, seed, config.loss, step)
     for n, batch in enumerate(batches):
@@ -76,6 +72,12 @@ def _backward(
         total, terms = objective(embeddings, config.loss, step)
         engine.backward(total)
     return total.detach(), {name: term.detach() for name, term in terms.items()}, embeddings
+
+
+def seed_dropout(seed: int, step: int, n: int) -> None:
+    """Dropout is a function of (seed, step, micro-batch `n`), so that a resumed run draws the same masks."""
+    place = n * world_size() + rank()
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
 
 
 def step_if_finite(engine: DeepSpeedEngine) -> bool:

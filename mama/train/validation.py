@@ -89,15 +89,15 @@ def _embed(
     share = [(collectives.rank() + k * ranks) % count for k in range(-(-count // ranks))]
     batch_size = 2 * config.train.micro_batch  # as many images as a training step holds, there with their gradients
     embedded = embed_split(model, held_out, config, device, batch_size, indices=share, tokenizer=tokenizer)
-    readable = _in_order(embedded.readable, count, device)
+    readable = in_order(embedded.readable, count, device)
     if not readable.any():
         raise ShardError("data.shards: no image of the split 'val' can be read; run `mama check`")
     parts = (embedded.images, embedded.texts, embedded.tokens)
-    images, texts, tokens = (_in_order(part, count, device)[readable] for part in parts)
+    images, texts, tokens = (in_order(part, count, device)[readable] for part in parts)
     return images, texts, tokens
 
 
-def _in_order(part: Tensor, count: int, device: torch.device) -> Tensor:
+def in_order(part: Tensor, count: int, device: torch.device) -> Tensor:
     """This rank's rows -> the first `count` rows of all ranks, in the order of the images, on `device`."""
     rows = collectives.gather(part.to(device))
     return rows.unflatten(0, (collectives.world_size(), -1)).transpose(0, 1).flatten(0, 1)[:count]

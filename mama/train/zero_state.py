@@ -20,10 +20,15 @@ STATE = ("weight", *MOMENTS)
 
 def is_plain(engine: DeepSpeedEngine) -> bool:
     """Whether this is stage 0 in fp32, where the optimizer is PyTorch's own and every rank holds all of its state."""
-    return isinstance(engine.optimizer, torch.optim.AdamW)
+    return isinstance(engine.optimizer, torch.optim.AdamW | torch.optim.SGD)
 
 
-def adam(engine: DeepSpeedEngine) -> torch.optim.AdamW:
+def moments(engine: DeepSpeedEngine) -> tuple[str, ...]:
+    """The names of the optimizer's running moments: AdamW has two, SGD without momentum none."""
+    return MOMENTS if isinstance(adam(engine), torch.optim.AdamW) else ()
+
+
+def adam(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
     """Return PyTorch's optimizer beneath ZeRO's wrapper."""
     return engine.optimizer if is_plain(engine) else engine.optimizer.optimizer
 
@@ -44,7 +49,7 @@ def tensors(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of the train state by `kind/name`, whole and on the CPU; every rank must iterate."""
     for name, parameter in trained(engine.module).items():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under stage 3 the parameter itself is empty
-        for kind in STATE:
+        for kind in ("weight", *moments(engine)):
             if is_plain(engine):
                 value = parameter if kind == "weight" else adam(engine).state[parameter][kind]
             else:

@@ -145,6 +145,9 @@ def _check_totals(manifest: Manifest, contents: Sequence[Content], earlier: Sequ
         counted: Counter[str] = sum((getattr(content, name) for content in contents), Counter())
         if counted != Counter(getattr(manifest, name)):
             problems.append(f"{MANIFEST}: its {name} differ from those in the shards; {REPACK}")
+    told = any(problem.startswith(f"{MANIFEST}: split_by") for problem in earlier)
+    if manifest.split_by and manifest.split_by.patients != manifest.patients and not told:
+        problems.append(f"{MANIFEST}: its numbers of patients by split differ from the shards; {REPACK}")
     if len(instances) - len(set(instances)) != manifest.duplicates:
         problems.append(f"{MANIFEST}: its number of duplicates differs from the shards; {REPACK}")
     return problems

@@ -18,7 +18,7 @@ REPACK = "run the same `mama pack` again, which rewrites it"
 # Fields of the manifest that no tar contains, so that only the records can confirm them.
 FROM_RECORDS = (
     *("source", "settings", "versions"),
-    *("listed", "images_refused", "images_excluded", "studies_dropped", "raw"),
+    *("listed", "images_refused", "images_excluded", "studies_dropped", "raw", "split_by"),
 )
 
 

@@ -20,7 +20,7 @@ from shards.errors import ShardError
 from shards.files import atomic_write, legible
 from shards.pages import page_template
 from shards.progress import progress
-from shards.read.manifest import Manifest, load_manifest
+from shards.read.manifest import Manifest, SplitBy, load_manifest
 from shards.read.reader import ShardReader
 from shards.schema import CONFLICTS, EXCLUDED_REASONS, FALLBACKS, REFUSED_REASONS, SPLITS, Study
 
@@ -63,6 +63,7 @@ def quality_page(
         reasons=REFUSED_REASONS | EXCLUDED_REASONS,
         conflicts=CONFLICTS,
         fallbacks=FALLBACKS,
+        by_hash=SplitBy("hash", {}),  # of manifests that do not say
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, legible(page).encode())

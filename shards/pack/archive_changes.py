@@ -37,7 +37,7 @@ THREADS = 16  # a network disk serves many requests at a time
 CHUNK = 64  # studies
 MOST_NAMED = 5  # shards in one message
 
-Sizes = tuple[int | None, ...]  # bytes, one per view that the source does not refuse; None: no file
+Sizes = tuple[int | None, ...]  # bytes, one per view that the source does not refuse, then masks; None: no file
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def survey(studies: Mapping[str, SourceStudy], root: Path, key: bytes, label: st
 
 def _files(study: SourceStudy) -> tuple[Sizes, int]:
     """The sizes of the files in bytes, and the newest modification time in seconds."""
-    found = [_stat(view.path) for view in study.views if not view.refused]
+    paths = [view.path for view in study.views if not view.refused]
+    found = [_stat(path) for path in (*paths, *(path for view in study.views for _, path in view.masks))]
     newest = max((int(status.st_mtime) for status in found if status), default=0)
     return tuple(status.st_size if status else None for status in found), max(0, newest)
 

@@ -19,6 +19,7 @@ from shards.pack.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan
 from shards.pack.sample import SampleConfig
 from shards.pack.settings import PackConfig
 from shards.pack.shard_record import load_record, records_of, remove_record
+from shards.pack.splits import check_unmoved, find_splits
 from shards.progress import waiting
 from shards.read.manifest import BUILD, MANIFEST, Manifest, load_manifest
 from shards.schema import SourceStudy
@@ -70,18 +71,24 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     plan = load_plan(out / BUILD)
     config = as_begun(config, plan.settings) if plan else config
     settings = settings_of(config, options, key)
-    if plan is None:
-        if (out / MANIFEST).exists() or any(out.glob("*.tar")):
-            raise ShardError(f"pack.out: {out} holds shards without their {BUILD}/{PLAN}; give another `out`")
-        plan = Plan(settings, {name: version(name) for name in DECODERS}, ())
-    because = compare_settings(settings, {**BEFORE, **plan.settings}, out, planned)
+    if plan is None and ((out / MANIFEST).exists() or any(out.glob("*.tar"))):
+        raise ShardError(f"pack.out: {out} holds shards without their {BUILD}/{PLAN}; give another `out`")
+    earlier = {**BEFORE, **plan.settings} if plan else settings
+    because = compare_settings(settings, earlier, out, planned)
     with waiting(f"pack {config.source}, reading tables and looking for files"):
-        studies = listed(SOURCES[config.source](root, **options), config.source, key)
+        studies: Mapping[str, SourceStudy] = listed(SOURCES[config.source](root, **options), config.source, key)
     refuse_own_files(studies, root, out)
-    if not planned:
+    splits = find_splits(config, root, options, studies, key)
+    settings["split"] = splits.how
+    compare_settings({"split": splits.how}, earlier, out, planned)
+    studies = splits.given_to(studies)
+    plan = plan or Plan(settings, {name: version(name) for name in DECODERS}, ())
+    if planned:
+        check_unmoved(plan, records_of(plan, out / BUILD), studies, out)
+    else:
         # A plan of an earlier release, without these settings, keeps lacking them: its manifest stays the same.
         kept = {name: value for name, value in settings.items() if name not in BEFORE or name in plan.settings}
-        plan = _renewed(config, replace(plan, settings=kept), studies, key, because)
+        plan = _renewed(config, replace(plan, settings=kept, moved=splits.moved), studies, key, because)
         save_plan(plan, out / BUILD)
     slab, processed = config.tomosynthesis == "slab", config.raw == "processed"
     picture = PictureConfig(
@@ -101,6 +108,7 @@ def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy],
             remove_record(out / BUILD, name)
             (out / name).unlink(missing_ok=True)
         plan, records = replace(plan, shards=()), {}
+    check_unmoved(plan, records, studies, out)
     archive = survey(studies, root, key, f"pack {config.source}, sizes of files")
     known = plan.keys
     plan, changes = renew(plan, records, archive)

@@ -17,11 +17,13 @@ from typing import Any
 from shards.errors import ShardError
 from shards.pack.identity import keyed_hash
 from shards.pack.settings import PackConfig
-from shards.sources.all_sources import SOURCES, resolve_root
+from shards.pack.splits import check_meanings
+from shards.sources.all_sources import OFFICIAL_SPLITS, SOURCES, resolve_root
 
 log = logging.getLogger(__name__)
 
-BEFORE = {"intent": "both", "raw": "stored"}  # of builds that were started before these settings existed
+# Of builds that were started before these settings existed.
+BEFORE = {"intent": "both", "raw": "stored", "split": "hash"}
 
 
 def validate(config: PackConfig) -> None:
@@ -40,6 +42,7 @@ def validate(config: PackConfig) -> None:
         raise ShardError("pack.bits: JPEG holds 8; write codec=png for 16")
     if not 0 <= config.max_refused <= 1:
         raise ShardError(f"pack.max_refused: {config.max_refused} is not a share in 0..1")
+    check_meanings(config.split_values)
 
 
 def folders(config: PackConfig) -> tuple[Path, Path]:
@@ -79,10 +82,13 @@ def _check_option(name: str, value: Any, default: Any) -> None:
 
 
 def settings_of(config: PackConfig, options: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """The settings that determine the bytes; root and key as keyed hashes, which can be compared but not read."""
+    """The settings that determine the bytes; root and key as keyed hashes, which can be compared but not read.
+
+    Without `split`, which is what `shards.pack.splits` finds.
+    """
     plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
-        **{name: getattr(config, name) for name in (*plain, *BEFORE)},
+        **{name: getattr(config, name) for name in (*plain, "intent", "raw")},
         "options": json.loads(json.dumps(options)),  # as the plan will return them: keys are strings
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
@@ -91,11 +97,15 @@ def settings_of(config: PackConfig, options: dict[str, Any], key: bytes) -> dict
 
 
 def as_begun(config: PackConfig, earlier: Mapping[str, Any]) -> PackConfig:
-    """The config, with `intent=both` if the build was started before that setting existed and kept both."""
-    if "intent" in earlier or config.intent != PackConfig.intent:
-        return config
-    log.info("pack.intent: %s was started by a release that kept both intents, and still keeps both", config.out)
-    return replace(config, intent="both")
+    """The config, where it has defaults, as the build was begun: with both intents by an early release, by the hash."""
+    if "intent" not in earlier and config.intent == PackConfig.intent:
+        log.info("pack.intent: %s was started by a release that kept both intents, and still keeps both", config.out)
+        config = replace(config, intent="both")
+    if config.split is None and earlier.get("split", BEFORE["split"]) == "hash":
+        if "split" not in earlier and config.source in OFFICIAL_SPLITS:
+            log.info("pack.split: %s was started by a release that split by the hash, and still does", config.out)
+        config = replace(config, split="hash")
+    return config
 
 
 def compare_settings(settings: Mapping[str, Any], earlier: Mapping[str, Any], out: Path, planned: bool) -> str:

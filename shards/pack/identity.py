@@ -57,6 +57,11 @@ def keyed_hash(key: bytes, *parts: str) -> str:
     return hmac.new(key, name_bytes("\0".join(parts)), hashlib.sha256).hexdigest()[:HASH_DIGITS]
 
 
+def patient_key(key: bytes, source: str, patient_id: str) -> str:
+    """The keyed hash that stands for a patient in shards, plan and messages."""
+    return keyed_hash(key, "patient", source, patient_id)
+
+
 def split_of(source: str, patient_id: str) -> str:
     """The split of a patient: train (70 %), val (10 %) or test (20 %), by a hash of source and patient.
 

@@ -27,7 +27,7 @@ from shards.pack.shard_record import Tally, load_record, manifest_of, records_of
 from shards.pack.workers import in_order
 from shards.pack.writer import named_write_errors, write_shard
 from shards.progress import progress
-from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest, save_manifest
+from shards.read.manifest import BUILD, MANIFEST, REFUSED, Manifest, SplitBy, save_manifest
 from shards.schema import CONFLICTS, FALLBACKS
 
 log = logging.getLogger(__name__)
@@ -166,6 +166,8 @@ def _log_manifest(out: Path, manifest: Manifest) -> None:
         sum(left_out.values()),
         ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none",
     )
+    counts = ", ".join(f"{number} {split}" for split, number in manifest.patients.items())
+    log.info("patients: %s. %s", counts, manifest.split_by or SplitBy("hash", {}))
     if manifest.raw:
         unprocessed = "unprocessed; pack.raw=processed, in another `out`, renders them"
         how = "rendered" if manifest.settings.get("raw") == "processed" else unprocessed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,15 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a build, with the settings and decoder versions it was started with."""
+    """All shards of a build, with the settings and decoder versions it was started with.
+
+    `moved`: key of `schema.SPLIT_MOVES` -> hashes of the patients, as `shards.pack.splits` decided.
+    """
 
     settings: dict[str, Any]
     versions: dict[str, str]
     shards: tuple[PlannedShard, ...]
+    moved: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def keys(self) -> set[str]:
@@ -95,7 +99,8 @@ def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
     would report its studies as changed.
     """
     where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` escapes a name that is not UTF-8
-    return keyed_hash(key, "digest", repr(study).replace(where, ""))
+    facts = repr(study).replace(", masks=()", "")  # which earlier releases did not have
+    return keyed_hash(key, "digest", facts.replace(where, ""))
 
 
 def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str, Entry], per_shard: int) -> Plan:
@@ -104,7 +109,8 @@ def extend(plan: Plan, studies: Mapping[str, SourceStudy], entries: Mapping[str,
     new: dict[str, list[Entry]] = defaultdict(list)
     for name, study in studies.items():
         if name not in known:
-            new[split_of(plan.settings["source"], study.patient_id)].append(entries[name])
+            split = study.split or split_of(plan.settings["source"], study.patient_id)
+            new[split].append(entries[name])
     shards = list(plan.shards)
     for split in SPLITS:
         first = sum(shard.split == split for shard in plan.shards)

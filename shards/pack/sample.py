@@ -17,11 +17,12 @@ from pydicom.dataset import Dataset
 from shards.errors import Refused, is_machine_error, one_line
 from shards.files import legible
 from shards.image.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
+from shards.image.lesion_mask import mask_box
 from shards.image.picture import Picture, PictureConfig, read_picture
-from shards.pack.identity import keyed_hash, split_of
+from shards.pack.identity import keyed_hash, patient_key, split_of
 from shards.pack.texts import LONGEST_REPORT, check_facts, check_text
 from shards.processes import quiet
-from shards.schema import LATERALITIES, RAW, VIEWS, Box, SourceStudy, SourceView, Study, View
+from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, SourceStudy, SourceView, Study, View
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
     refusals += [refusal(config.root, image.source, error) for image, error in others]
     sample = Study(
         key=study_key(config.key, config.source, study),
-        patient=keyed_hash(config.key, "patient", config.source, study.patient_id),
+        patient=patient_key(config.key, config.source, study.patient_id),
         source=config.source,
-        split=split_of(config.source, study.patient_id),
+        split=study.split or split_of(config.source, study.patient_id),
         views=tuple(replace(image.view, member=f"{n}.{image.view.member}") for n, image in enumerate(images)),
         age=study.age,
         race=study.race,
@@ -165,8 +166,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
     picture = read_picture(source.path, config.picture, source.laterality)
     header = picture.header if picture.header is not None else Dataset()
     laterality, position, conflicts = _side_and_view(source, header)
-    if any(finding.box and _is_outside(finding.box, picture.original_size) for finding in source.findings):
-        conflicts += ("box",)
+    findings, unusable = _boxed(source, picture.original_size)
     instance = header.get("SOPInstanceUID")
     view = View(
         member="jpg" if config.quality else "png",
@@ -179,13 +179,13 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         flipped=picture.geometry.flipped,
         to_original=picture.geometry.to_original,
         labels=source.labels,
-        findings=tuple(replace(f, box=f.box and picture.geometry.box_to_stored(f.box)) for f in source.findings),
+        findings=tuple(replace(f, box=f.box and picture.geometry.box_to_stored(f.box)) for f in findings),
         report=source.report,
         presentation_intent=find_intent(header),
         vendor=None if picture.header is None else find_vendor(header),
         instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
         processed=picture.processed,
-        conflicts=conflicts,
+        conflicts=conflicts + unusable,
         fallbacks=picture.fallbacks,
     )
     return _Image(source, view, _encode(picture, config.quality), is_volume(header))
@@ -216,6 +216,14 @@ def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple
         reason = "spot" if known["view"] == "spot" else "other-view"
         raise Refused(reason, f"the view is {known['view'][:40]!r}, not one of {', '.join(VIEWS)}")
     return known["laterality"], known["view"], tuple(conflicts)
+
+
+def _boxed(source: SourceView, size: tuple[int, int]) -> tuple[list[Finding], tuple[str, ...]]:
+    """The findings with the boxes of their masks, in an original image of `size`; and words of CONFLICTS."""
+    boxes = {number: mask_box(path, size) for number, path in source.masks}  # one mask is in memory at a time
+    findings = [replace(finding, box=boxes.get(finding.number, finding.box)) for finding in source.findings]
+    outside = any(finding.box and _is_outside(finding.box, size) for finding in findings)
+    return findings, ("box",) * outside + ("mask",) * (None in boxes.values())
 
 
 def _encode(picture: Picture, quality: int | None) -> bytes:

@@ -14,6 +14,10 @@ class PackConfig:
     root: str = ""  # the folder of the archive, or package:NAME for data of an installed package
     out: str = ""  # a new folder, or one of an earlier build of the same archive
     options: dict[str, Any] = field(default_factory=dict)  # keywords of the source
+    # official, hash, a column of the user's table, or a file with columns patient and split. null: the archive's own
+    # split or a column `split` where there is one, else hash
+    split: str | None = None
+    split_values: dict[str, Any] = field(default_factory=dict)  # word of that column or file: train, val or test
     long_side: int = 1024  # pixels; smaller images are not enlarged
     codec: Literal["jpeg", "png"] = "jpeg"  # png is lossless
     bits: Literal[8, 16] = 8  # 16 with png only

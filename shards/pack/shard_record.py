@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,16 @@ from shards.files import atomic_write, read_json
 from shards.from_json import from_json
 from shards.pack.plan import Plan
 from shards.pack.sample import Refusal, Sample
-from shards.read.manifest import Histograms, Manifest, Shard, add_histograms, check_shard_entry, label_histograms
+from shards.read.manifest import (
+    Histograms,
+    Manifest,
+    Shard,
+    SplitBy,
+    add_histograms,
+    check_shard_entry,
+    label_histograms,
+    patients_of,
+)
 from shards.schema import EXCLUDED, RAW, View
 
 METHODS = {  # codes of DICOM PS3.16 CID 7050 for the profile and option of PS3.15 E.3
@@ -157,7 +166,17 @@ def manifest_of(plan: Plan, records: Iterable[Record]) -> Manifest:
         shards=tuple(record.shard for record in records),
         raw=None if any(record.raw is None for record in records) else sum(record.raw or 0 for record in records),
         fallbacks=_sum(record.fallbacks for record in records),
+        split_by=_split_by(plan, [record.shard for record in records]),
     )
+
+
+def _split_by(plan: Plan, shards: Sequence[Shard]) -> SplitBy | None:
+    """None if the plan is of a release that knew the hash only."""
+    if "split" not in plan.settings:
+        return None
+    stored = {patient for shard in shards for patient in shard.patients}
+    moved = {why: len(stored.intersection(patients)) for why, patients in plan.moved.items()}
+    return SplitBy(plan.settings["split"], patients_of(shards), {why: n for why, n in moved.items() if n})
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

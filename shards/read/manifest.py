@@ -13,7 +13,7 @@ from typing import Any
 from shards.errors import ShardError
 from shards.files import atomic_write, read_json
 from shards.from_json import from_json
-from shards.schema import SCHEMA_VERSION, SPLITS, View
+from shards.schema import SCHEMA_VERSION, SPLIT_MOVES, SPLITS, View
 
 MANIFEST = "manifest.json"
 REFUSED = "refused.jsonl"  # one line per image that was not stored; it names files of the archive
@@ -21,6 +21,14 @@ BUILD = "build"  # the folder of the plan, one record per shard, and the lock
 COPY_OR_REPACK = "copy it again, or run the same `mama pack` again, which rewrites it"
 MOST_VIEWS = 10_000  # of one study; without a study column, all exams of a patient are one study
 SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
+
+# `SplitBy.how` -> a sentence.
+SPLIT_BY = {
+    "official": "The archive's own split decides",
+    "column": "A column of the archive's table decides the split",
+    "file": "A file of patients decides the split",
+    "hash": "A hash of the patient decides the split: about 70 % train, 10 % val, 20 % test",
+}
 
 # split -> fact -> value -> number of images
 Histograms = dict[str, dict[str, dict[str, int]]]
@@ -42,6 +50,19 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class SplitBy:
+    """What decided the splits, for how many stored patients; `moved`: key of `schema.SPLIT_MOVES` -> patients."""
+
+    how: str  # official | column | file | hash
+    patients: dict[str, int]  # split -> patients
+    moved: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        decides = f"{SPLIT_BY.get(self.how, self.how)}."
+        return " ".join((decides, *(f"{n} patients {SPLIT_MOVES.get(why, why)}." for why, n in self.moved.items())))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A finished build. `settings` are those that determine the bytes of the shards, without local paths."""
 
@@ -60,6 +81,12 @@ class Manifest:
     shards: tuple[Shard, ...]
     raw: int | None = None  # stored FOR PROCESSING images; None: written by a release that did not count them
     fallbacks: dict[str, int] = field(default_factory=dict)  # key of schema.FALLBACKS -> images rendered by it
+    split_by: SplitBy | None = None  # None: written by a release that knew the hash of the patient only
+
+    @property
+    def patients(self) -> dict[str, int]:
+        """Split -> number of stored patients."""
+        return patients_of(self.shards)
 
     @property
     def studies(self) -> int:
@@ -80,6 +107,12 @@ class Pictures:
     codec: str = ""
     long_side: int = 0
     bits: int = 0
+
+
+def patients_of(shards: Iterable[Shard]) -> dict[str, int]:
+    """Split -> number of patients, for each of `SPLITS`."""
+    shards = list(shards)
+    return {split: len({p for shard in shards if shard.split == split for p in shard.patients}) for split in SPLITS}
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.errors import ShardError
 from shards.files import PACKAGE, package_path
 from shards.schema import SourceStudy
+from shards.sources.cbis_ddsm.official_split import cbis_ddsm_split
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
 from shards.sources.cdd_cesm import cdd_cesm
 from shards.sources.cmmd import cmmd
@@ -16,8 +17,9 @@ from shards.sources.embed.studies import embed
 from shards.sources.inbreast import inbreast
 from shards.sources.phantom.studies import phantom
 from shards.sources.rsna import rsna
+from shards.sources.stated_splits import Stated
 from shards.sources.table.studies import table
-from shards.sources.vindr import vindr
+from shards.sources.vindr import vindr, vindr_split
 
 SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
     "cbis_ddsm": cbis_ddsm,
@@ -29,6 +31,13 @@ SOURCES: dict[str, Callable[..., Iterator[SourceStudy]]] = {
     "rsna": rsna,
     "table": table,
     "vindr": vindr,
+}
+
+
+# The split that an archive comes with: functions of the root, which yield nothing if it lacks the tables of it.
+OFFICIAL_SPLITS: dict[str, Callable[[Path], list[Stated]]] = {
+    "cbis_ddsm": cbis_ddsm_split,
+    "vindr": vindr_split,
 }
 
 

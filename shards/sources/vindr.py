@@ -18,6 +18,7 @@ import pandas as pd
 from shards.errors import Refused, ShardError
 from shards.schema import Box, Finding, Labels, SourceStudy, SourceView
 from shards.sources.common import read_code, unidentified
+from shards.sources.stated_splits import Stated, in_column
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ def vindr(root: Path) -> Iterator[SourceStudy]:
 
     Files. `<root>` holds breast-level_annotations.csv, finding_annotations.csv, images/<study_id>/<image_id>.dicom, and
     optionally metadata.csv, which has the ages by image. The tables do not link exams of the same patient, so each exam
-    is a patient: two exams of one woman may be in two splits. The official split is not used; as for every source, the
-    hash of the patient decides. Whether an exam is screening or diagnostic is not documented.
+    is a patient: two exams of one woman may be in two splits. Whether an exam is screening or diagnostic is not
+    documented. The official split is `vindr_split`.
 
     Labels.
     - BI-RADS (1 to 5) and density are those of breast-level_annotations.csv. There is no pathology: cancer and
@@ -81,6 +82,11 @@ def vindr(root: Path) -> Iterator[SourceStudy]:
     for images in groups(breasts[~nameless], ["study"]):
         yield _study(root, images, of_image, ages)
     yield from unidentified(_without_identifier(root, row) for row in rows(breasts[nameless]))
+
+
+def vindr_split(root: Path) -> list[Stated]:
+    """The official split of each exam, training or test, if breast-level_annotations.csv has that column."""
+    return in_column(root / BREASTS, "study_id", "split", optional=True)
 
 
 def _by_image(findings: pd.DataFrame) -> dict[str, list[Any]]:

@@ -40,7 +40,7 @@ COMMAND_LINE = {
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
     "consolidate": ["--best", *JOB, "config", "overrides"],
-    "eval": [*JOB, "config", "overrides"],
+    "eval": ["--on", *JOB, "config", "overrides"],
     "jobs cancel": ["points"],
     "jobs logs": ["--stage", "-n", "points"],
     "jobs retry": ["points"],
@@ -189,7 +189,7 @@ def test_an_unknown_option_is_named(mama: Mama) -> None:
 
 def test_a_setting_typed_as_an_option_is_told_how_settings_are_typed(mama: Mama) -> None:
     for option, setting in (
-        *(("--steps", "train.steps"), ("--batch-size", "train.global_batch")),
+        *(("--steps", "train.steps or finetune.steps"), ("--batch-size", "train.global_batch")),
         *(("--seed", "seed"), ("--image-sise", "data.image_size")),
     ):
         code, _, err = mama("train", "quickstart", option, "3")
@@ -406,8 +406,8 @@ JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]], bool]] = [
     (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, False), False),
     (
         ["eval", "quickstart", "seed=9"],
-        "mama.evaluate.evaluation.evaluate",
-        lambda config: (config, config.run_folder),
+        "mama.finetune.fine_tune.evaluate",
+        lambda config: (config, config.run_folder, click.echo),
         True,
     ),
 ]

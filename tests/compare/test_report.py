@@ -10,6 +10,7 @@ import pytest
 
 from mama.compare.report import write_report
 from mama.errors import ConfigError
+from mama.evaluate.results import shown_rows
 from mama.sweep.sweep import Sweep
 from tests.support.browser import CHROMIUM, probe
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of
@@ -87,15 +88,16 @@ def test_the_files_are_replaced_as_a_whole(sweep: Sweep, written: str) -> None:
 
 def test_the_csv_has_every_figure_with_all_its_digits(sweep: Sweep, written: str) -> None:
     found = {
-        (r["point"], r["task"], r["protocol"], r["model"], r["metric"]): r for r in lines(sweep.folder / "report.csv")
+        (r["point"], r["task"], r["protocol"], r["unit"], r["model"], r["metric"]): r
+        for r in lines(sweep.folder / "report.csv")
     }
     count = 0
     for point in sweep.points[:-2]:
         for task in ("cancer", "birads", "density"):
             document = json.loads((point.config.run_folder / "eval" / task / "metrics.json").read_text())
-            for row in document["rows"]:
+            for row in shown_rows(document):
                 for metric, estimate in row["metrics"].items():
-                    line = found[point.name, task, row["protocol"], row["model"], metric]
+                    line = found[point.name, task, row["protocol"], row["unit"], row["model"], metric]
                     assert (line["value"] or None) == (None if estimate["value"] is None else str(estimate["value"]))
                     assert line["shards_digest"] == document["shards"]["digest"]
                     assert (line["recipe"], line["seed"]) == (point.differs["recipe"], str(point.differs["seed"]))
@@ -106,14 +108,17 @@ def test_the_csv_has_every_figure_with_all_its_digits(sweep: Sweep, written: str
     auc = next(
         r
         for r in methods
-        if (r["recipe"], r["task"], r["metric"], r["model"]) == (METHODS[1], "cancer", "auc", "trained")
+        if (r["recipe"], r["task"], r["metric"], r["unit"], r["model"])
+        == (METHODS[1], "cancer", "auc", "image", "trained")
     )
     values = [float(r["value"]) for key, r in found.items() if r["method"] == auc["method"]
-              and key[1:] == (auc["task"], auc["protocol"], "trained", "auc")]  # fmt: skip
+              and key[1:] == (auc["task"], auc["protocol"], "image", "trained", "auc")]  # fmt: skip
     assert float(auc["mean"]) == pytest.approx(sum(values) / 2, abs=1e-15)
     assert (auc["seeds"], auc["points"], auc["interval_over"]) == ("2", "2", "seeds")
     assert auc["baseline"] == f"clip, lr={auc['optim.lr']}"
     assert float(auc["difference_low"]) < float(auc["difference"]) < float(auc["difference_high"])
+    assert float(auc["delong_low"]) < float(auc["difference"]) < float(auc["delong_high"])
+    assert 0 <= float(auc["delong_p"]) <= 1
 
 
 def test_the_markdown_and_the_printed_table(sweep: Sweep, written: str) -> None:

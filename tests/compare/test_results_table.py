@@ -10,16 +10,21 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from mama.compare.methods import common_settings, methods, short_keys
+from mama.compare.methods import common_settings, methods
 from mama.compare.results_table import Cell, Column, Table, results_table
+from mama.data.held_out import Split
 from mama.evaluate import intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
+from mama.evaluate.comparison import delong
 from mama.evaluate.result_folders import MARKER
+from mama.evaluate.results import rows_of
 from mama.run.files import read_object, write_digests, write_json
+from mama.sweep import status
 from mama.sweep.sweep import Sweep
 from tests.support.cohort import write_shards
 from tests.support.sweep_results import evaluated, sweep_config, sweep_of, write_evaluation
@@ -56,8 +61,11 @@ def sweep(made: Sweep) -> Iterator[Sweep]:
     shutil.rmtree(copy)
 
 
-def column(table: Table, task: str = "cancer", protocol: str = "zero-shot", model: str = "trained") -> Column:
-    (found,) = {c for _, c, _ in table.cells if (c.task, c.protocol, c.model) == (task, protocol, model)}
+def column(
+    table: Table, task: str = "cancer", protocol: str = "zero-shot", model: str = "trained", unit: str = "image"
+) -> Column:
+    wanted = (task, protocol, model, unit)
+    (found,) = {c for _, c, _ in table.cells if (c.task, c.protocol, c.model, c.unit) == wanted}
     return found
 
 
@@ -78,11 +86,8 @@ def test_points_that_differ_in_the_seed_alone_are_one_method(made: Sweep) -> Non
     assert names == {"clip, lr=0.0001": 3, "mama, lr=0.0001": 3, "clip, lr=0.001": 1, "slip, lr=0.001": 1}
     only_seeds = sweep_of(made.points[0].config, [{"seed": 1}, {"seed": 2}])
     assert [(method.name, len(method.points)) for method in methods(only_seeds)] == [("seed-1", 2)]
-    assert short_keys(["optim.lr", "text.model", "vision.model"]) == {
-        "optim.lr": "lr",
-        "text.model": "text.model",
-        "vision.model": "vision.model",
-    }
+    towers = sweep_of(made.points[0].config, [{"text.model": "a"}, {"text.model": "b"}])
+    assert [method.name for method in methods(towers)] == ["text.model=a", "text.model=b"], "as in the points' names"
 
 
 def test_methods_have_names_of_their_own(made: Sweep) -> None:
@@ -96,7 +101,7 @@ def test_methods_have_names_of_their_own(made: Sweep) -> None:
 def test_mean_spread_and_interval_over_seeds(made: Sweep, table: Table) -> None:
     for task, protocol, metric in (("cancer", "zero-shot", "auc"), ("density", "linear probe", "balanced_accuracy")):
         files = [json.loads((folder(made, n) / task / "metrics.json").read_text()) for n in (3, 4, 5)]
-        found = [r["metrics"][metric]["value"] for f in files for r in f["rows"]
+        found = [r["metrics"][metric]["value"] for f in files for r in rows_of(f, "image")
                  if (r["protocol"], r["model"]) == (protocol, "trained")]  # fmt: skip
         one = cell(table, "mama, lr=0.0001", metric, task=task, protocol=protocol)
         assert one.values == found
@@ -121,9 +126,11 @@ def test_every_task_protocol_metric_and_model_has_its_figure(table: Table) -> No
     assert ("cancer", "zero-shot", "trained", "specificity_at_sensitivity") in keys
     assert ("alignment", "pointing game", "trained", "hit_rate") in keys
     (images,) = table.sets
-    assert [(c.task, c.protocol) for c in table.columns(images, "auc")][:2] == [
+    assert [(c.task, c.title) for c in table.columns(images, "auc")][:4] == [
         ("cancer", "zero-shot"),
+        ("cancer", "zero-shot, by breast"),
         ("cancer", "linear probe"),
+        ("cancer", "linear probe, by breast"),
     ]
     assert table.metrics()[:2] == ["auc", "balanced_accuracy"]
 
@@ -177,6 +184,42 @@ def test_a_comparison_is_paired_by_patient_and_averages_the_seeds(made: Sweep, t
     assert found.low > 0
     assert found.p is not None
     assert found.p < 0.05
+    by_delong = delong(labels, [s[:, 1] for s in scores[3:]], [s[:, 1] for s in scores[:3]],
+                       [trainings[0][i][0] for i in images])  # fmt: skip
+    assert cell(table, "mama, lr=0.0001").delong == by_delong
+    assert by_delong
+    assert by_delong.value == pytest.approx(found.value, abs=1e-4)
+
+
+def test_delongs_test_is_of_the_auc_of_two_classes(table: Table) -> None:
+    with_it = {(c.task, metric) for (_, c, metric), one in table.cells.items() if one.delong}
+    assert with_it == {("cancer", "auc")}
+    assert any(one.against for (_, c, metric), one in table.cells.items() if (c.task, metric) == ("density", "auc"))
+
+
+def test_the_best_brier_score_and_ece_are_the_lowest(table: Table) -> None:
+    for metric in ("brier", "ece"):
+        cells = [cell(table, m.name, metric=metric) for m in table.methods]
+        best = min((one for one in cells if one.mean is not None), key=lambda one: one.mean or 0)
+        assert best.bold, metric
+        assert best.mean != max(one.mean or 0 for one in cells)
+    assert cell(table, "mama, lr=0.0001", metric="brier").against
+    ece = cell(table, "mama, lr=0.0001", metric="ece")
+    assert (ece.against, ece.no_comparison) == (None, "no comparison of this figure from predictions.csv")
+
+
+def test_breasts_are_compared_by_their_own_predictions(made: Sweep, table: Table) -> None:
+    """The AUC of each method by pandas, from predictions.csv: a breast has the mean of its images."""
+    one = cell(table, "mama, lr=0.0001", unit="breast")
+    for number, value in zip((3, 4, 5), one.values, strict=True):
+        images = pd.read_csv(folder(made, number) / "cancer" / "predictions.csv")
+        images = images[(images["protocol"] == "zero-shot") & (images["model"] == "trained")]
+        studies = {i.key: f"{i.study.key}/{i.view.laterality}" for i in Split(made.points[0].config, "test").items}
+        breasts = images.groupby(images["image"].map(studies))
+        area = roc_auc_score(breasts["label"].max() == "no cancer", -breasts["cancer"].mean())
+        assert roc_auc_score(breasts["label"].min() == "cancer", breasts["cancer"].mean()) == pytest.approx(area)
+        assert value == pytest.approx(area, abs=1e-3)
+    assert one.against is not None, one.no_comparison
 
 
 def test_bold_are_the_best_and_those_that_cannot_be_told_from_it(table: Table) -> None:
@@ -189,9 +232,9 @@ def test_what_is_missing_is_named(sweep: Sweep) -> None:
     run = [point.config.run_folder for point in sweep.points]
     shutil.rmtree(run[0])
     shutil.rmtree(run[1] / "eval")
-    (run[1] / "stages").mkdir()
-    write_json(run[1] / "stages/train.json", {"state": "done"})
-    write_json(run[1] / "stages/eval.json", {"state": "failed", "cause": "out of memory"})
+    for step, word in (("train", "done"), ("eval", "failed")):
+        place = run[1] / "stages" / f"{step}.json"
+        status.end(place, status.start(place, "settings", None), word, "out of memory")  # type: ignore[arg-type]
     shutil.rmtree(run[3] / "eval")
     shutil.rmtree(run[6] / "eval")
     shutil.rmtree(run[6] / "model")
@@ -239,6 +282,20 @@ def test_figures_of_other_images_or_settings_are_never_in_the_same_column(sweep:
               for images in table.sets}  # fmt: skip
     assert sorted(counts.values()) == [1, 1, 2]
     assert counts[departing] == 1
+
+
+def test_two_tasks_of_one_name_are_never_in_the_same_column(sweep: Sweep) -> None:
+    """Files of two definitions that their authors called alike."""
+    sweep = replace(sweep, points=[sweep.points[0], sweep.points[3]])
+    for number, label in ((0, "density"), (1, "birads")):
+        own = folder(sweep, number) / "mine"
+        shutil.copytree(own.with_name("cancer"), own)
+        edit(own / "metrics.json", task="mine", definition={"label": label})
+        edit(folder(sweep, number) / MARKER, tasks=["mine"])
+    columns = {
+        c for _, c, _ in results_table(sweep).cells if (c.task, c.protocol, c.unit) == ("mine", "zero-shot", "image")
+    }
+    assert len({column for column in columns if column.model == "trained"}) == 2
 
 
 def test_predictions_that_are_not_of_the_same_images_are_not_compared(sweep: Sweep) -> None:

@@ -15,13 +15,13 @@ from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
 from mama.data.held_out import Split
-from mama.evaluate import localisation, retrieval
+from mama.evaluate import boxes, localisation, pointing, retrieval
 from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results import results_table
+from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows
 from mama.evaluate.task_data import task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_task
 from mama.report import pictures
 from mama.report.page import write_report
 from mama.settings.load import save
@@ -51,7 +51,7 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     starts = {"report": "Procedure: ", "sentence": "This is a mammogram", "caption": "Mammogram, side unknown"}
     assert all(text[0].startswith(starts[style]) for text in prompted.values())
     for name in ("cancer", "malignancy", "density"):
-        rows = {(r["protocol"], r["model"]): r["metrics"] for r in found[name]["rows"]}
+        rows = {(r["protocol"], r["model"]): r["metrics"] for r in rows_of(found[name], "image")}
         for protocol in ("zero-shot", "linear probe"):
             assert rows[protocol, "trained"]["auc"]["value"] == 1.0, (name, protocol)
             assert rows[protocol, "trained"]["balanced_accuracy"]["value"] == 1.0
@@ -64,6 +64,19 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     assert hits == {"trained": 1.0, "untrained": 0.0, "brightest patch": 1.0}
     assert found["alignment"]["findings"] == 6
     assert found["alignment"]["chance"] == pytest.approx(9 / 40)  # 3 x 3 of the 8 x 5 patches with tissue
+    areas = {row["model"]: row["box_auc"]["value"] for row in found["alignment"]["rows"]}
+    assert areas == {"trained": 1.0, "untrained": 0.5, "brightest patch": 1.0}
+    detected = found["alignment"]["detection"]
+    assert [detected[key] for key in ("images", "without_lesion", "lesions", "left_out")] == [24, 18, 6, 0]
+    for row in detected["rows"]:
+        figures = [one["value"] for one in row["ap"].values()] + [one["sensitivity"]["value"] for one in row["froc"]]
+        assert len(figures) == 8
+        if row["model"] == "random map":
+            assert max(figures) < 0.9
+            assert row["curve"]["false_positives"][-1] > 1
+        else:
+            assert figures == [float(row["model"] != "untrained")] * 8, row["model"]
+            assert (row["marks"], row["curve"]["false_positives"]) == (6 * (row["model"] != "untrained"), [0])
 
 
 def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(config: Config, oracle: Oracle) -> None:
@@ -82,6 +95,42 @@ def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(confi
     assert not list(folder.rglob("*.partial"))
 
 
+def test_every_unit_has_rows_of_its_own_and_a_file_of_its_predictions(config: Config, oracle: Oracle) -> None:
+    """Images first; of the other units those that are asked for, and that of the task."""
+    config = replace(config, eval=replace(config.eval, tasks=["cancer", "density"], units=["patient"], pool="max"))
+    found = evaluate(config, config.run_folder)
+    folder = config.run_folder / "eval"
+    for name, own, counts in (("cancer", "breast", {"no cancer": 18, "cancer": 6}), ("density", "exam", None)):
+        document = found[name]
+        assert list(dict.fromkeys(row["unit"] for row in document["rows"])) == ["image", own, "patient"]
+        assert {row["pool"] for row in document["rows"]} == {None, "max"}
+        assert not (folder / name / f"predictions-{'exam' if own == 'breast' else 'breast'}.csv").exists()
+        for row in document["rows"]:
+            unit = row["unit"]
+            one = read_predictions(folder / name / predictions_file(unit), row["protocol"], row["model"])
+            assert (row["n"], row["patients"]) == (len(one.images), 12)
+            assert row["incomplete"] == (0 if unit == "image" else row["n"]), "they have no MLO"
+            if unit == own and counts:
+                assert row["counts"] == counts
+            if document["binary"] and row["metrics"]["auc"]["value"] is not None:
+                area = roc_auc_score(one.labels, one.scores[:, 1])
+                assert row["metrics"]["auc"]["value"] == pytest.approx(area, abs=1e-3)
+        with (folder / name / "subgroups.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        rows = document["subgroups"]["rows"]
+        assert [(line["by"], line["group"], line["n"]) for line in lines] == [
+            (row["by"], row["group"], str(row["n"])) for row in rows
+        ]
+        assert {line["unit"] for line in lines} == {own}
+        assert document["prompt_sensitivity"][0]["auc"] == rows_of(document, "image")[0]["metrics"]["auc"]["value"]
+        assert document["definition"]["label"] == name
+    table = results_table(found).splitlines()
+    assert [line.split()[:4] for line in table[2:4]] == [
+        ["cancer", "zero-shot", "trained", "image"], ["cancer", "zero-shot", "trained", "breast"],
+    ]  # fmt: skip
+    assert max(map(len, table)) <= 115  # of the longest name of a model; 100 without it
+
+
 def test_birads_has_the_categories_of_the_data_set_as_classes(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)["birads"]
     assert [c["name"] for c in found["classes"]] == ["BI-RADS 1", "BI-RADS 2", "BI-RADS 5"]
@@ -93,7 +142,7 @@ def test_a_task_without_labels_says_so_instead_of_failing(config: Config, oracle
     items = Split(config, "test").items
     bare = [replace(i, study=replace(i.study, views=tuple(
         replace(v, labels=replace(v.labels, density=None)) for v in i.study.views))) for i in items]  # fmt: skip
-    data = task_data(TASKS["density"], bare, bare, Wording())
+    data = task_data(load_task("density"), bare, bare, [], Wording())
     assert (len(data.rows), data.classes, data.absent) == (0, [], ["A", "B", "C", "D"])
 
 
@@ -111,20 +160,24 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    lines = results_table(found).splitlines()
-    assert len(lines) == 2 + sum(len(d["rows"]) for name, d in found.items() if name != "alignment")
+    *lines, pointing, detection = results_table(found).splitlines()
+    assert re.fullmatch(
+        r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 1\.000 \[.*\]", pointing
+    )
+    assert re.fullmatch(r"finding 6 lesions: 1\.000 \[.*\] at 1 false positive an image, AP 1\.000 \[.*\]", detection)
+    assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
     assert not re.search(r"None|\bnan\b", "\n".join(lines))
-    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0}}).splitlines()[2:]
-    assert line.split() == ["density", "no", "image", "with", "this", "label", "n/a", "n/a", "n/a", "0", "0"]
+    (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0, "chance": None}}).splitlines()[2:]
+    assert re.fullmatch(r"density +none of its images has a label +n/a +n/a +0 +0", line)
 
 
 def test_a_class_that_the_training_texts_never_mention_is_marked(
     config: Config, oracle: Oracle, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In metrics, log, table and report; whether it is mentioned depends on the training split and on the settings."""
-    assert all(d["untaught"] == [] for name, d in evaluate(config, config.run_folder).items() if name != "alignment")
+    assert all(d["untaught"] == [] for d in evaluate(config, config.run_folder).values() if "classes" in d)
     folder = Path(config.data.shards[0]).parent / "pathology"
     write_shards(folder, {"train": 8, "test": 8}, known=("pathology", "cancer"))
     config = replace(config, data=replace(config.data, shards=[str(folder)]))
@@ -135,9 +188,9 @@ def test_a_class_that_the_training_texts_never_mention_is_marked(
     assert found["cancer"]["untaught"] == ["cancer"]
     assert "cancer: the training texts never mention what the class prompts say of cancer" in caplog.text
     table = results_table(found).splitlines()
-    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 2 + [
+    assert [line.split("  ")[1] for line in table if line.startswith("cancer")] == ["zero-shot *"] * 4 + [
         "linear probe"
-    ] * 2
+    ] * 4
     assert table[-1].startswith("* cancer: the training texts never mention what the class prompts say of cancer")
     assert (
         "the training texts never mention what the class prompts say of cancer"
@@ -167,14 +220,14 @@ def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Orac
 
 def test_boxes_follow_the_image_into_its_canvas() -> None:
     size = (128, 200)  # twice as high, wider than needed
-    assert localisation.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
+    assert boxes.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
     low = (64, 24)  # half as high and wide: background above and below
-    assert localisation.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
-    assert localisation.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
-    hit = localisation.region((BOX,), SIZE, (8, 6))
+    assert boxes.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
+    assert boxes.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
+    hit = pointing.region((BOX,), SIZE, (8, 6))
     assert np.argwhere(hit).min(0).tolist() == [2, 1]
     assert np.argwhere(hit).max(0).tolist() == [4, 3]
-    corner = localisation.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
+    corner = pointing.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
     assert corner.sum() == 4
 
 
@@ -225,3 +278,22 @@ def test_retrieval_lists_the_nearest_by_cosine(config: Config, oracle: Oracle) -
     for query in found["images"]:
         row = images[[i.key for i in split.items].index(query["image"])] @ words.T
         assert query["results"][0]["sentences"] == texts[int(row.argmax())]
+
+
+def test_all_labels_give_the_probe_of_before_and_fewer_a_row_of_their_own(config: Config, oracle: Oracle) -> None:
+    before = evaluate(config, config.run_folder)["density"]["rows"]
+    more = replace(config.eval, protocols=["probe"], fractions=[0.3, 1.0], draws=2, intensity_baseline=False)
+    found = evaluate(replace(config, eval=more), config.run_folder)["density"]["rows"]
+    rows = {(r["model"], r["fraction"], r["draw"]): r for r in found if r["unit"] == "image"}
+    assert list(rows) == [(m, f, d) for m in ("trained", "untrained") for f, d in ((0.3, 0), (0.3, 1), (1.0, 0))]
+    assert {r["protocol"] for r in found} == {"linear probe"}
+    for row in before:
+        if (row["protocol"], row["unit"]) == ("linear probe", "image") and row["model"] != "31 intensity percentiles":
+            assert rows[row["model"], 1.0, 0] == row
+    table = (config.run_folder / "eval" / "density" / "predictions.csv").read_text()
+    assert {line.partition(",trained")[0] for line in table.splitlines() if ",trained," in line} == {
+        "linear probe",
+        '"linear probe, 30 % (0)"',
+        '"linear probe, 30 % (1)"',
+    }
+    assert "linear probe, 30 % (1)" in write_report(config, config.run_folder).read_text()

@@ -6,16 +6,20 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import t as student
 from sklearn.metrics import (
+    average_precision_score,
     balanced_accuracy_score,
+    brier_score_loss,
     confusion_matrix,
     f1_score,
+    precision_recall_curve,
     precision_score,
     recall_score,
     roc_auc_score,
     roc_curve,
 )
 
-from mama.bench.intervals import IMAGES, coverage, simulate, true_values
+from mama.bench.intervals import coverage
+from mama.bench.simulated_evaluation import IMAGES, simulate, true_values
 from mama.evaluate import bootstrap, intervals, metrics
 from mama.evaluate.bootstrap import Estimate
 from mama.evaluate.intervals import Part
@@ -49,6 +53,8 @@ def test_binary_metrics_equal_scikit_learn(seed: int) -> None:
         {
             "auc": roc_auc_score(labels, scores[:, 1]),
             "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+            "average_precision": average_precision_score(labels, scores[:, 1]),
+            "brier": brier_score_loss(labels, scores[:, 1]),
             "sensitivity": recall_score(labels, predicted),
             "specificity": recall_score(labels, predicted, pos_label=0),
             "ppv": precision_score(labels, predicted),
@@ -68,6 +74,8 @@ def test_metrics_of_several_classes_equal_scikit_learn(classes: int) -> None:
         {
             "auc": roc_auc_score(labels, scores, multi_class="ovr", average="macro"),
             "balanced_accuracy": balanced_accuracy_score(labels, scores.argmax(1)),
+            "average_precision": average_precision_score(np.eye(classes)[labels], scores, average="macro"),
+            "brier": np.mean([brier_score_loss(labels == k, scores[:, k]) for k in range(classes)]) * classes / 2,
         }
     )
     assert np.array_equal(metrics.confusion(labels, scores), confusion_matrix(labels, scores.argmax(1)))
@@ -79,7 +87,9 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_means() -> None:
     found = values(metrics.measure(labels[here], scores[here], list(np.array(patients)[here]), False, 0, 0))
     areas = [roc_auc_score(labels[here] == k, scores[here, k]) for k in (0, 1, 3)]
     recalls = [np.mean(scores[here].argmax(1)[labels[here] == k] == k) for k in (0, 1, 3)]
-    assert found == pytest.approx({"auc": np.mean(areas), "balanced_accuracy": np.mean(recalls)})
+    assert (found["auc"], found["balanced_accuracy"]) == pytest.approx((np.mean(areas), np.mean(recalls)))
+    precisions = [average_precision_score(labels[here] == k, scores[here, k]) for k in (0, 1, 3)]
+    assert found["average_precision"] == pytest.approx(np.mean(precisions))
 
 
 def redrawn(labels: NDArray, scores: NDArray, patients: list[str], resamples: int, seed: int) -> list[tuple]:
@@ -102,10 +112,15 @@ def redrawn(labels: NDArray, scores: NDArray, patients: list[str], resamples: in
 def test_intervals_are_those_of_a_bootstrap_over_patients_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores, patients = cohort(11, 2, images=60, patients=9)
     monkeypatch.setattr(bootstrap, "CELLS", 60 * 7)  # several pieces
+    kept = metrics.measure(labels, scores, patients, True, 40, 5)
+    monkeypatch.setattr(bootstrap, "HELD", 0)  # drawn anew for each figure
+    assert metrics.measure(labels, scores, patients, True, 40, 5) == kept
     found = metrics.measure(labels, scores, patients, True, 40, 5)
     samples = redrawn(labels, scores, patients, 40, 5)
     by_hand = {
         "auc": [roc_auc_score(y, s[:, 1]) for y, s in samples],
+        "average_precision": [average_precision_score(y, s[:, 1]) for y, s in samples],
+        "brier": [brier_score_loss(y, s[:, 1]) for y, s in samples],
         "ppv": [precision_score(y, s.argmax(1)) for y, s in samples],
         "specificity_at_sensitivity": [
             (1 - fpr[tpr >= 0.8 - 1e-12]).max()
@@ -116,7 +131,8 @@ def test_intervals_are_those_of_a_bootstrap_over_patients_by_hand(monkeypatch: p
         "auc": min(len({p for p, y in zip(patients, labels, strict=True) if y == k}) for k in (0, 1)),
         "ppv": len({p for p, s in zip(patients, scores, strict=True) if s.argmax() == 1}),
     }
-    rarer["specificity_at_sensitivity"] = rarer["auc"]
+    rarer |= {"specificity_at_sensitivity": rarer["auc"], "average_precision": rarer["auc"]}
+    rarer["brier"] = len(set(patients))
     for name, drawn in by_hand.items():
         expected = solved(found[name].value or 0.0, np.array(drawn), rarer[name])
         assert (found[name].low, found[name].high) == pytest.approx(expected)
@@ -164,8 +180,9 @@ def test_simulations_without_any_interval_have_no_coverage() -> None:
 def test_the_simulated_truth_is_that_of_a_large_cohort() -> None:
     labels, scores = simulate(np.random.default_rng(1), 20000, 0.4, 0.8)
     found = values(metrics.measure(labels, scores, [str(n // IMAGES) for n in range(len(labels))], True, 0, 0))
-    for name, truth in true_values(0.8).items():
-        assert found[name] == pytest.approx(truth, abs=0.01)
+    truth = true_values(0.4, 0.8)
+    for name in set(truth) - {"ece", "ece_calibrated"}:
+        assert found[name] == pytest.approx(truth[name], abs=0.01), name
 
 
 def test_no_image_is_no_figure() -> None:
@@ -182,8 +199,10 @@ def test_where_no_image_is_wrong_the_interval_has_a_length_all_the_same() -> Non
     for patients, shortest, longest in ((6, 0.3, 0.6), (24, 0.1, 0.4)):
         found = metrics.measure(labels, scores, [f"p{n * patients // 24}" for n in range(24)], True, 50, 0)
         for name, estimate in found.items():
-            assert (estimate.value, estimate.high) == (1.0, 1.0), name
-            assert shortest < 1 - (estimate.low or 0) < longest, name
+            best, worst = (0.0, estimate.high) if name == "brier" else (1.0, estimate.low)
+            assert estimate.value == best, name
+            assert best in (estimate.low, estimate.high), name
+            assert shortest < abs(best - (worst or 0)) < longest, name
 
 
 def test_a_class_of_one_patient_makes_no_interval_alone_and_a_wide_one_among_others() -> None:
@@ -227,6 +246,7 @@ def test_an_undefined_metric_is_none_with_a_reason_and_never_zero() -> None:
     for name in (
         "auc",
         "balanced_accuracy",
+        "average_precision",
         "sensitivity",
         "ppv",
         "f1",
@@ -354,3 +374,9 @@ def test_mean_and_roc() -> None:
     expected = roc_curve(labels, scores[:, 1], drop_intermediate=False)
     assert np.allclose(false_positive, expected[0])
     assert np.allclose(true_positive, expected[1])
+    recall, precision = metrics.precision_recall(labels, scores[:, 1])
+    high, share, _ = precision_recall_curve(labels, scores[:, 1])  # from recall 1 to recall 0
+    rises = np.diff(share[::-1]) > 0
+    assert np.allclose(recall[1:], share[-2::-1][rises])
+    assert np.allclose(precision[1:], high[-2::-1][rises])
+    assert precision[0] == precision[1]

@@ -114,7 +114,9 @@ def test_results_on_other_shards_have_a_folder_and_a_heading_of_their_own(
     assert "10 images of 5 patients" in abroad
     assert "Pictures are missing" in abroad
     assert "picture missing" in abroad
-    assert "<img" not in re.sub(r'<img src="" alt="(confusion|ROC|training)[^>]*>', "", text)
+    assert "<img" not in re.sub(
+        r'<img src="" alt="(confusion|ROC|FROC|precision|reliability|subgroups|training)[^>]*>', "", text
+    )
     assert "shards cannot be read" in part(text, "Data")
 
 
@@ -148,7 +150,7 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     with pytest.raises(KeyboardInterrupt):
         evaluate(reseeded, run)
     assert contents(run / "eval") == before
-    assert {path.name for path in run.iterdir()} == {"data.json", "eval", "model", "report.html"}
+    assert {path.name for path in run.iterdir()} == {"data.json", "eval", "features", "model", "report.html"}
     monkeypatch.undo()
 
 

@@ -20,14 +20,19 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from mama.errors import ConfigError, RankError
-from mama.evaluate import evaluation
+from mama.evaluate import linear_probe
 from mama.evaluate.arrays import Float64s
 from mama.evaluate.evaluation import evaluate
+from mama.export.classifier_folder import Named, save_classifier
 from mama.export.consolidate import consolidate
+from mama.model.classifier import Classifier
+from mama.model.mama_model import build
 from mama.run.files import remove
+from mama.run.run_tokenizer import load_tokenizer
 from mama.runtime import sharing
 from mama.runtime.collectives import rank
 from mama.runtime.launch import run_on_ranks
@@ -53,14 +58,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def cases_of(run: Config) -> list[Config]:
-    """Batches that do not divide over the ranks; a single one; the training split; no finding; few images."""
+    """Batches that do not divide over the ranks; a single one; the training split; no finding; few images.
+
+    The first has a fine-tuned classifier as well.
+    """
+    classifier = Classifier(build(run, load_tokenizer(run.run_folder), "sdpa").vision, 2)
+    torch.nn.init.ones_(classifier.head.weight[0])
+    place = run.run_folder / "finetune" / "cancer-100-0" / "classifier"
+    save_classifier(Named(classifier, ["no cancer", "cancer"]), run.run_folder / "model", place)
+    tuned = replace(run, eval=replace(run.eval, protocols=["zeroshot", "probe", "finetune"]))
     without = replace(run, name="no-local-term", loss=replace(run.loss, local=0.0))
     save_run(without)
     consolidate(without)
     few = Path(run.data.shards[0]).parent / "few"
     write_shards(few, {"train": 2, "test": 1})
     return [
-        run,
+        tuned,
         replace(run, eval=replace(run.eval, batch=64)),
         replace(run, eval=replace(run.eval, split="train", intensity_baseline=False)),
         without,
@@ -75,28 +88,48 @@ def evaluate_all(cases: list[Config], config: Config) -> list[dict[str, bytes]]:
         assert bool(results) == (os.environ.get("RANK", "0") == "0")
         if results:
             found.append(results_of(case))
-            for name in ("eval", "eval-on"):
+            for name in ("eval", "eval-on", "features"):
                 remove(case.run_folder / name)
+    return found
+
+
+def evaluate_again(config: Config) -> list[dict[str, bytes]]:
+    """With features of the first time, of which one file is damaged: the ranks agree on what to compute."""
+    found = []
+    for _ in range(2):
+        if evaluate(config, config.run_folder):
+            found.append(results_of(config))
+            for damaged in (config.run_folder / "features").glob("test-*-trained-images.npz"):
+                damaged.write_bytes(b"damaged")
     return found
 
 
 def test_ranks_write_what_one_process_writes(run: Config) -> None:
     cases = cases_of(run)
     alone = evaluate_all(cases, run)
-    assert [len(each) for each in alone] == [12, 12, 12, 12, 12]
+    assert [len(each) for each in alone] == [29, 29, 29, 29, 29]
     assert b"31 intensity percentiles" in alone[0]["eval/cancer/predictions.csv"]
+    assert b"fine-tune" in alone[0]["eval/cancer/predictions.csv"]
     with np.load(io.BytesIO(alone[0]["eval/alignment/maps.npz"])) as maps:
         assert maps["maps"].shape[0] == 3
     assert on_ranks(2, partial(evaluate_all, cases), run) == alone
     assert on_ranks(3, partial(evaluate_all, cases[:2] + cases[-1:]), run) == alone[:2] + alone[-1:]
 
 
+def test_ranks_agree_on_which_features_are_read(run: Config) -> None:
+    found = on_ranks(2, evaluate_again, run)
+    assert isinstance(found, list)
+    assert found[0] == found[1]
+    for name in ("eval", "features"):
+        remove(run.run_folder / name)
+
+
 def troubled(troubles: list[Callable[[Config], Config]], config: Config) -> list[str]:
     """What rank 0 says of each trouble."""
     said = []
-    read = evaluation.linear_probe.intensity_percentiles
+    read = linear_probe.intensity_percentiles
     for trouble in troubles:
-        with patch.object(evaluation.linear_probe, "intensity_percentiles", read):
+        with patch.object(linear_probe, "intensity_percentiles", read):
             try:
                 evaluate(trouble(config), config.run_folder)
             except (ConfigError, RankError, ShardError) as error:
@@ -105,14 +138,14 @@ def troubled(troubles: list[Callable[[Config], Config]], config: Config) -> list
 
 
 def unreadable_on(number: int, config: Config) -> Config:
-    read = evaluation.linear_probe.intensity_percentiles
+    read = linear_probe.intensity_percentiles
 
     def read_or_raise(image: NDArray[np.uint8]) -> Float64s:
         if rank() == number:
             raise ShardError("invented.tar: damaged\nin two lines")
         return read(image)
 
-    evaluation.linear_probe.intensity_percentiles = read_or_raise  # put back by `troubled`
+    linear_probe.intensity_percentiles = read_or_raise  # put back by `troubled`
     return config
 
 

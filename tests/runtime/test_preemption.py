@@ -13,7 +13,7 @@ import pytest
 
 from mama.errors import StoppedError
 from mama.runtime import preemption
-from slurm import rank_environment
+from slurm import blocked_signals, rank_environment
 from slurm.profile import SlurmError
 
 
@@ -48,6 +48,38 @@ def test_a_signal_is_recorded(number: signal.Signals, code: int) -> None:
     assert preemption.signal_received() == code
     preemption.record_signals()
     assert preemption.signal_received() == 0, "another run in the same process"
+
+
+BEFORE = """
+import os, signal, sys
+from mama.errors import StoppedError
+from mama.runtime import preemption
+from slurm.submit import Resumable
+
+def train():
+    os.kill(os.getpid(), signal.SIGTERM)  # before the run has a handler
+    preemption.record_signals()
+
+def launch():
+    os.kill(os.getpid(), signal.SIGTERM)
+    with preemption.forwarded_to_ranks():
+        if preemption.signal_received():
+            raise StoppedError("told to stop")
+
+signal.signal(signal.SIGTERM, lambda number, frame: print("forgotten"))
+try:
+    Resumable({call})()
+except StoppedError as error:
+    sys.exit(f"{{error}}, request {{preemption.signal_received()}}")
+"""
+
+
+@pytest.mark.parametrize(("call", "line"), [("train", preemption.BEFORE_FIRST_STEP), ("launch", "told to stop")])
+def test_a_signal_that_came_while_a_job_imported_is_not_lost(call: str, line: str) -> None:
+    """submitit forgets SIGTERM, so that a job which is preempted in its first seconds would never come back."""
+    command = [sys.executable, blocked_signals.__file__, sys.executable, "-c", BEFORE.format(call=call)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("", f"{line}, request {preemption.END}\n")
 
 
 def test_the_largest_request_of_all_ranks_counts() -> None:

@@ -161,9 +161,9 @@ def test_an_unknown_key_in_the_file_is_named_with_the_nearest_one(
     ("override", "wrong", "right"),
     [
         ("train.stepz=3", "train.stepz", "train.steps"),
-        ("steps=3", "steps", "train.steps"),
+        ("steps=3", "steps", "train.steps or finetune.steps"),
         ("data.augment.blurr=0", "data.augment.blurr", "data.augment.blur"),
-        ("trainn.steps=3", "trainn.steps", "train.steps"),
+        ("trainn.steps=3", "trainn.steps", "train.steps or finetune.steps"),
         ("optim.learning_rate=1e-4", "optim.learning_rate", "optim.lr"),
         ("learning_rate=1e-4", "learning_rate", "optim.lr"),
         ("train.batch_size=8", "train.batch_size", "train.global_batch"),
@@ -278,7 +278,7 @@ def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_short_key_without_its_section_is_suggested_with_it(tmp_path: Path) -> None:
-    assert complaint(written(tmp_path, "{}"), "lr=1e-3").endswith("did you mean optim.lr?")
+    assert complaint(written(tmp_path, "{}"), "lr=1e-3").endswith("did you mean optim.lr or finetune.lr?")
 
 
 def test_the_message_about_a_dotted_key_in_a_file_nests_it(tmp_path: Path) -> None:
@@ -405,7 +405,8 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
         (
             EvalConfig,
             {"tasks": ["cancer", "birds"]},
-            "eval.tasks: 'birds' is not one of cancer, malignancy, birads, density",
+            "eval.tasks: 'birds' is not one of cancer, malignancy, birads, density, mass, calcification, asymmetry, "
+            "distortion, the path of a YAML file",
         ),
     ],
 )

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,10 @@ from slurm.profile import Profile, SlurmError
 from slurm.queue import cancel, ended, limits, queue, release, waits_for_ever
 from slurm.rendezvous import PLACES
 from slurm.snapshot import snapshot
-from slurm.submit import submit, submit_calls
+from slurm.submit import Request, submit, submit_calls
 from tests.support.checkout import CHECKOUT
-from tests.support.jobs import result_of
-from tests.support.slurm_cluster import NODES
+from tests.support.jobs import result_of, wait_for
+from tests.support.slurm_cluster import LARGEST_ARRAY, NODES
 
 if TYPE_CHECKING:
     from tests.support.slurm_cluster import Cluster
@@ -38,14 +37,6 @@ pytestmark = pytest.mark.ranks
 
 pytest_plugins = ("tests.support.slurm_cluster",)
 CPU = Profile(cluster="slurm", partition="cpu")
-
-
-def wait_for(ready: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def start_again_soon(cluster: Cluster, job: str) -> None:
@@ -72,7 +63,8 @@ def test_an_array_of_jobs_of_several_ranks_is_held_released_and_requeued(
     profile = replace(CPU, tasks_per_node=2, setup=["export OF_SETUP='from the setup'"])
     calls = [(ranks, (number, str(tmp_path))) for number in range(2)]
     jobs = submit_calls(
-        calls, profile=profile, folder=tmp_path, name="two words", comment="a|b", at_once=1, hold=True, code=code
+        calls,
+        Request(profile=profile, folder=tmp_path, name="two words", comment="a|b", at_once=1, hold=True, code=code),
     )
     number = jobs[0].job_id.partition("_")[0]
     found = wait_for(lambda: [job for job in queue() if job.reason])
@@ -101,7 +93,7 @@ def test_an_array_of_jobs_of_several_ranks_is_held_released_and_requeued(
 
 def test_a_submitter_killed_before_the_release_leaves_nothing_that_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """And what never ran is in the accounting by its array alone."""
-    jobs = submit_calls([(print, ())] * 3, profile=CPU, folder=tmp_path, hold=True)
+    jobs = submit_calls([(print, ())] * 3, Request(profile=CPU, folder=tmp_path, hold=True))
     ids = [job.job_id for job in jobs]
     time.sleep(2)
     assert {job.id: job.reason for job in queue()} == dict.fromkeys(ids, "JobHeldUser")
@@ -116,9 +108,9 @@ def test_a_submitter_killed_before_the_release_leaves_nothing_that_runs(slurm_cl
 
 
 def test_a_job_whose_dependency_fails_leaves_the_queue(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    (first,) = submit_calls([(sys.exit, (3,))], profile=CPU, folder=tmp_path, hold=True)
+    (first,) = submit_calls([(sys.exit, (3,))], Request(profile=CPU, folder=tmp_path, hold=True))
     number = first.job_id.partition("_")[0]
-    (after,) = submit_calls([(print, ())], profile=CPU, folder=tmp_path, dependency=f"aftercorr:{number}")
+    (after,) = submit_calls([(print, ())], Request(profile=CPU, folder=tmp_path, dependency=f"aftercorr:{number}"))
     release([number])
     wait_for(lambda: not queue())
     states = wait_for(lambda: len(found := ended([first.job_id, after.job_id])) == 2 and found)
@@ -129,7 +121,7 @@ def test_a_job_whose_dependency_fails_leaves_the_queue(slurm_cluster: Cluster, t
 def test_a_cluster_says_its_limits_and_what_it_will_never_start(
     slurm_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (limits().array_size, limits().jobs) == (1001, None)
+    assert (limits().array_size, limits().jobs) == (LARGEST_ARRAY, None)
     job = submit(print, profile=replace(CPU, nodes=3), folder=tmp_path)
     why = waits_for_ever(job.job_id)
     assert why is not None
@@ -162,7 +154,7 @@ def test_a_job_submitted_from_within_a_job_inherits_nothing_of_it(slurm_cluster:
         os.environ["MASTER_PORT"] = "1"
         return submit(environment, profile=CPU, folder=folder, name="inner").job_id
 
-    (array,) = submit_calls([(submit_from_here, (str(tmp_path / "a"),))], profile=CPU, folder=tmp_path)
+    (array,) = submit_calls([(submit_from_here, (str(tmp_path / "a"),))], Request(profile=CPU, folder=tmp_path))
     step = replace(CPU, tasks_per_node=2)
     ranks = submit(submit_from_here, str(tmp_path / "b"), profile=step, folder=tmp_path)
     numbers = [(tmp_path / "a", result_of(array)), *((tmp_path / "b", number) for number in ranks.results())]
@@ -184,7 +176,7 @@ def test_a_job_to_which_sbatch_exports_nothing_runs(slurm_cluster: Cluster, tmp_
 
 def test_a_job_submitted_in_a_step_of_srun_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
     program = (
-        "from slurm.profile import Profile; from slurm.submit import submit; "
+        "from slurm.profile import Profile; from slurm.submit import Request, submit; "
         f"print(submit(max, 3, 4, profile=Profile(cluster='slurm', partition='cpu'), folder={str(tmp_path)!r}).job_id)"
     )
     command = ["srun", "-n", "1", sys.executable, "-c", program]
@@ -263,7 +255,7 @@ def test_a_job_excludes_a_node_once_and_starts_on_another(slurm_cluster: Cluster
             time.sleep(60)
         return node, again
 
-    jobs = submit_calls([(exclude, ())], profile=CPU, folder=tmp_path)
+    jobs = submit_calls([(exclude, ())], Request(profile=CPU, folder=tmp_path))
     first = wait_for(lambda: [job.node for job in queue() if job.state == "RUNNING"])[0]
     start_again_soon(slurm_cluster, jobs[0].job_id)
     (other,) = set(NODES) - {first}
@@ -306,7 +298,7 @@ def test_a_task_of_an_array_that_puts_itself_back_leaves_the_others_alone(
         return restarts
 
     calls = [(last_requeues_itself, (number, str(tmp_path))) for number in range(2)]
-    first, last = submit_calls(calls, profile=CPU, folder=tmp_path, at_once=1)
+    first, last = submit_calls(calls, Request(profile=CPU, folder=tmp_path, at_once=1))
     number = first.job_id.partition("_")[0]
     wait_for(lambda: (tmp_path / f"start-1-0-{number}").exists())
     result_of(first)

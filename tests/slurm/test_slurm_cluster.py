@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,8 @@ from slurm.profile import Profile, SlurmError
 from slurm.submit import submit, submit_array
 from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
-from tests.support.jobs import result_of
+from tests.support.jobs import result_of, wait_for
+from tests.support.slurm_cluster import LARGEST_ARRAY
 from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
@@ -76,13 +76,6 @@ def contents(config: PackConfig) -> dict[str, bytes]:
     """Every file of a build, by its path in the folder."""
     files = (path for path in Path(config.out).rglob("*") if path.is_file() and path.name != "lock")
     return {str(path.relative_to(config.out)): path.read_bytes() for path in files}
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def requeue(cluster: Cluster, job_id: str) -> None:
@@ -225,7 +218,7 @@ def test_the_array_is_cancelled_if_its_last_job_is_refused(
 
 def test_an_array_too_large_for_the_cluster_is_one_line(slurm_cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(SlurmError, match=r"cannot be submitted: .*Invalid job array specification") as caught:
-        submit_array(max, [(1, 2)] * 1002, min, 1, 2, profile=CPU, folder=tmp_path)
+        submit_array(max, [(1, 2)] * (LARGEST_ARRAY + 1), min, 1, 2, profile=CPU, folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert slurm_cluster.jobs() == []
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ from mama.evaluate.evaluation import evaluate
 from mama.export.consolidate import consolidate
 from mama.run.files import remove
 from mama.settings.load import save
-from mama.settings.schema import Config
+from mama.settings.schema import Config, FinetuneConfig
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from slurm.profile import Profile
 from slurm.submit import submit
+from tests.support import jobs
 from tests.support.jobs import result_of
 from tests.support.saved_run import results_of, small_run
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 pytest_plugins = ("tests.support.slurm_cluster",)
+wait_for = partial(jobs.wait_for, seconds=300)
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +48,14 @@ def alone(run: Config) -> tuple[dict[str, bytes], dict[str, bytes]]:
     consolidate(run)
     evaluate(run, run.run_folder)
     found = model_of(run), results_of(run)
-    remove(run.run_folder / "model")
-    remove(run.run_folder / "eval")
+    for name in ("model", "eval", "features"):
+        remove(run.run_folder / name)
     return found
 
 
 def model_of(run: Config) -> dict[str, bytes]:
     folder = run.run_folder / "model"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def job(cluster: Cluster, folder: Path, *arguments: str) -> list[str]:
@@ -87,6 +83,7 @@ def test_two_tasks_consolidate_once_and_share_the_evaluation(
     assert first.count("writing the results to") == 1
     assert "trained: test images: 4/4 batches" in first
     assert "writing" not in second
+    remove(run.run_folder / "features")
     command = ["srun", "--ntasks=2", "--nodes=1", sys.executable, "-m", "mama", "eval", str(tmp_path / "run.yaml")]
     remove(run.run_folder / "eval")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -118,12 +115,13 @@ def test_an_evaluation_that_is_preempted_while_it_waits_starts_over_with_the_sam
         return starts.stat().st_size
 
     consolidate(run)
+    remove(run.run_folder / "features")  # the maps are to be computed
     profile = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
     submitted = submit(evaluate_at_second_start, run, str(tmp_path), profile=profile, folder=tmp_path)
     wait_for(lambda: (tmp_path / "waits").exists())
     slurm_cluster.run("scancel", "--signal=USR2", submitted.job_id)
     state = ("squeue", "--noheader", "--format=%T", f"--jobs={submitted.job_id}")
-    wait_for(lambda: slurm_cluster.run(*state) == "PENDING\n", 20)
+    wait_for(lambda: slurm_cluster.run(*state) == "PENDING\n", seconds=20)
     slurm_cluster.run("scontrol", "update", f"JobId={submitted.job_id}", "StartTime=now+2")
     assert result_of(submitted) == 2
     assert results_of(run) == alone[1]
@@ -145,3 +143,42 @@ def test_one_of_two_tasks_packs(slurm_cluster: Cluster, tmp_path: Path) -> None:
     built = [sorted(Path(config.out).rglob("*.tar")) for config in (here, there)]
     assert [path.read_bytes() for path in built[0]] == [path.read_bytes() for path in built[1]]
     assert (tmp_path / "there" / "manifest.json").read_bytes() == (tmp_path / "here" / "manifest.json").read_bytes()
+
+
+def test_a_fine_tuning_that_is_preempted_goes_on_and_then_evaluates(
+    slurm_cluster: Cluster, run: Config, tmp_path: Path
+) -> None:
+    def evaluate_slowly(config: Config, folder: str) -> None:
+        from mama.finetune import fine_tune
+        from mama.finetune.fine_tuning import FineTuning
+
+        step = FineTuning.step
+
+        def slow(self: FineTuning, batches: object, number: int) -> bool:
+            if number == 3 and not Path(folder, "waits").exists():
+                time.sleep(1)  # both tasks are here
+                Path(folder, "waits").touch()
+                time.sleep(4)
+            return step(self, batches, number)  # type: ignore[arg-type]
+
+        FineTuning.step = slow  # type: ignore[method-assign, assignment]
+        fine_tune.evaluate(config, config.run_folder)
+
+    consolidate(run)
+    own = FinetuneConfig(steps=6, batch=4, micro_batch=1, warmup_steps=1)
+    measured = replace(run.eval, tasks=["cancer"], protocols=["finetune"], intensity_baseline=False)
+    config = replace(run, eval=measured, finetune=own)
+    profile = Profile(cluster="slurm", partition="cpu", tasks_per_node=2)
+    submitted = submit(evaluate_slowly, config, str(tmp_path), profile=profile, folder=tmp_path)
+    wait_for(lambda: (tmp_path / "waits").exists())
+    slurm_cluster.run("scancel", "--signal=USR2", submitted.job_id)
+    state = ("squeue", "--noheader", "--format=%T", f"--jobs={submitted.job_id}")
+    wait_for(lambda: slurm_cluster.run(*state).strip() == "PENDING")
+    folder = run.run_folder / "finetune" / "cancer-100-0"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000004"]
+    slurm_cluster.run("scontrol", "update", f"JobId={submitted.job_id}", "StartTime=now+2")
+    assert result_of(submitted) is None
+    assert "resumed from" in Path(submitted.paths.stderr).read_text()
+    assert json.loads((folder / "complete.json").read_text())["step"] == 6
+    rows = json.loads((run.run_folder / "eval" / "cancer" / "metrics.json").read_text())["rows"]
+    assert {(row["protocol"], row["fraction"], row["draw"]) for row in rows} == {("fine-tune", 1.0, 0)}

@@ -22,7 +22,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
 from slurm.profile import Profile, SlurmError
-from slurm.submit import script_of, submit, submit_array, submit_calls
+from slurm.submit import Request, submit, submit_array, submit_calls
 from tests.support.checkout import CHECKOUT
 from tests.support.jobs import result_of
 
@@ -229,7 +229,7 @@ srun: {container-image: "nvcr.io#nvidia/pytorch:24.05-py3", container-mounts: "/
 """)
     profile = load_profile(file)
     assert profile.tasks == 6
-    script = script_of([(print, ())] * 5, profile=profile, folder=tmp_path, name="two words", comment="it's 5 %")
+    script = Request(profile=profile, folder=tmp_path, name="two words", comment="it's 5 %").script(5)
     given = directives(script)
     expected = ["qos=010", "constraint=a100&ib", "exclude=gpu[07-08]", "array=0-4%3", "job-name=two words"]
     expected += ["comment=it's 5 %", "ntasks=6", "gpus-per-task=1", "exclusive", "mem-per-cpu=4G"]
@@ -261,11 +261,11 @@ def test_a_held_array_that_waits_for_another_and_runs_a_copy_of_the_code(
     how = {"dependency": "aftercorr:11", "at_once": 2, "hold": True, "comment": "a batch"}
     code = tmp_path / "code of it"
     calls = [(print, (number,)) for number in range(3)]
-    jobs = submit_calls(calls, profile=profile, folder=tmp_path, code=code, **how)  # type: ignore[arg-type]
+    jobs = submit_calls(calls, Request(profile=profile, folder=tmp_path, code=code, **how))  # type: ignore[arg-type]
     assert [(job.job_id, job.num_tasks) for job in jobs] == [("12_0", 8), ("12_1", 8), ("12_2", 8)]
     assert [job.submission().function.args for job in jobs] == [(0,), (1,), (2,)]  # type: ignore[attr-defined]
     script = (tmp_path / "script").read_text()
-    assert script == script_of(calls, profile=profile, folder=tmp_path, code=code, **how)  # type: ignore[arg-type]
+    assert script == Request(profile=profile, folder=tmp_path, code=code, **how).script(len(calls))  # type: ignore[arg-type]
     for option in ("array=0-2%2", "dependency=aftercorr:11", "kill-on-invalid-dep=yes", "hold", "comment=a batch"):
         assert f"--{option}" in directives(script)
     srun = call_of_srun(script)
@@ -274,7 +274,7 @@ def test_a_held_array_that_waits_for_another_and_runs_a_copy_of_the_code(
     assert "-P" in srun, "the working folder may be a checkout"
     assert f"export PYTHONPATH='{code}'${{PYTHONPATH:+:$PYTHONPATH}}" in script
     monkeypatch.chdir(tmp_path)  # a task may start in another folder: in a container, or after a `cd` in setup
-    assert script == script_of(calls, profile=profile, folder="", code=Path("code of it"), **how)  # type: ignore[arg-type]
+    assert script == Request(profile=profile, folder="", code=Path("code of it"), **how).script(len(calls))  # type: ignore[arg-type]
     left = [path.name for path in (tmp_path / "jobs").iterdir()]
     assert sorted(left) == ["12_0", "12_1", "12_2"]
 

@@ -112,16 +112,18 @@ class Oracle(nn.Module):
     def embed_texts(self, texts: Texts) -> Tensor:
         return torch.stack([self._read(row[mask]) for row, mask in zip(texts.tokens, texts.mask, strict=True)])
 
-    def alignment(self, images: Tensor, texts: Texts) -> Tensor:
-        """Of the sentence about a mass the grey of the patches, of all other sentences its opposite."""
-        grey = nn.functional.avg_pool2d(images, PATCH).flatten(1)  # [b, P]
+    def patch_embeddings(self, images: Tensor) -> Tensor:
+        """The grey of the patches, [b, P, 1]."""
+        return nn.functional.avg_pool2d(images, PATCH).flatten(1)[..., None]
+
+    def sentence_embeddings(self, texts: Texts) -> Tensor:
+        """Of the sentence about a mass 1, of all others -1, [u, S, 1]: so it sees the grey, or its opposite."""
         rows = []
         for tokens, ends in zip(texts.tokens, texts.separators, strict=True):
             starts = [0, *ends[:-1].tolist()]
             said = [self._words(tokens[a:b]) for a, b in zip(starts, ends.tolist(), strict=True)]
             rows.append(torch.tensor([1.0 if "mass" in words else -1.0 for words in said]))
-        signs = torch.stack(rows)[:, :, None]
-        return (0.0 if self.blind else 1.0) * signs * grey[:, None]
+        return (0.0 if self.blind else 1.0) * torch.stack(rows)[:, :, None]
 
     def _words(self, tokens: Tensor) -> str:
         return str(self.tokenizer.base.decode(tokens.tolist()))

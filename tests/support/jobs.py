@@ -1,11 +1,22 @@
-"""The results of submitted jobs."""
+"""Wait for submitted jobs, and for what they do."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
+
+
+def wait_for(ready: Callable[[], Any], seconds: float = 240) -> Any:
+    """Ask again and again until the answer is not empty, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := ready()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
 
 
 def result_of(job: submitit.Job[Any]) -> Any:

@@ -21,4 +21,4 @@ def write_folder(folder: Path, samples: Mapping[str, Sequence[Sample]], per_shar
             tally = Tally()
             chunk = tally.kept(all_samples[start : start + per_shard])
             records.append(tally.record(write_shard(folder, f"{split}-{number:06d}.tar", split, chunk)))
-    save_manifest(manifest_of(Plan({"source": "invented"}, {}, ()), records), folder)
+    save_manifest(manifest_of(Plan({"source": "invented", "split": "hash"}, {}, ()), records), folder)

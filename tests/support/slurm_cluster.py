@@ -34,10 +34,13 @@ HOST = socket.gethostname().partition(".")[0]
 # CPUs of each node. The tasks of a job look their first node's name up: this machine's own is known everywhere.
 NODES = {HOST: 2, f"{HOST}-2": 1}  # the first of a job is the alphabetically first
 
+LARGEST_ARRAY = 6  # jobs; most clusters have 1,001
+
 SLURM_CONF = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld}
+MaxArraySize={array}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -102,6 +105,7 @@ class Cluster:
             "PATH": PATH,
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "MYSQL_UNIX_PORT": str(self.folder / "mariadb.socket"),
+            "TMPDIR": str(self.folder),  # where two MariaDB that start at once would take the same names
         }
 
     def run(self, *command: str) -> str:
@@ -149,7 +153,25 @@ def slurm_cluster(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Job, "_results_timeout_s", 0)  # 15 s otherwise, for slow shared file systems
     monkeypatch.setattr(SlurmJob.watcher, "_delay_s", 1)  # between two calls of sacct; 600 otherwise
     yield running_cluster
+    tell(running_cluster)
     end_jobs(running_cluster)
+
+
+def tell(cluster: Cluster) -> None:
+    """Print what Slurm says of itself: pytest shows it with a test that fails."""
+    for command in (("scontrol", "--oneliner", "show", "job"), ("scontrol", "--oneliner", "show", "node")):
+        print(cluster.call(*command).stdout[-20_000:])
+    for log in sorted(cluster.folder.glob("slurm[cd]*.log")):
+        print(f"{log.name}:\n{log.read_text(errors='replace')[-10_000:]}")
+
+
+@pytest.fixture
+def closed(slurm_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, which takes jobs but starts none."""
+    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    yield slurm_cluster
+    slurm_cluster.run("scancel", "--partition=cpu")
+    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
 
 
 @contextmanager
@@ -204,7 +226,7 @@ def write_configuration(folder: Path) -> None:
         NODE.format(name=name, host=HOST, port=port, cpus=cpus)
         for (name, cpus), port in zip(NODES.items(), ports, strict=True)
     )
-    slurm = SLURM_CONF.format(folder=folder, host=HOST, ctld=ctld, dbd=dbd, nodes=nodes)
+    slurm = SLURM_CONF.format(array=LARGEST_ARRAY, folder=folder, host=HOST, ctld=ctld, dbd=dbd, nodes=nodes)
     (folder / "slurm.conf").write_text(slurm)
     for name, content in (
         ("slurmdbd.conf", SLURMDBD_CONF.format(folder=folder, dbd=dbd).encode()),

@@ -13,7 +13,7 @@ from mama.data.held_out import Split
 from mama.evaluate import provenance, result_folders, results
 from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.task_data import Predictions, task_data
-from mama.evaluate.tasks import TASKS
+from mama.evaluate.tasks import load_tasks
 from mama.run.files import write_json
 from mama.settings.load import save
 from mama.settings.schema import Config, DataConfig, EvalConfig
@@ -68,7 +68,7 @@ def write_evaluation(config: Config, skill: float) -> Path:
     measured = provenance.identity(config, run)
     held_out, train = (Split(config, split).items for split in (config.eval.split, "train"))
     wording = wording_of([item.study for item in held_out if item.position == 0], config.data.style, False)
-    tasks = [task_data(TASKS[name], held_out, train, wording) for name in config.eval.tasks]
+    tasks = [task_data(task, held_out, train, [], wording) for task in load_tasks(config.eval.tasks)]
     hard, own = np.random.default_rng(1), np.random.default_rng([config.seed, round(1000 * skill)])
     for data in tasks:
         for protocol in PROTOCOLS:

@@ -233,6 +233,7 @@ def test_axes_are_short_where_no_other_setting_ends_alike() -> None:
     assert [short(axis) for axis in given] == [
         "lr", "seed", "text.model", "data.workers", "vision.config.hidden_size", "blur",
     ]  # fmt: skip
+    assert [short(f"finetune.{name}") for name in ("lr", "layer_decay")] == ["finetune.lr", "finetune.layer_decay"]
 
 
 def test_long_names_are_cut_and_differ(sweep: Write) -> None:
@@ -371,6 +372,7 @@ def test_packing_without_a_section_pack_is_refused(complaint: Callable[..., str]
         ("stages: []", "stages: is empty"),
         ("stages: train", "stages: 'train' is not a list; write [train]"),
         ("evaluations: {}", "evaluations: is empty"),
+        ("evaluations: {a: {eval.on: [y]}}", "evaluations.a: eval.on: ['y']; a sweep names them as evaluations.NAME."),
         ("evaluations: {a/b: {}}", "evaluations.a/b: a name has letters, digits and ._- only"),
         ("evaluations: {a: {optim.lr: 3}}", "evaluations.a: optim.lr: is a setting of training; an evaluation may cha"),
         ("evaluations: {a: {eval.task: [cancer]}}", "eval.task: unknown key; did you mean eval.tasks?"),

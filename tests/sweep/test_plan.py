@@ -12,7 +12,8 @@ from mama.errors import ConfigError
 from mama.sweep import state, submission
 from mama.sweep.batches import read_batches, write_batch
 from mama.sweep.definition import load_sweep
-from mama.sweep.submission import Chain, plan, submit_missing
+from mama.sweep.plan import Chain, plan
+from mama.sweep.submission import submit_missing
 from mama.sweep.sweep import Point, Sweep
 from slurm.queue import EndedJob, Limits
 from tests.support.study import begun, study, submitted
@@ -94,7 +95,7 @@ def test_a_job_taken_away_before_its_work_began_is_submitted_again(
     assert (found.state, found.reason) == ("failed", "it ended before its work began; see its log")
     monkeypatch.setattr(state, "ended", lambda ids: {each: EndedJob(each, "NODE_FAIL", "n1", 0, 0) for each in ids})
     found = state.states(sweep)["seed-0"][0]
-    assert (found.state, found.reason) == ("stopped", "its node failed")
+    assert (found.state, found.reason) == ("stopped", "node failure")
 
 
 def test_the_log_is_that_of_the_job_that_left_the_word(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,8 @@ from mama.sweep.sweep import Evaluation, Point, Sweep
 from mama.sweep.work import shards_name
 from slurm import queue as slurm_queue
 from slurm.queue import Limits
+from tests.support.jobs import wait_for
+from tests.support.slurm_cluster import LARGEST_ARRAY
 from tests.support.tiny_run import config_of
 
 if TYPE_CHECKING:
@@ -33,15 +34,6 @@ pytest_plugins = ("tests.support.slurm_cluster",)
 
 PROFILE = "cluster: slurm\npartition: cpu\ntimeout_min: 30\n"
 KILLED = 137
-
-
-@pytest.fixture
-def closed(slurm_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, which takes jobs but starts none."""
-    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
-    yield slurm_cluster
-    slurm_cluster.run("scancel", "--partition=cpu")
-    slurm_cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
 
 
 @pytest.fixture
@@ -187,9 +179,15 @@ def test_two_submitters_at_once(closed: Cluster, sweep: Sweep) -> None:
     assert len(slurm_queue.queue()) == 2 * 16
 
 
-def test_arrays_are_cut_at_the_limits_of_the_cluster(
-    closed: Cluster, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_are_cut_at_what_the_cluster_accepts(closed: Cluster, sweep: Sweep, tmp_path: Path) -> None:
+    points = [point(tmp_path, sweep.folder, seed) for seed in range(LARGEST_ARRAY + 2)]
+    sweep = replace(sweep, points=points, stages=["train"], evaluations=[])
+    submit_missing(sweep)
+    assert [len(batch.units) for batch in read_batches(sweep)] == [LARGEST_ARRAY, 2]
+    assert in_queue(closed, sweep) == all_once(sweep)
+
+
+def test_arrays_are_cut_at_other_limits(closed: Cluster, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "limits", lambda *_: Limits(array_size=3, jobs=None))
     submit_missing(sweep)
     assert [len(batch.units) for batch in read_batches(sweep)] == [3, 1]
@@ -249,10 +247,7 @@ def test_a_job_that_ends_before_its_work_begins_has_failed_and_is_not_submitted_
     (tmp_path / "bad.yaml").write_text(PROFILE + "setup: [exit 3]\n")
     one = replace(sweep, points=sweep.points[:1], profiles={"default": str(tmp_path / "bad.yaml")})
     submit_missing(one)
-    deadline = time.monotonic() + 180
-    while slurm_cluster.jobs():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: not slurm_cluster.jobs(), 180)
     found = states(one)["seed-0"]
     assert [state.state for state in found] == ["failed", "missing", "missing", "missing"]
     assert submit_missing(one) == [f"seed-0: train failed: {found[0].reason}; --retry submits it again"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from mama.sweep.submission import submit_missing
 from mama.sweep.sweep import Point, Sweep
 from mama.sweep.work import work_of
 from slurm.snapshot import code_digest
+from tests.support import jobs
 from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
 from tests.support.tiny_run import config_of
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 pytest_plugins = ("tests.support.slurm_cluster",)
+wait_for = partial(jobs.wait_for, seconds=600)
 
 CRASHES, PREEMPTED = "seed-4", "seed-5"
 
@@ -46,13 +47,6 @@ def study(folder: Path, name: str, profile: str, seeds: range) -> Sweep:
         data = replace(config.data, shards=[str(folder / ("shards4" if seed == 4 else "shards"))], workers=0)
         points.append(Point(replace(config, runs=str(place), seed=seed, train=train, data=data), {"seed": seed}))
     return Sweep(name, place, points, ["train", "consolidate"], [], {"default": profile}, at_once=2)
-
-
-def wait_for(ready: Callable[[], object], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def words(sweep: Sweep) -> dict[str, list[str]]:

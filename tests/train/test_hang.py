@@ -22,7 +22,7 @@ from mama.run import checkpoints
 from mama.runtime import preemption
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
-from mama.train import hang, loop
+from mama.train import hang, loop, pretraining
 from mama.train.heartbeat import MEETING, Heartbeat
 from tests.support.cohort import write_shards
 from tests.support.tiny_run import config_of
@@ -142,14 +142,14 @@ def test_a_rank_says_for_whom_it_waits(tmp_path: Path, caplog: pytest.LogCapture
 
 def hanging(config: Config) -> int:
     """Train, but rank 1 does not come back from its fourth step."""
-    step = loop.training_step
+    step = pretraining.training_step
 
     def hang(engine: Any, batches: Any, config: Config, number: int) -> Any:
         if number == 3 and os.environ["RANK"] == "1":
             threading.Event().wait()
         return step(engine, batches, config, number)
 
-    with patch.object(loop, "training_step", hang):
+    with patch.object(pretraining, "training_step", hang):
         return loop.train_rank(config)
 
 

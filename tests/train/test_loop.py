@@ -247,7 +247,7 @@ def test_validation_is_logged_and_scores_the_checkpoint_of_its_step(whole: Confi
 
 
 def validation_fails(config: Config) -> None:
-    with patch("mama.train.loop.validate", side_effect=OSError(5, "the disk is gone")):
+    with patch("mama.train.pretraining.validate", side_effect=OSError(5, "the disk is gone")):
         train_rank(config)
 
 
@@ -334,6 +334,7 @@ def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
         "model.safetensors",
         "text",
         "tokenizer",
+        "trained_on.safetensors",
         "vision",
     }
     assert not [name for name in load_file(portable / "model.safetensors") if "lora" in name]

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from mama.model.heads import LocalHead, LogitScale
+from mama.settings.rates import rate_at
 from mama.settings.schema import LossConfig, OptimConfig
-from mama.train.optimizer import parameter_groups, rate_at, set_rates
+from mama.train.optimizer import parameter_groups, set_rates
 
 OPTIM = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
 

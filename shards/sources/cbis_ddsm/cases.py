@@ -27,6 +27,7 @@ SHARED = {
     "patient_id": "stated_patient",
     "left or right breast": "stated_side",
     "image view": "stated_view",
+    "abnormality id": "abnormality",
     "assessment": "birads",
     "pathology": "pathology",
     "image file path": "path",
@@ -86,12 +87,16 @@ UNKNOWN = Labels()
 
 @dataclass(frozen=True)
 class Film:
-    """The facts of one film. `path` is that of the tables, None if no table names the film."""
+    """The facts of one film. `path` is that of the tables, None if no table names the film.
+
+    `masks` are (number of a finding, name of its mask, such as Mass-Training_P_00001_LEFT_CC_1).
+    """
 
     labels: Labels = UNKNOWN
     findings: tuple[Finding, ...] = ()
     path: str | None = None
     refused: tuple[str, str] | None = None
+    masks: tuple[tuple[int, str], ...] = ()
 
 
 BENIGN_B = Film(Labels(density="B", cancer=False, pathology="benign"))
@@ -135,7 +140,7 @@ def _rows(path: Path, kind: str) -> pd.DataFrame:
     header = column_names(path, COLUMNS[kind])
     spelling = next((name for name in SPELLINGS if name in header), SPELLINGS[0])
     table = blank_unknown(read_table(path, {**COLUMNS[kind], spelling: "density"}), CODES)
-    for column in ("birads", "density"):  # a number has a point where its column has empty cells
+    for column in ("birads", "density", "abnormality"):  # a number has a point where its column has empty cells
         table[column] = table[column].astype("string").str.removesuffix(".0")
     place = table["path"].astype("string").str.split("/").str[0].str.extract(NAME)
     place["side"] = place["side"].map(SIDES)
@@ -154,10 +159,12 @@ def _films(of_patient: Sequence[Any]) -> Iterator[tuple[Place, Film]]:
 def _film(shown: Sequence[Any], breast: Sequence[Any], numbers: Iterator[int]) -> Film:
     try:
         labels = _labels(breast)
-        findings = [finding for row in shown for finding in _findings(row, next(numbers))]
+        numbered = [(row, next(numbers)) for row in shown]
+        findings = [finding for row, number in numbered for finding in _findings(row, number)]
     except Refused as error:
         return Film(path=shown[0].path, refused=error.pair)
-    return Film(labels, tuple(findings), shown[0].path)
+    masks = [(number, f"{row.path.split('/')[0]}_{row.abnormality}") for row, number in numbered]
+    return Film(labels, tuple(findings), shown[0].path, masks=tuple(masks))
 
 
 def _labels(breast: Sequence[Any]) -> Labels:

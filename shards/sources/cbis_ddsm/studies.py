@@ -35,6 +35,7 @@ class Image:
     """One file. `of_abnormality`: its name ends in the number of one, so it is a crop or a mask."""
 
     path: Path
+    name: str  # such as Mass-Training_P_00001_LEFT_CC; empty if the file has none
     place: Place | None
     of_abnormality: bool
     description: str
@@ -52,9 +53,8 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
 
     A film is identified by a name such as Mass-Training_P_00001_LEFT_CC: the file's PatientID, else a folder in its
     path. Otherwise the tables' paths are not used: they do not match the downloaded files, and swap masks and crops.
-    Every view has a PatientID and StudyInstanceUID of its own, so the patient's number makes the study. The official
-    split is not used: it splits patients with both masses and calcifications. A file without such a name becomes a
-    study of its own.
+    Every view has a PatientID and StudyInstanceUID of its own, so the patient's number makes the study. A file without
+    such a name becomes a study of its own. The official split is that of `cbis_ddsm.official_split`.
 
     Labels. A row is an abnormality in one view. Labels are per breast, from its rows in all tables:
     - malignant if one abnormality is, else benign (BENIGN_WITHOUT_CALLBACK is benign);
@@ -62,8 +62,9 @@ def cbis_ddsm(root: Path) -> Iterator[SourceStudy]:
     - density, if all rows agree; 0 is unknown.
 
     Findings are per view. Their numbers are never shared between views: abnormalities are counted within each film.
-    They have no box, which would have to be measured in the mask. A mass that is also called a distortion or asymmetry
-    is two findings; margins belong to the mass.
+    A mass that is also called a distortion or asymmetry is two findings; margins belong to the mass. The box is that of
+    the abnormality's mask, which packing measures (`shards.image.lesion_mask`); a file as large as the film is taken
+    for the mask even if its header calls it a crop.
 
     Refused or left out, by the first that applies:
     1. lesion-crop, roi-mask: by SeriesDescription, else by size, as a mask is as large as its mammogram;
@@ -107,6 +108,7 @@ def _image(root: Path, path: Path, header: Mapping[str, str]) -> Image:
     name = next(filter(None, (re.fullmatch(NAME, name) for name in names)), None)
     return Image(
         path,
+        name[0] if name else "",
         (name["patient"], SIDES[name["side"]], name["view"]) if name else None,
         bool(name and name["number"]),
         header["SeriesDescription"].lower(),
@@ -118,6 +120,7 @@ def _views(root: Path, images: list[Image], films: Mapping[Place, Film]) -> dict
     sizes = {image.place: image.size for image in images if not image.of_abnormality}
     views: dict[str, list[SourceView]] = defaultdict(list)
     seen: dict[Place, Path] = {}
+    masks = _masks(images, sizes)
     for image in images:
         if image.place is None:
             views[str(image.path.relative_to(root))].append(SourceView(image.path))
@@ -126,12 +129,14 @@ def _views(root: Path, images: list[Image], films: Mapping[Place, Film]) -> dict
         if refused is None and seen.setdefault(image.place, image.path) != image.path:
             refused = ("duplicate", f"the same film as {seen[image.place].relative_to(root)}")
         film = films.get(image.place, Film())
-        views[image.place[0]].append(_view(image.path, image.place, film, refused))
+        views[image.place[0]].append(_view(image.path, image.place, film, refused, masks))
     if unknown := len(seen.keys() - films.keys()):
         log.warning("CBIS-DDSM: %d mammograms have no labels; put the tables into %s or its folder csv", unknown, root)
     for place, film in films.items():
         if film.path and place not in seen:
-            views[place[0]].append(_view(root / film.path, place, film, None))
+            views[place[0]].append(_view(root / film.path, place, film, None, masks))
+    if unmasked := sum(name not in masks for film in films.values() for _, name in film.masks):
+        log.warning("CBIS-DDSM: %d abnormalities have no mask, so their findings have no box", unmasked)
     return views
 
 
@@ -144,8 +149,22 @@ def _other_than_mammogram(image: Image, sizes: Mapping[Place | None, tuple[str, 
     return MASK if image.size == sizes.get(image.place) else CROP
 
 
-def _view(path: Path, place: Place, film: Film, refused: tuple[str, str] | None) -> SourceView:
+def _masks(images: list[Image], sizes: Mapping[Place | None, tuple[str, str]]) -> dict[str, Path]:
+    """The mask of each abnormality by its name: the first file as large as the film, else the first called a mask."""
+
+    def as_large(image: Image) -> bool:
+        return image.of_abnormality and image.size == sizes.get(image.place)
+
+    called = [image for image in images if "mask" in image.description]
+    large = sorted(filter(as_large, images), key=lambda image: "mask" not in image.description)
+    return {image.name: image.path for image in reversed(large + called)}
+
+
+def _view(
+    path: Path, place: Place, film: Film, refused: tuple[str, str] | None, masks: Mapping[str, Path]
+) -> SourceView:
     _, side, view = place
     if refused := refused or film.refused:
         return SourceView(path, side, view, refused=refused)
-    return SourceView(path, side, view, film.labels, film.findings)
+    own = tuple((number, masks[name]) for number, name in film.masks if name in masks)
+    return SourceView(path, side, view, film.labels, film.findings, masks=own)

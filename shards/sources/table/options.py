@@ -32,6 +32,8 @@ def column_names(columns: Any) -> dict[str, str]:
     """
     given = _mapping("columns", columns)
     for field in given:
+        if field == "split":
+            raise ShardError("pack.options.columns.split: there is no such field; name the column in pack.split")
         if field not in FIELDS:
             raise ShardError(f"pack.options.columns.{field}: there is no such field{_nearest(field, FIELDS)}")
         if isinstance(given[field], bool | float):

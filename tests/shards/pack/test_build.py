@@ -20,11 +20,14 @@ import webdataset
 from shards.check.check import check
 from shards.errors import ShardError
 from shards.pack import pack as module
+from shards.pack.archive_changes import survey
+from shards.pack.identity import keyed_hash
 from shards.pack.pack import make_plan, pack, pack_part
+from shards.pack.plan import digest_of
 from shards.pack.settings import PackConfig
 from shards.pack.workers import CRASH
 from shards.read.manifest import load_manifest
-from shards.schema import SourceStudy, SourceView
+from shards.schema import Finding, SourceStudy, SourceView
 from shards.sources.all_sources import SOURCES
 from tests.support.archives import breast, contents, tiny_source, write_dicom
 from tests.support.checkout import CHECKOUT
@@ -284,3 +287,28 @@ def test_codecs(config: PackConfig, codec: Any, bits: Any, suffix: str) -> None:
 def test_jpeg_has_no_sixteen_bits(config: PackConfig) -> None:
     with pytest.raises(ShardError, match=r"^pack.bits: JPEG holds 8"):
         pack(replace(config, bits=16))
+
+
+def test_a_study_without_masks_has_the_digest_of_earlier_releases() -> None:
+    """Else builds of them, when continued, would report every study as changed."""
+    study = SourceStudy("p", "s", (SourceView(Path("/in/1.dcm"), findings=(Finding(1, "mass"),)),))
+    view = repr(study.views[0]).replace(", masks=()", "")
+    earlier = f"SourceStudy(patient_id='p', study_id='s', views=({view},), age=None, race=None, ethnicity=None, "
+    earlier = (earlier + "reason=None)").replace("/in", "")
+    assert "masks" not in earlier
+    assert digest_of(study, Path("/in"), b"k") == keyed_hash(b"k", "digest", earlier)
+    with_mask = replace(study, views=(replace(study.views[0], masks=((1, Path("/in/2.dcm")),)),))
+    assert digest_of(with_mask, Path("/in"), b"k") != digest_of(study, Path("/in"), b"k")
+
+
+def test_another_mask_is_another_file_of_the_study(tmp_path: Path) -> None:
+    mask = tmp_path / "mask.dcm"
+    study = SourceStudy("p", "s", (SourceView(tmp_path / "1.dcm", masks=((1, mask),)),))
+    sizes = []
+    for content in (None, b"12", b"123"):
+        if content:
+            mask.write_bytes(content)
+        archive = survey({"s": study}, tmp_path, b"k", "sizes")
+        sizes.append((archive.sizes["s"], archive.entries["s"].files))
+    assert [of_study for of_study, _ in sizes] == [(None, None), (None, 2), (None, 3)]
+    assert len({files for _, files in sizes}) == 3

@@ -20,7 +20,7 @@ from tests.support.archives import mammograms
 
 Array = NDArray[Any]
 
-RECIPES = [path for path in shipped_configs().rglob("*.yaml") if path.parent.name not in ("slurm", "sweeps")]
+RECIPES = [path for path in shipped_configs().rglob("*.yaml") if path.parent.name not in ("slurm", "sweeps", "tasks")]
 VIEWS = 40  # of each picture
 
 

@@ -6,14 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
 
 from shards.errors import ShardError
+from shards.image.lesion_mask import mask_box
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
+from shards.read.reader import ShardReader
 from shards.schema import EXCLUDED, Finding, Labels, SourceStudy, SourceView
 from shards.sources.all_sources import resolve_root
 from shards.sources.cbis_ddsm.studies import cbis_ddsm
@@ -208,8 +211,12 @@ def test_the_copy_on_kaggle_is_the_same_archive(tmp_path: Path, caplog: pytest.L
         ]  # fmt: skip
 
     found = facts(root)
-    assert not caplog.text
+    assert caplog.text.count("WARNING") == 1
+    assert "2 abnormalities have no mask" in caplog.text
     assert found == facts(official)
+    (kept,) = (view for study in cbis_ddsm(root) for view in study.views if view.findings and view.laterality == "L")
+    assert [number for number, _ in kept.masks] == [1, 2]
+    assert {finding.number for finding in kept.findings if finding.kind == "mass"} == {1, 2}
     assert Counter(reason for _, views in found for *_, reason in views) == {
         **{"": 2, "roi-mask": 2, "lesion-crop": 2, "duplicate": 1}
     }
@@ -337,6 +344,56 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / TABLES[3]).unlink()
     with pytest.raises(ShardError, match=r"calc_case_description_test_set.csv: no such table"):
         list(cbis_ddsm(tmp_path))
+
+
+def lesion(*box: int, size: tuple[int, int] = (200, 160)) -> np.ndarray:
+    mask = np.zeros(size, np.uint16)
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = 4095
+    return mask
+
+
+def test_boxes_are_those_of_the_masks(tmp_path: Path) -> None:
+    """Also of one that is called a crop; none of a mask of another size, an empty or inverted or unreadable one."""
+    film, calc = "Mass-Training_P_00001_LEFT_CC", "Calc-Training_P_00001_LEFT_CC"
+    write_dicom(image(tmp_path / "in", film), breast("L"), PatientID=film, ImageLaterality=None, ViewPosition=None)
+    masks: dict[str, tuple[str, np.ndarray]] = {
+        f"{film}_1": ("ROI mask images", lesion(30, 60, 41, 80)),
+        f"{film}_2": ("cropped images", lesion(20, 100, 25, 104) + lesion(50, 110, 60, 130)),  # in two pieces
+        f"{film}_3": ("ROI mask images", lesion(1, 1, 9, 9, size=(20, 16))),
+        f"{film}_4": ("ROI mask images", lesion(0, 0, 0, 0)),
+        f"{film}_5": ("", 4095 - lesion(30, 60, 41, 80)),
+        f"{calc}_1": ("", lesion(10, 120, 12, 122)),
+    }
+    for folder, (about, pixels) in masks.items():
+        name = image(tmp_path / "in", folder, "1-2")
+        write_dicom(name, pixels, PatientID=folder, SeriesDescription=about, ImageLaterality=None, ViewPosition=None)
+    image(tmp_path / "in", f"{film}_2", "1-1", "ROI mask images", size=7)
+    image(tmp_path / "in", f"{film}_1", "1-1", "cropped images", size=7)
+    rows = [abnormality(film, n) for n in range(1, 7)] + [abnormality(calc, 1, "PUNCTATE", "N/A")]
+    rows[0] |= {"mass shape": "OVAL-ARCHITECTURAL_DISTORTION"}  # two findings of one outline
+    config = PackConfig(
+        source="cbis_ddsm", root=str(write_tables(tmp_path / "in", *rows)), out=str(tmp_path / "out"),
+        key_file=str(tmp_path / "key"), workers=1, long_side=100,
+    )  # fmt: skip
+    manifest = pack(config)
+    assert manifest.conflicts == {"mask": 1}
+    (view,) = ShardReader(str(tmp_path / "out"), manifest.shards[0].split).study(0).views
+    assert view.conflicts == ("mask",)
+    a, _, tx, _, d, ty = view.to_original
+    boxes = [f.box and tuple(round(v) for v in (a * f.box[0] + tx, d * f.box[1] + ty, a * f.box[2] + tx,
+                                                d * f.box[3] + ty)) for f in view.findings]  # fmt: skip
+    assert boxes == [(30, 60, 41, 80)] * 2 + [(20, 100, 60, 130), None, None, None, None, (10, 120, 12, 122)]
+
+
+def test_a_mask_is_read_though_it_is_lossy_and_a_broken_one_gives_no_box(tmp_path: Path) -> None:
+    pixels = cv2.GaussianBlur(lesion(30, 60, 41, 80).astype(np.float32), (5, 5), 1) / 4095
+    assert cv2.imwrite(str(tmp_path / "1.jpg"), (pixels * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 75])
+    found = mask_box(tmp_path / "1.jpg", (200, 160))
+    np.testing.assert_allclose(np.array(found), (30, 60, 41, 80), atol=1)
+    (tmp_path / "2.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:300])
+    assert mask_box(tmp_path / "2.jpg", (200, 160)) is None
+    assert mask_box(tmp_path / "3.jpg", (200, 160)) is None
 
 
 def test_the_real_files_without_tables(caplog: pytest.LogCaptureFixture) -> None:

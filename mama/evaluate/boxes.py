@@ -1,0 +1,150 @@
+"""Lesions with a box, boxes marked from a map, and which mark finds which lesion.
+
+Boxes are (x0, y0, x1, y1) in pixels of the canvas (H, W). Letters: gh x gw patches of an image, l lesions, m marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from mama.data.images import canvas_geometry
+from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
+from mama.settings.schema import Fit
+from shards.schema import Box, Finding, View
+
+SHARE = 0.5  # of the map's range over tissue: patches from there on are marked
+TOUCHING = np.ones((3, 3), dtype=bool)  # patches that share a corner belong to one mark
+NONE = -1  # no lesion
+MILLIMETRES, PERCENT = "mm", "% of the image's height"
+LIMITS = {MILLIMETRES: (10, 20), PERCENT: (5, 10)}  # between small, middle and large lesions
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A finding with a box. `side` is the longer side of the box in percent of the stored image's height.
+
+    `millimetres` is the same side in mm, None if the pixel spacing is unknown.
+    """
+
+    box: Box
+    kind: str
+    side: float
+    millimetres: float | None
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Lesions of one kind or size; `by` is "all", "kind" or "size"."""
+
+    by: str
+    name: str
+    holds: Callable[[Lesion], bool]
+
+
+ALL = Stratum("all", "all", lambda lesion: True)
+
+
+def lesions(view: View, findings: Sequence[Finding], size: tuple[int, int], how: Fit) -> tuple[Lesion, ...]:
+    """The lesions among the `findings` of an image; findings in one box, as a mass with a distortion, are one lesion.
+
+    `size` is that of the canvas.
+    """
+    found: dict[Box, Lesion] = {}
+    for finding in findings:
+        if finding.box:
+            x0, y0, x1, y1 = finding.box
+            percent = 100 * max(x1 - x0, y1 - y0) / view.size[0]
+            lesion = Lesion(
+                fit_box(finding.box, view.size, size, how), finding.kind, percent, _millimetres(view, finding.box)
+            )
+            found.setdefault(finding.box, lesion)
+    return tuple(found.values())
+
+
+def _millimetres(view: View, box: Box) -> float | None:
+    if view.pixel_spacing is None:
+        return None
+    across, down = abs(view.to_original[0]) * view.pixel_spacing[1], view.to_original[4] * view.pixel_spacing[0]
+    return max(across * (box[2] - box[0]), down * (box[3] - box[1]))
+
+
+def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
+    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the canvas (H, W)."""
+    across, down, top = canvas_geometry(stored, size, how)
+    x0, y0, x1, y1 = box
+    return across * x0, down * y0 + top, across * x1, down * y1 + top
+
+
+def strata(found: Sequence[Lesion]) -> list[Stratum]:
+    """All lesions, each kind that occurs, and three sizes: in mm if all have a pixel spacing, else in percent."""
+    kinds = sorted({lesion.kind for lesion in found})
+    measured = all(lesion.millimetres is not None for lesion in found)
+    unit = MILLIMETRES if measured else PERCENT
+    small, large = LIMITS[unit]
+
+    def length(lesion: Lesion) -> float:
+        return lesion.millimetres if measured and lesion.millimetres is not None else lesion.side
+
+    return [
+        ALL,
+        *(Stratum("kind", kind, lambda lesion, kind=kind: lesion.kind == kind) for kind in kinds),  # type: ignore[misc]
+        Stratum("size", f"up to {small} {unit}", lambda lesion: length(lesion) <= small),
+        Stratum("size", f"{small} to {large} {unit}", lambda lesion: small < length(lesion) <= large),
+        Stratum("size", f"over {large} {unit}", lambda lesion: length(lesion) > large),
+    ]
+
+
+def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float64s, Float64s]:
+    """Boxes [m, 4] and scores [m] of a map `values` [gh, gw]: connected patches in the upper `SHARE` of its range.
+
+    Range and patches are those over `tissue` [gh, gw]. A box encloses its patches, its score is their highest value.
+    A map that is the same everywhere marks nothing.
+    """
+    inside = values[tissue]
+    if not inside.size or inside.min() == inside.max():
+        return np.zeros((0, 4)), np.zeros(0)
+    low, high = float(inside.min()), float(inside.max())
+    labels, count = ndimage.label(tissue & (values >= low + SHARE * (high - low)), TOUCHING)
+    tall, wide = size[0] / values.shape[0], size[1] / values.shape[1]
+    boxes = [
+        (columns.start * wide, rows.start * tall, columns.stop * wide, rows.stop * tall)
+        for rows, columns in ndimage.find_objects(labels)
+    ]
+    scores = ndimage.maximum(values, labels, np.arange(1, count + 1))
+    return np.array(boxes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+
+
+def overlaps(one: Float64s, other: Float64s) -> Float64s:
+    """Intersection over union [m, l] of boxes [m, 4] and [l, 4]."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
+    union = areas[0][:, None] + areas[1][None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def centres_inside(one: Float64s, other: Float64s) -> Flags:
+    """Whether the centre of each box [m, 4] lies in each of the other boxes [l, 4], flags [m, l]."""
+    centres = ((one[:, :2] + one[:, 2:]) / 2)[:, None]
+    inside = (other[None, :, :2] <= centres) & (centres <= other[None, :, 2:])
+    return np.asarray(inside.all(axis=2), dtype=bool)
+
+
+def matched(overlap: Float64s, scores: Float64s, least: float) -> Ints:
+    """The lesion that each mark of an image finds [m], or `NONE`, from their overlaps [m, l].
+
+    The marks choose by falling score: each takes the lesion that it overlaps most, by `least` or more, of those that no
+    mark before it has taken.
+    """
+    free = overlap.copy()
+    taken = np.full(len(scores), NONE)
+    for mark in np.argsort(-scores, kind="stable"):
+        if free.shape[1] and free[mark].max() >= least:
+            taken[mark] = free[mark].argmax()
+            free[:, taken[mark]] = -1
+    return taken

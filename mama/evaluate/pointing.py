@@ -1,0 +1,127 @@
+"""Pointing: whether the map of the sentence that names a finding is high in its box, and low in the rest of the breast.
+
+Letters: t targets, gh x gw patches of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mama.data.held_out import Item
+from mama.data.images import BACKGROUND
+from mama.evaluate import bootstrap
+from mama.evaluate.arrays import Flags, Float32s, Float64s
+from mama.evaluate.boxes import Lesion, Stratum, strata
+from mama.settings.schema import Config
+from shards.schema import Box
+
+
+@dataclass(frozen=True)
+class Target:
+    """A sentence about a finding in one image, number `row` of the split, and the finding's lesions."""
+
+    row: int
+    item: Item
+    text: list[str]
+    sentence: int
+    lesions: tuple[Lesion, ...]
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes of the lesions, in pixels of the canvas."""
+        return tuple(lesion.box for lesion in self.lesions)
+
+
+def document(
+    maps: dict[str, Float32s], grey: Float32s, targets: list[Target], size: tuple[int, int], config: Config
+) -> dict[str, Any]:
+    """Hit rate and box AUC over the targets with boxes, and by kind and size of lesion.
+
+    `maps` [t, gh, gw] are those of each model, `grey` the mean grey values of the same patches. A hit is a map whose
+    highest patch lies in a box or next to it; `chance` is the mean share of tissue patches that would be one. Source:
+    Zhang et al., "Top-down neural attention by excitation backprop", 2018, section 4.2. The box AUC is that of the
+    pixels of tissue, those in the boxes against all others, each with the value of its patch.
+    """
+    boxed = [i for i, target in enumerate(targets) if target.lesions]
+    if not boxed:
+        return {"findings": 0, "rows": [], "strata": [], "patients": 0, "reason": "no finding of this split has a box"}
+    own = [targets[i] for i in boxed]
+    scores = {name: values[boxed] for name, values in {**maps, "brightest patch": grey}.items()}
+    kinds = strata([lesion for target in own for lesion in target.lesions])
+    measured = [
+        {"by": one.by, "name": one.name} | _measure(scores, grey[boxed], own, one, size, config) for one in kinds
+    ]
+    whole = {key: value for key, value in measured[0].items() if key not in ("by", "name")}
+    return whole | {"strata": measured[1:]}
+
+
+def _measure(
+    scores: dict[str, Float32s],
+    grey: Float32s,
+    targets: list[Target],
+    kept: Stratum,
+    size: tuple[int, int],
+    config: Config,
+) -> dict[str, Any]:
+    """Of the targets with a lesion of the stratum `kept`, where only its lesions are to be pointed at."""
+    rows = [i for i, target in enumerate(targets) if any(map(kept.holds, target.lesions))]
+    patients = [targets[i].item.study.patient for i in rows]
+    grid, cells = (grey.shape[1], grey.shape[2]), grey[0].size
+    own = [tuple(lesion.box for lesion in targets[i].lesions if kept.holds(lesion)) for i in rows]
+    regions = np.array([region(boxes, size, grid) for boxes in own], bool).reshape(-1, cells)
+    tissue = grey[rows].reshape(-1, cells) > BACKGROUND
+    shares = (regions & tissue).sum(1) / np.maximum(tissue.sum(1), 1)
+    inside = np.array([covered(boxes, size, grid) for boxes in own]).reshape(-1, cells)
+    outside = 1 - np.array([covered(targets[i].boxes, size, grid) for i in rows]).reshape(-1, cells)
+    found = []
+    for name, values in scores.items():
+        flat = values[rows].reshape(-1, cells)
+        hits = regions[np.arange(len(rows)), flat.argmax(1)].astype(np.float64)
+        areas = np.array([pixel_auc(*(of[i][tissue[i]] for of in (flat, inside, outside))) for i in range(len(rows))])
+        found.append(
+            {"model": name, "hit_rate": _mean(hits, patients, config), "box_auc": _mean(areas, patients, config)}
+        )
+    chance = float(shares.mean()) if rows else None
+    return {"findings": len(rows), "rows": found, "patients": len(set(patients)), "chance": chance}
+
+
+def _mean(values: Float64s, patients: list[str], config: Config) -> dict[str, Any]:
+    """Over the targets whose value is defined."""
+    defined = np.flatnonzero(~np.isnan(values))
+    own = [patients[i] for i in defined]
+    return asdict(bootstrap.mean(values[defined], own, config.eval.bootstrap, config.seed))
+
+
+def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int]) -> Flags:
+    """Flags [gh, gw] of the patches that overlap a box or neighbour such a patch; boxes in pixels of (H, W)."""
+    inside = np.zeros(grid, dtype=bool)
+    tall, wide = size[0] / grid[0], size[1] / grid[1]
+    for x0, y0, x1, y1 in boxes:
+        top, bottom = max(0, int(y0 // tall) - 1), int(np.ceil(y1 / tall)) + 1
+        left, right = max(0, int(x0 // wide) - 1), int(np.ceil(x1 / wide)) + 1
+        inside[top:bottom, left:right] = True
+    return inside
+
+
+def covered(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int]) -> Float64s:
+    """The share of the pixels of each patch [gh, gw] that a box touches; boxes in pixels of (H, W)."""
+    pixels = np.zeros(size)
+    for x0, y0, x1, y1 in boxes:
+        pixels[max(0, int(y0)) : int(np.ceil(y1)), max(0, int(x0)) : int(np.ceil(x1))] = 1
+    shares: Float64s = pixels.reshape(grid[0], size[0] // grid[0], grid[1], size[1] // grid[1]).mean((1, 3))
+    return shares
+
+
+def pixel_auc(values: Float32s, inside: Float64s, outside: Float64s) -> float:
+    """P(value of a pixel inside > of one outside) + P(equal) / 2, of patches [p] with so many pixels of either kind.
+
+    NaN if there is none of one kind.
+    """
+    _, step = np.unique(values, return_inverse=True)
+    of_step = [np.bincount(step, weights=weights, minlength=1) for weights in (inside, outside)]
+    below = of_step[1].cumsum() - of_step[1] / 2
+    pairs = inside.sum() * outside.sum()
+    return float((of_step[0] * below).sum() / pairs) if pairs > 0 else float("nan")

@@ -1,0 +1,91 @@
+"""The predictions of a task: zero-shot by class prompts, and by a probe on the features of the training images."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mama.data.held_out import Item
+from mama.data.tokenizer import Tokenizer
+from mama.evaluate import fractions, linear_probe, paper
+from mama.evaluate import zero_shot as class_scores
+from mama.evaluate.arrays import Float32s, Float64s, Ints
+from mama.evaluate.embeddings import embed_texts
+from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
+from mama.evaluate.task_data import Predictions, TaskData
+from mama.model.mama_model import MamaModel
+from mama.settings.schema import Config
+
+
+def zero_shot(
+    data: TaskData,
+    name: str,
+    made: Outputs,
+    splits: Splits,
+    model: MamaModel,
+    tokenizer: Tokenizer,
+    config: Config,
+) -> None:
+    """Append the predictions of a model, called `name`, to those of the task; nothing if no image has its label."""
+    if not len(data.rows):
+        return
+    device = next(model.parameters()).device
+
+    def embed(texts: list[list[str]]) -> Float32s:
+        return embed_texts(model, tokenizer, texts, config, device)
+
+    scale = model.scale().item()
+    if config.eval.protocol == "paper":
+        scored = partial(paper.zero_shot_scores, data.ensembles, embed=embed, scale=scale)
+    else:
+        ensembles = [embed(texts) for texts in data.ensembles]
+        classes = class_scores.class_embeddings(ensembles)
+        scored = partial(_by_classes, classes=classes, scale=scale)
+    images = made.images[splits.held_out.name]
+    scores = scored(splits.held_out.items, data.rows, images)
+    if name == "trained" and config.eval.protocol == "standard":
+        how = data.templates, scale, data.task.binary
+        data.sensitivity = class_scores.by_template(images[data.rows], data.labels, ensembles, *how)
+    val = None
+    if splits.val and len(data.val_rows):
+        val = scored(splits.val.items, data.val_rows, made.images["val"])
+    data.predictions.append(Predictions("zero-shot", name, scores, val))
+
+
+def _by_classes(items: list[Item], rows: Ints, images: Float32s, classes: Float32s, scale: float) -> Float64s:
+    return class_scores.probabilities(images[rows], classes, scale)
+
+
+def probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Config) -> None:
+    """Append the predictions of a probe on the features of `name`, fitted on each draw of the training labels.
+
+    Nothing if there is a reason against it. Of all labels there is one draw, whose rows are all of them in their order.
+    """
+    if splits.train is None or no_probe(data, splits):
+        return
+    patients = [splits.train.items[i].study.patient for i in data.train_rows]
+    held_out = made.tower[splits.held_out.name][data.rows]
+    for fraction, draw in fractions.draws(config.eval):
+        seed = fractions.seed_of(config.seed, draw)
+        rows = fractions.drawn(patients, data.train_labels, fraction, seed)
+        features, labels = made.tower["train"][data.train_rows[rows]], data.train_labels[rows]
+        classifier: linear_probe.Pipeline | linear_probe.Softmax
+        if config.eval.protocol == "paper" and name != INTENSITIES:
+            classifier = linear_probe.fit_by_sgd(features, labels, seed, config.finetune)
+        else:
+            classifier = linear_probe.fit(features, labels, [patients[i] for i in rows], config.seed)
+        scores = linear_probe.probabilities(classifier, held_out, len(data.classes))
+        val = None
+        if splits.val and len(data.val_rows):
+            val = linear_probe.probabilities(classifier, made.tower["val"][data.val_rows], len(data.classes))
+        data.predictions.append(Predictions("linear probe", name, scores, val, fraction, draw))
+
+
+def no_probe(data: TaskData, splits: Splits) -> str | None:
+    """Why there is no probe for a task, if there is none."""
+    if splits.held_out.name == "train":
+        return "the images are those of the train split, on which it would be fitted"
+    if splits.train is None:
+        return "the shards have no train split, on which it would be fitted"
+    if len(data.rows) and len(set(data.train_labels.tolist())) < 2:
+        return "the train split has labelled images of fewer than two classes"
+    return None if len(data.rows) else "none of the task's images (its `images`) has its label"

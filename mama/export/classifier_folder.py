@@ -1,0 +1,66 @@
+"""A fine-tuned classifier on disk: weights, shape of the image tower and names of the classes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+from mama.errors import ConfigError
+from mama.export.model_folder import WEIGHTS
+from mama.model import attention
+from mama.model.classifier import Classifier
+from mama.model.towers import VisionTower
+from mama.run.checkpoints import save_tensors
+from mama.run.files import check_digests, read_object, surviving, write_digests, write_json
+
+CLASSES, SHAPE = "classes.json", "vision"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A classifier and the names of its classes, in the order of its outputs."""
+
+    model: Classifier
+    classes: list[str]
+
+
+def new_classifier(folder: Path, classes: int, kernel: str) -> Classifier:
+    """The image tower of the consolidated model in `folder`, with a new head, in training mode."""
+    folder = surviving(folder)
+    tower = _tower(folder / SHAPE, kernel)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("vision.")]  # noqa: SIM118 (it is no dict)
+        tower.load_state_dict({name.removeprefix("vision."): file.get_tensor(name) for name in names})
+    return Classifier(tower, classes).train()
+
+
+def save_classifier(named: Named, model: Path, folder: Path) -> None:
+    """Write to the new folder `folder`, digests last; the shape is that of the consolidated model in `model`."""
+    folder.mkdir(parents=True)
+    tensors = {name: tensor.contiguous() for name, tensor in named.model.state_dict().items()}
+    save_tensors(tensors, folder / WEIGHTS)
+    shutil.copytree(surviving(model) / SHAPE, folder / SHAPE)
+    write_json(folder / CLASSES, {"classes": named.classes})
+    write_digests(folder)
+
+
+def load_classifier(folder: Path, device: torch.device, kernel: str = "auto") -> Named:
+    """Load in evaluation mode. Raises `ConfigError` if there is none, or a file has changed since it was written."""
+    if not (folder / WEIGHTS).exists():
+        raise ConfigError(f"{folder}: no {WEIGHTS}; evaluate with finetune in eval.protocols")
+    check_digests(folder, f"remove {folder.parent} to fine-tune again")
+    classes = [str(name) for name in read_object(folder / CLASSES)["classes"]]
+    model = Classifier(_tower(folder / SHAPE, attention.choose(kernel, device)), len(classes))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return Named(model.to(device).eval(), classes)
+
+
+def _tower(shape: Path, kernel: str) -> VisionTower:
+    config = AutoConfig.from_pretrained(shape, trust_remote_code=False)
+    return VisionTower(AutoModel.from_config(config, attn_implementation=kernel, trust_remote_code=False))
