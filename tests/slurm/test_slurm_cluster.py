@@ -266,7 +266,7 @@ class Import:
 def test_a_job_that_is_preempted_while_it_imports_goes_back_in_the_queue(
     slurm_cluster: Cluster, tmp_path: Path
 ) -> None:
-    delays = (0.2, 1.0, 3.0)  # seconds; all may start at once: together they are less than the import takes
+    delays = (1.0, 2.0, 3.0)  # seconds; all may start at once: together they are less than the import takes
     jobs = [submit(print, Import(), profile=CPU, folder=tmp_path).job_id for _ in delays]
 
     def state(job_id: str) -> str:
