@@ -215,6 +215,17 @@ def _cases(wording: Wording) -> tuple[Case, ...]:
 def _view(case: Case, density: str | None, with_birads: bool) -> View:
     """A view with the facts of `case` alone; the caller hides its side and view."""
     outcome = "normal" if case.normal else case.outcome
+    labels = Labels(
+        birads=case.birads if with_birads and not case.outcome else None,
+        density=density,
+        cancer=False if outcome == "not malignant" else None,
+        pathology=None if outcome == "not malignant" else outcome,
+    )
+    return view_with(labels, case.findings, case.words)
+
+
+def view_with(labels: Labels, findings: tuple[Finding, ...], report: str | None = None) -> View:
+    """A view of no image, for a text about these facts alone; whoever writes the text hides its side and view."""
     return View(
         member="",
         laterality="L",
@@ -225,12 +236,7 @@ def _view(case: Case, density: str | None, with_birads: bool) -> View:
         crop=(0, 0, 1, 1),
         flipped=False,
         to_original=(1, 0, 0, 0, 1, 0),
-        labels=Labels(
-            birads=case.birads if with_birads and not case.outcome else None,
-            density=density,
-            cancer=False if outcome == "not malignant" else None,
-            pathology=None if outcome == "not malignant" else outcome,
-        ),
-        findings=case.findings,
-        report=case.words,
+        labels=labels,
+        findings=findings,
+        report=report,
     )

@@ -29,6 +29,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.evaluate import detection, pointing
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.boxes import Lesion, lesions
+from mama.evaluate.class_prompts import view_with
 from mama.evaluate.pointing import Target
 from mama.model.mama_model import MamaModel
 from mama.runtime.sharing import over_ranks
@@ -113,19 +114,7 @@ def _sentences(view: View, named: list[str]) -> dict[str, list[Finding]]:
 
 def plain_sentence(kind: str, style: Style) -> Sentence:
     """The text of an image of which nothing is known but a finding of this kind, and the sentence that names it."""
-    view = View(
-        member="",
-        laterality="L",
-        view="CC",
-        size=(1, 1),
-        original_size=(1, 1),
-        pixel_spacing=None,
-        crop=(0, 0, 1, 1),
-        flipped=False,
-        to_original=(1, 0, 0, 0, 1, 0),
-        labels=Labels(),
-        findings=(Finding(1, kind),),
-    )
+    view = view_with(Labels(), (Finding(1, kind),))
     text = report_text.text(Study("", "", "", "", (view,)), view, style, frozenset(report_text.META))
     return tuple(text), text.index(report_text.finding_sentences(view, style, text)[0])
 
