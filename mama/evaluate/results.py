@@ -229,9 +229,9 @@ def localisation_lines(document: dict[str, Any] | None) -> list[str]:
     lines = [f"pointing at {findings} findings: hits {hits} (chance {document['chance']:.3f}), box AUC {area}"]
     for row in (row for row in document["detection"]["rows"] if row["model"] == "trained"):
         at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
-        precision = format_estimate(row["ap"]["0.25"])
+        found, precision = format_estimate(at_one), format_estimate(row["ap"]["0.25"])
         lines.append(
-            f"finding {lesions} lesions: {format_estimate(at_one)} at 1 false positive an image, AP {precision}"
+            f"finding {lesions} lesions: sensitivity {found} at 1 false mark an image, AP (IoU 0.25) {precision}"
         )
     return lines
 
