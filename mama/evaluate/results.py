@@ -230,9 +230,8 @@ def localisation_lines(document: dict[str, Any] | None) -> list[str]:
     for row in (row for row in document["detection"]["rows"] if row["model"] == "trained"):
         at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
         found, precision = format_estimate(at_one), format_estimate(row["ap"]["0.25"])
-        lines.append(
-            f"finding {lesions} lesions: sensitivity {found} at 1 false mark an image, AP (IoU 0.25) {precision}"
-        )
+        head = f"finding {lesions} lesions: sensitivity {found} at 1 false mark an image"
+        lines.append(f"{head}, AP (IoU 0.25) {precision}")
     return lines
 
 

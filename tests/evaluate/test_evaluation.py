@@ -164,8 +164,8 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert re.fullmatch(
         r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 1\.000 \[.*\]", pointing
     )
-    found = r"finding 6 lesions: sensitivity 1\.000 \[.*\] at 1 false mark an image, AP \(IoU 0\.25\) 1\.000 \[.*\]"
-    assert re.fullmatch(found, detection)
+    lesions = r"finding 6 lesions: sensitivity 1\.000 \[.*\] at 1 false mark an image, AP \(IoU 0\.25\) 1\.000 \[.*\]"
+    assert re.fullmatch(lesions, detection)
     assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
