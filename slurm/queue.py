@@ -25,7 +25,6 @@ ENDS = (
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
 )
 HELD = ("SPECIAL_EXIT", "REQUEUE_HOLD")  # states of jobs that wait until they are released
-# What is said of jobs that have ended, and of the others of an array of which some have.
 # Ends after which the same work, submitted again, goes on, as nothing was wrong with it -> in plain words.
 TAKEN_AWAY = {
     "BOOT_FAIL": "node failure",
@@ -34,6 +33,7 @@ TAKEN_AWAY = {
     "PREEMPTED": "preempted, and not coming back",
     "TIMEOUT": "time limit, and not coming back",
 }
+# What is said of jobs that have ended, and of the others of an array of which some have.
 GONE = re.compile(r"Invalid job id|already (completing|completed|finished)|: No error$", re.IGNORECASE)
 
 # Reasons (squeue(1), JOB REASON CODES) that no waiting cures -> in plain words, and what to change.

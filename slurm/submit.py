@@ -43,8 +43,8 @@ class Resumable:
 
     def __call__(self) -> Any:
         # submitit's handlers are installed now: that of SIGUSR2 requeues the job, but that of SIGTERM would forget it.
-        # SIGTERM waits, blocked, until the call has a handler of its own; where it has none, Slurm kills it later.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked_signals.SIGNALS - {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, blocked_signals.note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked_signals.SIGNALS)
         return self.function(*self.args)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

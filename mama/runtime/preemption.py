@@ -18,6 +18,7 @@ from typing import Any
 from mama.errors import StoppedError
 from mama.runtime.ending import end_process
 from shards.errors import one_line
+from slurm import blocked_signals
 from slurm.profile import SlurmError
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ def restore_default_handlers() -> None:
 def record_signals() -> None:
     """Record signals from now on instead of acting on them. Call it in the main thread.
 
-    Raises `StoppedError` if one arrived before: a launcher starts its ranks with SIGINT blocked, a job its tasks with
-    SIGTERM blocked.
+    Raises `StoppedError` if one arrived before: a launcher starts its ranks with SIGINT blocked, and a job notes
+    SIGTERM.
     """
     _install(_record)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)
@@ -200,7 +201,6 @@ def forwarded_to_ranks() -> Iterator[None]:
     _install(_forward)
     resource_tracker.ensure_running()  # started later, with the first rank, it would unblock SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR2})  # in a job SIGTERM was blocked
     thread = threading.Thread(target=_take_interrupts, args=(_forwarding,), daemon=True)
     thread.start()
     try:
@@ -225,6 +225,8 @@ def _install(handler: Callable[[int, FrameType | None], None]) -> None:
         before = signal.signal(number, handler)
         if before is not handler:  # it is, for a second run in one process
             _replaced[number] = _default_handler(number) if before is _exit else before
+    while blocked_signals.noted:  # in a job, before this
+        signal.raise_signal(blocked_signals.noted.pop())
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -58,7 +58,6 @@ def wait_for_a_signal(file: Path, *_: Any) -> None:
     """Write down which signal comes, as a training saves at SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: (file.write_text(signal.Signals(number).name), os._exit(75)))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as `mama.runtime.preemption.record_signals`
     file.with_name("ready").touch()
     time.sleep(120)
 

@@ -56,7 +56,6 @@ def stop_at_a_signal(ready: Path, *_: Any) -> None:
         raise StoppedError("a signal ended it after 3 of 9 steps; run it again to continue")
 
     signal.signal(signal.SIGTERM, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as `mama.runtime.preemption.record_signals`
     ready.touch()
     try:
         time.sleep(300)

@@ -60,6 +60,9 @@ def train():
     os.kill(os.getpid(), signal.SIGTERM)  # before the run has a handler
     preemption.record_signals()
 
+def mask():  # which processes that it starts would inherit, and could then not be ended
+    sys.exit(f"{{signal.pthread_sigmask(signal.SIG_BLOCK, [])}}")
+
 def launch():
     os.kill(os.getpid(), signal.SIGTERM)
     with preemption.forwarded_to_ranks():
@@ -72,6 +75,12 @@ try:
 except StoppedError as error:
     sys.exit(f"{{error}}, request {{preemption.signal_received()}}")
 """
+
+
+def test_a_call_blocks_no_signal() -> None:
+    command = [sys.executable, blocked_signals.__file__, sys.executable, "-c", BEFORE.format(call="mask")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("", "set()\n")
 
 
 @pytest.mark.parametrize(("call", "line"), [("train", preemption.BEFORE_FIRST_STEP), ("launch", "told to stop")])
