@@ -122,6 +122,10 @@ def without_a_daemon(cluster: Cluster, job: str) -> None:
         start_new_session=True,
     )
     cluster.run("scontrol", "update", f"NodeName={SECOND}", "State=RESUME")
+    wait_for(lambda: not list((cluster.folder / f"spool-{SECOND}").glob(f"{SECOND}_{job}.*")))  # tasks of the old start
+    # The new daemon ends them by the number of the job, and looks again after pauses that double: those of a new start
+    # have that number too. Slurm's own two minutes before it are longer.
+    time.sleep(10)
 
 
 def ended(cluster: Cluster, job: str) -> None:
