@@ -55,15 +55,10 @@ def embed_images(model: MamaModel, split: Split, config: Config, device: torch.d
 def embed_texts(
     model: MamaModel, tokenizer: Tokenizer, texts: list[list[str]], config: Config, device: torch.device
 ) -> Float32s:
-    """Unit embeddings [t, D] of texts given as lists of sentences."""
-    batches = [range(start, start + config.eval.batch) for start in range(0, len(texts), config.eval.batch)]
-    return np.concatenate(list(_text_batches(model, tokenizer, texts, config, device, batches)))
+    """Unit embeddings [t, D] of texts given as lists of sentences, shared over the ranks.
 
-
-def share_texts(
-    model: MamaModel, tokenizer: Tokenizer, texts: list[list[str]], config: Config, device: torch.device
-) -> Float32s:
-    """The same, shared over the ranks: every rank must call it, and only rank 0 gets all rows."""
+    Every rank must call it, and only rank 0 gets all rows.
+    """
     embed = partial(_text_batches, model, tokenizer, texts, config, device)
     return np.concatenate(over_ranks(len(texts), config.eval.batch, embed))
 

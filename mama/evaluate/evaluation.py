@@ -199,7 +199,7 @@ def _outputs(
         weights = measured["model"]["sha256"] if name == "trained" else None
         known = outputs.identity(name, model, model_folder(run), weights)
         made[name] = outputs.of_model(model, tokenizer, splits, texts, sought, kept, known)
-        for data in tasks if "zeroshot" in config.eval.protocols and rank() == 0 else ():
+        for data in tasks if "zeroshot" in config.eval.protocols else ():
             predicting.zero_shot(data, name, made[name], splits, model, tokenizer, config)
         del model  # before the next one is built
     if config.eval.intensity_baseline and splits.train:

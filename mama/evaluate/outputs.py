@@ -18,7 +18,7 @@ from mama.data.held_out import Split
 from mama.data.tokenizer import Tokenizer
 from mama.evaluate import linear_probe, localisation
 from mama.evaluate.arrays import Float32s, Float64s
-from mama.evaluate.embeddings import embed_images, share_texts
+from mama.evaluate.embeddings import embed_images, embed_texts
 from mama.evaluate.kept_features import KeptFeatures, weights_digest
 from mama.evaluate.localisation import Maps, Search
 from mama.evaluate.provenance import Document
@@ -93,7 +93,7 @@ def of_model(
     held_out = splits.held_out
 
     def embed_all() -> dict[str, Any]:
-        return {"texts": share_texts(model, tokenizer, texts, config, device)}
+        return {"texts": embed_texts(model, tokenizer, texts, config, device)}
 
     said = {"texts": _digest(texts), "max_tokens": config.data.max_tokens}
     found.texts = kept.of(f"{name}-texts", held_out, known, embed_all, **said).get("texts", NOTHING)

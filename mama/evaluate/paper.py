@@ -17,9 +17,11 @@ from mama.evaluate import zero_shot
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.class_prompts import Sentences
 from mama.evaluate.task_data import TaskData
+from mama.runtime.collectives import rank
 from shards.progress import progress
 
 SHARE, LEAST, SEED = 0.1, 200, 42  # of a class's held-out images
+TEXTS = 2048  # prompts that are embedded at once, shared over the ranks
 
 
 def balanced(labels: Ints) -> Ints:
@@ -52,15 +54,21 @@ def zero_shot_scores(
     """Probabilities [n, K] of `rows` [n] by class prompts that state the image's own meta-information.
 
     `ensembles` are the prompts of each class, `items` all images of the split, `images` their unit embeddings [all, D].
-    Images with the same meta-information have the same prompts, which are embedded once.
+    Images with the same meta-information have the same prompts, which are embedded once. `embed` may share the texts
+    over the ranks: every rank must call this, and on others than the first the result is 0.
     """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         groups[tuple(report_text.meta(items[row].study, items[row].view).values())].append(place)
+    wordings, sizes = list(groups.values()), [len(texts) for texts in ensembles]
+    several = max(1, TEXTS // sum(sizes))
+    parts = [wordings[start : start + several] for start in range(0, len(wordings), several)]
     scores = np.zeros((len(rows), len(ensembles)))
-    for places in progress(groups.values(), len(groups), "zero-shot, meta-information of each image", "wordings"):
-        item = items[rows[places[0]]]
-        own = [[report_text.with_meta(text, item.study, item.view) for text in texts] for texts in ensembles]
-        classes = zero_shot.class_embeddings([embed(texts) for texts in own])
-        scores[places] = zero_shot.probabilities(images[rows[places]], classes, scale)
+    for part in progress(parts, len(parts), "zero-shot with meta-information", f"times {several} wordings"):
+        shown = [items[rows[places[0]]] for places in part]
+        prompts = [text for texts in ensembles for text in texts]
+        vectors = embed([report_text.with_meta(text, item.study, item.view) for item in shown for text in prompts])
+        for places, own in zip(part, np.split(vectors, len(part)), strict=True) if rank() == 0 else ():
+            classes = zero_shot.class_embeddings(np.split(own, np.cumsum(sizes)[:-1]))
+            scores[places] = zero_shot.probabilities(images[rows[places]], classes, scale)
     return scores

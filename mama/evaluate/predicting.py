@@ -10,9 +10,10 @@ from mama.evaluate import fractions, linear_probe, paper
 from mama.evaluate import zero_shot as class_scores
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.embeddings import embed_texts
-from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
+from mama.evaluate.outputs import INTENSITIES, NOTHING, Outputs, Splits
 from mama.evaluate.task_data import Predictions, TaskData
 from mama.model.mama_model import MamaModel
+from mama.runtime.collectives import rank
 from mama.settings.schema import Config
 
 
@@ -25,7 +26,10 @@ def zero_shot(
     tokenizer: Tokenizer,
     config: Config,
 ) -> None:
-    """Append the predictions of a model, called `name`, to those of the task; nothing if no image has its label."""
+    """Append the predictions of a model, called `name`, to those of the task; nothing if no image has its label.
+
+    Every rank must call it; on ranks other than the first nothing is predicted.
+    """
     if not len(data.rows):
         return
     device = next(model.parameters()).device
@@ -38,17 +42,20 @@ def zero_shot(
         scored = partial(paper.zero_shot_scores, data.ensembles, embed=embed, scale=scale)
     else:
         ensembles = [embed(texts) for texts in data.ensembles]
+        if rank() > 0:
+            return
         classes = class_scores.class_embeddings(ensembles)
         scored = partial(_by_classes, classes=classes, scale=scale)
-    images = made.images[splits.held_out.name]
+    images = made.images.get(splits.held_out.name, NOTHING)
     scores = scored(splits.held_out.items, data.rows, images)
     if name == "trained" and config.eval.protocol == "standard":
         how = data.templates, scale, data.task.binary
         data.sensitivity = class_scores.by_template(images[data.rows], data.labels, ensembles, *how)
     val = None
     if splits.val and len(data.val_rows):
-        val = scored(splits.val.items, data.val_rows, made.images["val"])
-    data.predictions.append(Predictions("zero-shot", name, scores, val))
+        val = scored(splits.val.items, data.val_rows, made.images.get("val", NOTHING))
+    if rank() == 0:
+        data.predictions.append(Predictions("zero-shot", name, scores, val))
 
 
 def _by_classes(items: list[Item], rows: Ints, images: Float32s, classes: Float32s, scale: float) -> Float64s:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from mama.data import report_text
+from mama.data.held_out import Item
 from mama.errors import ConfigError
 from mama.evaluate import linear_probe
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.paper import balanced
+from mama.evaluate.paper import balanced, zero_shot_scores
 from mama.settings.paper import TUNING, resolved
 from mama.settings.schema import Config, EvalConfig, FinetuneConfig, Style
 from tests.support.cohort import study
@@ -52,6 +56,39 @@ def test_a_prompt_with_an_images_own_facts_is_the_text_of_that_image(style: Styl
     anonymous = replace(one, age=None)
     shown = report_text.with_meta(hidden, anonymous, view)
     assert shown == report_text.text(anonymous, view, style)
+
+
+def test_every_image_is_compared_with_prompts_of_its_own_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few texts are embedded at once, and in whatever order the images come."""
+    studies = [replace(study(number, "test"), age=50 + number % 3) for number in range(8)]
+    items = [Item(number, place, s) for number, s in enumerate(studies) for place in range(len(s.views))]
+    ensembles = [
+        [report_text.text(s, s.views[0], "report", frozenset(report_text.META)) for s in part]
+        for part in (studies[:1], studies[1:4])
+    ]
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(len(items), 6)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    rows = rng.permutation(len(items))[:20]
+
+    @cache
+    def vector(text: tuple[str, ...]) -> NDArray[np.float32]:
+        found = np.random.default_rng(zlib.crc32(repr(text).encode())).normal(size=6).astype(np.float32)
+        return found / np.linalg.norm(found)
+
+    expected = []
+    for row in rows:
+        item = items[row]
+        own = [[vector(tuple(report_text.with_meta(t, item.study, item.view))) for t in texts] for texts in ensembles]
+        means = [np.mean(texts, axis=0, dtype=np.float64) for texts in own]
+        odds = [np.exp(7 * images[row] @ mean / np.linalg.norm(mean)) for mean in means]
+        expected.append([odd / sum(odds) for odd in odds])
+    for at_once in (1, 9, 2048):
+        monkeypatch.setattr("mama.evaluate.paper.TEXTS", at_once)
+        found = zero_shot_scores(
+            ensembles, items, rows, images, lambda texts: np.stack([vector(tuple(text)) for text in texts]), 7.0
+        )
+        assert np.abs(found - expected).max() < 1e-6
 
 
 def test_sgd_finds_what_a_solver_finds() -> None:

@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def cases_of(run: Config) -> list[Config]:
     """Batches that do not divide over the ranks; a single one; the training split; no finding; few images.
 
-    The first has a fine-tuned classifier as well.
+    The first has a fine-tuned classifier as well, the third is by the paper's protocol.
     """
     classifier = Classifier(build(run, load_tokenizer(run.run_folder), "sdpa").vision, 2)
     torch.nn.init.ones_(classifier.head.weight[0])
@@ -75,7 +75,7 @@ def cases_of(run: Config) -> list[Config]:
     return [
         tuned,
         replace(run, eval=replace(run.eval, batch=64)),
-        replace(run, eval=replace(run.eval, split="train", intensity_baseline=False)),
+        replace(run, eval=replace(run.eval, split="train", intensity_baseline=False, protocol="paper")),
         without,
         replace(run, data=replace(run.data, shards=[str(few)]), eval=replace(run.eval, batch=1)),
     ]
