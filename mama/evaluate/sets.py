@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mama.evaluate import results
+from mama.errors import ConfigError
+from mama.evaluate import provenance, results
 from mama.evaluate.evaluation import Show, evaluate
 from mama.evaluate.results import Results
 from mama.run.portable import folder_name
 from mama.settings.schema import Config
+from shards.errors import ShardError
 
 
 def evaluate_sets(config: Config, run: Path, show: Show | None = None) -> dict[str, Results]:
@@ -30,6 +32,21 @@ def evaluate_sets(config: Config, run: Path, show: Show | None = None) -> dict[s
 def _headed(show: Show | None, name: str) -> Show | None:
     """`show` with the name of the folder above each text."""
     return show if show is None or not name else lambda text: show(f"on {name}:\n{text}")
+
+
+def require_sets(config: Config) -> None:
+    """Raises `ConfigError` if one of `config.eval.on` is no folder of shards, or has no image of the evaluated split.
+
+    Before any of them is measured, which may take hours.
+    """
+    for one in sets_of(config).values() if config.eval.on else ():
+        (address,), split = one.data.shards, config.eval.split
+        try:
+            (folder,) = provenance.shard_set(one)["folders"]
+        except ShardError as error:
+            raise ConfigError(f"eval.on: {error}") from None
+        if split not in (there := [row["split"] for row in folder["splits"]]):
+            raise ConfigError(f"eval.on: {address} has no image of eval.split={split}; it has {', '.join(there)}")
 
 
 def sets_of(config: Config) -> dict[str, Config]:

@@ -139,7 +139,10 @@ def task_name(entry: str) -> str:
 
 def load_tasks(entries: Iterable[str]) -> list[Task]:
     """The tasks of `eval.tasks`. Raises `ConfigError` as `load_task`, and for two files of one name."""
-    tasks = {entry: load_task(entry) for entry in dict.fromkeys(entries)}
+    try:
+        tasks = {entry: load_task(entry) for entry in dict.fromkeys(entries)}
+    except ConfigError as error:
+        raise ConfigError(f"eval.tasks: {error}") from error
     for entry, task in tasks.items():
         if other := next((e for e, t in tasks.items() if t.name == task.name and e != entry), None):
             raise ConfigError(f"eval.tasks: {entry} and {other} have one name, {task.name}; rename one of the files")
@@ -224,6 +227,10 @@ def _require_prompts(task: Task) -> None:
     for name, texts in task.words.items():
         if not many(texts) or not all(isinstance(text, str) and text.strip() for text in many(texts)):
             raise ConfigError(f"words.{name}: {texts!r} is not a list of texts; write [first, second]")
+    texts = {name: sorted(text.strip() for text in many(texts)) for name, texts in task.words.items()}
+    for name, own in texts.items():
+        if same := next((other for other in texts if other != name and texts[other] == own), None):
+            raise ConfigError(f"words.{name}: are those of {same} too, which tells nothing apart; write its own")
     for template in task.templates:
         if template.count("{}") != 1:
             raise ConfigError(f"templates: {template!r} does not hold one {{}}, the place of the words; add it")

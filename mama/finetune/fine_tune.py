@@ -26,7 +26,7 @@ from mama.evaluate import fractions, provenance
 from mama.evaluate.evaluation import Show
 from mama.evaluate.fine_tuned import CLASSIFIER, MARKER, Tuning, digest_of, folder_of, is_complete
 from mama.evaluate.results import Results
-from mama.evaluate.sets import evaluate_sets, sets_of
+from mama.evaluate.sets import evaluate_sets, require_sets, sets_of
 from mama.evaluate.tasks import Task, load_tasks
 from mama.export.classifier_folder import Named, new_classifier, save_classifier
 from mama.export.model_folder import is_bare
@@ -85,6 +85,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> dict[str, R
     config = resolved(config)
     if "finetune" in config.eval.protocols and is_bare(run):
         raise ConfigError(f"eval.protocols: finetune writes into a run, and {run} is a model folder by itself")
+    require_sets(config)
     if not fine_tune(list(sets_of(config).values()), run):
         return {}
     return evaluate_sets(config, run, show)

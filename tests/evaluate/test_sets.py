@@ -114,6 +114,17 @@ def test_a_model_folder_needs_shards_and_its_own_settings(config: Config, tmp_pa
         mama("eval", str(bare), "--on", "shards")
 
 
+def test_all_sets_are_looked_at_before_the_first_is_measured(
+    config: Config, others: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mama.evaluate.sets.evaluate", lambda *_: pytest.fail("nothing may be measured"))
+    run, (abroad, near) = str(config.run_folder), others
+    with pytest.raises(ValueError, match=rf"^eval.on: {tmp_path}/none: no manifest.json, so this is not a finished "):
+        mama("eval", run, "--on", near, "--on", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=rf"^eval.on: {abroad} has no image of eval.split=val; it has test$"):
+        mama("eval", run, "--on", near, "--on", abroad, "eval.split=val")
+
+
 def test_two_sets_of_one_name_are_told_apart(config: Config) -> None:
     from mama.evaluate.sets import sets_of
 

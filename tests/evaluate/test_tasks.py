@@ -155,6 +155,11 @@ def test_without_words_of_its_own_a_task_has_those_of_its_facts(tmp_path: Path) 
         ("unit: exam", "order: [dense]", "order: ['dense'] does not name each class once; they are not dense, dense"),
         ("  dense: het", "  fat: het", "words: ['not dense', 'fat'] are not the classes; they are not dense, dense"),
         ("heterogeneously or extremely dense", "7", "words.dense: 7 is not a list of texts"),
+        (
+            "heterogeneously or extremely dense",
+            "[scattered fibroglandular tissue, almost entirely fatty]",
+            "words.not dense: are those of dense too, which tells nothing apart; write its own",
+        ),
         ('"{}"]', '"a"]', "templates: 'a' does not hold one {}, the place of the words; add it"),
         ("unit: exam", "name: x", "name: 'x', but a task has the name of its file; leave the line out"),
     ],
@@ -193,3 +198,5 @@ def test_names_of_tasks_are_names_of_folders_and_unlike(tmp_path: Path) -> None:
             load_task(str(tmp_path / "a" / f"{name}.yaml"))
     with pytest.raises(ConfigError, match=r"none.yaml: no such task, nor a shipped one \(asymmetry, birads"):
         load_task(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match=r"^eval\.tasks: \S+none.yaml: no such task"):
+        load_tasks(["cancer", str(tmp_path / "none.yaml")])

@@ -408,6 +408,8 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
             "eval.tasks: 'birds' is not one of cancer, malignancy, birads, density, mass, calcification, asymmetry, "
             "distortion, the path of a YAML file",
         ),
+        (EvalConfig, {"fractions": []}, "eval.fractions: is empty; name at least one, or leave it out"),
+        (EvalConfig, {"protocols": ["probe", "probe"]}, "eval.protocols: probe is named twice; name it once"),
     ],
 )
 def test_a_value_out_of_range_is_refused_when_the_section_is_built(
