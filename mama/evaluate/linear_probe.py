@@ -5,12 +5,14 @@ Letters: n images, d features, K classes.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -20,10 +22,13 @@ from mama.evaluate.arrays import Float64s, Ints
 from mama.settings.rates import rate_at
 from mama.settings.schema import FinetuneConfig, OptimConfig
 
+log = logging.getLogger(__name__)
+
 Features = NDArray[np.floating[Any]]
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn: the smaller, the stronger
 FOLDS = 3
+ITERATIONS = 500  # at most, of the optimiser
 PERCENTILES = np.linspace(0, 100, 31)
 
 
@@ -33,18 +38,10 @@ def fit(features: Features, labels: Ints, patients: list[str], seed: int) -> Pip
     The penalty is the one with the smallest balanced log loss in a cross-validation over the patients of the training
     split; held-out images are not used. With too few patients for that it is the middle one.
     """
-    by_class = sorted(len({patients[i] for i in np.flatnonzero(labels == k)}) for k in np.unique(labels))
-    if by_class[-2] < FOLDS:  # a fold might hold one class only
-        return _classifier(PENALTIES[len(PENALTIES) // 2]).fit(features, labels)
-    losses = dict.fromkeys(PENALTIES, 0.0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # rare classes are in some folds only
-        folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels, patients))
-    for train, test in folds:
-        for c in PENALTIES:
-            fitted = _classifier(c).fit(features[train], labels[train])
-            losses[c] += _balanced_log_loss(fitted, features[test], labels[test])
-    return _classifier(min(PENALTIES, key=lambda c: losses[c])).fit(features, labels)
+    fitted = _fitted(_penalty(features, labels, patients, seed), features, labels)
+    if fitted[-1].n_iter_.max() >= ITERATIONS:
+        log.warning("linear probe on %d images: its optimiser was stopped after %d iterations", len(labels), ITERATIONS)
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,26 @@ def intensity_percentiles(image: NDArray[np.uint8]) -> Float64s:
     return np.searchsorted(counts, ranks).astype(np.float64)
 
 
-def _classifier(c: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=500))
+def _penalty(features: Features, labels: Ints, patients: list[str], seed: int) -> float:
+    by_class = sorted(len({patients[i] for i in np.flatnonzero(labels == k)}) for k in np.unique(labels))
+    if by_class[-2] < FOLDS:  # a fold might hold one class only
+        return PENALTIES[len(PENALTIES) // 2]
+    losses = dict.fromkeys(PENALTIES, 0.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # rare classes are in some folds only
+        folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels, patients))
+    for train, test in folds:
+        for c in PENALTIES:
+            fitted = _fitted(c, features[train], labels[train])
+            losses[c] += _balanced_log_loss(fitted, features[test], labels[test])
+    return min(PENALTIES, key=lambda c: losses[c])
+
+
+def _fitted(c: float, features: Features, labels: Ints) -> Pipeline:
+    regression = LogisticRegression(C=c, class_weight="balanced", max_iter=ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # many fits: `fit` tells of the one that counts
+        return make_pipeline(StandardScaler(), regression).fit(features, labels)
 
 
 def _balanced_log_loss(classifier: Pipeline, features: Features, labels: Ints) -> float:

@@ -66,6 +66,16 @@ def test_two_patients_are_enough_to_fit() -> None:
     assert np.isfinite(linear_probe.probabilities(classifier, x, 2)).all()
 
 
+def test_an_optimiser_that_was_stopped_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(linear_probe, "ITERATIONS", 2)
+    x, y = features(0, 60, 4.0)
+    linear_probe.fit(x, y, [str(i) for i in range(60)], seed=0)
+    assert caplog.messages == ["linear probe on 60 images: its optimiser was stopped after 2 iterations"]
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (17, 31), (300, 200)])
 def test_intensity_percentiles_equal_numpys(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
