@@ -327,8 +327,8 @@ class EvalConfig:
         for name, values in (("protocols", self.protocols), ("fractions", self.fractions)):
             if not values:
                 raise ConfigError(f"eval.{name}: is empty; name at least one, or leave it out")
-            if twice := next((value for value in values if values.count(value) > 1), None):
-                raise ConfigError(f"eval.{name}: {twice} is named twice; name it once")
+            if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+                raise ConfigError(f"eval.{name}: {twice[0]} is named twice; name it once")
         if wrong := [fraction for fraction in self.fractions if not 0 < fraction <= 1]:
             raise ConfigError(f"eval.fractions: {wrong[0]} is not above 0 and at most 1, which is all labels")
         at_least_one("eval.draws", self.draws)
