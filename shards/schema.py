@@ -75,6 +75,7 @@ CONFLICTS = {
     "view": "table and header disagree about the view; the table wins",
     "box": "the box of a finding lies outside the image; the finding is stored without it",
     "mask": "the mask of a finding is unreadable, empty or of another size; the finding is stored without a box",
+    "implant": "table and header disagree about an implant; the table wins",
 }
 
 # Why patients are in another split than the archive's own says: word -> explanation, which follows their number.
@@ -125,7 +126,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class SourceView:
-    """One image file of an archive. If laterality or view is None, the DICOM header decides.
+    """One image file of an archive. If laterality, view or implant is None, the DICOM header decides.
 
     A source also yields the images that its tables rule out, with `refused` = (reason code, message), so that the
     counts of a build add up to the archive.
@@ -139,6 +140,7 @@ class SourceView:
     report: str | None = None  # report text of this image
     refused: tuple[str, str] | None = None
     masks: tuple[tuple[int, Path], ...] = ()  # (number of a finding, image that is white inside of it): gives its box
+    implant: bool | None = None  # in this breast
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ class View:
     processed: bool = False  # raw, rendered by shards.image.for_processing; in the JSON only if true
     conflicts: tuple[str, ...] = ()  # words of CONFLICTS
     fallbacks: tuple[str, ...] = ()  # words of FALLBACKS; in the JSON only if there are any
+    implant: bool | None = None  # in this breast; in the JSON only if known
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,8 @@ class Study:
             for name in ("processed", "fallbacks"):
                 if not view[name]:
                     del view[name]
+            if view["implant"] is None:
+                del view["implant"]
         return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
     @staticmethod

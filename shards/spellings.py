@@ -18,8 +18,9 @@ MODIFIERS = ("at", "cv", "ri", "rl", "rm", "rs", "spot", "tan", "xcc", "xccl", "
 OTHER_VIEWS = tuple(sorted((*PROJECTIONS, *MODIFIERS)))
 # The letters M and S beside a view mean magnification and spot compression.
 NAMES = {"cc": "CC", "mlo": "MLO", **{name: name for name in OTHER_VIEWS}, "m": "spot", "mag": "spot", "s": "spot"}
-# Words without side or view. ID (implant displaced) does not change the view.
-IGNORED = {"breast", "diagnostic", "digital", "id", "image", "mammo", "mammogram", "mammography", "projection"}
+DISPLACED = "id"  # implant displaced, which does not change the view
+# Words without side or view.
+IGNORED = {"breast", "diagnostic", "digital", DISPLACED, "image", "mammo", "mammogram", "mammography", "projection"}
 IGNORED |= {"routine", "screening", "standard", "view"}
 SPELLED_OUT = {
     r"exaggerated( lateral(ly)?| medial(ly)?)?": "xcc",
@@ -39,13 +40,14 @@ SPELLED_OUT = {
     r"cleavage": "cv",
     r"tangential": "tan",
     r"spot compression|magnification|magnified": "spot",
-    r"implants? displaced|nipple in profile": "id",
+    r"implants? displaced": DISPLACED,
+    r"nipple in profile": "view",
 }
 _VIEW = "|".join(sorted({"cc", "mlo", *OTHER_VIEWS} - {"at"}, key=len, reverse=True))  # LAT is a lateral view
 # In one word: LCC, RMLOID, LMCC (magnified), CCRL.
 IN_ONE_WORD = re.compile(
     rf"(?P<side>left|right|lt|rt|l|r)?(?P<before>m|s)?(?P<view>{_VIEW})"
-    rf"(id|(?P<after>mag|m|s|{'|'.join(MODIFIERS)}))*(?P<behind>left|right)?"
+    rf"((?P<displaced>{DISPLACED})|(?P<after>mag|m|s|{'|'.join(MODIFIERS)}))*(?P<behind>left|right)?"
 )
 
 
@@ -56,19 +58,31 @@ def read_view(text: str) -> tuple[str | None, str | None]:
     """
     if " ".join(text.casefold().split()) in NOT_STATED:
         return None, None
-    plain = " ".join(re.findall(r"[^\W\d_]+", text.casefold()))
-    for spelling, name in SPELLED_OUT.items():
-        plain = re.sub(rf"\b(?:{spelling})\b", name, plain)
+    words = _words(text)
     sides: set[str] = set()
     views: set[str] = set()
-    for word in plain.split():
+    for word in words:
         side, view = _read_word(word, text)
         sides |= side
         views |= view
     modifiers = sorted(views & set(MODIFIERS))
-    if len(sides) > 1 or len(views - set(MODIFIERS)) > 1 or not plain:
+    if len(sides) > 1 or len(views - set(MODIFIERS)) > 1 or not words:
         raise ValueError(text)
     return next(iter(sides), None), next(iter(modifiers or views), None)
+
+
+def is_implant_displaced(text: str) -> bool:
+    """Whether a text names a view for which an implant was pushed back: MLO-ID, LCCID, "Implant Displaced"."""
+    found = ((word, IN_ONE_WORD.fullmatch(word)) for word in _words(text))
+    return any(word == DISPLACED or (match and match["displaced"]) for word, match in found)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text in lower case, with the short names of what is spelled out."""
+    plain = " ".join(re.findall(r"[^\W\d_]+", text.casefold()))
+    for spelling, name in SPELLED_OUT.items():
+        plain = re.sub(rf"\b(?:{spelling})\b", name, plain)
+    return plain.split()
 
 
 def _read_word(word: str, text: str) -> tuple[set[str], set[str]]:

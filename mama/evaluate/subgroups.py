@@ -35,6 +35,7 @@ SHARES = (
     (np.inf, "box over 5 % of the image"),
 )
 
+IMPLANT = {None: None, False: "no implant", True: "implant"}
 FACTS: dict[str, Callable[[Item], str | None]] = {
     "age": lambda item: None if item.study.age is None else band(item.study.age, AGES),
     "race": lambda item: item.study.race,
@@ -42,6 +43,7 @@ FACTS: dict[str, Callable[[Item], str | None]] = {
     "density": lambda item: item.view.labels.density,
     "vendor": lambda item: item.view.vendor,
     "view": lambda item: item.view.view,
+    "implant": lambda item: IMPLANT[item.view.implant],
 }
 FINDINGS = ("finding", "size")
 

@@ -48,6 +48,7 @@ FILTERS: dict[str, tuple[Facts, tuple[Any, ...]]] = {
     "density": (lambda study, view: [view.labels.density], DENSITIES),
     "cancer": (lambda study, view: [view.labels.cancer], LABELS["cancer"]),
     "pathology": (lambda study, view: [view.labels.pathology], PATHOLOGIES),
+    "implant": (lambda study, view: [view.implant], (False, True)),
 }
 AGE = "age"  # `images: {age: [40, 49]}`: from and to, in years
 # Folders and columns of results that have another meaning.

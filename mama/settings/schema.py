@@ -21,7 +21,10 @@ Norm = Literal["layer", "batch", "published"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
 # The shipped tasks, configs/tasks/*.yaml.
-TASKS = ("cancer", "malignancy", "birads", "density", "mass", "calcification", "asymmetry", "distortion")
+TASKS = (
+    *("cancer", "malignancy", "birads", "density", "mass", "calcification", "asymmetry", "distortion"),
+    "cancer_without_implants",
+)
 PROTOCOLS = ("zeroshot", "probe", "finetune")
 UNITS = ("image", "breast", "exam", "patient")
 
@@ -281,8 +284,8 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation of a consolidated run on held-out images."""
 
-    # Shipped tasks by name (cancer, malignancy, birads, density, mass, calcification, asymmetry, distortion), and paths
-    # of YAML files that define one's own.
+    # Shipped tasks by name (cancer, malignancy, birads, density, mass, calcification, asymmetry, distortion,
+    # cancer_without_implants), and paths of YAML files that define one's own.
     tasks: list[str] = field(default_factory=lambda: ["cancer", "birads", "density"])
     split: Literal["train", "val", "test"] = "test"  # split that is evaluated
     # What is scored: image, breast, exam, patient, each from the same pass. Images always, and the unit of the task.

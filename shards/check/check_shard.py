@@ -178,7 +178,7 @@ def _view_problem(view: View, number: int) -> str | None:
     (height, width), (a, b, tx, c, d, ty) = view.size, view.to_original
     x0, y0, x1, y1 = view.crop
     words = (view.instance or "", view.vendor or "", view.labels.pathology or "", *view.conflicts, *view.fallbacks)
-    if not all(isinstance(word, str) for word in words):
+    if not all(isinstance(word, str) for word in words) or not isinstance(view.implant, bool | None):
         return OTHER_TYPE
     if view.laterality not in LATERALITIES or view.view not in VIEWS:
         return "its laterality or view is not one of L, R, CC, MLO"

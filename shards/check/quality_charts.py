@@ -22,6 +22,7 @@ FACTS = {  # name in the manifest's histograms -> heading
     "cancer": "Cancer",
     "pathology": "Pathology",
 }
+IMPLANT = {None: UNKNOWN, False: "no implant", True: "implant"}
 WORDS = {"cancer": {"true": "cancer", "false": "no cancer"}}
 
 Counts = dict[str, Counter[str]]  # split -> value -> number
@@ -101,6 +102,7 @@ def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:
             words["spacing"][study.split][f"{spacing[0] * 1000:.0f} µm" if spacing else UNKNOWN] += 1
             intent = (view.presentation_intent or UNKNOWN).lower()
             words["intent"][study.split][f"{intent}, rendered" if view.processed else intent] += 1
+            words["implant"][study.split][IMPLANT[view.implant]] += 1
             for finding in view.findings:
                 words["finding"][study.split][finding.kind + (" with box" if finding.box else ", no box")] += 1
         words["images"][study.split][str(len(study.views))] += 1
@@ -117,6 +119,7 @@ def study_charts(studies: Iterable[Study]) -> tuple[list[Chart], list[Chart]]:
         *_if_known("Presentation intent", "images", words["intent"]),
         chart("Images of a study", "studies", words["images"]),
         *_if_known("Findings", "findings", words["finding"]),
+        *_if_known("Implants", "images", words["implant"]),
     ]
     people = [
         *_if_known("Age", "patients", words["age"]),

@@ -1,4 +1,4 @@
-"""Facts from a DICOM header: side, view, vendor, spacing, intent, and whether it is a plain mammogram at all."""
+"""Facts from a DICOM header: side, view, implant, vendor, spacing, intent, and whether it is a plain mammogram."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom.sequence import Sequence
 
 from shards.errors import Refused
 from shards.schema import LATERALITIES, RAW, VIEWS
-from shards.spellings import SIDES, UNKNOWN, read_view
+from shards.spellings import SIDES, UNKNOWN, is_implant_displaced, read_view
 
 # MG, and the modalities of film scans and old archives; RSNA files have no Modality at all.
 MODALITIES = ("MG", "CR", "DX", "RG", "")
@@ -26,8 +26,9 @@ RAW_CLASSES = (
 )
 # PS3.16 CID 4014 "View for Mammography", SNOMED RT (SRT) and SNOMED CT codes; any other code is another view.
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
-# PS3.16 CID 4015 "View Modifier for Mammography": magnification and spot compression.
+# PS3.16 CID 4015 "View Modifier for Mammography": magnification and spot compression; implant displaced.
 SPOT_CODES = ("R-102D6", "399163009", "R-102D7", "399055006")
+DISPLACED_CODES = ("R-102D5", "399209000")
 # Closed vocabulary: Manufacturer is free text, and free text does not enter a shard.
 VENDORS = {
     "hologic": ("HOLOGIC", "LORAD"),
@@ -149,6 +150,19 @@ def find_view(dataset: Dataset) -> str | None:
         if len(named) == 1:
             return named.pop()
     return None
+
+
+def find_implant(dataset: Dataset) -> bool | None:
+    """Whether the breast has an implant; None if not stated.
+
+    1. A view with the implant displaced, by ViewPosition, ViewCodeSequence or a modifier, shows that it has one.
+    2. BreastImplantPresent (0028,1300).
+    """
+    items = [*(dataset.get("ViewCodeSequence") or [])[:1], *_modifiers(dataset)]
+    names = [_or_none(lambda: dataset.ViewPosition) or "", *(str(item.get("CodeMeaning") or "") for item in items)]
+    if any(_code(item) in DISPLACED_CODES for item in items) or any(map(is_implant_displaced, names)):
+        return True
+    return {"YES": True, "NO": False}.get(_or_none(lambda: dataset.BreastImplantPresent) or "")
 
 
 def find_vendor(dataset: Dataset) -> str:

@@ -74,9 +74,11 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
     if plan is None and ((out / MANIFEST).exists() or any(out.glob("*.tar"))):
         raise ShardError(f"pack.out: {out} holds shards without their {BUILD}/{PLAN}; give another `out`")
     earlier = {**BEFORE, **plan.settings} if plan else settings
+    settings["implants"] = earlier["implants"]
     because = compare_settings(settings, earlier, out, planned)
     with waiting(f"pack {config.source}, reading tables and looking for files"):
         studies: Mapping[str, SourceStudy] = listed(SOURCES[config.source](root, **options), config.source, key)
+    studies = studies if settings["implants"] else _without_implants(studies)
     refuse_own_files(studies, root, out)
     splits = find_splits(config, root, options, studies, key)
     settings["split"] = splits.how
@@ -95,8 +97,16 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
         config.long_side, config.bits, config.crop, config.flip, config.reduced_jpeg2000, slab, processed
     )
     quality = config.quality if config.codec == "jpeg" else None
-    sample = SampleConfig(config.source, root, key, picture, quality, config.intent)
+    sample = SampleConfig(config.source, root, key, picture, quality, config.intent, settings["implants"])
     return Build(config, sample, out, plan, studies)
+
+
+def _without_implants(studies: Mapping[str, SourceStudy]) -> Mapping[str, SourceStudy]:
+    """The studies as an earlier release listed them, so that they count as unchanged."""
+    return {
+        name: replace(study, views=tuple(replace(view, implant=None) for view in study.views))
+        for name, study in studies.items()
+    }
 
 
 def _renewed(config: PackConfig, plan: Plan, studies: Mapping[str, SourceStudy], key: bytes, because: str) -> Plan:

@@ -23,7 +23,7 @@ from shards.sources.all_sources import OFFICIAL_SPLITS, SOURCES, resolve_root
 log = logging.getLogger(__name__)
 
 # Of builds that were started before these settings existed.
-BEFORE = {"intent": "both", "raw": "stored", "split": "hash"}
+BEFORE = {"intent": "both", "raw": "stored", "split": "hash", "implants": False}
 
 
 def validate(config: PackConfig) -> None:
@@ -89,6 +89,7 @@ def settings_of(config: PackConfig, options: dict[str, Any], key: bytes) -> dict
     plain = ("source", "long_side", "codec", "bits", "quality", "crop", "flip", "reduced_jpeg2000", "tomosynthesis")
     return {
         **{name: getattr(config, name) for name in (*plain, "intent", "raw")},
+        "implants": True,
         "options": json.loads(json.dumps(options)),  # as the plan will return them: keys are strings
         "samples_per_shard": config.samples_per_shard,
         "key_file": keyed_hash(key, "key"),
@@ -105,6 +106,9 @@ def as_begun(config: PackConfig, earlier: Mapping[str, Any]) -> PackConfig:
         if "split" not in earlier and config.source in OFFICIAL_SPLITS:
             log.info("pack.split: %s was started by a release that split by the hash, and still does", config.out)
         config = replace(config, split="hash")
+    if "implants" not in earlier:
+        told = "was started by a release that did not record implants, and still does not; another `out` will have them"
+        log.info("pack.out: %s %s", config.out, told)
     return config
 
 

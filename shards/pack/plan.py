@@ -99,7 +99,7 @@ def digest_of(study: SourceStudy, root: Path, key: bytes) -> str:
     would report its studies as changed.
     """
     where = str(root).encode("utf-8", "backslashreplace").decode()  # as `repr` escapes a name that is not UTF-8
-    facts = repr(study).replace(", masks=()", "")  # which earlier releases did not have
+    facts = repr(study).replace(", masks=()", "").replace(", implant=None", "")  # earlier releases had neither
     return keyed_hash(key, "digest", facts.replace(where, ""))
 
 

@@ -20,6 +20,7 @@ from shards.image.header import find_intent, find_laterality, find_spacing, find
 from shards.image.lesion_mask import mask_box
 from shards.image.picture import Picture, PictureConfig, read_picture
 from shards.pack.identity import keyed_hash, patient_key, split_of
+from shards.pack.implants import implant_of, in_whole_breasts
 from shards.pack.texts import LONGEST_REPORT, check_facts, check_text
 from shards.processes import quiet
 from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, SourceStudy, SourceView, Study, View
@@ -35,6 +36,7 @@ class SampleConfig:
     picture: PictureConfig
     quality: int | None
     intent: Literal["presentation", "processing", "both"] = "presentation"  # which to keep if a view has both
+    implants: bool = True  # record them; builds of earlier releases do not
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def build_sample(config: SampleConfig, study: SourceStudy) -> Sample:
             continue
         seen.add(image.view.instance)
         images.append(image)
+    views = in_whole_breasts((image.source, image.view) for image in images)
+    images = [replace(image, view=view) for image, view in zip(images, views, strict=True)]
     images, others = _choose_intent(images, config.intent)
     refusals += [refusal(config.root, image.source, error) for image, error in others]
     sample = Study(
@@ -167,6 +171,7 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
     header = picture.header if picture.header is not None else Dataset()
     laterality, position, conflicts = _side_and_view(source, header)
     findings, unusable = _boxed(source, picture.original_size)
+    implant, contradicted = implant_of(source, header) if config.implants else (None, ())
     instance = header.get("SOPInstanceUID")
     view = View(
         member="jpg" if config.quality else "png",
@@ -185,8 +190,9 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         vendor=None if picture.header is None else find_vendor(header),
         instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
         processed=picture.processed,
-        conflicts=conflicts + unusable,
+        conflicts=conflicts + unusable + contradicted,
         fallbacks=picture.fallbacks,
+        implant=implant,
     )
     return _Image(source, view, _encode(picture, config.quality), is_volume(header))
 

@@ -5,6 +5,7 @@ Documented at kaggle.com/competitions/rsna-breast-cancer-detection/data. Non-com
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from shards.schema import DENSITIES, VIEWS, Labels, SourceStudy, SourceView
 from shards.sources.common import agreed_age, read_code, unidentified
 from shards.sources.tables import blank_unknown, groups, read_table, rows
 
+log = logging.getLogger(__name__)
+
 COLUMNS = {
     "patient_id": "patient",
     "image_id": "image",
-    **{name: name for name in ("laterality", "view", "age", "cancer", "biopsy")},
+    **{name: name for name in ("laterality", "view", "age", "cancer", "biopsy", "implant")},
     "BIRADS": "birads",
     "density": "density",
 }
@@ -32,6 +35,7 @@ CODES: dict[str, dict[str, Any]] = {
     "birads": {"0": 0, "1": 1, "2": 2},  # needs follow-up, negative, normal
     "density": {letter: letter for letter in DENSITIES},
 }
+IMPLANTS = {"0": False, "1": True}
 UNDOCUMENTED = "column {column}: {text!r} in row {row.line} is not documented"
 
 
@@ -46,7 +50,9 @@ def rsna(root: Path) -> Iterator[SourceStudy]:
     - `cancer` is per breast. Pathology is malignant if `cancer` is 1, benign if it is 0 and there was a biopsy, else
       unknown. In which of its images a cancer is visible is not documented.
     - BI-RADS is 0, 1 or 2 and often empty. Density is empty at site 2.
-    - Implants, machine, site and `difficult_negative_case` are not used.
+    - `implant` is that of the image's row, if the table has the column; another value than 0 and 1 is unknown, and
+      counted in the log. At site 1 it is of the patient: the breast itself may have none.
+    - Machine, site and `difficult_negative_case` are not used.
 
     Refused or left out, by the first that applies:
     1. identifier: patient or image is empty; 2. duplicate: an earlier row names the same file;
@@ -63,14 +69,16 @@ def rsna(root: Path) -> Iterator[SourceStudy]:
 def _images(root: Path) -> pd.DataFrame:
     if not (root / "train.csv").is_file():
         raise ShardError(f"pack.root: {root} must hold train.csv and train_images of the RSNA data set")
-    parts = [read_table(root / "train.csv", COLUMNS).assign(part="train")]
+    parts = [read_table(root / "train.csv", COLUMNS, optional=("implant",)).assign(part="train")]
     if (root / "test.csv").is_file():
-        parts.append(read_table(root / "test.csv", COLUMNS, optional=LABELS).assign(part="test"))
+        parts.append(read_table(root / "test.csv", COLUMNS, optional=(*LABELS, "implant")).assign(part="test"))
     parts = [blank_unknown(part, CODES).assign(line=(part.index + 2).astype(str)) for part in parts]
     table = pd.concat(parts, ignore_index=True)
     # pandas writes whole numbers with a point if their column has empty cells.
-    for column in ("patient", "image", "age", "cancer", "biopsy", "birads"):
+    for column in ("patient", "image", "age", "cancer", "biopsy", "birads", "implant"):
         table[column] = table[column].map(lambda text: re.sub(r"\.0+$", "", text), na_action="ignore")
+    if unknown := int((table["implant"].notna() & ~table["implant"].isin(list(IMPLANTS))).sum()):
+        log.warning("RSNA: column implant: %d rows have undocumented values: their implants are unknown", unknown)
     table["again"] = table.duplicated(["part", "patient", "image"])
     return table
 
@@ -91,7 +99,7 @@ def _view(root: Path, row: Any) -> SourceView:
         cells = {column: read_code(row, column, CODES, UNDOCUMENTED) for column in CODES}
     except Refused as error:
         return SourceView(path, refused=error.pair)
-    return SourceView(path, cells["laterality"], row.view, _labels(cells))
+    return SourceView(path, cells["laterality"], row.view, _labels(cells), implant=IMPLANTS.get(row.implant))
 
 
 def _labels(cells: Mapping[str, Any]) -> Labels:

@@ -78,6 +78,12 @@ def test_a_report_says_everything_in_the_order_of_the_method() -> None:
     ]
 
 
+def test_no_text_tells_an_implant() -> None:
+    for style in (report_text.report, report_text.natural_sentence, report_text.caption):
+        texts = [style(STUDY, replace(WHOLE, implant=known)) for known in (True, False, None)]
+        assert texts == texts[:1] * 3
+
+
 def test_what_is_unknown_is_left_out_or_called_unknown_but_never_guessed() -> None:
     stranger = replace(STUDY, age=None, race=None, ethnicity=None, reason=None)
     assert report_text.report(stranger, view()) == [

@@ -57,6 +57,18 @@ def test_labels(task: str, labels: dict[str, object], expected: int | None) -> N
     assert load_task(task).label_of(one, view) == expected
 
 
+def test_only_a_breast_that_is_known_to_have_no_implant_is_without(tmp_path: Path) -> None:
+    one = study(1, "train")
+    views = {known: replace(one.views[0], implant=known) for known in (True, False, None)}
+    told = {known: load_task("cancer_without_implants").label_of(one, view) for known, view in views.items()}
+    assert told == {True: None, False: 1, None: None}
+    assert {load_task("cancer").label_of(one, view) for view in views.values()} == {1}
+    for written, admitted in (("true", [True]), ("[true, false]", [True, False]), ("false", [False])):
+        (tmp_path / "own.yaml").write_text(f"{OWN.replace('view: CC', f'implant: {written}')}")
+        own = load_task(str(tmp_path / "own.yaml"))
+        assert [known for known, view in views.items() if own.admits(one, view)] == admitted
+
+
 @pytest.mark.parametrize(
     ("labels", "findings", "recorded", "expected"),
     [
@@ -149,6 +161,7 @@ def test_without_words_of_its_own_a_task_has_those_of_its_facts(tmp_path: Path) 
         ("view: CC", "view: LCC", "images.view: 'LCC' is not one of CC, MLO"),
         ("view: CC", "veiw: CC", "images.veiw: is not one of view, .* did you mean view?"),
         ("view: CC", "vendor: acme", "images.vendor: 'acme' is not one of hologic, ge, "),
+        ("view: CC", "implant: [0]", "images.implant: 0 is not one of false, true"),
         ("[40, 74]", "40", "images.age: 40 is not a smallest and a largest age; write [40, 49]"),
         ("[40, 74]", "[74, 40]", "images.age: [74, 40] is not a smallest"),
         ("unit: exam", "unit: breats", "unit: 'breats' is not one of 'image', 'breast', 'exam', 'patient'"),

@@ -46,6 +46,7 @@ def exam(patient: int, number: int, rng: np.random.Generator) -> Study:
                 findings=findings,
                 pixel_spacing=(2.0, 1.5),
                 vendor=VENDORS[(patient + len(views) // 3) % 3],
+                implant=(True, False, None, False)[(patient + len(views) // 2) % 4],
             )
         )
     key = f"p{patient}-{number}"
@@ -63,6 +64,7 @@ def frame(data: TaskData, scores: np.ndarray) -> pd.DataFrame:
     rows = [
         {"exam": i.study.key, "patient": i.study.patient, "side": i.view.laterality, "view": i.view.view,
          "member": i.view.member, "density": i.view.labels.density, "vendor": i.view.vendor, "age": i.study.age,
+         "implant": {True: "implant", False: "no implant", None: None}[i.view.implant],
          "kinds": {f.kind for f in i.view.findings}} for i in data.items
     ]  # fmt: skip
     return pd.DataFrame(rows).assign(label=data.labels, **{f"s{k}": scores[:, k] for k in range(scores.shape[1])})
@@ -190,7 +192,7 @@ DOCUMENT = {"unit": "breast", "chance": 0.5, "untaught": []}
 
 
 def test_subgroups_are_those_of_a_selection() -> None:
-    """By density and vendor the images of each; by finding the positives that have it, against all negatives."""
+    """By density, vendor, implant the images of each; by finding the positives that have it, against all negatives."""
     task = load_task("cancer")  # its unit is the breast
     data, scores = scored(task, cohort())
     data.predictions += [Predictions("zero-shot", model, scores) for model in ("trained", "untrained")]
@@ -198,7 +200,7 @@ def test_subgroups_are_those_of_a_selection() -> None:
     table = frame(data, scores)
     rows = {(row["by"], row["group"]): row for row in document["rows"]}
     assert len(rows) == len(document["rows"]), "of the trained model alone"
-    for by in ("density", "vendor"):
+    for by in ("density", "vendor", "implant"):
         for group, images in table.fillna({by: "unknown"}).groupby(by):
             breasts = images.groupby(["exam", "side"])
             row = rows[by, group]

@@ -406,7 +406,7 @@ def test_a_configuration_unlike_the_defaults_is_saved_whole(tmp_path: Path) -> N
             EvalConfig,
             {"tasks": ["cancer", "birds"]},
             "eval.tasks: 'birds' is not one of cancer, malignancy, birads, density, mass, calcification, asymmetry, "
-            "distortion, the path of a YAML file",
+            "distortion, cancer_without_implants, the path of a YAML file",
         ),
         (EvalConfig, {"fractions": []}, "eval.fractions: is empty; name at least one, or leave it out"),
         (EvalConfig, {"protocols": ["probe", "probe"]}, "eval.protocols: probe is named twice; name it once"),

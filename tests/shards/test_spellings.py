@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from shards.spellings import OTHER_VIEWS, read_view
+from shards.spellings import OTHER_VIEWS, is_implant_displaced, read_view
 
 UNDERSTOOD = {
     (None, "CC"): ["CC", " cc ", "CRANIO-CAUDAL", "craniocaudal", "Cranio caudal", "CC-ID", "CC 2", "CC view", "CCID"],
@@ -52,6 +52,24 @@ def test_spellings_that_are_understood() -> None:
     found = {text: read_view(text) for texts in UNDERSTOOD.values() for text in texts}
     assert found == {text: told for told, texts in UNDERSTOOD.items() for text in texts}
     assert {name: read_view(name.upper())[1] for name in OTHER_VIEWS} == {name: name for name in OTHER_VIEWS}
+
+
+def test_an_implant_is_displaced_where_the_text_says_so() -> None:
+    displaced = [
+        "CC-ID",
+        "CCID",
+        "mloid",
+        "MLO-ID",
+        "RMLOID",
+        "Implant displaced MLO",
+        "R MLO Implants Displaced",
+        "ID",
+    ]
+    displaced += ["MLOIDMAG", "CC s id"]
+    others = [text for texts in UNDERSTOOD.values() for text in texts if text not in displaced and "Displ" not in text]
+    others += [*NOT_UNDERSTOOD, "MLO nipple in profile", "mid MLO", "CCI D"]
+    assert [text for text in (*displaced, *others) if is_implant_displaced(text)] == displaced
+    assert read_view("MLO nipple in profile") == (None, "MLO")
 
 
 @pytest.mark.parametrize("text", NOT_UNDERSTOOD)

@@ -13,7 +13,8 @@ NAS = "/mnt/NAS2/mammo/anon_dicom"
 # The columns of the reduced tables, and those of the full ones that decide about something.
 CLINICAL = """
     empi_anon acc_anon study_date_anon desc tissueden asses numfind side total_L_find total_R_find massshape massmargin
-    massdens calcfind calcdistri calcnumber bside path_severity RACE_DESC ETHNICITY_DESC ETHNIC_GROUP_DESC age_at_study
+    massdens calcfind calcdistri calcnumber implanfind bside path_severity RACE_DESC ETHNICITY_DESC ETHNIC_GROUP_DESC
+    age_at_study
 """
 FILES = """
     empi_anon acc_anon study_date_anon StudyDescription SeriesDescription FinalImageType ImageLateralityFinal

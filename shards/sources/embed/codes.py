@@ -60,6 +60,7 @@ CALCIFICATIONS = {
     "V": "vascular",
     "9": None,
 }
+IMPLANTS = dict.fromkeys("ACDFHKNRST", True)  # N: normal implants
 DISTRIBUTIONS = {"G": "grouped", "C": "grouped", "S": "segmental", "R": "regional", "D": "diffuse", "L": "linear"}
 
 # Column here -> its codes. The log reports any other text in these columns.
@@ -74,6 +75,7 @@ CODES: dict[str, dict[str, Any]] = {
     "massdens": MASS_DENSITIES,
     "calcfind": CALCIFICATIONS,
     "calcdistri": DISTRIBUTIONS,
+    "implanfind": IMPLANTS,
 }
 UNDOCUMENTED = "column {column}: {text!r} is no code of the legend"
 DESCRIPTORS = ("massshape", "massmargin", "massdens", "calcfind", "calcdistri", "calcnumber")
@@ -87,6 +89,7 @@ class Breast:
     findings: tuple[Finding, ...] = ()
     single: bool = False
     refused: tuple[str, str] | None = None
+    implant: bool | None = None
 
 
 def breast_of(rows: Sequence[Any], side: str) -> Breast:
@@ -101,7 +104,8 @@ def breast_of(rows: Sequence[Any], side: str) -> Breast:
     known = tuple(finding for finding in findings if finding)
     # A row without descriptors may still be the lesion that a region marks, unless its assessment is negative.
     candidates = sum(bool(_kind(lesion[0])) or any(row.asses != "N" for row in lesion) for _, lesion in lesions)
-    return Breast(labels, known, single=len(known) == candidates == 1)
+    implant = any(row.implanfind in IMPLANTS and _concerns(row, side) for row in rows) or None
+    return Breast(labels, known, single=len(known) == candidates == 1, implant=implant)
 
 
 def _levels(rows: Sequence[Any], side: str) -> Iterator[list[Any]]:

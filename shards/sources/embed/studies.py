@@ -57,6 +57,8 @@ def embed(
       `roi_orientation` is "dicom": see `regions_of`.
     - Race is RACE_DESC, else ETHNICITY_DESC, which has races in the open release. The reason is screening or diagnostic
       if `desc` has one of these words. The images of an exam without clinical rows have no labels.
+    - Implants: a row of the image's side, of both sides or of none with an implant finding (`implanfind`) says that
+      there is one. Without such a row the DICOM header decides.
 
     Refused or left out, by the first that applies:
     1. identifier: patient or exam is empty or has lost digits; 2. path: an unknown prefix, or none;
@@ -99,7 +101,7 @@ def _view(row: Any, breasts: Mapping[str, Breast], folder: Path, orientation: Or
     boxes = regions_of(row, orientation) if breast.single else None
     if boxes and len(boxes) == 1:
         findings = (replace(findings[0], box=boxes[0]),)
-    return SourceView(_path(row, folder), row.side, row.view, breast.labels, findings)
+    return SourceView(_path(row, folder), row.side, row.view, breast.labels, findings, implant=breast.implant)
 
 
 def _path(row: Any, folder: Path) -> Path:

@@ -46,7 +46,7 @@ FILES = {
     "Rows": "height",
     "Columns": "width",
 }
-OPTIONAL = ("bside", "calcnumber", "age", "race", "origin", "ethnicity")
+OPTIONAL = ("bside", "calcnumber", "implanfind", "age", "race", "origin", "ethnicity")
 OPTIONAL_OF_FILES = ("regions_counted", "regions", "dicom_regions", "orientation", "height", "width")
 # Columns of whole numbers: pandas writes 1.0 if the column has empty cells.
 WHOLE = {*IDENTIFIERS, "tissueden", "path_severity", "numfind", "calcnumber"}

@@ -10,6 +10,7 @@ view         see `shards.spellings`: cc, cranio-caudal; mlo, medio-lateral obliq
 birads       0 to 6, 4a, 4b, 4c; "BI-RADS", "BIRADS" or "BI-RADS category" may precede it
 density      a to d, 1 to 4; "ACR" or "density" may precede it
 cancer       1, true, yes, y; 0, false, no, n
+implant      the same
 pathology    normal, benign, malignant
 age          a number from 0 to 130, rounded down, or DICOM's 054Y
 reason       screening, diagnostic
@@ -123,6 +124,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "birads": lambda text: int(_match(BIRADS, text)),
     "density": _density,
     "cancer": _one_of(YES_NO),
+    "implant": _one_of(YES_NO),
     "pathology": _one_of({word: word for word in ("normal", "benign", "malignant")}),
     "age": _age,
     "race": str,

@@ -9,7 +9,7 @@ from shards.errors import ShardError, did_you_mean
 from shards.sources.table.cell_words import READERS, plain, read_cell
 
 IDENTIFIERS = ("patient", "study", "image")
-IMAGE_FACTS = ("laterality", "view", "birads", "density", "cancer", "pathology", "report")
+IMAGE_FACTS = ("laterality", "view", "birads", "density", "cancer", "pathology", "report", "implant")
 STUDY_FACTS = ("age", "race", "ethnicity", "reason")
 # A box is CORNER and one of the others.
 CORNER, OPPOSITE, SIZE = ("x0", "y0"), ("x1", "y1"), ("box_width", "box_height")

@@ -20,8 +20,9 @@ UNNUMBERED = -1  # of a finding without a number in the table
 def study_of(rows: Sequence[Any], root: Path, names: Mapping[str, str], owners: dict[str, int]) -> SourceStudy:
     """One study with its images in the order of the table.
 
-    `rows` have values for the fields in `names`, the row's number `row`, the reason to refuse it (`refused`), and
-    whether it has a finding (`described`). `owners` (image -> its first row) is shared by all studies and updated.
+    `rows` have values for the fields in `names`, the row's number `row`, the reason to refuse it (`refused`), whether
+    it has a finding (`described`), and whether its view is one with the implant displaced (`displaced`). `owners`
+    (image -> its first row) is shared by all studies and updated.
     """
     images: dict[str, list[Any]] = {}
     for row in rows:
@@ -69,6 +70,7 @@ def _view(path: Path, rows: Sequence[Any], names: Mapping[str, str], numbers: It
         _labels(facts, names),
         _findings(rows, names, numbers),
         facts.get("report"),
+        implant=_implant(facts, rows, names),
     )
 
 
@@ -96,6 +98,17 @@ def _labels(facts: Mapping[str, Any], names: Mapping[str, str]) -> Labels:
             raise Refused("label-conflict", message)
         cancer = pathology == "malignant"
     return Labels(facts.get("birads"), facts.get("density"), cancer, pathology)
+
+
+def _implant(facts: Mapping[str, Any], rows: Sequence[Any], names: Mapping[str, str]) -> bool | None:
+    """Whether the breast has an implant: a view with the implant displaced shows one."""
+    stated: bool | None = facts.get("implant")
+    if not any(row.displaced for row in rows):
+        return stated
+    if stated is False:
+        message = f"column {names['implant']} says no, column {names['view']} a view with the implant displaced"
+        raise Refused("label-conflict", message)
+    return True
 
 
 def _findings(rows: Sequence[Any], names: Mapping[str, str], numbers: Iterator[int]) -> tuple[Finding, ...]:

@@ -21,7 +21,7 @@ from shards.sources.table.cell_words import READERS, plain, read_cell, whole
 from shards.sources.table.options import FINDING_FACTS, IDENTIFIERS, column_names, own_spellings
 from shards.sources.table.rows import CONTROL, study_of
 from shards.sources.tables import groups, read_table, rows
-from shards.spellings import UNKNOWN, read_view
+from shards.spellings import UNKNOWN, is_implant_displaced, read_view
 
 AS_WRITTEN = (*IDENTIFIERS, "report", "race", "ethnicity")  # patient 1,5 is not patient 1.5
 
@@ -49,7 +49,8 @@ def table(
     - Boxes are in pixels of the original image: two corners, or the upper left one with width and height. A box that
       occurs twice is one finding. A finding without `number` gets one of its own in the study, so that no two views
       are taken to show the same lesion.
-    - `cancer` follows from `pathology`, if that is stated.
+    - `cancer` follows from `pathology`, if that is stated. A view such as MLO-ID (implant displaced) states an implant;
+      where neither it nor `implant` does, the DICOM header decides.
     - Reports are stored unchanged but for line ends: the user must have de-identified them.
 
     Refused, by the first that applies:
@@ -57,7 +58,8 @@ def table(
     2. outside: the path leads out of `root` (backslashes also separate folders) or has control characters;
     3. duplicate: an earlier study has the same file;
     4. label: a cell is unknown, or a finding lacks its kind or has no proper box;
-    5. label-conflict: rows of the image or study differ, cancer contradicts pathology, or laterality the view's side.
+    5. label-conflict: rows of the image or study differ, cancer contradicts pathology, laterality the view's side, or
+    implant an implant-displaced view.
     An unknown view counts as other than CC and MLO, and its image is left out.
     Raises `ShardError` for wrong options and for a table that cannot be read.
     """
@@ -74,7 +76,9 @@ def table(
     named = cells[list(IDENTIFIERS)].notna().all(axis=1)
     nameless, cells = cells[~named], cells[named].copy()
     apart = "view" in names and names["view"] != names.get("laterality")
-    sides = _sides_of_views(cells, spellings.get("view", {})) if apart else None
+    of_views = partial(_of_views, cells, spellings.get("view", {}))
+    sides = of_views(_side) if apart else None
+    cells["displaced"] = of_views(is_implant_displaced) if "view" in names else None
     for field in [field for field in READERS if field in names]:
         _convert(cells, field, partial(_fact, field, names[field], spellings.get(field, {})))
     if sides is not None and sides.notna().any():
@@ -153,16 +157,18 @@ def _fact(field: str, name: str, spellings: Mapping[str, str], text: str) -> Any
         raise Refused("label", message) from None
 
 
-def _sides_of_views(cells: pd.DataFrame, spellings: Mapping[str, str]) -> pd.Series[Any]:
-    """L or R for each view that also names a side, as LCC does."""
+def _of_views(cells: pd.DataFrame, spellings: Mapping[str, str], read: Callable[[str], Any]) -> pd.Series[Any]:
+    """What `read` finds in the text of each view, besides the view."""
+    meant = {text: spellings.get(plain(text), text) for text in cells["view"].dropna().unique()}
+    return cells["view"].map({text: read(spelling) for text, spelling in meant.items()})
 
-    def side(text: str) -> str | None:
-        try:
-            return read_view(spellings.get(plain(text), text))[0]
-        except ValueError:
-            return None
 
-    return cells["view"].map({text: side(text) for text in cells["view"].dropna().unique()})
+def _side(text: str) -> str | None:
+    """L or R for a view that also names a side, as LCC does."""
+    try:
+        return read_view(text)[0]
+    except ValueError:
+        return None
 
 
 def _with_sides(cells: pd.DataFrame, sides: pd.Series[Any], names: Mapping[str, str]) -> dict[str, str]:

@@ -318,6 +318,8 @@ def change_facts(folder: Path, change: Callable[[dict[str, Any]], Any]) -> list[
         (lambda v: v["findings"][0].update(box=[0, 0, 500, 10]), "the box of a finding lies outside the image"),
         (lambda v: v.update(conflicts=[1]), "another type"),
         (lambda v: v.update(fallbacks=[1]), "another type"),
+        (lambda v: v.update(implant="NO"), "another type"),
+        (lambda v: v.update(implant=0), "another type"),
         (lambda v: v.update(size="ab"), "another type"),
         (lambda v: v.update(member="../0.jpg"), "its member is not 0.jpg"),
         (lambda v: v["labels"].update(birads=9), "birads: 9"),

@@ -43,6 +43,8 @@ def sample(number: int, split: str, refusals: tuple[Refusal, ...] = (), patholog
             )
         )
     views[0] = replace(views[0], vendor="hologic", fallbacks=("stretch",) if split == "val" else ())
+    if split != "val":
+        views[0] = replace(views[0], implant=number == 2)
     if number >= 20:
         views[1] = replace(views[1], presentation_intent="FOR PROCESSING", processed=number % 2 == 1)
     study = Study(
@@ -183,6 +185,11 @@ def test_what_only_the_studies_say(page: Page) -> None:
     assert counts_of(charts["Race"])["train"] == {HOSTILE: 5}
     assert counts_of(charts["Findings"])["train"] == {"mass with box": 8}
     assert counts_of(charts["Pixel spacing, original"])["val"] == {"70 µm": 6}
+    assert counts_of(charts["Implants"]) == {
+        "train": {"implant": 1, "no implant": 8, "not known": 9},
+        "val": {"not known": 6},
+        "test": {"implant": 1, "no implant": 4, "not known": 5},
+    }
     assert "Ethnicity" not in charts  # nothing is known of it
     assert "Presentation intent" not in charts
     raw = page.sections["set-2"]

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from shards.errors import Refused
 from shards.image.header import (
+    find_implant,
     find_intent,
     find_laterality,
     find_spacing,
@@ -382,6 +383,59 @@ def test_a_view_in_the_functional_groups(tmp_path: Path) -> None:
 )
 def test_intent_is_one_of_two(told: str | None, intent: str | None) -> None:
     assert find_intent(mg_header(PresentationIntentType=told)) == intent
+
+
+@pytest.mark.parametrize(
+    ("tags", "implant"),
+    [
+        ({"BreastImplantPresent": "YES"}, True),
+        ({"BreastImplantPresent": " no "}, False),
+        *(({"BreastImplantPresent": value}, None) for value in (None, "", "UNKNOWN", "N", "YES\\NO")),
+        ({"ViewPosition": "MLOID"}, True),
+        ({"ViewPosition": None, "ViewCodeSequence": [coded("399162004", CodeMeaning="cranio-caudal")]}, None),
+        *(
+            ({"ViewCodeSequence": [coded("399162004", ViewModifierCodeSequence=[modifier])]}, implant)
+            for modifier, implant in (
+                (coded("R-102D5"), True),
+                (coded("399209000"), True),
+                (coded("NEW", CodeMeaning="Implant Displaced"), True),
+                (coded("399161006", CodeMeaning="Cleavage"), None),
+            )
+        ),
+        ({"ViewModifierCodeSequence": [coded("R-102D5")]}, True),
+        # Many machines always write NO; a view is set on purpose.
+        ({"ViewModifierCodeSequence": [coded("399209000")], "BreastImplantPresent": "NO"}, True),
+    ],
+)
+def test_an_implant_is_known_by_its_attribute_or_the_view(tags: dict[str, Any], implant: bool | None) -> None:
+    assert find_implant(mg_header(**tags)) is implant
+
+
+@pytest.mark.parametrize("told", ["YES", "NO", None])
+@pytest.mark.parametrize("stated", [True, False, None])
+def test_the_table_wins_over_the_header_about_an_implant(tmp_path: Path, told: str | None, stated: bool | None) -> None:
+    path = write_dicom(tmp_path / "a.dcm", breast("L"), BreastImplantPresent=told)
+    (view,) = sample_of(tmp_path, SourceView(path, implant=stated)).study.views
+    of_header = {"YES": True, "NO": False, None: None}[told]
+    assert view.implant is (of_header if stated is None else stated)
+    assert view.conflicts == (("implant",) if (stated, told) in ((True, "NO"), (False, "YES")) else ())
+
+
+def test_an_implant_that_one_image_shows_is_in_the_whole_breast_and_not_in_the_other(tmp_path: Path) -> None:
+    def source(name: str, side: str, stated: bool | None = None, **tags: Any) -> SourceView:
+        path = write_dicom(tmp_path / f"{name}.dcm", breast(side), ImageLaterality=side, **tags)
+        return SourceView(path, implant=stated)
+
+    views = [
+        source("standard", "R", BreastImplantPresent="NO"),
+        source("silent", "R"),
+        source("displaced", "R", ViewModifierCodeSequence=[coded("399209000")]),
+        source("stated", "R", False),
+        source("other", "L", BreastImplantPresent="NO"),
+        source("unknown", "L"),
+    ]
+    stored = sample_of(tmp_path, *views).study.views
+    assert [view.implant for view in stored] == [True, True, True, False, False, None]
 
 
 def test_facts_of_the_header_reach_the_sample(tmp_path: Path) -> None:

@@ -289,16 +289,18 @@ def test_jpeg_has_no_sixteen_bits(config: PackConfig) -> None:
         pack(replace(config, bits=16))
 
 
-def test_a_study_without_masks_has_the_digest_of_earlier_releases() -> None:
+def test_a_study_without_masks_and_known_implants_has_the_digest_of_earlier_releases() -> None:
     """Else builds of them, when continued, would report every study as changed."""
     study = SourceStudy("p", "s", (SourceView(Path("/in/1.dcm"), findings=(Finding(1, "mass"),)),))
-    view = repr(study.views[0]).replace(", masks=()", "")
+    view = repr(study.views[0]).replace(", masks=(), implant=None", "")
     earlier = f"SourceStudy(patient_id='p', study_id='s', views=({view},), age=None, race=None, ethnicity=None, "
     earlier = (earlier + "reason=None)").replace("/in", "")
     assert "masks" not in earlier
+    assert "implant" not in earlier
     assert digest_of(study, Path("/in"), b"k") == keyed_hash(b"k", "digest", earlier)
     with_mask = replace(study, views=(replace(study.views[0], masks=((1, Path("/in/2.dcm")),)),))
-    assert digest_of(with_mask, Path("/in"), b"k") != digest_of(study, Path("/in"), b"k")
+    implants = [replace(study, views=(replace(study.views[0], implant=known),)) for known in (False, True)]
+    assert len({digest_of(one, Path("/in"), b"k") for one in (study, with_mask, *implants)}) == 4
 
 
 def test_another_mask_is_another_file_of_the_study(tmp_path: Path) -> None:

@@ -226,6 +226,27 @@ def test_findings_are_of_the_side_in_the_words_of_the_lexicon(tmp_path: Path) ->
     )
 
 
+def test_an_implant_finding_is_of_its_side_and_none_proves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clinical = [
+        finding("1", "R", implanfind="N"),
+        finding("1", "L"),
+        finding("2", "B", implanfind="K"),
+        finding("3", implanfind="R"),
+        finding("4", "L", implanfind="1"),
+        finding("5", "L"),
+        finding("5", "L", implanfind="A"),
+    ]
+    files = [image(exam, side) for exam in "543216" for side in "LR"]
+    studies = {study.study_id: study for study in read(tmp_path, clinical, files)}
+    assert {exam: [view.implant for view in study.views] for exam, study in studies.items()} == {
+        "1": [None, True], "2": [True, True], "3": [True, True], "4": [None, None], "5": [True, None],
+        "6": [None, None],
+    }  # fmt: skip
+    assert "EMBED: column implanfind: 1 rows have undocumented codes: 1" in caplog.messages
+
+
 def test_a_second_specimen_is_not_a_second_finding(tmp_path: Path) -> None:
     core = finding("1", "L", "S", massshape="O", path_severity="4")
     left, _ = both_breasts(tmp_path, core, {**core, "path_severity": "0"}, {**core, "numfind": "2"})

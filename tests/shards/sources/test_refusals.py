@@ -111,6 +111,7 @@ def archive_of_rsna(root: Path) -> Iterable[SourceStudy]:
 
 def archive_of_table(root: Path) -> Iterable[SourceStudy]:
     fields = ["patient", "study", "image", "laterality", "view", "birads", "cancer", "pathology", "age", *of_table.BOX]
+    fields.append("implant")
     header = [field.title() for field in fields]
     lines = [
         "1,1,a,,,IV",
@@ -131,6 +132,7 @@ def archive_of_table(root: Path) -> Iterable[SourceStudy]:
         "1,1,",
         "1.5E+15,1,n",
         f"1,1,o,,,{LONG.strip()}",
+        "1,1,p,,MLO-ID,,,,,,,,,,no",
     ]
     cells = [line + "," * (len(fields) - 1 - line.count(",")) for line in lines]
     (root / "exams.csv").write_text("\n".join([",".join(header), *cells]) + "\n")
@@ -237,6 +239,7 @@ WORDS: dict[Callable[[Path], Iterable[SourceStudy]], list[tuple[str, str]]] = {
         ),
         ("label-conflict", "column Birads: rows 9 and 10 of this image differ"),
         ("label-conflict", "column Cancer says false, column Pathology malignant"),
+        ("label-conflict", "column Implant says no, column View a view with the implant displaced"),
         ("label-conflict", "columns Laterality and View: name different sides"),
         ("outside", "the path leads out of the archive's root or holds control characters"),
     ],

@@ -44,6 +44,22 @@ def test_labels_are_of_the_image_and_empty_where_the_table_is(tmp_path: Path) ->
     }
 
 
+def test_implants_are_those_of_the_images_own_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In whatever order the rows are, in either table; a column that an archive lacks, or an odd cell, says nothing."""
+    told = {"0": False, "1": True, "0.0": False, "1.0": True, "": None, "none": None, "2": None, "yes": None}
+    rows = [row(str(n % 3), f"{n:02}", implant=list(told)[n * 5 % 8]) for n in range(24)]
+    write(tmp_path, "test.csv", TEST, row("0", "07", implant="1"), row("9", "90", implant="0"))
+    studies = list(rsna(write(tmp_path, "train.csv", TRAIN, *reversed(rows))))
+    found = {str(view.path.relative_to(tmp_path)): view.implant for study in studies for view in study.views}
+    expected = {f"train_images/{one['patient_id']}/{one['image_id']}.dcm": told[one["implant"]] for one in rows}
+    assert found == {**expected, "test_images/0/07.dcm": True, "test_images/9/90.dcm": False}
+    assert not any(view.refused for study in studies for view in study.views)
+    assert "RSNA: column implant: 6 rows have undocumented values: their implants are unknown" in caplog.messages
+    for name, header in (("train.csv", TRAIN), ("test.csv", TEST)):
+        write(tmp_path, name, header.replace("implant", "notes"), *rows)
+    assert {view.implant for study in rsna(tmp_path) for view in study.views} == {None}
+
+
 def test_other_views_and_undocumented_cells_say_why_they_are_left_out(tmp_path: Path) -> None:
     views = views_of(
         tmp_path,

@@ -61,6 +61,7 @@ def test_the_shipped_recipe_reads_a_table_with_its_columns(tmp_path: Path) -> No
         **{"BIRADS": "4b", "Cancer": "", "Pathology": "malignant", "Race": "Asian", "Ethnicity": "", "Finding": "mass"},
         **{"XMin": "10", "YMin": "20.5", "XMax": "30", "YMax": "40", "Shape": "Irregular", "Margin": "spiculated"},
         **{"MassDensity": "high", "CalcType": "", "CalcDistribution": "", "FindingPathology": "Malignant"},
+        "Implant": "No",
     }
     cc = {**cells, "Path": "1/cc.dcm", "View": "cc", "Lesion": "7", "ReportText": "Mass, left.\nBIOPSY advised"}
     mlo = {**cells, "Path": "1/mlo.dcm", "View": "MLO", "Lesion": "7", "ReportText": ""}
@@ -73,8 +74,10 @@ def test_the_shipped_recipe_reads_a_table_with_its_columns(tmp_path: Path) -> No
         "P1",
         "E1",
         (
-            SourceView(tmp_path / "1/cc.dcm", "L", "CC", labels, findings, "Mass, left.\nBIOPSY advised"),
-            SourceView(tmp_path / "1/mlo.dcm", "L", "MLO", labels, findings),
+            SourceView(
+                tmp_path / "1/cc.dcm", "L", "CC", labels, findings, "Mass, left.\nBIOPSY advised", implant=False
+            ),
+            SourceView(tmp_path / "1/mlo.dcm", "L", "MLO", labels, findings, implant=False),
         ),
         age=90,
         race="Asian",
@@ -104,6 +107,38 @@ def test_patient_and_image_are_enough(tmp_path: Path) -> None:
     (study,) = studies_of(tmp_path, "who,file\nP1,a.dcm\nP1,b.dcm\n", {"patient": "who", "image": "file"})
     views = SourceView(tmp_path / "a.dcm"), SourceView(tmp_path / "b.dcm")
     assert study == SourceStudy("P1", "P1", views)
+
+
+def test_implants_are_of_the_image_and_shown_by_an_implant_displaced_view(tmp_path: Path) -> None:
+    text = """
+        PatientNumber,ExamID,Path,View,Silicone
+        b,1,no.dcm,MLO,no
+        a,1,yes.dcm,CC,1.0
+        b,1,empty.dcm,CC,
+        a,1,unknown.dcm,MLO,n/a
+        b,2,displaced.dcm,MLO-ID,
+        a,2,both.dcm,LCCID,Yes
+        c,1,against.dcm,Eklund,N
+        c,1,odd.dcm,CC,saline
+        c,1,profile.dcm,MLO nipple in profile,
+        d,1,rows.dcm,CC,
+        d,1,rows.dcm,CC,0
+        d,1,differ.dcm,CC,1
+        d,1,differ.dcm,CC,0
+    """
+    columns = {**COLUMNS, "view": "View", "implant": "Silicone"}
+    views = views_of(studies_of(tmp_path, text, columns, values={"view": {"eklund": "CC implant displaced"}}), tmp_path)
+    assert {name.removesuffix(".dcm"): view.implant for name, view in views.items() if not view.refused} == {
+        "yes": True, "both": True, "displaced": True, "no": False, "rows": False,
+        "empty": None, "unknown": None, "profile": None,
+    }  # fmt: skip
+    assert {name.removesuffix(".dcm"): view.refused for name, view in views.items() if view.refused} == {
+        "against": ("label-conflict", "column Silicone says no, column View a view with the implant displaced"),
+        "odd": ("label", "column Silicone: 'saline' is not understood; map it in pack.options.values.implant"),
+        "differ": ("label-conflict", "column Silicone: rows 13 and 14 of this image differ"),
+    }
+    without = views_of(studies_of(tmp_path, text, {**COLUMNS, "view": "View"}), tmp_path)
+    assert {name for name, view in without.items() if view.implant is not None} == {"displaced.dcm", "both.dcm"}
 
 
 def test_one_column_may_tell_two_facts(tmp_path: Path) -> None:
