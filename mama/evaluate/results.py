@@ -137,9 +137,9 @@ def _predictions_csv(data: TaskData, kind: Unit, pool: Pool) -> str:
     for one in data.predictions:
         pooled = units.pooled(one.scores, pool, data.task.binary)
         for key, patient, label, scores in zip(units.keys, units.patients, units.labels, pooled, strict=True):
-            shares = [f"{score:.6g}" for score in scores]
             protocol = label_of(one.protocol, one.fraction, one.draw)
-            writer.writerow([protocol, one.model, key, patient, data.classes[label], *shares])
+            # With all digits: a calibration by steps may be steep between two points.
+            writer.writerow([protocol, one.model, key, patient, data.classes[label], *scores.tolist()])
     return file.getvalue()
 
 
