@@ -29,6 +29,8 @@ RULE = {
     "false_positives": "marks that hit no lesion, an image, over all images",
 }
 NO_LESION = "there is no lesion"
+BRIGHTEST, RANDOM = "brightest patch", "random map"
+OWN_ROWS = ("trained", "untrained", BRIGHTEST, RANDOM)
 
 Marks = tuple[Float64s, Float64s]  # of an image: boxes [m, 4] in pixels of the canvas, and scores [m]
 
@@ -57,8 +59,8 @@ def is_complete(view: View) -> bool:
 def document(boxes: dict[str, list[Marks]], searched: Searched, config: Config) -> dict[str, Any]:
     """FROC and average precision of the marked `boxes` of each model in each image, by kind and size of lesion too.
 
-    Marks and false positives are the same for every stratum; its lesions are counted alone, and a mark that finds
-    another one counts neither for nor against it.
+    `boxes` may be of any origin, in pixels of the canvas. Marks and false positives are the same for every stratum;
+    its lesions are counted alone, and a mark that finds another one counts neither for nor against it.
     """
     found = [lesion for of_image in searched.lesions for lesion in of_image]
     counts = {
@@ -89,13 +91,13 @@ def boxes_of_maps(
 ) -> dict[str, list[Marks]]:
     """The boxes that each model's maps [n, gh, gw] mark in each image, all by the same rule.
 
-    Beside them "brightest patch", whose map are the mean grey values `grey` [n, gh, gw], and "random map", whose
-    patches have random values.
+    Beside them `BRIGHTEST`, whose map are the mean grey values `grey` [n, gh, gw], and `RANDOM`, whose patches have
+    random values.
     """
     random = np.random.default_rng(seed).random(grey.shape, dtype=np.float32)
     return {
         name: [marks(*of_image, size) for of_image in zip(values, grey > BACKGROUND, strict=True)]
-        for name, values in (maps | {"brightest patch": grey, "random map": random}).items()
+        for name, values in (maps | {BRIGHTEST: grey, RANDOM: random}).items()
     }
 
 
@@ -111,8 +113,8 @@ class _Marked:
 
 
 def _curve(marked: _Marked, images: int) -> dict[str, list[float]]:
-    """Points of the FROC up to the false positives of all marks."""
-    most = float(marked.false.sum() / images)
+    """Points of the FROC up to the false positives of all marks, or to the last rate of `CURVE`."""
+    most = min(float(marked.false.sum() / images), CURVE[-1])
     rates = (*(rate for rate in CURVE if rate < most), most)
     ones = np.ones((1, len(marked.best))), np.ones((1, int(marked.false.sum()))), np.array([float(images)])
     shares = Froc(marked.best, marked.scores[marked.false]).sensitivities(*ones, rates)[:, 0]
