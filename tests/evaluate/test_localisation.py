@@ -16,11 +16,11 @@ from sklearn.metrics import roc_auc_score
 from mama.data import report_text
 from mama.data.held_out import Item, Split
 from mama.data.tokenizer import learn
-from mama.evaluate import detection, localisation, pointing
+from mama.evaluate import detection, froc, localisation, pointing
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.boxes import NONE, Lesion, centres_inside, lesions, marks, matched, overlaps, strata
 from mama.evaluate.detection import Searched
-from mama.evaluate.froc import Froc, average_precision
+from mama.evaluate.froc import above, average_precision
 from mama.settings.schema import Config, EvalConfig
 from shards.schema import Box, Finding, Labels
 from tests.support.cohort import SIZE, Oracle, study, write_shards
@@ -32,9 +32,9 @@ ONE = np.ones(1)
 
 
 def sensitivities(found: Sequence[float], false: Sequence[float], images: int) -> list[float]:
-    froc = Froc(np.array(found), np.array(false))
-    weights = np.ones((1, len(found))), np.ones((1, len(false))), np.array([float(images)])
-    return froc.sensitivities(*weights, RATES)[:, 0].tolist()
+    above_each = above(np.array(false), np.ones((1, len(false))), np.array(found))
+    weights = np.ones((1, len(found))), np.array([float(images)])
+    return froc.sensitivities(np.array(found), above_each, *weights, RATES)[:, 0].tolist()
 
 
 def test_froc_against_hand_counts() -> None:
@@ -65,7 +65,9 @@ def voc(marks: Found, lesions: int) -> float:
 def ap(marks: Found, lesions: int, weights: Float64s | None = None) -> float:
     scores, true = (np.array(column) for column in zip(*marks, strict=True))
     each = np.ones((1, len(marks))) if weights is None else weights[None]
-    return float(average_precision(scores, true.astype(bool), each, np.array([float(lesions)]))[0])
+    finds = true.astype(bool)
+    above_each = above(scores, each, scores[finds])
+    return float(average_precision(scores[finds], each[:, finds], above_each, np.array([float(lesions)]))[0])
 
 
 def test_average_precision_against_an_independent_one() -> None:
@@ -213,7 +215,7 @@ def test_intervals_are_those_of_figures_on_patients_drawn_again() -> None:
     own = np.ones(sum(map(len, images)), bool)
     at = np.repeat(np.arange(12), [len(one) for one in images])
     drawn = np.repeat([0, 3, 1, 0, 2, 1], 2).astype(float)  # how often each image was drawn
-    got = detection._measure(marked, own, ONE * drawn.sum(), drawn[None, at], drawn[None, marked.image])[:, 0]
+    got = detection._measure(marked, [own], ONE * drawn.sum(), drawn[None, at], drawn[None, marked.image])[:, 0]
     rows = np.repeat(np.arange(12), drawn.astype(int))
     again = detected(maps[rows], [images[row] for row in rows], "".join(patients[row] for row in rows))["rows"][0]
     expected = [one["value"] for one in again["ap"].values()] + [one["sensitivity"]["value"] for one in again["froc"]]
