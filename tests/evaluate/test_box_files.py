@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +24,13 @@ from mama.evaluate.detection import OVERLAPS, RATES
 from mama.evaluate.evaluation import evaluate
 from mama.finetune import fine_tune
 from mama.report.page import write_report
-from mama.run.portable import portable
 from mama.settings.load import save
 from mama.settings.schema import Config, DataConfig, EvalConfig
 from shards.errors import ShardError
+from shards.image.crop import Geometry
 from shards.schema import Box
-from tests.support.cohort import BOX, SIZE, write_shards
+from tests.support.checkout import CHECKOUT
+from tests.support.cohort import BOX, SIZE, study, write_shards
 from tests.support.oracle_run import install_oracle, oracle_config
 
 Line = tuple[str, Box, float]
@@ -271,4 +274,16 @@ def test_a_wrong_file_ends_before_anything_is_computed_for_any_set(
     wrong = replace(wrong, eval=replace(wrong.eval, on=[str(tmp_path / "far"), *config.data.shards]))
     with pytest.raises(ConfigError, match=r"row 3: image test002/9: in no split"):
         fine_tune.evaluate(wrong, wrong.run_folder)
-    assert (portable(wrong).eval.boxes, portable(wrong).eval.on) == ([], [])
+
+
+def test_the_documented_way_from_original_pixels_is_that_of_packing() -> None:
+    document = (CHECKOUT / "docs" / "evaluation.md").read_text()
+    (block,) = re.findall(r"```python\nfrom shards import ShardReader\n(.*?)\n\nreader", document, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    view = study(1, "test").views[0]
+    for flipped in (False, True):
+        geometry = Geometry((100, 40, 340, 360), flipped, SIZE, level=1)
+        there = replace(view, to_original=geometry.to_original)
+        for box in ((250.0, 100.0, 300.5, 200.0), (0.0, 0.0, 260.0, 2000.0), (0.0, 0.0, 50.0, 50.0)):
+            assert names["stored"](there, box) == pytest.approx(geometry.box_to_stored(box)), (flipped, box)
