@@ -13,6 +13,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from mama.bench.intervals import coverage_of_detection
+from mama.bench.simulated_evaluation import IMAGES, simulate_marks, true_detection
 from mama.data import report_text
 from mama.data.held_out import Item, Split
 from mama.data.tokenizer import learn
@@ -224,6 +226,25 @@ def test_intervals_are_those_of_figures_on_patients_drawn_again() -> None:
     (row, *_) = detected(maps, images, patients, resamples=200)["rows"]
     for one in (row["ap"]["0.1"], row["froc"][2]["sensitivity"]):
         assert 0 <= one["low"] < one["value"] < one["high"] <= 1
+
+
+@pytest.mark.parametrize("area", [0.75, 0.97])
+def test_the_simulated_truth_of_a_detection_is_that_of_a_large_cohort(area: float) -> None:
+    found, of_images = simulate_marks(np.random.default_rng(2), 1500, 0.5, area)
+    searched = Searched([str(n // IMAGES) for n in range(len(found))], of_images)
+    (row,) = detection.document({"x": found}, searched, Config(eval=EvalConfig(bootstrap=0)))["rows"]
+    precision, shares = true_detection(0.5, area, RATES[:3])
+    assert row["ap"]["0.25"]["value"] == pytest.approx(precision, abs=0.03)
+    assert [one["sensitivity"]["value"] for one in row["froc"][:3]] == pytest.approx(shares, abs=0.03)
+
+
+def test_95_of_100_intervals_of_a_detection_hold_the_true_value() -> None:
+    """The standard error of a share of 40 is 0.034."""
+    found = coverage_of_detection(30, 0.5, 0.9, rounds=40, resamples=60)
+    assert len(found) == 3
+    for name, (held, length) in found.items():
+        assert held > 0.84, name
+        assert length < 0.6, name
 
 
 def test_pointing_by_kind_has_the_targets_of_that_kind() -> None:
