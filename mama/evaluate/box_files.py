@@ -57,9 +57,13 @@ def marks(config: Config, split: Split) -> dict[str, list[Marks]]:
     tables = read_box_files(config.eval.boxes)
     if not tables:
         return {}
-    studies = _studies([*config.data.shards, *config.eval.on], config) - {item.study.key for item in split.items}
-    files = zip(config.eval.boxes, tables.items(), strict=True)
-    return {name: _in_images(entry, table, split, studies) for entry, (name, table) in files}
+    addresses = list(dict.fromkeys([*config.data.shards, *config.eval.on]))
+    others = _studies(addresses, config) - {item.study.key for item in split.items}
+    found = {}
+    for entry, (name, table) in zip(config.eval.boxes, tables.items(), strict=True):
+        _require_known(entry, table, split, others, addresses)
+        found[name] = _in_images(entry, table, split)
+    return found
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -91,35 +95,37 @@ def _refuse(
 
 def _studies(addresses: Sequence[str], config: Config) -> set[str]:
     """The keys of all studies of these shards, whatever their split."""
-    manifests = [load_manifest(local_folder(address, config.data.cache_folder)) for address in dict.fromkeys(addresses)]
+    manifests = [load_manifest(local_folder(address, config.data.cache_folder)) for address in addresses]
     return {key for manifest in manifests for shard in manifest.shards for key in shard.keys}
 
 
-def _in_images(path: str, table: pd.DataFrame, split: Split, others: set[str]) -> list[Marks]:
-    """The boxes of one file in each image of the split; `others` are studies that its images may be of instead."""
+def _require_known(path: str, table: pd.DataFrame, split: Split, others: set[str], addresses: list[str]) -> None:
+    """Raise `ConfigError` for an image that is neither in the split nor in one of the `others` among the studies."""
     inside = table["image"].isin({item.key for item in split.items})
-    studies, shards = table["image"].map(lambda image: image.rpartition("/")[0]), ", ".join(split.data.shards)
-    what = f"in no split of {shards}; name images as predictions.csv does, and leave out those of other shards"
+    studies = table["image"].map(lambda image: image.rpartition("/")[0])
+    what = (
+        f"in no split of {', '.join(addresses)}; name images as predictions.csv does, those of other shards not at all"
+    )
     _refuse(path, table, ~inside & ~studies.isin(others), ["image"], what)
     if not inside.any():
         raise ConfigError(
-            f"{path}: has no box in an image of the split {split.name} of {shards}; leave the file out, "
-            "or evaluate the split that it is of (eval.split)"
+            f"{path}: has no box in an image of the split {split.name} of {', '.join(split.data.shards)}; "
+            "leave the file out, or evaluate the split that it is of (eval.split)"
         )
+
+
+def _in_images(path: str, table: pd.DataFrame, split: Split) -> list[Marks]:
+    """The boxes of one file in each image of the split. Raises `ConfigError` for one that reaches out of its image."""
     lines: dict[str, Ints] = table.groupby("image").indices
     own = [lines.get(item.key, np.zeros(0, np.int64)) for item in split.items]
     corners, scores = table[CORNERS].to_numpy(np.float64), table["score"].to_numpy(np.float64)
+    beyond = np.zeros(len(table), bool)
     for item, rows in zip(split.items, own, strict=True):
-        _require_inside(path, table.iloc[rows], corners[rows], item)
-    log.info("%s: %d boxes in %d of %d images", path, inside.sum(), sum(len(rows) > 0 for rows in own), len(own))
+        most = np.array(item.view.size[::-1]) + BEYOND
+        beyond[rows] |= (corners[rows, :2] < -BEYOND).any(1) | (corners[rows, 2:] > most).any(1)
+    _refuse(path, table, beyond, ["image", *CORNERS], "reaches out of the image; give pixels of the stored one")
+    log.info("%s: %d boxes in %d of %d images", path, sum(map(len, own)), sum(len(rows) > 0 for rows in own), len(own))
     return [(_on_canvas(corners[rows], item, split), scores[rows]) for item, rows in zip(split.items, own, strict=True)]
-
-
-def _require_inside(path: str, lines: pd.DataFrame, corners: Float64s, item: Item) -> None:
-    height, width = item.view.size
-    beyond = (corners[:, :2] < -BEYOND).any(1) | (corners[:, 2:] > np.array([width, height]) + BEYOND).any(1)
-    what = f"reaches out of {item.key}, stored with {width} x {height} pixels; give the box in pixels of that image"
-    _refuse(path, lines, beyond, CORNERS, what)
 
 
 def _on_canvas(corners: Float64s, item: Item, split: Split) -> Float64s:

@@ -92,10 +92,10 @@ def naive_ap(lines: list[Line], truth: dict[str, list[Box]], least: float) -> fl
     free = {image: list(boxes) for image, boxes in truth.items()}
     true = []
     for image, box, _ in sorted(lines, key=lambda line: -line[2]):
-        chosen = max(free[image], key=lambda lesion: overlap(box, lesion), default=None)
-        true.append(chosen is not None and overlap(box, chosen) >= least)
-        if true[-1]:
-            free[image].remove(chosen)
+        left = [lesion for lesion in free[image] if overlap(box, lesion) >= least]
+        true.append(bool(left))
+        if left:
+            free[image].remove(max(left, key=lambda lesion: overlap(box, lesion)))
     total, precision = sum(map(len, truth.values())), np.cumsum(true) / np.arange(1, len(true) + 1)
     return sum(max(precision[i:]) / total for i in range(len(true)) if true[i])
 
@@ -218,7 +218,7 @@ WRONG = [
     (HEAD, ",1,1,9,9,1", r"row 2: image \(empty\): name it as predictions\.csv does$"),
     (HEAD, "test001/0.jpg,9,1,1,9,1\n" * 2, r"row 2: x0 9, x1 1: the box is empty; .* \(2 such rows of 2\)$"),
     (HEAD, "test001/0.jpg,1,9,5,9,1", r"row 2: y0 9, y1 9: the box is empty"),
-    (HEAD, "test001/0.jpg,1,1,50,9,1", r"row 2: .*x1 50.*: reaches out of test001/0\.jpg, stored with 48 x 64 pix"),
+    (HEAD, "test001/0.jpg,1,1,50,9,1", r"row 2: .*x1 50.*: reaches out of the image; give pixels of the stored one$"),
     (HEAD, "test001/0.jpg,1,-2,9,9,1", r"row 2: .*y0 -2.*: reaches out of"),
     (HEAD, "test001/0.png,1,1,9,9,1", r"row 2: image test001/0\.png: in no split of"),
     (HEAD, "test001,1,1,9,9,1", r"row 2: image test001: in no split of"),
