@@ -22,6 +22,7 @@ from mama.evaluate import localisation
 from mama.evaluate.box_files import marks
 from mama.evaluate.detection import OVERLAPS, RATES
 from mama.evaluate.evaluation import evaluate
+from mama.evaluate.sets import sets_of
 from mama.finetune import fine_tune
 from mama.report.page import write_report
 from mama.settings.load import save
@@ -198,8 +199,10 @@ def test_one_file_serves_several_sets_and_other_splits(config: Config, tmp_path:
     )
     alone, both = with_boxes(small, box), with_boxes(small, box)
     both = replace(both, eval=replace(both.eval, on=[small.data.shards[0], large.data.shards[0]]))
-    assert [len(scores) for _, scores in marks(both, Split(both, "test"))["all"]] == [0, 0, 1] + [0] * 7
-    assert sum(len(scores) for _, scores in marks(with_boxes(large, box), Split(large, "test"))["all"]) == 2
+    found = [marks(one, Split(one, "test"))["all"] for one in sets_of(both).values()]
+    assert [len(scores) for _, scores in found[0]] == [0, 0, 1] + [0] * 7
+    assert [n for n, (_, scores) in enumerate(found[1]) if len(scores)] == [2, 22]
+    assert len(marks(with_boxes(large, box), Split(large, "test"))["all"]) == 24
     with pytest.raises(
         ConfigError, match=r"all\.csv: row 3: image test011/0\.jpg: in no split of .*small; name .*2 such"
     ):
