@@ -12,15 +12,18 @@ from mama.bench.simulated_evaluation import (
     IMAGES,
     calibrated,
     simulate,
+    simulate_marks,
     simulate_pair,
+    true_detection,
     true_values,
     true_values_at,
 )
-from mama.evaluate import intervals, metrics
+from mama.evaluate import detection, intervals, metrics
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.calibration import calibration
 from mama.evaluate.comparison import delong
 from mama.evaluate.operating_points import operating_points
+from mama.settings.schema import Config, EvalConfig
 
 PATIENTS = (20, 40, 80, 200)
 SHARES = (0.5, 0.25)  # of patients with cancer, in one breast
@@ -29,6 +32,7 @@ SHOWN = ("auc", "balanced_accuracy", "sensitivity", "specificity")
 PROBABILITIES = ("average_precision", "brier", "ece", "ece_calibrated")
 COMPARED = ("auc", "balanced_accuracy", "average_precision", "brier")
 PREVALENCE = 0.005
+FALSE_MARKS = (0.25, 1.0)  # an image, at which the sensitivity of a detection is simulated
 TITLES = {
     "auc": "AUC",
     "auc_by_delong": "AUC, DeLong",
@@ -46,7 +50,7 @@ Shares = dict[str, tuple[float, float]]  # by metric: the share of right interva
 
 def bench_intervals(rounds: int, resamples: int) -> Iterator[str]:
     """Simulate `rounds` evaluations of each setting; yield tables in Markdown: coverage and length, false alarms."""
-    for measure in (coverage, coverage_of_probabilities, coverage_at_threshold, false_alarms):
+    for measure in (coverage, coverage_of_probabilities, coverage_at_threshold, coverage_of_detection, false_alarms):
         if measure is not coverage:
             yield ""
         head = False
@@ -106,6 +110,26 @@ def coverage_at_threshold(patients: int, share: float, area: float, rounds: int,
         for name, truth in true_values_at(point["threshold"], share, area, PREVALENCE).items():
             _add(found, name, measured[name], truth)
     return _shares(found)
+
+
+def coverage_of_detection(patients: int, share: float, area: float, rounds: int, resamples: int) -> Shares:
+    """As `coverage`, of the average precision of marked boxes, and of the sensitivity at two rates of false ones."""
+    rng = np.random.default_rng([*_seed(patients, share, area), 5])
+    names, (precision, sensitivities) = _names(patients), true_detection(share, area, FALSE_MARKS)
+    truth = {"average_precision": precision, **dict(zip(map(_at_rate, FALSE_MARKS), sensitivities, strict=True))}
+    found = _none(tuple(truth))
+    for number in range(rounds):
+        marks, lesions = simulate_marks(rng, patients, share, area)
+        config = Config(seed=number, eval=EvalConfig(bootstrap=resamples))
+        (row,) = detection.document({"simulated": marks}, detection.Searched(names, lesions), config)["rows"]
+        measured = {_at_rate(one["false_positives"]): one["sensitivity"] for one in row["froc"]}
+        for name, true in truth.items():
+            _add(found, name, (measured | {"average_precision": row["ap"]["0.25"]})[name], true)
+    return _shares(found)
+
+
+def _at_rate(rate: float) -> str:
+    return f"sensitivity at {rate:g} an image"
 
 
 def false_alarms(patients: int, share: float, area: float, rounds: int, resamples: int) -> dict[str, float]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import expit, logit, ndtr
+from scipy.special import expit, logit, ndtr, ndtri
 
 from mama.evaluate.arrays import Float64s, Ints
+from mama.evaluate.boxes import Lesion
 from mama.evaluate.calibration import BINS
+from mama.evaluate.detection import Marks
 
 IMAGES = 4  # of a patient, two of each breast
 WITHIN = 0.5  # correlation of the scores of two images of a patient with the same ground truth
 ALIKE = 0.7  # correlation of the scores that two methods give an image
+MARKED, FALSE = 0.85, 2.0  # share of the lesions that have a mark, and false marks an image
+LESION, ELSEWHERE = (0.0, 0.0, 1.0, 1.0), (2.0, 2.0, 3.0, 3.0)  # boxes
 GRID = np.linspace(-10, 10, 40_001)  # scores, to integrate over
 
 
@@ -34,6 +38,24 @@ def simulate_pair(
     own = (np.sqrt(1 - ALIKE) * _noise(rng, patients) for _ in range(2))
     first, second = (_probabilities(labels, np.sqrt(ALIKE) * shared + noise, area) for noise in own)
     return labels.ravel(), (first, second)
+
+
+def simulate_marks(
+    rng: np.random.Generator, patients: int, share: float, area: float
+) -> tuple[list[Marks], list[tuple[Lesion, ...]]]:
+    """Draw the marks and the lesions of `IMAGES` images of each patient; an image with cancer has one lesion.
+
+    A true mark has a higher score than a false one of another patient with probability `area`.
+    """
+    shows = _labels(rng, patients, share).ravel() == 1
+    common, marks = np.repeat(rng.normal(size=patients), IMAGES), []
+    for n, own in enumerate(shows):
+        true = np.arange(rng.poisson(FALSE) + 1) == 0
+        true = true[0 if own and rng.random() < MARKED else 1 :]
+        noise = np.sqrt(WITHIN) * common[n] + np.sqrt(1 - WITHIN) * rng.normal(size=len(true))
+        boxes = np.where(true[:, None], LESION, ELSEWHERE)
+        marks.append((boxes, _distance(area) * true + noise))
+    return marks, [(Lesion(LESION, "mass", 5.0, None),) if own else () for own in shows]
 
 
 def calibrated(scores: Float64s, share: float, area: float) -> Float64s:
@@ -76,6 +98,16 @@ def true_values_at(threshold: float, share: float, area: float, prevalence: floa
         "recall_rate": recalled,
         "ppv_at_prevalence": found / (found + lost),
     }
+
+
+def true_detection(share: float, area: float, rates: tuple[float, ...]) -> tuple[float, list[float]]:
+    """Return the average precision of `simulate_marks`, and the sensitivity at each rate of false marks an image."""
+    distance = _distance(area)
+    hits, false = _prevalence(share) * MARKED * ndtr(distance - GRID), FALSE * ndtr(-GRID)
+    best = np.maximum.accumulate(hits / (hits + false))
+    of_lesions = np.exp(-((GRID - distance) ** 2) / 2)
+    limits = -ndtri(np.array(rates) / FALSE)
+    return MARKED * float(of_lesions @ best / of_lesions.sum()), (MARKED * ndtr(distance - limits)).tolist()
 
 
 def _labels(rng: np.random.Generator, patients: int, share: float) -> Ints:

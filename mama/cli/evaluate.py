@@ -22,6 +22,7 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
     Needs the folder model/ that mama consolidate writes; CONFIG may also be such a folder by itself, with --on. Prints
     the figures of each task when they are there. Under torchrun, srun or --slurm the tasks share the images.
     """
+    from mama.evaluate.box_files import read_box_files
     from mama.evaluate.tasks import load_tasks
     from mama.finetune.fine_tune import evaluate as run
 
@@ -29,7 +30,8 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
     settings, model = configured_model(config, overrides)
     if model != settings.run_folder and not settings.eval.on:
         raise ConfigError(f"{config}: is a model folder by itself; name shards to evaluate it on: --on SHARDS")
-    load_tasks(settings.eval.tasks)  # a mistake in a task's file is told before a job waits in a queue
+    load_tasks(settings.eval.tasks)  # a mistake in a file is told before a job waits in a queue
+    read_box_files(settings.eval.boxes)
     run_or_submit(run, settings, model, click.echo, config=settings, as_job=as_job, profile=profile, tasks_share=True)
 
 

@@ -24,7 +24,10 @@ from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
 
 # Settings of an evaluation that change its intervals or its further rows, and the seed, which differs within a method.
-NO_MATTER = ("seed", "resamples", "prevalence", "interval", "intensity_baseline", "protocols", "fractions", "draws")
+NO_MATTER = (
+    *("seed", "resamples", "prevalence", "interval"),
+    *("intensity_baseline", "protocols", "fractions", "draws", "boxes"),
+)
 POINTING = "pointing game"  # the protocol of the figures of the local alignment
 
 

@@ -31,7 +31,8 @@ from mama.sweep.sweep import Sweep
 from shards.progress import progress
 
 RESAMPLES, SEED = 1000, 0  # of the paired comparisons
-ROUNDING = 0.005  # predictions.csv has six digits: a few equal scores may have become ties, or ties equal scores
+# The predictions.csv of an earlier release has six digits: a few equal scores may be ties, or ties equal scores.
+ROUNDING = 0.005
 TRAINED = "trained"
 
 

@@ -143,8 +143,10 @@ def matched(overlap: Float64s, scores: Float64s, least: float) -> Ints:
     """
     free = overlap.copy()
     taken = np.full(len(scores), NONE)
+    if not free.size:
+        return taken
     for mark in np.argsort(-scores, kind="stable"):
-        if free.shape[1] and free[mark].max() >= least:
+        if free[mark].max() >= least:
             taken[mark] = free[mark].argmax()
             free[:, taken[mark]] = -1
     return taken

@@ -29,6 +29,7 @@ ONE_CLASS = "the images of `val` are all of one class"
 TOO_FEW = f"`val` has fewer than {FEWEST_OF_CLASS} images of a class"
 
 Val = tuple[Ints, Float64s]  # labels [m] and scores [m, K] of the split `val`
+Steps = dict[str, Any]  # "class": its number; "x": scores of it, rising; "y": their probabilities
 
 
 def calibration(labels: Ints, scores: Float64s, binary: bool, bootstrap: Bootstrap, val: Val | None) -> dict[str, Any]:
@@ -46,7 +47,8 @@ def calibration(labels: Ints, scores: Float64s, binary: bool, bootstrap: Bootstr
         document["isotonic"] = _missing(reason)
     else:
         assert val
-        document["isotonic"] = _measured(labels, isotonic(val, scores), binary, bootstrap)
+        steps = isotonic_steps(val)
+        document["isotonic"] = {"steps": steps} | _measured(labels, by_steps(scores, steps), binary, bootstrap)
     return document
 
 
@@ -68,26 +70,30 @@ def cooled(scores: Float64s, temperature: float) -> Float64s:
     return found
 
 
-def isotonic(val: Val, scores: Float64s) -> Float64s:
-    """Probabilities [n, K] by rising steps fitted on `val` (Zadrozny and Elkan 2002).
+def isotonic_steps(val: Val) -> list[Steps]:
+    """Rising steps of the probability of each class, fitted on `val` (Zadrozny and Elkan 2002).
 
-    Of two classes the steps are those of class 1. Of more each class has its own, against the rest; they are then
-    scaled to a sum of 1.
+    Of two classes those of class 1 alone. Of more each class has its own, against the rest.
     """
     labels, given = val
-    classes = range(scores.shape[1])
+    count = given.shape[1]
+    found: list[Steps] = []
+    for k in range(count) if count > 2 else [1]:
+        fit = IsotonicRegression(y_min=0, y_max=1).fit(given[:, k], labels == k)
+        found.append({"class": k, "x": fit.X_thresholds_.tolist(), "y": fit.y_thresholds_.tolist()})
+    return found
 
-    def fitted(k: int) -> Float64s:
-        steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(given[:, k], labels == k)
-        found: Float64s = steps.predict(scores[:, k])
-        return found
 
-    if len(classes) == 2:
-        positive = fitted(1)
-        return np.stack([1 - positive, positive], axis=1)
-    columns = np.stack([fitted(k) for k in classes], axis=1)
+def by_steps(scores: Float64s, steps: list[Steps]) -> Float64s:
+    """Probabilities [n, K] by `isotonic_steps`: linear between the points (x, y) of a class, constant beyond the last.
+
+    Of more than two classes they are scaled to a sum of 1; where all are 0, each class gets 1 / K.
+    """
+    columns = np.stack([np.interp(scores[:, one["class"]], one["x"], one["y"]) for one in steps], axis=1)
+    if scores.shape[1] == 2:
+        return np.concatenate([1 - columns, columns], axis=1)
     total = columns.sum(1, keepdims=True)
-    return np.divide(columns, total, out=np.full(columns.shape, 1 / len(classes)), where=total > 0)
+    return np.divide(columns, total, out=np.full(columns.shape, 1 / len(steps)), where=total > 0)
 
 
 def bins(stated: Float64s) -> Ints:

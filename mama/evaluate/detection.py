@@ -15,7 +15,7 @@ from mama.data.images import BACKGROUND
 from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
 from mama.evaluate.bootstrap import Bootstrap, Sides, estimate, parts
 from mama.evaluate.boxes import NONE, SHARE, Lesion, Stratum, centres_inside, marks, matched, overlaps, strata
-from mama.evaluate.froc import Froc, average_precision
+from mama.evaluate.froc import above, average_precision, sensitivities
 from mama.settings.schema import Config
 from shards.schema import View
 
@@ -29,6 +29,8 @@ RULE = {
     "false_positives": "marks that hit no lesion, an image, over all images",
 }
 NO_LESION = "there is no lesion"
+BRIGHTEST, RANDOM = "brightest patch", "random map"
+OWN_ROWS = ("trained", "untrained", BRIGHTEST, RANDOM)
 
 Marks = tuple[Float64s, Float64s]  # of an image: boxes [m, 4] in pixels of the canvas, and scores [m]
 
@@ -57,8 +59,8 @@ def is_complete(view: View) -> bool:
 def document(boxes: dict[str, list[Marks]], searched: Searched, config: Config) -> dict[str, Any]:
     """FROC and average precision of the marked `boxes` of each model in each image, by kind and size of lesion too.
 
-    Marks and false positives are the same for every stratum; its lesions are counted alone, and a mark that finds
-    another one counts neither for nor against it.
+    `boxes` may be of any origin, in pixels of the canvas. Marks and false positives are the same for every stratum;
+    its lesions are counted alone, and a mark that finds another one counts neither for nor against it.
     """
     found = [lesion for of_image in searched.lesions for lesion in of_image]
     counts = {
@@ -89,13 +91,13 @@ def boxes_of_maps(
 ) -> dict[str, list[Marks]]:
     """The boxes that each model's maps [n, gh, gw] mark in each image, all by the same rule.
 
-    Beside them "brightest patch", whose map are the mean grey values `grey` [n, gh, gw], and "random map", whose
-    patches have random values.
+    Beside them `BRIGHTEST`, whose map are the mean grey values `grey` [n, gh, gw], and `RANDOM`, whose patches have
+    random values.
     """
     random = np.random.default_rng(seed).random(grey.shape, dtype=np.float32)
     return {
         name: [marks(*of_image, size) for of_image in zip(values, grey > BACKGROUND, strict=True)]
-        for name, values in (maps | {"brightest patch": grey, "random map": random}).items()
+        for name, values in (maps | {BRIGHTEST: grey, RANDOM: random}).items()
     }
 
 
@@ -111,11 +113,12 @@ class _Marked:
 
 
 def _curve(marked: _Marked, images: int) -> dict[str, list[float]]:
-    """Points of the FROC up to the false positives of all marks."""
-    most = float(marked.false.sum() / images)
+    """Points of the FROC up to the false positives of all marks, or to the last rate of `CURVE`."""
+    most = min(float(marked.false.sum() / images), CURVE[-1])
     rates = (*(rate for rate in CURVE if rate < most), most)
-    ones = np.ones((1, len(marked.best))), np.ones((1, int(marked.false.sum()))), np.array([float(images)])
-    shares = Froc(marked.best, marked.scores[marked.false]).sensitivities(*ones, rates)[:, 0]
+    false = above(marked.scores[marked.false], np.ones((1, int(marked.false.sum()))), marked.best)
+    lesions = np.ones((1, len(marked.best)))
+    shares = sensitivities(marked.best, false, lesions, np.array([float(images)]), rates)[:, 0]
     return {"false_positives": list(rates), "sensitivity": shares.tolist()}
 
 
@@ -135,12 +138,13 @@ def _match(of_images: list[Marks], searched: Searched) -> _Marked:
         best.append(np.where(hits, of_image[:, None], -np.inf).max(0, initial=-np.inf))
         false.append(~hits.any(1))
         first += len(lesions)
+    order = np.argsort(-np.concatenate(scores), kind="stable")  # what is sorted again later is in order already
     return _Marked(
-        np.concatenate(image),
-        np.concatenate(scores),
-        {least: np.concatenate(of_images) for least, of_images in taken.items()},
+        np.concatenate(image)[order],
+        np.concatenate(scores)[order],
+        {least: np.concatenate(of_images)[order] for least, of_images in taken.items()},
         np.concatenate(best),
-        np.concatenate(false),
+        np.concatenate(false)[order],
     )
 
 
@@ -156,7 +160,7 @@ def _figures(marked: _Marked, searched: Searched, kept: list[Stratum], config: C
         images, lesions, of_marks = np.split(
             weights, [len(searched.patients), len(searched.patients) + len(at)], axis=1
         )
-        return np.concatenate([_measure(marked, own, images.sum(1), lesions, of_marks) for own in flags])
+        return _measure(marked, flags, images.sum(1), lesions, of_marks)
 
     point, draws = measure(np.ones((1, len(weighted)))), [measure(weights) for weights in bootstrap]
     count = len(OVERLAPS) + len(RATES)
@@ -174,14 +178,27 @@ def _figures(marked: _Marked, searched: Searched, kept: list[Stratum], config: C
         }
 
 
-def _measure(marked: _Marked, own: Flags, images: Float64s, lesions: Float64s, of_marks: Float64s) -> Float64s:
-    """Average precisions and sensitivities [8, R] of the lesions flagged `own` [l], by weights."""
-    total = lesions[:, own].sum(1)
-    areas = []
-    for taken in marked.taken.values():
-        true = (taken != NONE) & own[taken]
-        counted = true | (taken == NONE)
-        areas.append(average_precision(marked.scores[counted], true[counted], of_marks[:, counted], total))
-    froc = Froc(marked.best[own], marked.scores[marked.false])
-    shares = froc.sensitivities(lesions[:, own], of_marks[:, marked.false], images, RATES)
-    return np.concatenate([np.stack(areas), shares])
+def _measure(marked: _Marked, flags: list[Flags], images: Float64s, lesions: Float64s, of_marks: Float64s) -> Float64s:
+    """Average precisions and sensitivities, of the lesions that each of the `flags` [l] holds, [8 flags, R].
+
+    `images` [R], `lesions` [R, l] and `of_marks` [R, m] are weights. What takes long is summing those of all marks, of
+    which a detector may have a hundred an image: that is done once for all flags.
+    """
+    false = above(marked.scores[marked.false], of_marks[:, marked.false], marked.best)
+    true = [np.flatnonzero(taken != NONE) for taken in marked.taken.values()]
+    of_all = np.split(
+        above(marked.scores, of_marks, marked.scores[np.concatenate(true)]),
+        np.cumsum([len(one) for one in true])[:-1],
+        1,
+    )
+    found = []
+    for own in flags:
+        total = lesions[:, own].sum(1)
+        for taken, marks_, all_marks in zip(marked.taken.values(), true, of_all, strict=True):
+            mine = own[taken[marks_]]
+            counted, others = marks_[mine], marks_[~mine]
+            passed_over = above(marked.scores[others], of_marks[:, others], marked.scores[counted])
+            weights = of_marks[:, counted], all_marks[:, mine] - passed_over
+            found.append(average_precision(marked.scores[counted], *weights, total)[None])
+        found.append(sensitivities(marked.best[own], false[:, own], lesions[:, own], images, RATES))
+    return np.concatenate(found)

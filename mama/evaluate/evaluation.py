@@ -22,6 +22,7 @@ from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.evaluate import (
+    box_files,
     fine_tuned,
     known_patients,
     localisation,
@@ -34,6 +35,7 @@ from mama.evaluate import (
     retrieval,
 )
 from mama.evaluate.class_prompts import wording_of
+from mama.evaluate.detection import Marks
 from mama.evaluate.kept_features import FOLDER, KeptFeatures
 from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
 from mama.evaluate.provenance import Document
@@ -69,8 +71,9 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     predicts, writes, and returns the metrics: the others return {} once nothing is left to share. The files are written
     once everything is measured, and replace those of an earlier evaluation of the same images.
 
-    Raises `ConfigError` without a model, if `data.tell_pathology` is not that of training, or if the model was trained
-    on some of these patients (`eval.known_patients`); `RankError` if another rank ended.
+    Raises `ConfigError` without a model, if `data.tell_pathology` is not that of training, if the model was trained on
+    some of these patients (`eval.known_patients`), or for a file of `eval.boxes` that is not of these images;
+    `RankError` if another rank ended.
     """
     config = resolved(config)
     with sharing.joined():
@@ -78,6 +81,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         require_model(model_folder(run))
         trained_with = _settings_of_training(config, run)
         splits = outputs.splits_of(config, measured["shards"])
+        detected = box_files.marks(config, splits.held_out)
         trained_on = read_trained_on(model_folder(run))
         measured["known"] = known_patients.check(splits.held_out, measured["shards"], trained_on, config)
         tasks = _tasks(config, trained_with, splits)
@@ -102,7 +106,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         show(retrieval.table(documents["retrieval"]) + "\n")
     maps = {name: one.maps for name, one in made.items() if one.maps is not None}
     shown = localisation.examples(sought.targets, config.eval.heat_maps)
-    documents["alignment"] = measured | _alignment(maps, sought, shown, splits, config)
+    documents["alignment"] = measured | _alignment(maps, sought, shown, detected, splits, config)
     if not trained_with.loss.local:
         documents["alignment"]["reason"] = "the model was trained without the local term"
     if show and (lines := results.localisation_lines(documents["alignment"])):
@@ -126,7 +130,9 @@ def _agreed(config: Config, run: Path) -> Document:
     measured = provenance.identity(config, run)
     settings = {key: value for key, value in flat(asdict(config)).items() if not is_among(key, MAY_DIFFER)}
     model = (measured["model"] or {}).get("sha256")
-    sharing.require_same({"run": str(run), **settings, "shards": measured["shards"]["digest"], "model": model})
+    boxes = measured["settings"]["boxes"]
+    found = {"run": str(run), **settings, "boxes": boxes, "shards": measured["shards"]["digest"], "model": model}
+    sharing.require_same(found)
     return measured
 
 
@@ -234,11 +240,12 @@ def _alignment(
     maps: dict[str, localisation.Maps],
     sought: localisation.Search,
     shown: list[int],
+    detected: dict[str, list[Marks]],
     splits: Splits,
     config: Config,
 ) -> dict[str, Any]:
-    """Figures of the maps, and the examples: the targets `shown`, whose maps are kept."""
-    document, targets = localisation.document(maps, sought, splits.held_out, config), sought.targets
+    """Figures of the maps and of boxes in files, and the examples: the targets `shown`, whose maps are kept."""
+    document, targets = localisation.document(maps, sought, splits.held_out, detected, config), sought.targets
     document["examples"] = [
         {
             "image": targets[i].item.key,

@@ -30,6 +30,7 @@ from mama.evaluate import detection, pointing
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.boxes import Lesion, lesions
 from mama.evaluate.class_prompts import view_with
+from mama.evaluate.detection import Marks
 from mama.evaluate.pointing import Target
 from mama.model.mama_model import MamaModel
 from mama.runtime.sharing import over_ranks
@@ -66,17 +67,22 @@ def search(split: Split, tokenizer: Tokenizer, max_tokens: int) -> Search:
     """
     targets = find_targets(split, tokenizer, max_tokens)
     of_targets = {target.row for target in targets}
-    complete = {
-        row: lesions(item.view, item.view.findings, split.size, split.images.fit)
-        for row, item in enumerate(split.items)
-        if detection.is_complete(item.view)
-    }
+    complete = complete_images(split)
     kinds = sorted({lesion.kind for found in complete.values() for lesion in found})
     plain = [plain_sentence(kind, split.style) for kind in kinds]
     plain = [(text, number) for text, number in plain if number < _room(text, tokenizer, max_tokens)]
     if not plain:
         return Search(targets, sorted(of_targets))
     return Search(targets, sorted(of_targets | complete.keys()), complete, plain)
+
+
+def complete_images(split: Split) -> dict[int, tuple[Lesion, ...]]:
+    """The rows of which all boxes are known (`detection.is_complete`), with their lesions."""
+    return {
+        row: lesions(item.view, item.view.findings, split.size, split.images.fit)
+        for row, item in enumerate(split.items)
+        if detection.is_complete(item.view)
+    }
 
 
 def find_targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Target]:
@@ -179,23 +185,32 @@ def patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> Float32s:
     return cut.reshape(grid[0], tall, grid[1], wide).mean((1, 3))
 
 
-def document(found: dict[str, Maps], sought: Search, split: Split, config: Config) -> dict[str, Any]:
-    """Pointing game and box AUC of the targets, and `detection` in all images, by the maps `found` of each model."""
+def document(
+    found: dict[str, Maps], sought: Search, split: Split, files: dict[str, list[Marks]], config: Config
+) -> dict[str, Any]:
+    """Pointing game and box AUC of the targets, and `detection` in all images, by the maps `found` of each model.
+
+    `files` are the boxes of detectors in each image of the split; without the maps of any kind they stand alone.
+    """
     grey = next(iter(found.values())).grey
     place = {row: number for number, row in enumerate(sought.rows)}
     of_targets = grey[[place[target.row] for target in sought.targets]]
     pointed = pointing.document(
         {name: m.own for name, m in found.items()}, of_targets, sought.targets, split.size, config
     )
-    complete = [place[row] for row in sought.complete]
-    patients = [split.items[row].study.patient for row in sought.complete]
-    boxes = detection.boxes_of_maps(
-        {name: m.any_kind[complete] for name, m in found.items()}, grey[complete], split.size, config.seed
-    )
-    detected = detection.document(boxes, detection.Searched(patients, list(sought.complete.values())), config)
-    left_out = len(split.items) - len(complete) if complete else 0
+    searched, boxes = sought.complete, {}
+    if searched:
+        rows = [place[row] for row in searched]
+        maps = {name: m.any_kind[rows] for name, m in found.items()}
+        boxes = detection.boxes_of_maps(maps, grey[rows], split.size, config.seed)
+    elif files:
+        searched = complete_images(split)
+    boxes |= {name: [of_rows[row] for row in searched] for name, of_rows in files.items()}
+    patients = [split.items[row].study.patient for row in searched]
+    detected = detection.document(boxes, detection.Searched(patients, list(searched.values())), config)
+    left_out = len(split.items) - len(searched) if searched else 0
     sentences = [text[number] for text, number in sought.plain]
-    return pointed | {"detection": detected | {"left_out": left_out, "sentences": sentences}}
+    return pointed | {"detection": detected | {"left_out": left_out, "sentences": sentences, "files": list(files)}}
 
 
 def examples(targets: list[Target], count: int) -> list[int]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from mama.errors import ConfigError
 from mama.evaluate import intervals
 from mama.export.model_folder import model_folder
-from mama.run.files import read_object, sha256
+from mama.run.files import read_object, sha256, sha256_or_reason
 from mama.run.portable import WEIGHTS, folder_name
 from mama.run.run_folder import DATA, shards_digest
 from mama.settings.schema import Config
@@ -49,6 +49,7 @@ def settings_of(config: Config) -> Document:
         "protocols": config.eval.protocols,
         "fractions": config.eval.fractions,
         "draws": config.eval.draws,
+        "boxes": {Path(entry).stem: sha256_or_reason(Path(entry).expanduser()) for entry in config.eval.boxes},
         "finetune": asdict(config.finetune) if "finetune" in config.eval.protocols else None,
     }
 

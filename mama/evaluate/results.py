@@ -137,9 +137,9 @@ def _predictions_csv(data: TaskData, kind: Unit, pool: Pool) -> str:
     for one in data.predictions:
         pooled = units.pooled(one.scores, pool, data.task.binary)
         for key, patient, label, scores in zip(units.keys, units.patients, units.labels, pooled, strict=True):
-            shares = [f"{score:.6g}" for score in scores]
             protocol = label_of(one.protocol, one.fraction, one.draw)
-            writer.writerow([protocol, one.model, key, patient, data.classes[label], *shares])
+            # With all digits: a calibration by steps may be steep between two points.
+            writer.writerow([protocol, one.model, key, patient, data.classes[label], *scores.tolist()])
     return file.getvalue()
 
 
@@ -220,18 +220,24 @@ def _source(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def localisation_lines(document: dict[str, Any] | None) -> list[str]:
-    """The figures of the trained model's local alignment in two lines, if there are boxes."""
-    if not document or not document["rows"]:
+    """The figures of the trained model's local alignment, if there are boxes, and of boxes in files, a line each."""
+    if not document:
         return []
-    pointed = next(row for row in document["rows"] if row["model"] == "trained")
-    hits, area = format_estimate(pointed["hit_rate"]), format_estimate(pointed["box_auc"])
-    findings, lesions = document["findings"], document["detection"].get("lesions")
-    lines = [f"pointing at {findings} findings: hits {hits} (chance {document['chance']:.3f}), box AUC {area}"]
-    for row in (row for row in document["detection"]["rows"] if row["model"] == "trained"):
+    lines = []
+    for row in (row for row in document["rows"] if row["model"] == "trained"):
+        hits, area = format_estimate(row["hit_rate"]), format_estimate(row["box_auc"])
+        chance = f"(chance {document['chance']:.3f})"
+        lines.append(f"pointing at {document['findings']} findings: hits {hits} {chance}, box AUC {area}")
+    detection = document["detection"]
+    files = detection["files"]
+    for row in (row for row in detection["rows"] if row["model"] in ("trained", *files)):
         at_one = next(one["sensitivity"] for one in row["froc"] if one["false_positives"] == 1)
         found, precision = format_estimate(at_one), format_estimate(row["ap"]["0.25"])
-        head = f"finding {lesions} lesions: sensitivity {found} at 1 false mark an image"
+        head = "" if row["model"] == "trained" else f"{row['model']}, "
+        head += f"finding {detection['lesions']} lesions: sensitivity {found} at 1 false mark an image"
         lines.append(f"{head}, AP (IoU 0.25) {precision}")
+    if files and not detection["rows"]:
+        lines.append(f"boxes of {', '.join(files)}: not measured, as {detection['reason']}")
     return lines
 
 

@@ -50,13 +50,15 @@ def require_sets(config: Config) -> None:
 
 
 def sets_of(config: Config) -> dict[str, Config]:
-    """Settings of one evaluation by the name of its folder of shards; of two of one name by their paths."""
+    """Settings of one evaluation by the name of its folder of shards; of two of one name by their paths.
+
+    `eval.on` stays, as the files of `eval.boxes` may name images of all of them.
+    """
     if not config.eval.on:
         return {"": config}
     names = [folder_name(address) for address in config.eval.on]
     found = {}
     for name, address in zip(names, config.eval.on, strict=True):
         data = replace(config.data, shards=[address], shard_weights=[])
-        one = replace(config, data=data, eval=replace(config.eval, on=[]))
-        found[name if names.count(name) == 1 else address] = one
+        found[name if names.count(name) == 1 else address] = replace(config, data=data)
     return found

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mama.data.held_out import Item
+from mama.data.held_out import Item, Split
 from mama.errors import ConfigError, StoppedError
-from mama.evaluate import fractions, provenance
+from mama.evaluate import box_files, fractions, provenance
 from mama.evaluate.evaluation import Show
 from mama.evaluate.fine_tuned import CLASSIFIER, MARKER, Tuning, digest_of, folder_of, is_complete
 from mama.evaluate.results import Results
@@ -86,7 +86,10 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> dict[str, R
     if "finetune" in config.eval.protocols and is_bare(run):
         raise ConfigError(f"eval.protocols: finetune writes into a run, and {run} is a model folder by itself")
     require_sets(config)
-    if not fine_tune(list(sets_of(config).values()), run):
+    sets = list(sets_of(config).values())
+    for one in sets if config.eval.boxes else ():
+        box_files.marks(one, Split(one, one.eval.split))  # a mistake is told before anything is computed
+    if not fine_tune(sets, run):
         return {}
     return evaluate_sets(config, run, show)
 

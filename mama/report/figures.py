@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -19,6 +20,7 @@ COLOURS = {
     "brightest patch": "#e69f00",
     "random map": "#56b4e9",
 }
+FURTHER = [(colour, line) for line in ("-", "--", ":") for colour in ("#009e73", "#d55e00", "#cc79a7")]  # of others
 CALIBRATIONS = {"uncalibrated": ("#0072b2", "o"), "temperature": ("#d55e00", "s"), "isotonic": ("#009e73", "^")}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, FAINT = "#22303c", "#d5dae0"
@@ -125,17 +127,21 @@ def reliability_diagram(calibration: dict[str, Any], title: str) -> str:
 def froc_curves(curves: list[dict[str, Any]]) -> str:
     """Sensitivity over false positives an image, on a scale of octaves, as a `data:` URI.
 
-    A curve is {model, false_positives, sensitivity, label}, the rates as lists; it ends, in a dot, with its last mark.
+    A curve is {model, false_positives, sensitivity, label}, the rates as lists; where it ends with its last mark within
+    the figure, there is a dot.
     """
     ticks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
+        further = cycle(FURTHER)
         for curve in curves:
+            model, shares = curve["model"], curve["sensitivity"]
+            colour, line = (COLOURS[model], "-") if model in COLOURS else next(further)
             rates = np.clip(curve["false_positives"], ticks[0], ticks[-1])
-            shares, colour = curve["sensitivity"], COLOURS.get(curve["model"], INK)
-            axes.plot(rates, shares, color=colour, linewidth=2, label=curve["label"], drawstyle="steps-post")
-            axes.plot(rates[-1:], shares[-1:], color=colour, marker="o", markersize=5, clip_on=False)
+            axes.plot(rates, shares, line, color=colour, linewidth=2, label=curve["label"], drawstyle="steps-post")
+            if rates[-1] < ticks[-1]:
+                axes.plot(rates[-1:], shares[-1:], color=colour, marker="o", markersize=5, clip_on=False)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
         axes.set(xlabel="false positives an image", xlim=(ticks[0], ticks[-1]))

@@ -19,14 +19,18 @@ PLACE = re.compile(r"(~|/|[A-Za-z]:[\\/]|[a-z]+://).*[\\/]")  # the beginning of
 
 
 def portable(config: Config) -> Config:
-    """Return the settings of a model with names in place of paths and URLs, and of the archive only its source."""
+    """Return the settings of a model with names in place of paths and URLs, and of the archive only its source.
+
+    What it was evaluated on is left out.
+    """
     data = replace(
         config.data, shards=[folder_name(address) for address in config.data.shards], cache=DataConfig().cache
     )
     vision = replace(config.vision, model=_model_name(config.vision.model), config=without_paths(config.vision.config))
     text = replace(config.text, model=_model_name(config.text.model), config=without_paths(config.text.config))
     pack = PackConfig(source=config.pack.source)
-    return replace(config, runs=Config().runs, data=data, vision=vision, text=text, pack=pack)
+    measured = replace(config.eval, on=[], boxes=[])
+    return replace(config, runs=Config().runs, data=data, vision=vision, text=text, pack=pack, eval=measured)
 
 
 def folder_name(address: str) -> str:

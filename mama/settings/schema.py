@@ -299,6 +299,8 @@ class EvalConfig:
     intensity_baseline: bool = False  # also evaluate a logistic regression on 31 intensity percentiles
     # Folders of shards, or their URLs, to evaluate on in place of data.shards, each by itself; --on of `mama eval`.
     on: list[str] = field(default_factory=list)
+    # CSV files with the boxes of detectors, which are measured beside our maps; columns image, x0, y0, x1, y1, score.
+    boxes: list[str] = field(default_factory=list)
     # What to do with images of patients that the model was trained on: refuse ends before anything is measured.
     known_patients: Literal["refuse", "allow"] = "refuse"
     heat_maps: int = 6  # cancer cases to show with the local alignment of their finding's sentence; 0: none

@@ -53,7 +53,10 @@ class Work:
                 packed["manifest"] = sha256_or_reason(Path(self.config.pack.out) / MANIFEST)
             return packed
         ignored = (*MAY_CHANGE, *PLACES) if self.step in ("train", "consolidate") else ("pack", "train", *PLACES)
-        return {key: value for key, value in flat(asdict(self.config)).items() if not is_among(key, ignored)}
+        relevant = {key: value for key, value in flat(asdict(self.config)).items() if not is_among(key, ignored)}
+        if self.step not in ("train", "consolidate"):
+            relevant["eval.boxes"] = [sha256_or_reason(Path(file).expanduser()) for file in self.config.eval.boxes]
+        return relevant
 
     def is_done(self) -> bool:
         """Whether the step was done with these settings, and its result is still there."""

@@ -67,9 +67,10 @@ def test_bench_intervals_prints_coverage_and_false_alarms_of_every_setting() -> 
         ["AUC", "balanced accuracy", "sensitivity", "specificity"],
         ["average precision", "Brier score", "ECE", "ECE, calibrated"],
         ["sensitivity", "specificity", "PPV", "NPV", "recall rate", "PPV at 0.5 %"],
+        ["average precision", "sensitivity at 0.25 an image", "sensitivity at 1 an image"],
         ["AUC", "balanced accuracy", "average precision", "Brier score", "AUC, DeLong"],
     ]
-    for (_, _, *rows), titles, cell in zip(tables, columns, [r"% \((nan|\d\.\d{3})\)"] * 3 + ["%"], strict=True):
+    for (_, _, *rows), titles, cell in zip(tables, columns, [r"% \((nan|\d\.\d{3})\)"] * 4 + ["%"], strict=True):
         assert len(rows) == 24
         assert all(len(re.findall(rf"(?<=\| )(nan|\d+\.\d) {cell} \|", row)) == len(titles) for row in rows)
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,26 @@ from sklearn.metrics import brier_score_loss
 
 from mama.bench.intervals import coverage_at_threshold, coverage_of_probabilities
 from mama.bench.simulated_evaluation import IMAGES, calibrated, simulate, true_values
-from mama.evaluate import metrics
+from mama.data.held_out import Split
+from mama.evaluate import metrics, results
 from mama.evaluate.bootstrap import Bootstrap
-from mama.evaluate.calibration import NO_VAL, ONE_CLASS, TOO_FEW, bins, calibration, cooled, isotonic, temperature
+from mama.evaluate.calibration import (
+    NO_VAL,
+    ONE_CLASS,
+    TOO_FEW,
+    bins,
+    by_steps,
+    calibration,
+    cooled,
+    isotonic_steps,
+    temperature,
+)
+from mama.evaluate.class_prompts import Wording
+from mama.evaluate.results import predictions_file, write
+from mama.evaluate.task_data import Predictions, task_data
+from mama.evaluate.tasks import load_task
+from mama.settings.schema import Config, DataConfig, EvalConfig
+from tests.support.cohort import write_shards
 
 
 def predictions(seed: int, images: int, classes: int, confidence: float) -> tuple[NDArray, NDArray]:
@@ -86,7 +106,7 @@ def test_calibration_is_fitted_on_val_alone_and_repairs_the_held_out_images() ->
     val, held_out = (labels[:1500], scores[:1500]), (labels[1500:], scores[1500:])
     found = measured(*held_out, val)
     steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(val[1][:, 1], val[0])
-    assert isotonic(val, held_out[1])[:, 1] == pytest.approx(steps.predict(held_out[1][:, 1]))
+    assert by_steps(held_out[1], isotonic_steps(val))[:, 1] == pytest.approx(steps.predict(held_out[1][:, 1]))
     assert found["temperature"]["temperature"] == temperature(val)
     for name in ("temperature", "isotonic"):
         for figure in ("brier", "ece"):
@@ -103,9 +123,48 @@ def test_isotonic_steps_of_several_classes_are_scaled_to_one() -> None:
     val = labels[:600], scores[:600]
     columns = [IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(val[1][:, k], val[0] == k)
                .predict(scores[600:, k]) for k in range(3)]  # fmt: skip
-    found = isotonic(val, scores[600:])
+    found = by_steps(scores[600:], isotonic_steps(val))
     assert found == pytest.approx(np.stack(columns, 1) / np.sum(columns, 0)[:, None])
     assert found.sum(1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["cancer", "density"])
+def test_the_saved_calibrations_give_the_calibrated_probabilities_of_the_saved_ones(tmp_path: Path, name: str) -> None:
+    """By the rules in docs/run-folder.md, from the two files alone; of images, and of a unit that they make up."""
+    write_shards(tmp_path / "shards", {"val": 40, "test": 12})
+    config = Config(data=DataConfig(shards=[str(tmp_path / "shards")]), eval=EvalConfig(bootstrap=0, units=["patient"]))
+    splits = [Split(config, split).items for split in ("test", "val")]
+    data = task_data(load_task(name), splits[0], [], splits[1], Wording())
+    rng = np.random.default_rng(6)
+    scores, of_val = (softmax(rng.normal(size=(len(rows), len(data.classes))), axis=1)
+                      for rows in (data.rows, data.val_rows))  # fmt: skip
+    data.predictions = [Predictions("zero-shot", "trained", scores, of_val)]
+    document = results.document(data, splits[0], "test", config)
+    write({name: document, "alignment": {}}, [data], splits[0], {}, np.zeros((0, 1, 1), np.float32), tmp_path)
+    saved = json.loads((tmp_path / name / "metrics.json").read_text())
+    for unit, row in ((row["unit"], row) for row in saved["rows"] if row["unit"] in ("image", "patient")):
+        with (tmp_path / name / predictions_file(unit)).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        classes = [one["name"] for one in saved["classes"]]
+        stated = np.array([[float(line[c]) for c in classes] for line in lines])
+        steps, temperature_ = row["calibration"]["isotonic"]["steps"], row["calibration"]["temperature"]["temperature"]
+        columns = [np.interp(stated[:, one["class"]], one["x"], one["y"]) for one in steps]
+        if len(classes) == 2:
+            columns = [1 - columns[0], columns[0]]
+        by_steps = np.stack(columns, 1) / np.sum(columns, 0)[:, None]
+        val = data.val_units(unit).labels, data.val_units(unit).pooled(of_val, "mean", data.task.binary)
+        now = data.units(unit).pooled(scores, "mean", data.task.binary)
+        fitted = [IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(val[1][:, k], val[0] == k)
+                  .predict(now[:, k]) for k in range(len(classes))]  # fmt: skip
+        if len(classes) == 2:
+            fitted[0] = 1 - fitted[1]
+        np.testing.assert_allclose(by_steps, np.stack(fitted, 1) / np.sum(fitted, 0)[:, None], atol=1e-9, rtol=0)
+        labels = np.array([classes.index(line["label"]) for line in lines])
+        for kind, probabilities in (("isotonic", by_steps), ("temperature", softmax(np.log(stated) / temperature_, 1))):
+            errors = ((probabilities - np.eye(len(classes))[labels]) ** 2).sum(1) / 2
+            assert row["calibration"][kind]["brier"]["value"] == pytest.approx(errors.mean(), abs=1e-9), (kind, unit)
+        assert len(steps) == (1 if len(classes) == 2 else 4)
+        assert len(steps[0]["x"]) > 2
 
 
 def test_what_cannot_be_fitted_says_why() -> None:

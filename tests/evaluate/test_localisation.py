@@ -13,14 +13,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from mama.bench.intervals import coverage_of_detection
+from mama.bench.simulated_evaluation import IMAGES, simulate_marks, true_detection
 from mama.data import report_text
 from mama.data.held_out import Item, Split
 from mama.data.tokenizer import learn
-from mama.evaluate import detection, localisation, pointing
+from mama.evaluate import detection, froc, localisation, pointing
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.boxes import NONE, Lesion, centres_inside, lesions, marks, matched, overlaps, strata
 from mama.evaluate.detection import Searched
-from mama.evaluate.froc import Froc, average_precision
+from mama.evaluate.froc import above, average_precision
 from mama.settings.schema import Config, EvalConfig
 from shards.schema import Box, Finding, Labels
 from tests.support.cohort import SIZE, Oracle, study, write_shards
@@ -32,9 +34,9 @@ ONE = np.ones(1)
 
 
 def sensitivities(found: Sequence[float], false: Sequence[float], images: int) -> list[float]:
-    froc = Froc(np.array(found), np.array(false))
-    weights = np.ones((1, len(found))), np.ones((1, len(false))), np.array([float(images)])
-    return froc.sensitivities(*weights, RATES)[:, 0].tolist()
+    above_each = above(np.array(false), np.ones((1, len(false))), np.array(found))
+    weights = np.ones((1, len(found))), np.array([float(images)])
+    return froc.sensitivities(np.array(found), above_each, *weights, RATES)[:, 0].tolist()
 
 
 def test_froc_against_hand_counts() -> None:
@@ -65,7 +67,9 @@ def voc(marks: Found, lesions: int) -> float:
 def ap(marks: Found, lesions: int, weights: Float64s | None = None) -> float:
     scores, true = (np.array(column) for column in zip(*marks, strict=True))
     each = np.ones((1, len(marks))) if weights is None else weights[None]
-    return float(average_precision(scores, true.astype(bool), each, np.array([float(lesions)]))[0])
+    finds = true.astype(bool)
+    above_each = above(scores, each, scores[finds])
+    return float(average_precision(scores[finds], each[:, finds], above_each, np.array([float(lesions)]))[0])
 
 
 def test_average_precision_against_an_independent_one() -> None:
@@ -213,7 +217,7 @@ def test_intervals_are_those_of_figures_on_patients_drawn_again() -> None:
     own = np.ones(sum(map(len, images)), bool)
     at = np.repeat(np.arange(12), [len(one) for one in images])
     drawn = np.repeat([0, 3, 1, 0, 2, 1], 2).astype(float)  # how often each image was drawn
-    got = detection._measure(marked, own, ONE * drawn.sum(), drawn[None, at], drawn[None, marked.image])[:, 0]
+    got = detection._measure(marked, [own], ONE * drawn.sum(), drawn[None, at], drawn[None, marked.image])[:, 0]
     rows = np.repeat(np.arange(12), drawn.astype(int))
     again = detected(maps[rows], [images[row] for row in rows], "".join(patients[row] for row in rows))["rows"][0]
     expected = [one["value"] for one in again["ap"].values()] + [one["sensitivity"]["value"] for one in again["froc"]]
@@ -222,6 +226,25 @@ def test_intervals_are_those_of_figures_on_patients_drawn_again() -> None:
     (row, *_) = detected(maps, images, patients, resamples=200)["rows"]
     for one in (row["ap"]["0.1"], row["froc"][2]["sensitivity"]):
         assert 0 <= one["low"] < one["value"] < one["high"] <= 1
+
+
+@pytest.mark.parametrize("area", [0.75, 0.97])
+def test_the_simulated_truth_of_a_detection_is_that_of_a_large_cohort(area: float) -> None:
+    found, of_images = simulate_marks(np.random.default_rng(2), 1500, 0.5, area)
+    searched = Searched([str(n // IMAGES) for n in range(len(found))], of_images)
+    (row,) = detection.document({"x": found}, searched, Config(eval=EvalConfig(bootstrap=0)))["rows"]
+    precision, shares = true_detection(0.5, area, RATES[:3])
+    assert row["ap"]["0.25"]["value"] == pytest.approx(precision, abs=0.03)
+    assert [one["sensitivity"]["value"] for one in row["froc"][:3]] == pytest.approx(shares, abs=0.03)
+
+
+def test_95_of_100_intervals_of_a_detection_hold_the_true_value() -> None:
+    """The standard error of a share of 40 is 0.034."""
+    found = coverage_of_detection(30, 0.5, 0.9, rounds=40, resamples=60)
+    assert len(found) == 3
+    for name, (held, length) in found.items():
+        assert held > 0.84, name
+        assert length < 0.6, name
 
 
 def test_pointing_by_kind_has_the_targets_of_that_kind() -> None:

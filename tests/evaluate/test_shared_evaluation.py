@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def cases_of(run: Config) -> list[Config]:
     """Batches that do not divide over the ranks; a single one; the training split; no finding; few images.
 
-    The first has a fine-tuned classifier as well, the third is by the paper's protocol.
+    The first has a fine-tuned classifier as well, the second a detector; the third is by the paper's protocol.
     """
     classifier = Classifier(build(run, load_tokenizer(run.run_folder), "sdpa").vision, 2)
     torch.nn.init.ones_(classifier.head.weight[0])
@@ -70,11 +70,13 @@ def cases_of(run: Config) -> list[Config]:
     without = replace(run, name="no-local-term", loss=replace(run.loss, local=0.0))
     save_run(without)
     consolidate(without)
+    boxes = run.run_folder / "detector.csv"
+    boxes.write_text("image,x0,y0,x1,y1,score\ntest001/0.jpg,16,24,24,32,0.5\n")
     few = Path(run.data.shards[0]).parent / "few"
     write_shards(few, {"train": 2, "test": 1})
     return [
         tuned,
-        replace(run, eval=replace(run.eval, batch=64)),
+        replace(run, eval=replace(run.eval, batch=64, boxes=[str(boxes)])),
         replace(run, eval=replace(run.eval, split="train", intensity_baseline=False, protocol="paper")),
         without,
         replace(run, data=replace(run.data, shards=[str(few)]), eval=replace(run.eval, batch=1)),
@@ -109,6 +111,7 @@ def test_ranks_write_what_one_process_writes(run: Config) -> None:
     alone = evaluate_all(cases, run)
     assert [len(each) for each in alone] == [29, 29, 29, 29, 29]
     assert b"31 intensity percentiles" in alone[0]["eval/cancer/predictions.csv"]
+    assert b'"model": "detector"' in alone[1]["eval/alignment/metrics.json"]
     assert b"fine-tune" in alone[0]["eval/cancer/predictions.csv"]
     with np.load(io.BytesIO(alone[0]["eval/alignment/maps.npz"])) as maps:
         assert maps["maps"].shape[0] == 3

@@ -17,7 +17,7 @@ from mama.export.model_folder import load_model
 from mama.run import checkpoints
 from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load
-from mama.settings.schema import Config, DataConfig, HeadsConfig, TextConfig, VisionConfig
+from mama.settings.schema import Config, DataConfig, EvalConfig, HeadsConfig, TextConfig, VisionConfig
 from shards.pack.settings import PackConfig
 from tests.support.checkpoint_folder import saved
 from tests.support.cohort import write_shards
@@ -58,6 +58,7 @@ def config(tmp_path: Path) -> Config:
         vision=VisionConfig(model=local_model(vision, dict(image), placed)),
         text=TextConfig(model=local_model(text, dict(words), placed)),
         heads=HeadsConfig(),
+        eval=EvalConfig(on=[str(tmp_path / "abroad")], boxes=[str(tmp_path / "detector.csv")]),
     )
 
 

@@ -39,7 +39,11 @@ wait_for = partial(jobs.wait_for, seconds=300)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return small_run(tmp_path_factory.mktemp("run"))
+    """With a detector beside its model."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "detector.csv").write_text("image,x0,y0,x1,y1,score\ntest001/0.jpg,16,24,24,32,0.5\n")
+    config = small_run(folder)
+    return replace(config, eval=replace(config.eval, boxes=[str(folder / "detector.csv")]))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,7 @@ def test_two_tasks_consolidate_once_and_share_the_evaluation(
     assert model_of(run) == model
     first, second = job(slurm_cluster, tmp_path, "eval", str(tmp_path / "run.yaml"))
     assert results_of(run) == results
+    assert b'"model": "detector"' in results["eval/alignment/metrics.json"]
     assert first.count("writing the results to") == 1
     assert "trained: test images: 4/4 batches" in first
     assert "writing" not in second

@@ -85,3 +85,13 @@ def test_a_process_that_is_ended_from_a_thread_leaves_its_word(
     found = status.read(step.status)
     assert found
     assert (found.state, found.cause) == (word, str(error))
+
+
+def test_an_evaluation_with_other_boxes_in_the_same_file_is_not_done(sweep: Sweep, tmp_path: Path) -> None:
+    step = work_of(sweep, sweep.points[0], "eval")
+    step = replace(step, config=replace(step.config, eval=replace(step.config.eval, boxes=[str(tmp_path / "a.csv")])))
+    digests = []
+    for content in ("image", "image,x0"):
+        (tmp_path / "a.csv").write_text(content)
+        digests.append(step.settings)
+    assert digests[0] != digests[1]
