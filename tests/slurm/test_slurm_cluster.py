@@ -18,11 +18,9 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from mama.cli.main import cli
 from mama.run import checkpoints
-from mama.run.checkpoint_marker import read_marker
 from mama.settings.load import save
 from mama.settings.schema import Config
 from mama.train import checkpoint
-from mama.train.loop import train
 from shards.check.check import check
 from shards.errors import ShardError
 from shards.pack.pack import make_plan, pack
@@ -30,7 +28,6 @@ from shards.pack.settings import PackConfig
 from shards.read.manifest import load_manifest
 from slurm.profile import Profile, SlurmError
 from slurm.submit import submit, submit_array
-from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
 from tests.support.jobs import result_of, wait_for
 from tests.support.slurm_cluster import LARGEST_ARRAY
@@ -235,25 +232,6 @@ def steps_logged(config: Config) -> list[int]:
     log = config.run_folder / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return [line["step"] for line in lines if "loss/total" in line]
-
-
-def test_the_ranks_of_a_job_save_together_before_it_is_requeued_and_go_on(
-    slurm_cluster: Cluster, training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))  # the job unpickles by this module's name
-    job = submit(train, training, profile=TWO_RANKS, folder=tmp_path)
-    wait_for(lambda: len(steps_logged(training)) >= 1, 180)  # the ranks import for a while on a busy machine
-    requeue(slurm_cluster, job.job_id)
-    reached = read_marker(checkpoints.checkpoints(training.run_folder)[-1]).step
-    assert steps_logged(training) == list(range(reached)), "saved at the end of the step in which the signal arrived"
-    assert result_of(job) == training.run_folder
-    wait_for(lambda: not slurm_cluster.jobs())
-    assert steps_logged(training) == list(range(12))
-    marker = json.loads((checkpoints.checkpoints(training.run_folder)[-1] / checkpoint.MARKER).read_text())
-    assert marker["ranks"] == 2
-    log = Path(job.paths.stderr).read_text()
-    assert f"resumed from {training.run_folder / 'checkpoints'}" in log
-    assert log.count("Requeued job") == 1
 
 
 class Import:

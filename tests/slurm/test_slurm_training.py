@@ -39,7 +39,7 @@ pytestmark = pytest.mark.ranks
 
 pytest_plugins = ("tests.support.slurm_cluster",)
 wait_for = partial(jobs.wait_for, seconds=400)
-STEPS = 40
+STEPS = 26
 SLOW = "slow"  # file in the run folder: while it is there, steps are so long that Slurm looks at the time limit between
 SECOND = list(NODES)[1]
 BOTH = Profile(cluster="slurm", partition="preempted", nodes=2)
