@@ -40,8 +40,11 @@ def read_box_files(entries: Sequence[str]) -> dict[str, pd.DataFrame]:
     found: dict[str, pd.DataFrame] = {}
     for entry in entries:
         name = Path(entry).stem
-        if name in found or name in detection.OWN_ROWS:
-            taken = "another file has that name" if name in found else "our own results have such a row"
+        if entries.count(entry) > 1:
+            raise ConfigError(f"eval.boxes: {entry} is named twice; name it once")
+        of_file = name.casefold() in {other.casefold() for other in found}
+        if of_file or name.casefold() in detection.OWN_ROWS:
+            taken = "another file has that name" if of_file else "our own results have such a row"
             raise ConfigError(f"eval.boxes: {entry}: its row would be called {name!r}, but {taken}; rename the file")
         found[name] = _read(Path(entry).expanduser())
     return found
@@ -67,6 +70,8 @@ def marks(config: Config, split: Split) -> dict[str, list[Marks]]:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    if path.is_dir():
+        raise ConfigError(f"eval.boxes: {path}: is a folder; name the CSV files in it")
     if not path.is_file():
         raise ConfigError(f"eval.boxes: {path}: no such file; name CSV files with the columns {', '.join(COLUMNS)}")
     written = read_table(path, {name: name for name in COLUMNS})

@@ -25,8 +25,8 @@ FEWEST_OF_CLASS = 10  # images of each class in `val` for an isotonic regression
 SMALLEST = 1e-12  # probability, before its logarithm is taken
 RANGE = (-5.0, 5.0)  # of the logarithm of a temperature
 NO_VAL = "there is no split `val` besides the evaluated one"
-ONE_CLASS = "the images of `val` are all of one class"
-TOO_FEW = f"`val` has fewer than {FEWEST_OF_CLASS} images of a class"
+ONE_CLASS = "`val` has one class only"
+TOO_FEW = f"`val` has fewer than {FEWEST_OF_CLASS} of a class"
 
 Val = tuple[Ints, Float64s]  # labels [m] and scores [m, K] of the split `val`
 Steps = dict[str, Any]  # "class": its number; "x": scores of it, rising; "y": their probabilities

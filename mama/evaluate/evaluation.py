@@ -10,6 +10,7 @@ the results lie in the run folder that its `config` names, and the weights befor
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -219,12 +220,11 @@ def _texts(held_out: Split, config: Config) -> tuple[list[list[str]], list[int]]
 
 def _document(data: TaskData, made: dict[str, Outputs], splits: Splits, config: Config) -> Document:
     """All predictions of a task, measured; `not_measured` has the reasons for rows that are not there."""
-    missing = []
+    missing: list[dict[str, str | None]] = []
     if "untrained" not in made:
         reason = "a model folder by itself has neither the recipe of the run nor the weights that it began with"
         missing.append({"protocol": None, "model": "untrained", "reason": reason})
-    if "probe" in config.eval.protocols and (reason := predicting.no_probe(data, splits) or ""):
-        missing.append({"protocol": "linear probe", "model": None, "reason": reason})
+    missing += predicting.missing(data, splits, config.eval.protocols)
     return results.document(data, splits.held_out.items, splits.held_out.name, config) | {"not_measured": missing}
 
 
@@ -232,8 +232,11 @@ def _tell(name: str, document: Document, show: Show | None) -> None:
     if note := unmentioned_note(document):
         log.warning("%s: %s", name, note)
     if show:
-        missing = [f"no {one['protocol'] or one['model']}: {one['reason']}" for one in document["not_measured"]]
-        show("\n".join([results.results_table({name: document}), *missing, ""]))
+        missing: dict[str, list[str]] = defaultdict(list)
+        for one in document["not_measured"]:
+            missing[one["reason"]].append(one["protocol"] or one["model"])
+        lines = [f"no {', '.join(those)}: {reason}" for reason, those in missing.items()]
+        show("\n".join([results.results_table({name: document}), *lines, ""]))
 
 
 def _alignment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from mama.data.held_out import Item
@@ -12,9 +13,12 @@ from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.embeddings import embed_texts
 from mama.evaluate.outputs import INTENSITIES, NOTHING, Outputs, Splits
 from mama.evaluate.task_data import Predictions, TaskData
+from mama.evaluate.tasks import why_none_of
 from mama.model.mama_model import MamaModel
 from mama.runtime.collectives import rank
 from mama.settings.schema import Config
+
+NAMES = {"zeroshot": "zero-shot", "probe": "linear probe", "finetune": "fine-tune"}  # in `eval.protocols` -> in results
 
 
 def zero_shot(
@@ -87,6 +91,15 @@ def probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Conf
         data.predictions.append(Predictions("linear probe", name, scores, val, fraction, draw))
 
 
+def missing(data: TaskData, splits: Splits, protocols: Collection[str]) -> list[dict[str, str | None]]:
+    """The `protocols` of which a task has no row, each with the reason."""
+    if not len(data.rows):
+        reason = why_none_of(data.task, ((item.study, item.view) for item in data.held_out))
+        return [{"protocol": NAMES[name], "model": None, "reason": reason} for name in protocols]
+    reasons = {"probe": no_probe(data, splits)} if "probe" in protocols else {}
+    return [{"protocol": NAMES[name], "model": None, "reason": reason} for name, reason in reasons.items() if reason]
+
+
 def no_probe(data: TaskData, splits: Splits) -> str | None:
     """Why there is no probe for a task, if there is none."""
     if splits.held_out.name == "train":
@@ -95,4 +108,4 @@ def no_probe(data: TaskData, splits: Splits) -> str | None:
         return "the shards have no train split, on which it would be fitted"
     if len(data.rows) and len(set(data.train_labels.tolist())) < 2:
         return "the train split has labelled images of fewer than two classes"
-    return None if len(data.rows) else "none of the task's images (its `images`) has its label"
+    return None

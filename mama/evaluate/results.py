@@ -192,7 +192,7 @@ def results_table(results: Results) -> str:
             sizes = str(row["n"]), str(row["patients"])
             lines.append((name, protocol, row["model"], row["unit"], *figures, *sizes))
         if not document["rows"]:
-            lines.append((name, "none of its images has a label", "", "", "n/a", "n/a", str(document["images"]), "0"))
+            lines.append((name, "no image to score", "", "", "n/a", "n/a", str(document["images"]), "0"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [f"* {name}: {note}" for name, document in of_tasks.items() if (note := unmentioned_note(document))]

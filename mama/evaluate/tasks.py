@@ -120,6 +120,22 @@ class Task:
         return all(any(v in values for v in FILTERS[name][0](study, view)) for name, values in wanted.items())
 
 
+def why_none_of(task: Task, images: Iterable[tuple[Study, View]]) -> str:
+    """Why none of these images has a class of the task."""
+    images = list(images)
+    if chosen := sum(task.admits(study, view) for study, view in images):
+        return f"of the {chosen} images that the task is about none has a value of {task.label} that is in one of its classes"
+    for name, wanted in task.images.items():
+        if any(replace(task, images={name: wanted}).admits(study, view) for study, view in images):
+            continue
+        values = ([study.age] if name == AGE else FILTERS[name][0](study, view) for study, view in images)
+        found = sorted({_yaml(value) for of_image in values for value in of_image if value is not None})
+        there = f"there are {', '.join(found[:12])}" + ", ..." * (len(found) > 12)
+        asked = (" to " if name == AGE else ", ").join(map(_yaml, many(wanted)))
+        return f"images.{name}: no image is {asked}; {there if found else 'it is known of none'}"
+    return "none of these images meets all of the task's `images`"
+
+
 def has_finding(view: View, kind: str, recorded: Collection[str]) -> bool | None:
     """Whether the image shows a finding of this kind; None if that is not known.
 
@@ -145,7 +161,8 @@ def load_tasks(entries: Iterable[str]) -> list[Task]:
     except ConfigError as error:
         raise ConfigError(f"eval.tasks: {error}") from error
     for entry, task in tasks.items():
-        if other := next((e for e, t in tasks.items() if t.name == task.name and e != entry), None):
+        same = (e for e, t in tasks.items() if t.name.casefold() == task.name.casefold() and e != entry)
+        if other := next(same, None):
             raise ConfigError(f"eval.tasks: {entry} and {other} have one name, {task.name}; rename one of the files")
     return list(tasks.values())
 
@@ -164,7 +181,7 @@ def load_task(entry: str) -> Task:
             raise ConfigError(f"name: {values['name']!r}, but a task has the name of its file; leave the line out")
         if missing := [key for key in ("title", "label", "classes") if key not in values]:
             raise ConfigError(f"{missing[0]}: is missing; a task has a title, a label and classes")
-        if entry not in TASKS and name in (*TASKS, *RESERVED_TASKS):
+        if entry not in TASKS and name.casefold() in (*TASKS, *RESERVED_TASKS):
             raise ConfigError(f"{name} is the name of a shipped task or folder; rename the file")
         folder_name("the file's name", name)
         return replace(build(Task, values), name=name)
@@ -175,6 +192,10 @@ def load_task(entry: str) -> Task:
 def many(value: Any) -> list[Any]:
     """A list as it is, and anything else as a list of one."""
     return value if isinstance(value, list) else [value]
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _require_classes(task: Task) -> None:
@@ -216,15 +237,16 @@ def _require_known(key: str, value: Any, known: tuple[Any, ...]) -> None:
     if not known and isinstance(value, str):
         return
     if not any(type(value) is type(one) and value == one for one in known):
-        shown = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in known)
-        raise ConfigError(f"{key}: {value!r} is not one of {shown}" if known else f"{key}: {value!r} is not a text")
+        shown = ", ".join(map(_yaml, known))
+        given = "null" if value is None else repr(value)
+        raise ConfigError(f"{key}: {given} is not one of {shown}" if known else f"{key}: {given} is not a text")
 
 
 def _require_prompts(task: Task) -> None:
     if task.templates and not task.words:
-        raise ConfigError(f"templates: has nothing to put in; add words, a list for each of {', '.join(task.classes)}")
+        raise ConfigError(f"templates: has nothing to put in; add words, a list for each of {list(task.classes)}")
     if task.words and sorted(task.words) != sorted(task.classes):
-        raise ConfigError(f"words: {list(task.words)} are not the classes; they are {', '.join(task.classes)}")
+        raise ConfigError(f"words: {list(task.words)} are not the classes; these are {list(task.classes)}")
     for name, texts in task.words.items():
         if not many(texts) or not all(isinstance(text, str) and text.strip() for text in many(texts)):
             raise ConfigError(f"words.{name}: {texts!r} is not a list of texts; write [first, second]")

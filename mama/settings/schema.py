@@ -315,8 +315,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         at_least_one("eval.batch", self.batch)
-        if self.bootstrap < 0:
-            raise ConfigError(f"eval.bootstrap: {self.bootstrap} is less than 0, which gives no intervals")
+        if self.bootstrap < 0 or self.bootstrap == 1:
+            raise ConfigError(f"eval.bootstrap: {self.bootstrap} gives no interval; give 1000, or 0 for no intervals")
         for share in self.prevalence or []:
             if not 0 < share < 1:
                 raise ConfigError(f"eval.prevalence: {share} is no share of images; give numbers between 0 and 1")

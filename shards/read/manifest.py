@@ -126,7 +126,7 @@ def load_manifest(folder: Path) -> Manifest:
     path = Path(folder) / MANIFEST
     try:
         document = read_json(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ShardError(
             f"{folder}: no {MANIFEST}, so this is not a finished folder of shards; run `mama pack`"
         ) from None

@@ -253,8 +253,12 @@ def test_files_that_cannot_have_rows_of_their_own_are_refused_before_a_job_waits
     save(config, config.run_folder / "config.yaml")
     (tmp_path / "b").mkdir()
     one, other, taken = (write_boxes(tmp_path / n, perfect(config)) for n in ("a.csv", "b/a.csv", "random map.csv"))
+    large = write_boxes(tmp_path / "b" / "A.csv", perfect(config))
     for files, message in (
         ([one, other], r"b/a\.csv: its row would be called 'a', but another file has that name; rename the file$"),
+        ([one, one], r"a\.csv is named twice; name it once$"),
+        ([str(tmp_path)], r"is a folder; name the CSV files in it$"),
+        ([one, large], r"A\.csv: its row would be called 'A', but another file has that name"),
         ([taken], r"random map\.csv: its row would be called 'random map', but our own results have such a row;"),
         (
             [str(tmp_path / "none.csv")],

@@ -171,7 +171,7 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"
     assert not re.search(r"None|\bnan\b", "\n".join(lines))
     (line,) = results_table({"density": found["density"] | {"rows": [], "images": 0, "chance": None}}).splitlines()[2:]
-    assert re.fullmatch(r"density +none of its images has a label +n/a +n/a +0 +0", line)
+    assert re.fullmatch(r"density +no image to score +n/a +n/a +0 +0", line)
 
 
 def test_a_class_that_the_training_texts_never_mention_is_marked(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from mama.data.held_out import Item
 from mama.errors import ConfigError
 from mama.evaluate.class_prompts import Wording, prompt_ensembles, prompt_templates
 from mama.evaluate.task_data import recorded_kinds, task_data
-from mama.evaluate.tasks import KINDS, TASKS, load_task, load_tasks, task_name
+from mama.evaluate.tasks import KINDS, TASKS, Task, load_task, load_tasks, task_name, why_none_of
 from mama.settings.load import load, shipped_configs
 from shards.schema import Finding, Labels
 from tests.support.cohort import study
@@ -166,7 +167,11 @@ def test_without_words_of_its_own_a_task_has_those_of_its_facts(tmp_path: Path) 
         ("[40, 74]", "[74, 40]", "images.age: [74, 40] is not a smallest"),
         ("unit: exam", "unit: breats", "unit: 'breats' is not one of 'image', 'breast', 'exam', 'patient'"),
         ("unit: exam", "order: [dense]", "order: ['dense'] does not name each class once; they are not dense, dense"),
-        ("  dense: het", "  fat: het", "words: ['not dense', 'fat'] are not the classes; they are not dense, dense"),
+        (
+            "  dense: het",
+            "  fat: het",
+            "words: ['not dense', 'fat'] are not the classes; these are ['not dense', 'de",
+        ),
         ("heterogeneously or extremely dense", "7", "words.dense: 7 is not a list of texts"),
         (
             "heterogeneously or extremely dense",
@@ -193,8 +198,27 @@ def test_words_of_ones_own_need_no_template_and_a_template_needs_words(tmp_path:
     path.write_text(OWN.partition("templates")[0])
     assert prompt_templates(load_task(str(path)), Wording()) == [["{}", "{}"], ["{}"]]
     path.write_text(OWN.partition("words")[0] + "templates: ['{}']")
-    with pytest.raises(ConfigError, match="templates: has nothing to put in; add words, a list for each of not dense"):
+    with pytest.raises(ConfigError, match=r"templates: has nothing to put in; add words, a list for each of \['not"):
         load_task(str(path))
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        ({}, "of the 8 images that the task is about none has a value of cancer that is in one of its classes"),
+        ({"implant": [False]}, "images.implant: no image is false; it is known of none"),
+        ({"race": ["white"]}, "images.race: no image is white; there are White"),
+        ({"view": ["CC"], "age": [90, 95]}, "images.age: no image is 90 to 95; there are 50, 51, 52, 53"),
+        ({"age": [50, 50], "reason": ["diagnostic"]}, "none of these images meets all of the task's `images`"),
+    ],
+)
+def test_a_task_without_an_image_says_which_fact_is_in_the_way(images: dict[str, Any], reason: str) -> None:
+    views = [
+        (replace(one, race="White", age=50 + number, reason="diagnostic" if number else "screening"), view)
+        for number, one in enumerate(study(number, "test") for number in range(4))
+        for view in one.views
+    ]
+    assert why_none_of(Task("x", "cancer", {"no": [False], "yes": [True]}, images), views) == reason
 
 
 def test_names_of_tasks_are_names_of_folders_and_unlike(tmp_path: Path) -> None:
@@ -206,6 +230,9 @@ def test_names_of_tasks_are_names_of_folders_and_unlike(tmp_path: Path) -> None:
     assert len(load_tasks([mine[0], mine[0], "cancer"])) == 2
     with pytest.raises(ConfigError, match=r"mine.yaml and .*mine.yaml have one name, mine; rename one of the files"):
         load_tasks(mine)
+    (tmp_path / "b" / "Mine.yaml").write_text(OWN)  # on some systems both would be one folder
+    with pytest.raises(ConfigError, match=r"have one name"):
+        load_tasks([mine[0], str(tmp_path / "b" / "Mine.yaml")])
     for name in ("cancer", "retrieval"):
         with pytest.raises(ConfigError, match=f"{name} is the name of a shipped task or folder; rename the file"):
             load_task(str(tmp_path / "a" / f"{name}.yaml"))
