@@ -124,7 +124,7 @@ def why_none_of(task: Task, images: Iterable[tuple[Study, View]]) -> str:
     """Why none of these images has a class of the task."""
     images = list(images)
     if chosen := sum(task.admits(study, view) for study, view in images):
-        return f"of the {chosen} images that the task is about none has a value of {task.label} that is in one of its classes"
+        return f"of the {chosen} images that it is about none has a value of {task.label} that is in one of its classes"
     for name, wanted in task.images.items():
         if any(replace(task, images={name: wanted}).admits(study, view) for study, view in images):
             continue

@@ -205,7 +205,7 @@ def test_words_of_ones_own_need_no_template_and_a_template_needs_words(tmp_path:
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        ({}, "of the 8 images that the task is about none has a value of cancer that is in one of its classes"),
+        ({}, "of the 8 images that it is about none has a value of cancer that is in one of its classes"),
         ({"implant": [False]}, "images.implant: no image is false; it is known of none"),
         ({"race": ["white"]}, "images.race: no image is white; there are White"),
         ({"view": ["CC"], "age": [90, 95]}, "images.age: no image is 90 to 95; there are 50, 51, 52, 53"),
