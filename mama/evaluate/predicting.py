@@ -71,7 +71,7 @@ def probe(data: TaskData, name: str, made: Outputs, splits: Splits, config: Conf
 
     Nothing if there is a reason against it. Of all labels there is one draw, whose rows are all of them in their order.
     """
-    if splits.train is None or no_probe(data, splits):
+    if splits.train is None or not len(data.rows) or no_probe(data, splits):
         return
     patients = [splits.train.items[i].study.patient for i in data.train_rows]
     held_out = made.tower[splits.held_out.name][data.rows]
@@ -106,6 +106,6 @@ def no_probe(data: TaskData, splits: Splits) -> str | None:
         return "the images are those of the train split, on which it would be fitted"
     if splits.train is None:
         return "the shards have no train split, on which it would be fitted"
-    if len(data.rows) and len(set(data.train_labels.tolist())) < 2:
+    if len(set(data.train_labels.tolist())) < 2:
         return "the train split has labelled images of fewer than two classes"
     return None

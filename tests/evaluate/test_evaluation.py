@@ -174,6 +174,26 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert re.fullmatch(r"density +no image to score +n/a +n/a +0 +0", line)
 
 
+def test_a_task_whose_images_are_not_there_says_so_and_costs_the_others_nothing(
+    config: Config, oracle: Oracle, tmp_path: Path
+) -> None:
+    task = tmp_path / "absent.yaml"
+    task.write_text("{title: x, label: cancer, classes: {no: false, yes: true}, images: {implant: true}}")
+    told: list[str] = []
+    found = evaluate(
+        replace(config, eval=replace(config.eval, tasks=[str(task), "cancer"])), config.run_folder, told.append
+    )
+    reason = "images.implant: no image is true; it is known of none"
+    assert found["absent"]["rows"] == []
+    assert found["absent"]["not_measured"] == [
+        {"protocol": protocol, "model": None, "reason": reason} for protocol in ("zero-shot", "linear probe")
+    ]
+    assert "absent  no image to score" in told[0]
+    assert f"no zero-shot, linear probe: {reason}" in told[0]
+    assert found["cancer"]["rows"]
+    write_report(config, config.run_folder, config.run_folder / "model")
+
+
 def test_a_class_that_the_training_texts_never_mention_is_marked(
     config: Config, oracle: Oracle, caplog: pytest.LogCaptureFixture
 ) -> None:
