@@ -196,7 +196,7 @@ def forest_plot(rows: list[dict[str, Any]], overall: list[dict[str, Any]], unit:
             axes.plot(
                 [auc["value"] for _, auc in aucs], [y + height for y, _ in aucs], "o", color=colour, label=protocol
             )
-        names = [f"{by}: {group} ({n} {unit}s)" for by, group, n in groups]
+        names = [f"{by}: {group} ({n} {unit}{'s' * (n != 1)})" for by, group, n in groups]
         axes.set_yticks(range(len(groups)), names, fontsize=8)
         axes.set(xlabel="AUC [95 %]", xlim=(-0.01, 1.01), ylim=(len(groups) - 0.4, -0.6))
         figure.legend(loc="outside upper center", ncols=len(protocols), fontsize=8)
