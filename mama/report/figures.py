@@ -132,7 +132,7 @@ def froc_curves(curves: list[dict[str, Any]]) -> str:
     """
     ticks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.4 + 0.18 * len(curves)), layout="constrained")
         axes = figure.add_subplot()
         further = cycle(FURTHER)
         for curve in curves:
@@ -146,7 +146,7 @@ def froc_curves(curves: list[dict[str, Any]]) -> str:
         axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
         axes.set(xlabel="false positives an image", xlim=(ticks[0], ticks[-1]))
         axes.set(ylabel="sensitivity", ylim=(-0.01, 1.01))
-        axes.legend(loc="upper left", fontsize=8)
+        figure.legend(loc="outside lower center", fontsize=8)
         return _svg(figure)
 
 
@@ -196,7 +196,7 @@ def forest_plot(rows: list[dict[str, Any]], overall: list[dict[str, Any]], unit:
             axes.plot(
                 [auc["value"] for _, auc in aucs], [y + height for y, _ in aucs], "o", color=colour, label=protocol
             )
-        names = [f"{by}: {group} ({n} {unit}s)" for by, group, n in groups]
+        names = [f"{by}: {group} ({n} {unit}{'s' * (n != 1)})" for by, group, n in groups]
         axes.set_yticks(range(len(groups)), names, fontsize=8)
         axes.set(xlabel="AUC [95 %]", xlim=(-0.01, 1.01), ylim=(len(groups) - 0.4, -0.6))
         figure.legend(loc="outside upper center", ncols=len(protocols), fontsize=8)

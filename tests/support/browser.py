@@ -32,6 +32,7 @@ addEventListener("load", () => {
   seen.wide = document.documentElement.scrollWidth > innerWidth;
   const cut = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != "visible";
   seen.cut = [...document.querySelectorAll("main *")].filter(cut).length;
+  seen.scrolls = [...document.querySelectorAll("main .scroll")].filter(cut).length;
   const loaded = performance.getEntriesByType("resource").map(e => e.name);
   seen.requests = loaded.filter(name => !name.startsWith("data:")).length;
 })</script>"""
@@ -42,7 +43,7 @@ def probe(page: Path, folder: Path, width: int) -> tuple[str, dict[str, str]]:
     """The page's DOM after loading, and what the probe saw.
 
     Images, broken ones, whether the page is wide, how many elements are cut (part of them only scrolling shows),
-    requests, and error if there was.
+    of these scrolls those that are there for it, requests, and error if there was.
     """
     copy = folder / "probed.html"
     text = page.read_text().replace("<body>", "<body>" + PROBE)
@@ -54,7 +55,7 @@ def probe(page: Path, folder: Path, width: int) -> tuple[str, dict[str, str]]:
     done = subprocess.run(
         [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
-    return done.stdout, dict(re.findall(r'data-(images|broken|wide|cut|requests|error)="([^"]*)"', done.stdout))
+    return done.stdout, dict(re.findall(r'data-(images|broken|wide|cut|scrolls|requests|error)="([^"]*)"', done.stdout))
 
 
 @contextmanager
