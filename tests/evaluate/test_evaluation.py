@@ -191,7 +191,8 @@ def test_a_task_whose_images_are_not_there_says_so_and_costs_the_others_nothing(
     assert "absent  no image to score" in told[0]
     assert f"no zero-shot, linear probe: {reason}" in told[0]
     assert found["cancer"]["rows"]
-    write_report(config, config.run_folder, config.run_folder / "model")
+    page = write_report(config, config.run_folder, config.run_folder / "model").read_text()
+    assert f"There is nothing to score: {reason}." in page
 
 
 def test_a_class_that_the_training_texts_never_mention_is_marked(
