@@ -23,7 +23,7 @@ LINES = {
     "mama": (
         ("__main__",),
         ("cli",),
-        ("jobs", "compare"),
+        ("jobs", "compare", "predict"),
         ("sweep", "quickstart", "bench"),
         ("report",),
         ("finetune",),
