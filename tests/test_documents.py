@@ -30,7 +30,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)", re.MULTILINE)
 PATH = re.compile(r"(?<![\w./-])(?:mama|shards|slurm|configs|tests|docs|\.ci)/[\w./*-]*[\w/]")
 ENDS = {"&&", ";", "|", "(", ")"}  # of a command
 OWN = re.compile(r"\w+\.yaml|runs/[\w-]+|[A-Z]+(\.yaml)?")  # names of the reader's own files and folders
-README_LINES, WIDTH = 110, 120
+README_LINES, WIDTH = 130, 120
 
 
 def read(page: str) -> str:
