@@ -112,7 +112,7 @@ def test_an_image_and_its_map_from_file_to_file(tmp_path: Path) -> None:
     height, width = 1203, 901
     rows, columns = np.mgrid[:height, :width]
     breast = ((columns - width) / 600) ** 2 + ((rows - 620) / 480) ** 2 < 1  # chest wall at the right
-    original = np.where(breast, 90, 0).astype(np.uint8)
+    original = np.where(breast, 30, 0).astype(np.uint8)
     original[500:540, 620:670] = 255
     cv2.imwrite(str(tmp_path / "a.png"), original)
     picture = read_picture(tmp_path / "a.png", PictureConfig(long_side=256), "R")
