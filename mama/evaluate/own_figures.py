@@ -48,7 +48,7 @@ def record(config: Config, trained_with: Config, run: Path, folder: Path) -> Non
         weights = weights_of(model)
         if marker["model"]["sha256"] != weights.model:
             raise ConfigError(f"{model}: holds other weights than those that were measured; run `mama eval` again")
-        data = _data(marker["shards"])
+        data = _data(marker["shards"], marker.get("known"))
         metrics = Metrics(**vars(weights), data=data, tasks={name: _task(one) for name, one in documents.items()})
         fitted = {name: found for name, one in documents.items() if (found := _calibration(one))}
         write_figures(metrics, Calibration(**vars(weights), tasks=fitted), model)
@@ -80,7 +80,7 @@ def _results(folder: Path) -> tuple[Document, dict[str, Document]]:
     return marker, documents
 
 
-def _data(shards: Document) -> Data:
+def _data(shards: Document, known: Document | None) -> Data:
     rows = [row for one in shards["folders"] for row in one["splits"] if row["split"] == shards["split"]]
     return Data(
         names=tuple(one["name"] for one in shards["folders"]),
@@ -88,6 +88,7 @@ def _data(shards: Document) -> Data:
         split=shards["split"],
         patients=sum(row["patients"] for row in rows),
         images=sum(row["images"] for row in rows),
+        known=None if known is None else known["patients"],
     )
 
 

@@ -8,7 +8,6 @@ import torch
 
 from mama.errors import ConfigError
 from mama.export.model_card import model_card
-from mama.export.preprocessing import write_preprocessing
 from mama.export.training_data import write_training_data
 from mama.model import attention
 from mama.model.mama_model import build
@@ -49,7 +48,6 @@ def consolidate(config: Config, best: bool = False) -> Path:
         rewrite_without_paths(partial / name)
     save(portable(config), partial / "config.yaml")
     (partial / "README.md").write_text(model_card(config, step))
-    write_preprocessing(config, partial)
     write_training_data(config, partial)
     write_digests(partial)
     replace_folder(partial, run / "model")

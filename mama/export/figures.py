@@ -75,6 +75,7 @@ class Data:
     split: str
     patients: int
     images: int
+    known: int | None  # patients among them that the model was trained on; None if that was not checked
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from mama.export.card_texts import FROM_PYTHON, HEAD, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
-from mama.export.figures import Estimate, Metrics, Row, Weights, read_metrics, weights_of
+from mama.export.figures import Estimate, Metrics, Row, Weights, carry_figures, read_metrics, weights_of
 from mama.export.licences import licence_of, terms_of
 from mama.export.model_folder import ModelFacts, read_model
 from mama.export.preprocessing import Preprocessing, read_preprocessing
@@ -61,6 +61,15 @@ def write_card(folder: Path) -> None:
         image_model=read_json(folder / "vision" / "config.json")["model_type"],
     )
     atomic_write(folder / CARD, card(facts).encode())
+
+
+def add_card(folder: Path, earlier: Iterable[Path]) -> None:
+    """Write the card of a new model folder, with the figures of the first of the `earlier` ones of its checkpoint.
+
+    After its digests, which cover neither: an evaluation writes them anew. Raises as `write_card` does.
+    """
+    carry_figures(earlier, folder)
+    write_card(folder)
 
 
 def card(facts: Facts) -> str:
@@ -146,7 +155,7 @@ def _figures(facts: Facts) -> str:
         for name, task in metrics.tasks.items()
     ]
     where = f"The split `{data.split}` of {_listed(data.names)}: {data.patients} patients, {data.images} images"
-    lines = [f"{where}. None of these patients was trained on. Intervals are over patients."]
+    lines = [f"{where}. {_known(data.known)} Intervals are over patients."]
     if facts.weights.model != metrics.model:
         kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[metrics.lora]
         lines.append(
@@ -154,6 +163,12 @@ def _figures(facts: Facts) -> str:
             f"{facts.weights.dtype}, and their scores may differ in the last digits."
         )
     return "\n\n".join([*lines, _table(head, rows), "\n".join(tasks)])
+
+
+def _known(patients: int | None) -> str:
+    if patients is None:
+        return "Whether it was trained on some of these patients was not checked."
+    return f"It was trained on {patients or 'none'} of these patients."
 
 
 def _usage(facts: Facts) -> str:
