@@ -8,8 +8,8 @@ HEAD = """\
 **Not for clinical use.** This is a research model; nothing that it says is a diagnosis.
 
 A vision-language model for mammography: it maps images and report texts into one space, so that words find images and
-images find words. Made with [mama](https://pypi.org/project/mama-clip/), step {step} of {steps}, for images of {size}
-pixels (height x width)."""
+images find words. Made with mama (the Python package `mama-clip`), step {step} of {steps}, for images of {size} pixels
+(height x width)."""
 
 NO_RELEASE = """\
 > **Do not release this model.** It was trained on {name}, whose agreement forbids to release models, weights or

@@ -46,6 +46,11 @@ def terms_of(source: str) -> Terms:
     return TERMS.get(source) or Terms(source, OTHER, "not known here; ask those whom it is from")
 
 
+def slug_of(source: str) -> str:
+    """The name of an archive among the data sets of a model card's head."""
+    return {"table": "own-archive", "phantom": "mama-phantom"}.get(source, source.replace("_", "-"))
+
+
 def licence_of(sources: Iterable[str], bases: Iterable[str]) -> tuple[str, str | None]:
     """Licence, and its name if it is `OTHER`, of a model of these archives that began with the weights of `bases`."""
     terms = [terms_of(source) for source in sources]

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from mama.export.card_texts import FROM_PYTHON, HEAD, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
 from mama.export.figures import Estimate, Metrics, Row, Weights, carry_figures, read_metrics, weights_of
-from mama.export.licences import licence_of, terms_of
+from mama.export.licences import licence_of, slug_of, terms_of
 from mama.export.model_folder import ModelFacts, read_model
 from mama.export.preprocessing import Preprocessing, read_preprocessing
 from mama.export.training_texts import TrainingTexts, read_training_texts
@@ -101,7 +101,7 @@ def metadata(facts: Facts) -> ModelCardData:
         library_name="mama-clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["mammography", "vision-language", "clip", "medical", "not-for-clinical-use"],
-        datasets=[one.replace("_", "-") for one in facts.sources],
+        datasets=[slug_of(one) for one in facts.sources],
         base_model=[base for base in facts.bases if HUB_NAME.fullmatch(base)] or None,
         model_name=facts.model.name,
         eval_results=list(_results(facts.metrics)) if facts.metrics else None,
@@ -118,7 +118,7 @@ def _results(metrics: Metrics) -> Iterator[EvalResult]:
                     continue
                 yield EvalResult(
                     task_type="zero-shot-image-classification" if _is_zero_shot(row) else "image-classification",
-                    dataset_type="+".join(one.replace("_", "-") for one in data.sources),
+                    dataset_type="+".join(map(slug_of, data.sources)),
                     dataset_name=f"{' + '.join(data.names)}, {data.patients} patients",
                     dataset_config=name,
                     dataset_split=data.split,
