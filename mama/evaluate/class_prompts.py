@@ -8,6 +8,8 @@ A task with words of its own has these instead, each in every of its templates.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -107,6 +109,11 @@ def prompt_ensembles(task: Task, wording: Wording) -> list[list[Sentences]]:
     Density and BI-RADS are left out if the data set's texts have none, unless the task is about them.
     """
     return [[list(text) for text in texts] for texts in _prompts(task, wording)]
+
+
+def prompts_digest(ensembles: list[list[Sentences]]) -> str:
+    """SHA-256 of the class prompts of some classes: scores by other prompts are other scores."""
+    return hashlib.sha256(json.dumps(ensembles).encode()).hexdigest()
 
 
 def prompt_templates(task: Task, wording: Wording) -> list[list[str]]:

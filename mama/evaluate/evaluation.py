@@ -29,6 +29,7 @@ from mama.evaluate import (
     known_patients,
     localisation,
     outputs,
+    own_figures,
     paper,
     predicting,
     provenance,
@@ -117,6 +118,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     with result_folders.replaced(folder) as new:
         results.write(documents, tasks, items, examples, maps["trained"].own[shown], new)
         result_folders.finish(config, measured, folder, new)
+    own_figures.record(config, trained_with, run, folder)
     return documents
 
 

@@ -1,4 +1,4 @@
-"""What a model says of the studies that it was trained on, from one pass over them."""
+"""What a model folder says of the data that it was trained on: how its images are made, its texts, its patients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mama.data.images import Images
+from mama.export.preprocessing import write_preprocessing
 from mama.export.trained_on import write_trained_on
 from mama.export.training_texts import TextsOf, write_training_texts
 from mama.settings.schema import Config
@@ -18,7 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def write_training_data(config: Config, folder: Path) -> None:
-    """Write `trained_on.safetensors` and `texts.json` of what a run of `config` trains on; reads each study once."""
+    """Write preprocessing.json, texts.json and trained_on.safetensors of what a run of `config` trains on.
+
+    Reads each study once. Raises `ShardError` if shards cannot be read.
+    """
+    write_preprocessing(config, folder)
     images, texts = Images(config.data, "train"), TextsOf(config.data)
     instances: set[str] = set()
     for study in _studies(images):
