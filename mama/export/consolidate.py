@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mama.errors import ConfigError
-from mama.export.model_card import model_card
+from mama.export.model_card import add_card
 from mama.export.training_data import write_training_data
 from mama.export.model_folder import DTYPES, FORMAT, HEADS, ModelFacts
 from mama.export.parts import TOWERS, parts
@@ -53,18 +53,18 @@ def consolidate(config: Config, best: bool = False, dtype: Literal["fp32", "bf16
     remove(partial)
     partial.mkdir()
     _write_model(config, checkpoint, facts, partial)
-    _write_what_it_was_made_of(config, facts, partial)
+    _write_what_it_was_made_of(config, partial)
     write_json(partial / MODEL, vars(facts))
     write_digests(partial)
+    add_card(partial, [run / "model"])
     replace_folder(partial, run / "model")
     return run / "model"
 
 
-def _write_what_it_was_made_of(config: Config, facts: ModelFacts, folder: Path) -> None:
-    """Settings, data and the model card: what is not weights, nor the tokenizer."""
+def _write_what_it_was_made_of(config: Config, folder: Path) -> None:
+    """Settings and data: what is not weights, nor the tokenizer."""
     save(portable(config), folder / "config.yaml")
     write_training_data(config, folder)
-    (folder / "README.md").write_text(model_card(config, facts.step))
 
 
 def _write_model(config: Config, checkpoint: Path, facts: ModelFacts, folder: Path) -> None:
