@@ -23,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from shards.errors import ShardError
 from shards.image import picture
 from shards.image.picture import PictureConfig, read_picture
-from shards.pack import sample
+from shards.pack import stored_image
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.pack.workers import start_worker
@@ -36,7 +36,13 @@ JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 
 TRANSCODED = 4  # files of each size
 COPIES = 192  # of the eight RLE files, for builds with one and two workers
 # Decoding (with reading), resizing (also to the small copy in which the breast is searched) and encoding.
-STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "small"), (picture, "_shrink"), (sample, "_encode"))
+STAGES = (
+    (picture, "open_image"),
+    (picture, "decode"),
+    (picture, "small"),
+    (picture, "_shrink"),
+    (stored_image, "encode"),
+)
 
 
 def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
@@ -68,7 +74,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
 
 def ours(path: Path) -> bytes:
     """Return an image file as `mama pack` stores it, in JPEG."""
-    return sample._encode(read_picture(path, PictureConfig(long_side=LONG_SIDE)), QUALITY)
+    return stored_image.encode(read_picture(path, PictureConfig(long_side=LONG_SIDE)), QUALITY)
 
 
 def naive(path: Path) -> bytes:

@@ -1,50 +1,263 @@
-"""The model card: `README.md` of a model folder."""
+"""The model card: `README.md` of a model folder, with a head that Hugging Face's hub reads."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from mama.run.portable import portable
+from huggingface_hub import EvalResult, ModelCardData
+
+from mama.export.card_texts import FROM_PYTHON, HEAD, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
+from mama.export.figures import Estimate, Metrics, Row, Weights, carry_figures, read_metrics, weights_of
+from mama.export.licences import licence_of, slug_of, terms_of
+from mama.export.model_folder import ModelFacts, read_model
+from mama.export.preprocessing import Preprocessing, read_preprocessing
+from mama.export.training_texts import TrainingTexts, read_training_texts
+from mama.model.towers import VISION_MODELS
+from mama.settings.load import load
 from mama.settings.schema import Config
-from shards.read.manifest import load_manifest
-from shards.read.remote import local_folder
+from shards.files import atomic_write, read_json
 
-CARD = """\
-# {name}
-
-MaMA image-text model, step {step} of {steps}.
-
-Trained on:
-
-{data}
-
-The licences of these data sets decide whether you may share this model. EMBED's licence, for example, forbids it.
-Not for clinical use.
-
-```json
-{settings}
-```
-"""
+CARD = "README.md"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+METRICS = {"roc_auc": ("AUC", "auc"), "balanced_accuracy": ("balanced accuracy", "balanced_accuracy")}
 
 
-def model_card(config: Config, step: int) -> str:
-    """Markdown: training data, training steps, image size and towers; it names no path of this machine."""
-    named = portable(config)
-    manifests = [load_manifest(local_folder(folder, config.data.cache_folder)) for folder in config.data.shards]
-    data = [
-        f"- `{manifest.source}` ({sum(s.samples for s in manifest.shards if s.split == 'train')} studies)"
-        for manifest in manifests
+@dataclass(frozen=True)
+class Facts:
+    """What the files of a model folder say."""
+
+    model: ModelFacts
+    weights: Weights
+    config: Config
+    preprocessing: Preprocessing
+    texts: TrainingTexts
+    metrics: Metrics | None
+    image_model: str  # architecture of the image tower
+
+    @property
+    def bases(self) -> list[str]:
+        """The pretrained models that it began with."""
+        return [name for name in (self.config.vision.model, self.config.text.model) if name]
+
+    @property
+    def sources(self) -> list[str]:
+        """The archives that it was trained on."""
+        return list(dict.fromkeys(one.source for one in self.preprocessing.sources))
+
+
+def write_card(folder: Path) -> None:
+    """Write README.md from what the files of a model folder say. Raises `ConfigError` if one is missing or damaged."""
+    facts = Facts(
+        model=read_model(folder),
+        weights=weights_of(folder),
+        config=load(folder / "config.yaml"),
+        preprocessing=read_preprocessing(folder),
+        texts=read_training_texts(folder),
+        metrics=read_metrics(folder),
+        image_model=read_json(folder / "vision" / "config.json")["model_type"],
+    )
+    atomic_write(folder / CARD, card(facts).encode())
+
+
+def add_card(folder: Path, earlier: Iterable[Path]) -> None:
+    """Write the card of a new model folder, with the figures of the first of the `earlier` ones of its checkpoint.
+
+    After its digests, which cover neither: an evaluation writes them anew. Raises as `write_card` does.
+    """
+    carry_figures(earlier, folder)
+    write_card(folder)
+
+
+def card(facts: Facts) -> str:
+    """Markdown with a YAML head."""
+    model, config = facts.model, facts.config
+    warnings = [NO_RELEASE.format(name=terms_of(s).title) for s in facts.sources if not terms_of(s).release]
+    head = HEAD.format(name=model.name, step=model.step, steps=model.steps, size=_times(config.data.image_size))
+    sections = {
+        "": "\n\n".join([*warnings, head]),
+        "Figures": _figures(facts),
+        "How to use it": _usage(facts),
+        "Training data and licences": _data(facts),
+        "Images": _images(facts.preprocessing),
+        "Texts": _texts(facts.texts),
+        "Settings": _settings(facts),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
+    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n"
+
+
+def metadata(facts: Facts) -> ModelCardData:
+    """The head."""
+    licence, name = licence_of(facts.sources, facts.bases)
+    kept = {"license_name": name} if name else {}
+    return ModelCardData(
+        language="en",
+        license=licence,
+        **kept,
+        library_name="mama-clip",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["mammography", "vision-language", "clip", "medical", "not-for-clinical-use"],
+        datasets=[slug_of(one) for one in facts.sources],
+        base_model=[base for base in facts.bases if HUB_NAME.fullmatch(base)] or None,
+        model_name=facts.model.name,
+        eval_results=list(_results(facts.metrics)) if facts.metrics else None,
+    )
+
+
+def _results(metrics: Metrics) -> Iterator[EvalResult]:
+    data = metrics.data
+    for name, task in metrics.tasks.items():
+        for row in task.rows:
+            for kind, (title, key) in METRICS.items():
+                found: Estimate = getattr(row, key)
+                if found.value is None:
+                    continue
+                yield EvalResult(
+                    task_type="zero-shot-image-classification" if _is_zero_shot(row) else "image-classification",
+                    dataset_type="+".join(map(slug_of, data.sources)),
+                    dataset_name=f"{' + '.join(data.names)}, {data.patients} patients",
+                    dataset_config=name,
+                    dataset_split=data.split,
+                    metric_type=kind,
+                    metric_value=round(found.value, 4),
+                    metric_name=f"{title}, {name}, {row.protocol}, by {row.unit}",
+                    metric_args=_interval(found),
+                )
+
+
+def _interval(found: Estimate) -> dict[str, float] | None:
+    if found.low is None or found.high is None:
+        return None
+    return {"confidence": 0.95, "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def _is_zero_shot(row: Row) -> bool:
+    return row.protocol == "zero-shot"
+
+
+def _figures(facts: Facts) -> str:
+    metrics = facts.metrics
+    if metrics is None:
+        return NOT_EVALUATED
+    data = metrics.data
+    head = ("task", "protocol", "of", "AUC [95 %]", "balanced accuracy [95 %]", "n", "patients")
+    rows = [
+        (name, row.protocol, row.unit, _shown(row.auc), _shown(row.balanced_accuracy), row.n, row.patients)
+        for name, task in metrics.tasks.items()
+        for row in task.rows
     ]
-    settings = {
+    tasks = [
+        f"* `{name}`: {_cell(task.title)} ({', '.join(map(_cell, task.classes))})"
+        for name, task in metrics.tasks.items()
+    ]
+    where = f"The split `{data.split}` of {_listed(data.names)}: {data.patients} patients, {data.images} images"
+    lines = [f"{where}. {_known(data.known)} Intervals are over patients."]
+    if facts.weights.model != metrics.model:
+        kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[metrics.lora]
+        lines.append(
+            f"They were measured with other weights of the same checkpoint: {metrics.dtype}, {kind}. These here are "
+            f"{facts.weights.dtype}, and their scores may differ in the last digits."
+        )
+    return "\n\n".join([*lines, _table(head, rows), "\n".join(tasks)])
+
+
+def _known(patients: int | None) -> str:
+    if patients is None:
+        return "Whether it was trained on some of these patients was not checked."
+    return f"It was trained on {patients or 'none'} of these patients."
+
+
+def _usage(facts: Facts) -> str:
+    plain = PLAIN.format(norm=VISION_MODELS[facts.image_model], max_tokens=facts.config.data.max_tokens)
+    return "\n\n".join([FROM_PYTHON, plain] if facts.model.lora == "merged" else [FROM_PYTHON])
+
+
+def _data(facts: Facts) -> str:
+    head = ("shards", "data set", "patients", "studies", "images", "terms")
+    rows = [
+        (one.name, terms_of(one.source).title, one.patients, one.studies, one.images, terms_of(one.source).sentence)
+        for one in facts.preprocessing.sources
+    ]
+    lines = ["These terms decide whether, and to whom, you may pass the model on.", _table(head, rows)]
+    if facts.bases:
+        lines.append(f"It began with pretrained weights, whose licences hold too: {_listed(facts.bases)}.")
+    lines.append(
+        "`trained_on.safetensors` has hashes of the patients and images, so that nobody measures the model on them by "
+        "mistake. They name nobody."
+    )
+    return "\n\n".join(lines)
+
+
+def _images(made: Preprocessing) -> str:
+    picture = made.picture
+    steps = [
+        f"side of at most {picture.long_side} pixels, {picture.bits} bits",
+        "cropped to the breast, black outside of it" if picture.crop else "not cropped",
+        "chest wall on the left" if picture.flip else "not mirrored",
+        f"JPEG of quality {made.quality}" if made.quality else "PNG",
+        f"canvas of {_times(made.canvas.size)} pixels ({made.canvas.fit})",
+        f"grey values from {made.range[0]:g} (black) to {made.range[1]:g} (white)",
+    ]
+    raw = "Raw images (FOR PROCESSING) were rendered." if picture.process_raw else ""
+    return " ".join([PREPARED, "; ".join(steps) + ".", raw]).strip()
+
+
+def _texts(texts: TrainingTexts) -> str:
+    wording = texts.wording
+    parts = {
+        "breast density": wording.density,
+        "BI-RADS": wording.birads,
+        "BI-RADS descriptors of findings": wording.descriptors,
+        "radiologists' own words": wording.reports,
+        "the pathology": bool(wording.outcomes),
+    }
+    told = [name for name, is_told in parts.items() if is_told]
+    return (
+        f"The training texts are of the style `{wording.style}` and state {_listed(told) if told else 'no finding'}. "
+        "`texts.json` has their wording and their statements; words that they never use were not taught."
+    )
+
+
+def _settings(facts: Facts) -> str:
+    config = facts.config
+    shown = {
         "image_size": list(config.data.image_size),
         "seed": config.seed,
-        "vision": named.vision.model,
-        "text": named.text.model,
+        "vision": config.vision.model,
+        "text": config.text.model,
+        "dtype": facts.model.dtype,
+        "lora": facts.model.lora,
+        "mama-clip": facts.model.release,
     }
-    return CARD.format(
-        name=config.name,
-        step=step,
-        steps=config.train.steps,
-        data="\n".join(data),
-        settings=json.dumps(settings, indent=2),
-    )
+    return f"`config.yaml` has all of them.\n\n```json\n{json.dumps(shown, indent=2)}\n```"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), *([_cell(str(cell)) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a table and begins no HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _shown(found: Estimate) -> str:
+    if found.value is None:
+        return "n/a"
+    interval = f" [{found.low:.3f}, {found.high:.3f}]" if found.low is not None and found.high is not None else ""
+    return f"{found.value:.3f}{interval}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = map(_cell, names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
