@@ -41,6 +41,8 @@ class Neighbour:
     cosine: float
     facts: list[str]
     pixels: NDArray[np.uint8]
+    laterality: str
+    flipped: bool  # as `Seen.flipped`
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Archive:
         return [self._neighbour(row, float(cosines[row])) for row in found.values()]
 
     def _neighbour(self, row: int, cosine: float) -> Neighbour:
-        item = self.items[row]
-        return Neighbour(item.key, cosine, facts(item.view), self.splits[row].stored(item))
+        item, view = self.items[row], self.items[row].view
+        return Neighbour(item.key, cosine, facts(view), self.splits[row].stored(item), view.laterality, view.flipped)
 
 
 @torch.inference_mode()
