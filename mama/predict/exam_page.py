@@ -266,5 +266,5 @@ def _table(document: Document, task: str, exam: ExamScores, pictures: Sequence[_
         "calibrated": facts["calibration"],
         "reason": facts["reason"],
         "left_out": facts["left_out"],
-        "not_taught": document["not_taught"].get(task),
+        "guessed": [name for name in document["not_taught"].get(task, []) if name not in (facts["left_out"] or ())],
     }
