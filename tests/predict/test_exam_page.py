@@ -143,7 +143,7 @@ def test_scores_stand_beside_their_calibration_or_the_reason_that_there_is_none(
     for name in ("R CC 0.300", "L CC 1 0.100", "L CC 2 0.200", "side unknown CC 0.400", "R view unknown 0.500"):
         assert name in names, name
     index = words((pages / "index.html").read_text())
-    assert "exam images Cancer: cancer Density exam 0 patient 1 R CC, L CC, R MLO, L MLO 0.900 (0.070) B 0.500" in index
+    assert "exam images Cancer: cancer Density exam 0 patient P1 R CC, L CC, R MLO, L MLO 0.900 (0.070) B 0.500" in index
     assert "L CC × 2" in index
     assert "in/b.txt unreadable damaged, or not an image" in index
 

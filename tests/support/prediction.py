@@ -108,7 +108,7 @@ def _exam(
         pages[one.file] = shown(one, maps, "letterbox")
     return ExamScores(
         exam=name,
-        patient="patient 1",
+        patient="P1",
         scores=_scores(0.9),
         calibrated=_calibrated(0.07),
         breasts=[
