@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mama.data.images import to_canvas
-from mama.predict.exam_page import Pointing, write_pages
+from mama.export.figures import Data, Estimate, Metrics, Pointing
+from mama.predict.exam_page import write_pages
 from mama.predict.neighbours import Neighbour
 from mama.predict.shown import overlay, shown
 from tests.support.browser import CHROMIUM, Page, browser
@@ -143,7 +144,9 @@ def test_scores_stand_beside_their_calibration_or_the_reason_that_there_is_none(
     for name in ("R CC 0.300", "L CC 1 0.100", "L CC 2 0.200", "side unknown CC 0.400", "R view unknown 0.500"):
         assert name in names, name
     index = words((pages / "index.html").read_text())
-    assert "exam images Cancer: cancer Density exam 0 patient P1 R CC, L CC, R MLO, L MLO 0.900 (0.070) B 0.500" in index
+    assert (
+        "exam images Cancer: cancer Density exam 0 patient P1 R CC, L CC, R MLO, L MLO 0.900 (0.070) B 0.500" in index
+    )
     assert "L CC × 2" in index
     assert "in/b.txt unreadable damaged, or not an image" in index
 
@@ -158,10 +161,16 @@ def test_every_page_says_that_it_is_not_for_clinical_use_also_on_paper(pages: Pa
 def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pages: Path) -> None:
     assert "the model folder records no figure of how often such a map points" in (pages / "exam-1.html").read_text()
     document, of_files = prediction([FOUR], SENTENCES)
-    write_pages(document, of_files, tmp_path, Pointing(0.42, 0.3, 0.54, 0.08, 60, 41, "vindr, test split"))
+    data = Data(("vindr",), ("vindr",), "test", 50, 200, 0)
+    pointing = Pointing(Estimate(0.42, 0.3, 0.54), 0.11, 0.08, 60, 41)
+    metrics = Metrics("", "", "fp32", "merged", data, {}, pointing)
+    write_pages(document, of_files, tmp_path, metrics)
     text = words((tmp_path / "exam-1.html").read_text())
-    assert "on 60 findings of 41 patients (vindr, test split)" in text
-    assert "next to it in 42 % (95 % interval 30 to 54 %); a random patch of tissue would in 8 %." in text
+    assert "of 60 findings of 41 patients with a box (vindr, test split), the highest" in text
+    assert "next to it in 42 % (95 % interval 30 to 54 %); the brightest patch of the image, which reads no" in text
+    assert "sentence, in 11 %; a random patch of tissue would in 8 %." in text
+    write_pages(document, of_files, tmp_path, replace(metrics, pointing=None))
+    assert "Not measured: the model folder" in (tmp_path / "exam-1.html").read_text()
     document, of_files = prediction([FOUR])
     write_pages(document, of_files, tmp_path)
     text = (tmp_path / "exam-1.html").read_text()
