@@ -28,6 +28,7 @@ from mama.export.preprocessing import read_preprocessing
 from mama.export.training_texts import read_training_texts
 from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
 from mama.predict.exams import Embedded, exams_of, without_other_intents
+from mama.predict.heat_map import has_maps, heat_maps, to_original
 from mama.predict.images import find_images
 from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
 from mama.predict.scores import ScoredTask, require_known_facts, score, scored_tasks
@@ -90,7 +91,7 @@ class Model:
         for a wrong argument, `ShardError` for a table that cannot be read, `OSError` for an error of the machine.
         """
         images = find_images(_paths(inputs), split, self.config.data.cache_folder)
-        sentences = self._sentences(ask)
+        sentences = self.sentences(ask)
         chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, self.facts["sha256"], pool)
         if not chosen and not sentences:
             raise ConfigError("the training texts teach no shipped task; name a task or a sentence of your own")
@@ -135,6 +136,27 @@ class Model:
             self._embedded.update(zip(part, vectors, strict=True))
         return np.stack([self._embedded[tuple(text)] for text in texts])
 
+    def heat_map(self, path: str | Path, sentence: str) -> Float32s:
+        """The cosines of a sentence with the patches of an image, float32 [H0, W0] in the pixels of its file.
+
+        NaN where the model saw no tissue. Raises `ConfigError` for an image that cannot be read, or a model that was
+        trained without the local term.
+        """
+        if not has_maps(self.model):
+            raise ConfigError(f"{self.folder}: was trained without the local term, so it has no heat maps")
+        (text,) = self.sentences([sentence])
+        images = find_images([path], None, self.config.data.cache_folder)
+        if len(images) != 1:
+            raise ConfigError(f"{path}: holds {len(images)} images; name one file")
+        (found,) = pictures(self.recipe(), images, 0)
+        if isinstance(found, Refusal):
+            raise ConfigError(f"{found.file}: {found.reason}: {found.message}")
+        data, canvas = self.config.data, self.preprocessing.canvas
+        values = heat_maps(
+            self.model, self.tokenizer, found.canvas[None], [text], data.max_tokens, self.device, data.style
+        )
+        return to_original(values[0, 0], found.seen(), canvas.size, canvas.fit)
+
     def recipe(self, for_processing: bool = False) -> Recipe:
         """How a picture is made for this model. Where training preferred images FOR PRESENTATION, raw ones are
         rendered to look like them; where it had raw images as they are stored, they stay so.
@@ -172,7 +194,8 @@ class Model:
         unit, tower = self.model.embed_images(pixels.to(next(self.model.parameters()).dtype))
         return unit.float().cpu().numpy(), tower.float().cpu().numpy()
 
-    def _sentences(self, ask: Sequence[str]) -> list[str]:
+    def sentences(self, ask: Sequence[str]) -> list[str]:
+        """The distinct sentences asked for. Raises `ConfigError` for one that is empty, or too long for the model."""
         sentences = list(dict.fromkeys(text.strip() for text in _texts("--ask", ask) or []))
         for text in sentences:
             self._split(text, "--ask")

@@ -10,6 +10,7 @@ from pathlib import Path
 from mama.errors import ConfigError
 from mama.evaluate.units import Pool
 from mama.predict.document import Document, RefusedFile
+from mama.predict.maps import map_files
 from mama.predict.model import Model
 from mama.predict.results import require_free, results_folder, write_results
 
@@ -28,7 +29,7 @@ class Request:
     pool: Pool = "mean"
     for_processing: bool = False
     split: str | None = None
-    workers: int = 1
+    workers: int = 0
     base: str | None = None
     html: bool = False
     neighbours: str | None = None
@@ -42,6 +43,7 @@ def predict(request: Request) -> Document:
     require_free(request.out)  # before the model is loaded
     model = Model(request.model, base=request.base)
     with results_folder(request.out) as folder:
+        draw = map_files(model, model.sentences(request.ask), folder)
         document = model.predict(
             request.inputs,
             request.ask,
@@ -50,6 +52,7 @@ def predict(request: Request) -> Document:
             for_processing=request.for_processing,
             split=request.split,
             workers=request.workers,
+            draw=draw,
         )
         report_refused(document["refused"])
         if not document["exams"]:
