@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from mama.errors import ConfigError
 from mama.predict.document import RefusedFile
@@ -58,9 +57,9 @@ def embed(request: EmbedRequest) -> list[RefusedFile]:
 
 
 def table(images: Sequence[Embedded]) -> pd.DataFrame:
-    """The facts of n images: image (its file), exam, patient, laterality, view; split and labels of those in shards, else None.
+    """The facts of n images: image (its file), exam, patient, laterality, view; of those in shards split and labels.
 
-    Exam and patient are keyed hashes for an image in shards, else what header or table says.
+    Unknown ones are None. Exam and patient are keyed hashes for an image in shards, else what header or table says.
     """
     return pd.DataFrame([_facts(one) for one in images]).astype({"birads": "Int8", "cancer": "boolean"})
 
@@ -86,12 +85,13 @@ def _write(out: Path, facts: pd.DataFrame, images: Sequence[Embedded], model: Mo
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as file:
         if out.suffix == ".npz":
-            np.savez(file, **_columns(facts), embeddings=embeddings, tower=tower, model=model.facts["sha256"])
+            more: dict[str, Any] = {"embeddings": embeddings, "tower": tower, "model": np.array(model.facts["sha256"])}
+            np.savez(file, **_columns(facts), **more)
         else:
             facts.assign(embedding=list(embeddings), tower=list(tower), model=model.facts["sha256"]).to_parquet(file)
 
 
-def _columns(facts: pd.DataFrame) -> dict[str, NDArray[Any]]:
+def _columns(facts: pd.DataFrame) -> dict[str, Any]:
     """Texts, "" where unknown, and numbers, `UNKNOWN`: `np.load` reads them without pickle."""
     numbers = {name: facts[name].astype("Int8").fillna(UNKNOWN).to_numpy(np.int8) for name in ("birads", "cancer")}
     texts = {name: facts[name].fillna("").to_numpy(np.str_) for name in facts.columns if name not in numbers}

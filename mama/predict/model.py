@@ -92,7 +92,7 @@ class Model:
         """
         images = find_images(_paths(inputs), split, self.config.data.cache_folder)
         sentences = self.sentences(ask)
-        chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, self.facts["sha256"], pool)
+        chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, pool)
         if not chosen and not sentences:
             raise ConfigError("the training texts teach no shipped task; name a task or a sentence of your own")
         require_known_facts(chosen, all(isinstance(image, ShardImage) for image in images))
