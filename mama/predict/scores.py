@@ -113,15 +113,16 @@ def _scored(task: Task, texts: TrainingTexts, calibration: Calibration | str, po
 
 
 def _method(units: dict[str, UnitCalibration], pool: Pool) -> tuple[str | None, str | None, dict[Unit, Recalibrate]]:
-    """(method, why there is none, recalibration of each unit): one method for all units, of this pool alone."""
+    """(method, why there is none, recalibration of each unit that has one): a single method for all units."""
     usable = {kind: units[kind] for kind in UNITS if kind in units and units[kind].pool in (None, pool)}
-    if usable and all(one.isotonic for one in usable.values()):
-        steps = {kind: list(one.isotonic or ()) for kind, one in usable.items()}
+    fitted = {kind: one for kind, one in usable.items() if one.temperature}
+    if not fitted:
+        return None, next((one.reason for one in usable.values() if one.reason), "nothing was fitted to its scores"), {}
+    if all(one.isotonic for one in fitted.values()):
+        steps = {kind: list(one.isotonic or ()) for kind, one in fitted.items()}
         return "isotonic", None, {kind: partial(by_steps, steps=one) for kind, one in steps.items()}
-    if usable and all(one.temperature for one in usable.values()):
-        found = {kind: one.temperature or 1.0 for kind, one in usable.items()}
-        return "temperature", None, {kind: partial(cooled, temperature=one) for kind, one in found.items()}
-    return None, next((one.reason for one in usable.values() if one.reason), "nothing was fitted to its scores"), {}
+    found = {kind: one.temperature or 1.0 for kind, one in fitted.items()}
+    return "temperature", None, {kind: partial(cooled, temperature=one) for kind, one in found.items()}
 
 
 def _calibration(folder: Path) -> Calibration | str:

@@ -18,7 +18,7 @@ TASKS = ["cancer", "birads", "density"]
 
 
 def phantom_run(folder: Path) -> Config:
-    """The archive in <folder>/dicom, its shards, and the run with model/; <folder>/hash.key is the key of the hashes."""
+    """The archive in <folder>/dicom, its shards, and the run with model/; the key of hashes is <folder>/hash.key."""
     write_archive(folder / "dicom", PATIENTS, SEED, workers=1)
     packed = PackConfig(
         source="phantom",
