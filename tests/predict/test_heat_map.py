@@ -44,6 +44,10 @@ def seen_of(original: np.ndarray, geometry: Geometry, canvas: tuple[int, int], f
                 geometry.flipped)  # fmt: skip
 
 
+def decoded(png: bytes) -> np.ndarray:
+    return np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
+
+
 def geometry_of(size: tuple[int, int], flipped: bool, crop: bool) -> Geometry:
     height, width = size
     box = (3, 5, width - 4, height - 2) if crop else (0, 0, width, height)
@@ -135,7 +139,7 @@ def test_an_image_and_its_map_from_file_to_file(tmp_path: Path) -> None:
     assert mapped.shape == original.shape
     assert np.isfinite(mapped[breast]).mean() > 0.98
     assert np.isfinite(mapped[~breast]).mean() < 0.15
-    levels = cv2.imdecode(np.frombuffer(heat_map.map_png(mapped), np.uint8), cv2.IMREAD_UNCHANGED)
+    levels = decoded(heat_map.map_png(mapped))
     assert (levels.shape, levels.dtype) == (original.shape, np.uint8)
     np.testing.assert_array_equal(levels == 0, np.isnan(mapped))
     inside = levels > 0
@@ -150,7 +154,7 @@ def test_maps_without_a_peak_or_a_value() -> None:
     flat = np.full((6, 4), 0.25, np.float32)
     assert heat_map.marks(flat, seen, (48, 32), "letterbox") == heat_map.Marks(0.25, 0.25, None, None)
     mapped = heat_map.to_original(flat, seen, (48, 32), "letterbox")
-    levels = cv2.imdecode(np.frombuffer(heat_map.map_png(mapped), np.uint8), cv2.IMREAD_UNCHANGED)
+    levels = decoded(heat_map.map_png(mapped))
     assert set(np.unique(levels)) == {0, 1}
     dark = replace(seen, canvas=np.zeros_like(seen.canvas))
     assert heat_map.marks(flat, dark, (48, 32), "letterbox") is None
