@@ -44,7 +44,8 @@ TEXTS = 64  # texts per forward pass, as in an evaluation
 NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
 
 Paths = str | Path | Sequence[str | Path]
-Draw = Callable[[Sequence[Pictured]], list[dict[str, MapFacts]]]  # the heat maps of each picture, by sentence
+# Pictures and their embeddings [b, D] -> the heat maps of each picture, by sentence
+Draw = Callable[[Sequence[Pictured], Float32s], list[dict[str, MapFacts]]]
 
 
 class Model:
@@ -181,7 +182,7 @@ class Model:
         with closing(_wanted(pictures(recipe, images, workers), refused)) as wanted:
             while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
                 embeddings, tower = self.forward(np.stack([one.canvas for one in batch]))
-                maps = draw(batch) if draw else [{} for _ in batch]
+                maps = draw(batch, embeddings) if draw else [{} for _ in batch]
                 for one, embedding, features, own in zip(batch, embeddings, tower, maps, strict=True):
                     cosines = (asked.astype(np.float64) @ embedding).tolist() if asked is not None else []
                     light = replace(one, data=b"", canvas=NO_PIXELS)

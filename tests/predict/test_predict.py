@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pydicom
@@ -385,3 +386,19 @@ def test_a_heat_map_has_the_size_of_the_file(config: Config, model: Model) -> No
     assert found.shape == (640, 512)
     assert np.isfinite(found).any()
     assert np.nanmax(np.abs(found)) <= 1
+
+
+def test_pages_and_neighbours_are_written_beside_the_scores(
+    config: Config, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    files, out = dicom_files(config)[:2], tmp_path / "out"
+    more = ("--ask", "A mass.", "--html", "--neighbours", config.data.shards[0], "--workers", 0)
+    assert run(monkeypatch, "predict", config.run_folder, *files, "--out", out, *more) == 0
+    assert {"index.html", "exam-1.html"} <= {path.name for path in out.iterdir()}
+    page = (out / "exam-1.html").read_text()
+    assert page.count("data:image/jpeg") > 2, "pictures of the exam and of its neighbours"
+    for image in images(json.loads((out / "predictions.json").read_text())).values():
+        assert cv2.imread(str(out / image["maps"]["A mass."]["file"]), cv2.IMREAD_GRAYSCALE).shape == (640, 512)
+    arguments = (config.run_folder, *files, "--neighbours", config.data.shards[0], "--out", tmp_path / "none")
+    assert run(monkeypatch, "predict", *arguments) == 2
+    assert "add --html" in capsys.readouterr().err
