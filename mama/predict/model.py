@@ -36,6 +36,7 @@ from mama.run.files import named
 from mama.runtime.collectives import local_device
 from mama.settings.load import load
 from shards.pack.sample import Refusal
+from shards.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,8 @@ class Model:
     ) -> Generator[Embedded, None, None]:
         """Embed images in their order, and decode the next ones meanwhile; those without a picture go to `refused`."""
         asked = self.embed_sentences([self._split(text, "--ask") for text in sentences]) if sentences else None
-        with closing(_wanted(pictures(recipe, images, workers), refused)) as wanted:
+        made = pictures(recipe, images, workers)
+        with closing(_wanted(made, len(images), refused)) as wanted:
             while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
                 embeddings, tower = self.forward(np.stack([one.canvas for one in batch]))
                 maps = draw(batch, embeddings) if draw else [{} for _ in batch]
@@ -229,6 +231,9 @@ class Model:
                 score(one, vectors, [self.embed_sentences(texts) for texts in one.ensembles], scale) for one in tasks
             ]
             exams = exams_of(images, tasks, scores, pool)
+        for one in tasks:
+            if exams and not any(one.task.name in exam["scores"] for exam in exams):
+                log.warning("%s: none of the images is one of those that the task is about", one.task.name)
         return Document(
             model=self.facts,
             notice=NOTICE,
@@ -241,11 +246,13 @@ class Model:
         )
 
 
-def _wanted(made: Generator[Pictured | Refusal, None, None], refused: list[Refusal]) -> Generator[Pictured, None, None]:
+def _wanted(
+    made: Generator[Pictured | Refusal, None, None], count: int, refused: list[Refusal]
+) -> Generator[Pictured, None, None]:
     """The pictures, without a second file of a SOP Instance UID; the reasons against the others go to `refused`."""
     first: dict[str, str] = {}
     with closing(made):
-        for one in made:
+        for one in progress(made, count, "reading", "images"):
             if isinstance(one, Refusal):
                 refused.append(one)
             elif one.instance and not one.in_shards and one.instance in first:

@@ -37,7 +37,7 @@ COMMAND_LINE = {
     "bench load": ["--rounds"],
     "bench loss": ["--pairs", "--rounds"],
     "bench pack": ["--rounds", "--rows"],
-    "bench predict": ["--rounds"],
+    "bench predict": ["--rounds", "model"],
     "bench step": ["--plain", "--rounds", "config", "overrides"],
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],

@@ -23,9 +23,11 @@ from mama.evaluate.zero_shot import probabilities
 from mama.export.figures import CALIBRATION
 from mama.predict.document import Document
 from mama.predict.model import Model
+from mama.predict.pictures import ImageFile, pictures
 from mama.settings.schema import Config
 from shards.errors import ShardError
 from shards.pack.identity import keyed_hash, load_key
+from shards.pack.sample import Refusal
 from shards.read.reader import ShardReader
 from tests.support.archives import breast, write_dicom, write_png
 from tests.support.phantom_run import TASKS, dicom_files
@@ -277,6 +279,15 @@ def test_a_table_says_what_headers_do_not(model: Model, odd: Path) -> None:
     assert (exam["patient"], exam["exam"]) == ("P1", "1.2.3")
 
 
+def test_folders_behind_links_are_read_once(model: Model, odd: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "there").symlink_to(odd.rename(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "linked")
+    os.mkfifo(tmp_path / "linked" / "pipe")
+    document = model.predict(tmp_path / "linked")
+    assert len(images(document)) + len(document["refused"]) == 11
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -291,6 +302,21 @@ def test_a_column_that_is_not_used_is_an_error(model: Model, odd: Path, header: 
     (odd / "exams.csv").write_text(f"{header}\na-left.dcm,L\n")
     with pytest.raises((ConfigError, ShardError), match=message):
         model.predict(odd / "exams.csv")
+
+
+class Bomb:
+    """A path that ends the worker process which receives it, as a decoder that crashes does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_decoder_that_crashes_costs_its_own_image_only(model: Model, config: Config) -> None:
+    files = [ImageFile(path.name, path) for path in dicom_files(config)[:3]]
+    bomb = ImageFile("bomb.dcm", Bomb())  # type: ignore[arg-type]
+    found = list(pictures(model.recipe(), [files[0], bomb, *files[1:]], 2))
+    assert [one.file for one in found] == [files[0].file, "bomb.dcm", *(file.file for file in files[1:])]
+    assert [one.reason for one in found if isinstance(one, Refusal)] == ["crash"]
 
 
 def test_a_file_that_is_given_twice_counts_once(model: Model, archive: Path) -> None:
