@@ -57,7 +57,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
         folder = Path(name)
         sets = {"RLE, 4,500 x 2,850": originals}
         for label, size in JPEG2000_SIZES.items():
-            sets[label] = [_transcoded(p, size, folder / f"{size[0]}-{p.stem}.dcm") for p in originals[:TRANSCODED]]
+            sets[label] = [transcoded(p, size, folder / f"{size[0]}-{p.stem}.dcm") for p in originals[:TRANSCODED]]
         yield "| files | images/s and core | a naive loop | ratio | outside of decode, resize, encode |"
         yield "|---|---|---|---|---|"
         for label, files in sets.items():
@@ -193,7 +193,7 @@ def _write_table(path: Path, rows: int) -> None:
             file.write(f"P{n // 8},S{n // 4},images/{n}.dcm,{facts}\n")
 
 
-def _transcoded(original: Path, size: tuple[int, int], path: Path) -> Path:
+def transcoded(original: Path, size: tuple[int, int], path: Path) -> Path:
     """Write `original`, resized to (height, width) `size`, as 12-bit lossless JPEG 2000."""
     dataset = pydicom.dcmread(original)
     pixels = cv2.resize(pixel_array(dataset), size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint16) >> 4

@@ -19,6 +19,7 @@ from shards.read.reader import ShardReader
 from shards.schema import LATERALITIES, SPLITS
 from shards.sources.headers import INDEX
 from shards.sources.table.cell_words import whole
+from shards.sources.table.studies import ROUNDED
 from shards.sources.tables import column_names, read_table, rows
 from shards.spellings import UNKNOWN, read_view
 
@@ -84,7 +85,7 @@ def _below(folder: Path) -> Iterator[ImageFile]:
     others = []
     for path in sorted(_files(folder)):
         suffix = Path(bare_name(path) if path.suffix.lower() == ".gz" else path.name).suffix.lower()
-        if is_named_dicom(path) or suffix in PICTURES or (path.name != INDEX and holds_dicom(path)):
+        if is_named_dicom(path) or suffix in PICTURES or (path.name != INDEX and path.is_file() and holds_dicom(path)):
             yield ImageFile(str(path), path)
         else:
             others.append(path.relative_to(folder).as_posix())
@@ -94,13 +95,20 @@ def _below(folder: Path) -> Iterator[ImageFile]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Unlike `rglob`, raises `OSError` for a folder that cannot be read, whose images would silently be missing."""
+    """Files at any depth, also behind links to folders, each folder once.
+
+    Unlike `rglob`, raises `OSError` for a folder that cannot be read, whose images would silently be missing.
+    """
 
     def fail(error: OSError) -> None:
         raise error
 
-    for place, _, names in os.walk(folder, onerror=fail):
+    entered = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         yield from (Path(place) / name for name in names)
+        new = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name, real in new.items() if real not in entered]
+        entered.update(new.values())
 
 
 def _of_table(path: Path) -> Iterator[ImageFile]:
@@ -128,8 +136,12 @@ def _of_row(path: Path, number: int, row: Any) -> ImageFile:
         return ImageFile(
             f"{path} row {number}", path, refused=("identifier", f"column image: is empty in row {number}")
         )
-    text = facts["image"].replace("\\", "/")
-    image = ImageFile(text, path.parent / os.path.expanduser(text), facts["patient"], facts["study"])
+    place = path.parent / os.path.expanduser(facts["image"].replace("\\", "/"))
+    image = ImageFile(str(place), place, facts["patient"], facts["study"])
+    for name in ("patient", "study"):
+        if ROUNDED.fullmatch(facts[name] or ""):
+            message = f"column {name}: {facts[name]!r} has lost its last digits; export the column as text"
+            return replace(image, refused=("identifier", message))
     side, view = facts["laterality"], facts["view"]
     try:
         laterality, _ = read_view(side or "")

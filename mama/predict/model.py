@@ -28,6 +28,7 @@ from mama.export.preprocessing import read_preprocessing
 from mama.export.training_texts import read_training_texts
 from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
 from mama.predict.exams import Embedded, exams_of, without_other_intents
+from mama.predict.heat_map import has_maps, heat_maps, to_original
 from mama.predict.images import find_images
 from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
 from mama.predict.scores import ScoredTask, require_known_facts, score, scored_tasks
@@ -35,6 +36,7 @@ from mama.run.files import named
 from mama.runtime.collectives import local_device
 from mama.settings.load import load
 from shards.pack.sample import Refusal
+from shards.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ TEXTS = 64  # texts per forward pass, as in an evaluation
 NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
 
 Paths = str | Path | Sequence[str | Path]
-Draw = Callable[[Sequence[Pictured]], list[dict[str, MapFacts]]]  # the heat maps of each picture, by sentence
+# Pictures and their embeddings [b, D] -> the heat maps of each picture, by sentence
+Draw = Callable[[Sequence[Pictured], Float32s], list[dict[str, MapFacts]]]
 
 
 class Model:
@@ -90,8 +93,8 @@ class Model:
         for a wrong argument, `ShardError` for a table that cannot be read, `OSError` for an error of the machine.
         """
         images = find_images(_paths(inputs), split, self.config.data.cache_folder)
-        sentences = self._sentences(ask)
-        chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, self.facts["sha256"], pool)
+        sentences = self.sentences(ask)
+        chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, pool)
         if not chosen and not sentences:
             raise ConfigError("the training texts teach no shipped task; name a task or a sentence of your own")
         require_known_facts(chosen, all(isinstance(image, ShardImage) for image in images))
@@ -135,6 +138,27 @@ class Model:
             self._embedded.update(zip(part, vectors, strict=True))
         return np.stack([self._embedded[tuple(text)] for text in texts])
 
+    def heat_map(self, path: str | Path, sentence: str) -> Float32s:
+        """The cosines of a sentence with the patches of an image, float32 [H0, W0] in the pixels of its file.
+
+        NaN where the model saw no tissue. Raises `ConfigError` for an image that cannot be read, or a model that was
+        trained without the local term.
+        """
+        if not has_maps(self.model):
+            raise ConfigError(f"{self.folder}: was trained without the local term, so it has no heat maps")
+        (text,) = self.sentences([sentence])
+        images = find_images([path], None, self.config.data.cache_folder)
+        if len(images) != 1:
+            raise ConfigError(f"{path}: holds {len(images)} images; name one file")
+        (found,) = pictures(self.recipe(), images, 0)
+        if isinstance(found, Refusal):
+            raise ConfigError(f"{found.file}: {found.reason}: {found.message}")
+        data, canvas = self.config.data, self.preprocessing.canvas
+        values = heat_maps(
+            self.model, self.tokenizer, found.canvas[None], [text], data.max_tokens, self.device, data.style
+        )
+        return to_original(values[0, 0], found.seen(), canvas.size, canvas.fit)
+
     def recipe(self, for_processing: bool = False) -> Recipe:
         """How a picture is made for this model. Where training preferred images FOR PRESENTATION, raw ones are
         rendered to look like them; where it had raw images as they are stored, they stay so.
@@ -156,10 +180,11 @@ class Model:
     ) -> Generator[Embedded, None, None]:
         """Embed images in their order, and decode the next ones meanwhile; those without a picture go to `refused`."""
         asked = self.embed_sentences([self._split(text, "--ask") for text in sentences]) if sentences else None
-        with closing(_wanted(pictures(recipe, images, workers), refused)) as wanted:
+        made = pictures(recipe, images, workers)
+        with closing(_wanted(made, len(images), refused)) as wanted:
             while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
                 embeddings, tower = self.forward(np.stack([one.canvas for one in batch]))
-                maps = draw(batch) if draw else [{} for _ in batch]
+                maps = draw(batch, embeddings) if draw else [{} for _ in batch]
                 for one, embedding, features, own in zip(batch, embeddings, tower, maps, strict=True):
                     cosines = (asked.astype(np.float64) @ embedding).tolist() if asked is not None else []
                     light = replace(one, data=b"", canvas=NO_PIXELS)
@@ -172,7 +197,8 @@ class Model:
         unit, tower = self.model.embed_images(pixels.to(next(self.model.parameters()).dtype))
         return unit.float().cpu().numpy(), tower.float().cpu().numpy()
 
-    def _sentences(self, ask: Sequence[str]) -> list[str]:
+    def sentences(self, ask: Sequence[str]) -> list[str]:
+        """The distinct sentences asked for. Raises `ConfigError` for one that is empty, or too long for the model."""
         sentences = list(dict.fromkeys(text.strip() for text in _texts("--ask", ask) or []))
         for text in sentences:
             self._split(text, "--ask")
@@ -205,6 +231,9 @@ class Model:
                 score(one, vectors, [self.embed_sentences(texts) for texts in one.ensembles], scale) for one in tasks
             ]
             exams = exams_of(images, tasks, scores, pool)
+        for one in tasks:
+            if exams and not any(one.task.name in exam["scores"] for exam in exams):
+                log.warning("%s: none of the images is one of those that the task is about", one.task.name)
         return Document(
             model=self.facts,
             notice=NOTICE,
@@ -217,11 +246,13 @@ class Model:
         )
 
 
-def _wanted(made: Generator[Pictured | Refusal, None, None], refused: list[Refusal]) -> Generator[Pictured, None, None]:
+def _wanted(
+    made: Generator[Pictured | Refusal, None, None], count: int, refused: list[Refusal]
+) -> Generator[Pictured, None, None]:
     """The pictures, without a second file of a SOP Instance UID; the reasons against the others go to `refused`."""
     first: dict[str, str] = {}
     with closing(made):
-        for one in made:
+        for one in progress(made, count, "reading", "images"):
             if isinstance(one, Refusal):
                 refused.append(one)
             elif one.instance and not one.in_shards and one.instance in first:

@@ -9,8 +9,13 @@ from pathlib import Path
 
 from mama.errors import ConfigError
 from mama.evaluate.units import Pool
+from mama.export.trained_on import read_trained_on
 from mama.predict.document import Document, RefusedFile
+from mama.predict.drawing import Drawing
+from mama.predict.exam_page import write_pages
+from mama.predict.heat_map import has_maps
 from mama.predict.model import Model
+from mama.predict.neighbours import Archive, embed_archive
 from mama.predict.results import require_free, results_folder, write_results
 
 log = logging.getLogger(__name__)
@@ -28,7 +33,7 @@ class Request:
     pool: Pool = "mean"
     for_processing: bool = False
     split: str | None = None
-    workers: int = 1
+    workers: int = 0
     base: str | None = None
     html: bool = False
     neighbours: str | None = None
@@ -40,8 +45,13 @@ def predict(request: Request) -> Document:
     Raises `ConfigError` for a mistake, also if no image can be scored, and as `Model.predict`; then nothing is written.
     """
     require_free(request.out)  # before the model is loaded
+    if request.neighbours and not request.html:
+        raise ConfigError("--neighbours: they are shown on the pages of exams; add --html")
     model = Model(request.model, base=request.base)
+    if request.ask and not has_maps(model.model):
+        log.info("the model was trained without the local term: there are no heat maps")
     with results_folder(request.out) as folder:
+        drawing = Drawing(model, model.sentences(request.ask), folder, request.html, _archive(request, model))
         document = model.predict(
             request.inputs,
             request.ask,
@@ -50,12 +60,22 @@ def predict(request: Request) -> Document:
             for_processing=request.for_processing,
             split=request.split,
             workers=request.workers,
+            draw=drawing,
         )
         report_refused(document["refused"])
         if not document["exams"]:
             raise ConfigError(f"none of the {len(document['refused'])} images can be scored")
+        if request.html:
+            write_pages(document, drawing.shown, folder)
         write_results(document, folder)
     return document
+
+
+def _archive(request: Request, model: Model) -> Archive | None:
+    if not request.neighbours:
+        return None
+    known = read_trained_on(model.folder)
+    return embed_archive(model.model, model.config, [request.neighbours], known, model.device)
 
 
 def report_refused(refused: Sequence[RefusedFile]) -> None:

@@ -5,13 +5,11 @@ Letters: n images, u units, K classes, D shared width.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,18 +17,18 @@ from mama.data.wording import Sentences
 from mama.errors import ConfigError
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.calibration import by_steps, cooled
-from mama.evaluate.class_prompts import prompt_ensembles
+from mama.evaluate.class_prompts import prompt_ensembles, prompts_digest
 from mama.evaluate.tasks import Task, Unit, load_task, load_tasks
 from mama.evaluate.training_vocabulary import unmentioned
 from mama.evaluate.units import Pool, Units
 from mama.evaluate.zero_shot import class_embeddings, probabilities
+from mama.export.figures import Calibration, UnitCalibration, read_calibration
 from mama.export.training_texts import TrainingTexts
-from mama.run.files import read_object
 from mama.settings.schema import TASKS
+from shards.files import legible
 
 log = logging.getLogger(__name__)
 
-CALIBRATION = "calibration.json"
 OF_FILES = ("view", "laterality", "vendor", "implant")  # what a task may ask of an image that no shard describes
 UNITS: tuple[Unit, ...] = ("image", "breast", "exam")
 
@@ -55,16 +53,13 @@ class ScoredTask:
         return [name for name in self.task.names if name not in self.classes]
 
 
-def scored_tasks(
-    names: Sequence[str] | None, texts: TrainingTexts, folder: Path, digest: str, pool: Pool
-) -> list[ScoredTask]:
+def scored_tasks(names: Sequence[str] | None, texts: TrainingTexts, folder: Path, pool: Pool) -> list[ScoredTask]:
     """The tasks `names` (shipped ones, YAML files); None: all shipped ones that the training texts teach.
 
-    `digest` is that of the weights in the model folder `folder`. A class that the training texts do not mention is left
-    out of a task of more than two classes, unless the evaluation of this model scored it. Raises `ConfigError` for an
-    unknown task.
+    A class that the training texts do not mention is left out of a task of more than two classes, unless the evaluation
+    of the model in `folder` scored it. Raises `ConfigError` for an unknown task.
     """
-    found = _calibrations(folder, digest)
+    found = _calibration(folder)
     if names is not None:
         return [_scored(task, texts, found, pool) for task in load_tasks(names, "--task")]
     shipped = (load_task(name) for name in TASKS)
@@ -96,60 +91,45 @@ def pooled(kind: Unit, keys: Sequence[Hashable], scores: Float64s, pool: Pool, b
     return Units(kind, nobody, nobody, np.zeros(len(numbers), np.int64), unit_of, 0, 0).pooled(scores, pool, binary)
 
 
-def prompts_digest(ensembles: list[list[Sentences]]) -> str:
-    """SHA-256 of class prompts, by which a calibration knows those that it was fitted with."""
-    return hashlib.sha256(json.dumps(ensembles).encode()).hexdigest()
-
-
-def _scored(task: Task, texts: TrainingTexts, found: dict[str, Any] | str, pool: Pool) -> ScoredTask:
+def _scored(task: Task, texts: TrainingTexts, calibration: Calibration | str, pool: Pool) -> ScoredTask:
     ensembles = prompt_ensembles(task, texts.wording)
     missing = [] if task.words else [task.names[k] for k in unmentioned(ensembles, set(texts.statements))]
-    fitted = None if isinstance(found, str) else found.get(task.name)
+    fitted = None if isinstance(calibration, str) else calibration.tasks.get(task.name)
     taught = [name for name in task.names if name not in missing]
-    if fitted and set(fitted["classes"]) <= set(task.names):
-        classes = [name for name in task.names if name in fitted["classes"]]
+    if fitted and set(fitted.classes) <= set(task.names):
+        classes = [name for name in task.names if name in fitted.classes]
     else:
         classes = list(task.names) if task.binary or len(taught) < 2 else taught
     kept = [texts for name, texts in zip(task.names, ensembles, strict=True) if name in classes]
-    if isinstance(found, str):
-        return ScoredTask(task, classes, kept, missing, reason=found)
-    if fitted is None:
-        return ScoredTask(task, classes, kept, missing, reason="`mama eval` did not calibrate this task")
-    if fitted["prompts"] != prompts_digest(kept):
-        return ScoredTask(task, classes, kept, missing, reason="it was fitted with other class prompts")
-    return ScoredTask(task, classes, kept, missing, *_method(fitted["units"], pool))
+    if isinstance(calibration, str):
+        reason = calibration
+    elif fitted is None:
+        reason = "`mama eval` did not calibrate this task"
+    elif fitted.prompts != prompts_digest(kept):
+        reason = "it was fitted to scores by other class prompts"
+    else:
+        return ScoredTask(task, classes, kept, missing, *_method(fitted.units, pool))
+    return ScoredTask(task, classes, kept, missing, reason=reason)
 
 
-def _method(units: dict[Unit, dict[str, Any]], pool: Pool) -> tuple[str | None, str | None, dict[Unit, Recalibrate]]:
-    """(method, why there is none, recalibration of each unit): the same method for all units that have the pool."""
-    usable = {kind: units[kind] for kind in UNITS if kind in units and units[kind]["pool"] in (None, pool)}
-    if usable and all(one["isotonic"] for one in usable.values()):
-        return "isotonic", None, {kind: _by_steps(one["isotonic"]) for kind, one in usable.items()}
-    if usable and all(one["temperature"] for one in usable.values()):
-        return "temperature", None, {kind: _cooled(one["temperature"]) for kind, one in usable.items()}
-    return None, "the split val of the evaluation has too few images of a class", {}
+def _method(units: dict[str, UnitCalibration], pool: Pool) -> tuple[str | None, str | None, dict[Unit, Recalibrate]]:
+    """(method, why there is none, recalibration of each unit that has one): a single method for all units."""
+    usable = {kind: units[kind] for kind in UNITS if kind in units and units[kind].pool in (None, pool)}
+    fitted = {kind: one for kind, one in usable.items() if one.temperature}
+    if not fitted:
+        return None, next((one.reason for one in usable.values() if one.reason), "nothing was fitted to its scores"), {}
+    if all(one.isotonic for one in fitted.values()):
+        steps = {kind: list(one.isotonic or ()) for kind, one in fitted.items()}
+        return "isotonic", None, {kind: partial(by_steps, steps=one) for kind, one in steps.items()}
+    found = {kind: one.temperature or 1.0 for kind, one in fitted.items()}
+    return "temperature", None, {kind: partial(cooled, temperature=one) for kind, one in found.items()}
 
 
-def _by_steps(steps: list[dict[str, Any]]) -> Recalibrate:
-    return lambda scores: by_steps(scores, steps)
-
-
-def _cooled(temperature: float) -> Recalibrate:
-    return lambda scores: cooled(scores, temperature)
-
-
-def _calibrations(folder: Path, digest: str) -> dict[str, Any] | str:
-    """What the evaluation fitted for each task, or the reason why there is nothing.
-
-    Raises `ConfigError` if the file is damaged.
-    """
-    path = folder / CALIBRATION
-    if not path.exists():
-        return "the model was not evaluated: run `mama eval`"
-    document = read_object(path)
-    if document.get("model") != digest:
-        return f"{CALIBRATION} is of other weights: run `mama eval` again"
-    tasks = document.get("tasks")
-    if not isinstance(tasks, dict):
-        raise ConfigError(f"{path}: was edited or damaged; run `mama eval` again")
-    return tasks
+def _calibration(folder: Path) -> Calibration | str:
+    """What the evaluation of the model fitted to its scores, or the reason why there is nothing that can be used."""
+    try:
+        found = read_calibration(folder)
+    except ConfigError as error:
+        log.warning("the scores are not calibrated: %s", error)
+        return legible(str(error))
+    return "the model was not evaluated: run `mama eval`" if found is None else found

@@ -30,29 +30,34 @@ from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
 
 JOB = ["--profile", "--slurm"]
+INPUTS = ["--base", "--for-processing", *JOB, "--split", "--workers", "inputs", "model"]
 # Every verb and its arguments and options: users' scripts depend on them.
 COMMAND_LINE = {
     "bench intervals": ["--resamples", "--rounds"],
     "bench load": ["--rounds"],
     "bench loss": ["--pairs", "--rounds"],
     "bench pack": ["--rounds", "--rows"],
+    "bench predict": ["--rounds", "model"],
     "bench step": ["--plain", "--rounds", "config", "overrides"],
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
     "consolidate": ["--best", *JOB, "config", "overrides"],
+    "embed": [*INPUTS, "--out"],
     "eval": ["--on", *JOB, "config", "overrides"],
     "jobs cancel": ["points"],
     "jobs logs": ["--stage", "-n", "points"],
     "jobs retry": ["points"],
     "jobs show": ["--watch", "sweep"],
     "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
+    "predict": ["--ask", *INPUTS, "--html", "--neighbours", "--out", "--pool", "--task"],
     "quickstart": ["--runs", "--seed"],
     "report": ["config", "overrides"],
     "sweep": ["--dry-run", "--profile", "--retry", "overrides", "sweep"],
     "train": ["--dry-run", *JOB, "config", "overrides"],
 }
 VERBS = [
-    *("bench", "check", "completion", "consolidate", "eval", "jobs", "pack", "quickstart", "report", "sweep", "train"),
+    *("bench", "check", "completion", "consolidate", "embed", "eval", "jobs", "pack", "predict", "quickstart"),
+    *("report", "sweep", "train"),
 ]
 RECIPES = [
     "cdd_cesm",
