@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mama.errors import ConfigError
 from mama.evaluate.units import Pool
+from mama.export.figures import read_metrics
 from mama.export.trained_on import read_trained_on
 from mama.predict.document import Document, RefusedFile
 from mama.predict.drawing import Drawing
@@ -50,6 +51,7 @@ def predict(request: Request) -> Document:
     model = Model(request.model, base=request.base)
     if request.ask and not has_maps(model.model):
         log.info("the model was trained without the local term: there are no heat maps")
+    metrics = read_metrics(model.folder) if request.html else None
     with results_folder(request.out) as folder:
         drawing = Drawing(model, model.sentences(request.ask), folder, request.html, _archive(request, model))
         document = model.predict(
@@ -66,7 +68,7 @@ def predict(request: Request) -> Document:
         if not document["exams"]:
             raise ConfigError(f"none of the {len(document['refused'])} images can be scored")
         if request.html:
-            write_pages(document, drawing.shown, folder)
+            write_pages(document, drawing.shown, folder, metrics)
         write_results(document, folder)
     return document
 

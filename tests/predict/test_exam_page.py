@@ -178,6 +178,22 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
         assert absent not in text
 
 
+def test_a_model_without_maps_has_pages_too(tmp_path: Path) -> None:
+    """One that was trained without the local term. An image may be without a picture, too."""
+    document, of_files = prediction([FOUR], SENTENCES)
+    for image in document["exams"][0]["images"]:
+        del image["maps"]
+    gone = document["exams"][0]["images"][0]["file"]
+    write_pages(document, {file: replace(one, maps={}) for file, one in of_files.items() if file != gone}, tmp_path)
+    page = (tmp_path / "exam-1.html").read_text()
+    text = words(page)
+    assert "“spiculated mass” 0.125 0.125 0.125 0.125 " in text
+    assert "There is no heat map: the model was trained without the local term" in text
+    assert text.count("The picture is missing.") == 1
+    assert "What a heat map is" not in text
+    assert 'id="maps"' not in page
+
+
 def test_a_page_needs_nothing_but_itself_and_allows_nothing_else(pages: Path) -> None:
     for path in pages.glob("*.html"):
         text = path.read_text()
