@@ -43,7 +43,8 @@ class _Picture:
     image: ImageScores
     shown: Shown | None
     alt: str
-    short: str
+    short: str  # its place, as in a table
+    file: str  # without all of its folders but the last
     maps: list[_Map]
 
 
@@ -181,7 +182,7 @@ def _picture(
 ) -> _Picture:
     maps = [] if shown is None else list(_maps(image, shown, sentences))
     side = f"{SIDES.get(image['laterality'] or '', 'side unknown')} {image['view'] or 'view unknown'}"
-    return _Picture(number, image, shown, f"mammogram, {side}", name, maps)
+    return _Picture(number, image, shown, f"mammogram, {side}", name, "/".join(image["file"].split("/")[-2:]), maps)
 
 
 def _maps(image: ImageScores, shown: Shown, sentences: Sequence[_Sentence]) -> Iterator[_Map]:

@@ -140,6 +140,7 @@ def test_scores_stand_beside_their_calibration_or_the_reason_that_there_is_none(
         "Not calibrated: the val split has no such label. Not scored: D. The training texts never mention C: " in text
     )
     assert "“spiculated mass” 0.125 map 0.125 map" in text
+    assert "R CC in/exam 0/2.dcm 200 × 300" in text
     names = words((pages / "exam-2.html").read_text())
     for name in ("R CC 0.300", "L CC 1 0.100", "L CC 2 0.200", "side unknown CC 0.400", "R view unknown 0.500"):
         assert name in names, name
