@@ -170,6 +170,9 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     assert "of 60 findings of 41 patients with a box (vindr, test split), the highest" in text
     assert "next to it in 42 % (95 % interval 30 to 54 %); the brightest patch of the image, which reads no" in text
     assert "sentence, in 11 %; a random patch of tissue would in 8 %." in text
+    assert "Phantoms" not in text
+    write_pages(document, of_files, tmp_path, replace(metrics, data=replace(data, sources=("phantom",))))
+    assert "Phantoms are no mammograms" in (tmp_path / "exam-1.html").read_text()
     write_pages(document, of_files, tmp_path, replace(metrics, pointing=None))
     assert "Not measured: the model folder" in (tmp_path / "exam-1.html").read_text()
     document, of_files = prediction([FOUR])
