@@ -65,7 +65,7 @@ def predict(
     as_job: bool,
     profile: str,
 ) -> None:
-    """Score image files by exam: classes, sentences of your own, heat maps.
+    """Score image files by exam; heat maps, pages.
 
     MODEL is a run folder or a model folder. INPUT is an image file (DICOM, PNG, JPEG, TIFF), a folder of them, a CSV
     table with a column image (and patient, study, laterality, view), or a folder of shards. Writes predictions.json and
@@ -109,9 +109,9 @@ def embed(
     as_job: bool,
     profile: str,
 ) -> None:
-    """Write the embeddings of images, one row an image, to NumPy or Parquet.
+    """Write the embeddings of image files or shards.
 
-    MODEL and INPUT are those of mama predict.
+    MODEL and INPUT are those of mama predict. One row an image, in NumPy's format or Parquet.
     """
     from mama.predict.embed import EmbedRequest
     from mama.predict.embed import embed as run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from shards.pack.identity import keyed_hash, load_key
 from shards.pack.sample import Refusal
 from shards.read.reader import ShardReader
 from tests.support.archives import breast, write_dicom, write_png
+from tests.support.checkout import CHECKOUT
 from tests.support.phantom_run import TASKS, dicom_files
 
 UNITS = {"image": "predictions.csv", "breast": "predictions-breast.csv", "exam": "predictions-exam.csv"}
@@ -405,6 +407,22 @@ def test_python_says_what_is_wrong(model: Model, archive: Path, odd: Path) -> No
         model.embed_texts(["a mass", ""])
     with pytest.raises(ConfigError, match="name one file"):
         model.heat_map(archive, "a mass")
+
+
+def test_the_lines_of_python_in_the_documents_run(
+    config: Config, archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(config.run_folder)
+    (tmp_path / "exam").symlink_to(next(archive.glob("PHANTOM*")))
+    monkeypatch.chdir(tmp_path)
+    pages = [CHECKOUT / "README.md", CHECKOUT / "docs" / "predict.md"]
+    programs = [one for page in pages for one in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert programs
+    for program in programs:
+        found: dict[str, Any] = {}
+        exec(program, found)
+        assert "mama" in found
 
 
 def test_a_heat_map_has_the_size_of_the_file(config: Config, model: Model) -> None:
