@@ -71,7 +71,7 @@ def predict(
     table with a column image (and patient, study, laterality, view), or a folder of shards. Writes predictions.json and
     three tables. Exit code 3: some inputs were refused, and each is named with the reason. Not for clinical use.
     """
-    from mama.predict.predict import Request
+    from mama.predict.predict import Request, check
     from mama.predict.predict import predict as run
 
     settings, folder = configured_model(model, ())
@@ -89,6 +89,8 @@ def predict(
         html=html,
         neighbours=neighbours,
     )
+    if as_job:
+        check(request)  # a mistake is told before a job waits in a queue
     document = run_or_submit(run, request, config=_job(settings, out), as_job=as_job, profile=profile)
     if document:
         click.echo(out)
@@ -113,12 +115,14 @@ def embed(
 
     MODEL and INPUT are those of mama predict. One row an image, in NumPy's format or Parquet.
     """
-    from mama.predict.embed import EmbedRequest
+    from mama.predict.embed import EmbedRequest, check
     from mama.predict.embed import embed as run
 
     settings, folder = configured_model(model, ())
     count = _cores() if workers is None else workers
     request = EmbedRequest(folder, inputs, out, for_processing, split, count, base)
+    if as_job:
+        check(request)
     refused = run_or_submit(run, request, config=_job(settings, out), as_job=as_job, profile=profile)
     if refused is not None:
         click.echo(out)
