@@ -124,9 +124,16 @@ def _results(metrics: Metrics) -> Iterator[EvalResult]:
                     dataset_split=data.split,
                     metric_type=kind,
                     metric_value=round(found.value, 4),
-                    metric_name=f"{title}, {name}, {row.protocol}, by {row.unit}",
+                    metric_name=_metric_name(f"{title} of {name}, {row.protocol}, by {row.unit}", found),
                     metric_args=_interval(found),
                 )
+
+
+def _metric_name(name: str, found: Estimate) -> str:
+    """With the interval, as the hub's page shows the name and the value alone."""
+    if found.low is None or found.high is None:
+        return name
+    return f"{name} (95 % interval {found.low:.3f} to {found.high:.3f})"
 
 
 def _interval(found: Estimate) -> dict[str, float] | None:
