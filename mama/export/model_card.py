@@ -93,11 +93,10 @@ def card(facts: Facts) -> str:
 def metadata(facts: Facts) -> ModelCardData:
     """The head."""
     licence, name = licence_of(facts.sources, facts.bases)
-    kept = {"license_name": name} if name else {}
     return ModelCardData(
         language="en",
         license=licence,
-        **kept,
+        license_name=name,
         library_name="mama-clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["mammography", "vision-language", "clip", "medical", "not-for-clinical-use"],
