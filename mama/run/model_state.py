@@ -39,4 +39,4 @@ def first_difference(before: dict[str, str], now: dict[str, str]) -> str | None:
 def digest_of(tensor: Tensor) -> str:
     """Return the BLAKE2b digest, 16 bytes in hexadecimal, of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(memoryview(data.numpy()), digest_size=16).hexdigest()

@@ -21,7 +21,7 @@ from mama.errors import ConfigError
 from mama.evaluate import own_figures, result_folders
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.sets import evaluate_sets
-from mama.export.consolidate import consolidate
+from mama.export.consolidate import Export, consolidate
 from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics
 from mama.export.licences import TERMS, licence_of
 from mama.export.model_card import CARD, write_card
@@ -180,7 +180,7 @@ def test_figures_stay_with_their_checkpoint(own: Config) -> None:
     before = {name: (model / name).read_bytes() for name in BESIDE}
     consolidate(own)
     assert {name: (model / name).read_bytes() for name in BESIDE} == before
-    consolidate(own, dtype="bf16")
+    consolidate(own, Export(dtype="bf16"))
     text = (model / CARD).read_text()
     assert {name: (model / name).read_bytes() for name in BESIDE[1:]} == {name: before[name] for name in BESIDE[1:]}
     assert "measured with other weights of the same checkpoint: fp32, LoRA merged. These here are bf16" in text
