@@ -39,12 +39,12 @@ ends in the token `<|sentence|>`. Both features are means over tokens, that of i
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import linear, normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer{imports}
 
 folder = "path/to/this/folder"
 heads = {{name: tensor.float() for name, tensor in load_file(f"{{folder}}/heads.safetensors").items()}}
 vision = AutoModel.from_pretrained(f"{{folder}}/vision", dtype=torch.float32).eval()
-text = AutoModel.from_pretrained(f"{{folder}}/text", dtype=torch.float32).eval()
+{text}
 tokenizer = AutoTokenizer.from_pretrained(f"{{folder}}/tokenizer")
 vision.{norm} = torch.nn.Identity()
 
@@ -52,7 +52,7 @@ vision.{norm} = torch.nn.Identity()
 @torch.no_grad()
 def embed_images(pixels):
     channels = vision.config.num_channels
-    tokens = vision(pixel_values=pixels.expand(-1, channels, -1, -1)).last_hidden_state
+    tokens = vision(pixel_values=pixels.expand(-1, channels, -1, -1){arguments}).last_hidden_state
     return normalize(linear(tokens.mean(1), heads["image_head.weight"], heads["image_head.bias"]), dim=-1)
 
 
@@ -67,6 +67,15 @@ def embed_text(sentences):
 
 similarity = embed_images(pixels) @ embed_text(["Impression: BI-RADS 5."]).T
 ```"""
+
+MERGED = """text = AutoModel.from_pretrained(f"{folder}/text", dtype=torch.float32).eval()"""
+
+ADAPTED = """\
+base = AutoModel.from_pretrained("{base}", dtype=torch.float32)  # or the folder where it lies
+base.resize_token_embeddings({vocabulary}, mean_resizing=False)
+{cut}text = PeftModel.from_pretrained(base, f"{{folder}}/text").eval()"""
+
+CUT = """base.{blocks} = base.{blocks}[:{layers}]\n"""
 
 PREPARED = """\
 `preprocessing.json` has how a picture is made of an image file; `mama predict` does it. Each was:"""

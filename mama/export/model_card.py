@@ -10,20 +10,32 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from mama.export.card_texts import FROM_PYTHON, HEAD, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
+from mama.export.adapters import BASE
+from mama.export.card_texts import ADAPTED, CUT, FROM_PYTHON, HEAD, MERGED, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
 from mama.export.figures import Estimate, Metrics, Row, Weights, carry_figures, read_metrics, weights_of
 from mama.export.licences import licence_of, slug_of, terms_of
 from mama.export.model_folder import ModelFacts, read_model
 from mama.export.preprocessing import Preprocessing, read_preprocessing
 from mama.export.training_texts import TrainingTexts, read_training_texts
-from mama.model.towers import VISION_MODELS
+from mama.model.towers import TEXT_MODELS, VISION_MODELS
+from mama.run.files import read_object
 from mama.settings.load import load
 from mama.settings.schema import Config
-from shards.files import atomic_write, read_json
+from shards.files import atomic_write
 
 CARD = "README.md"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 METRICS = {"roc_auc": ("AUC", "auc"), "balanced_accuracy": ("balanced accuracy", "balanced_accuracy")}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The base of an adapter: its name, tokens, the name of its list of blocks, and how many of them are left."""
+
+    base: str
+    vocabulary: int
+    blocks: str
+    layers: int | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Facts:
     texts: TrainingTexts
     metrics: Metrics | None
     image_model: str  # architecture of the image tower
+    adapter: Adapter | None  # of the language model; None: merged
 
     @property
     def bases(self) -> list[str]:
@@ -51,16 +64,27 @@ class Facts:
 
 def write_card(folder: Path) -> None:
     """Write README.md from what the files of a model folder say. Raises `ConfigError` if one is missing or damaged."""
+    model = read_model(folder)
     facts = Facts(
-        model=read_model(folder),
+        model=model,
         weights=weights_of(folder),
         config=load(folder / "config.yaml"),
         preprocessing=read_preprocessing(folder),
         texts=read_training_texts(folder),
         metrics=read_metrics(folder),
-        image_model=read_json(folder / "vision" / "config.json")["model_type"],
+        image_model=_architecture(folder / "vision"),
+        adapter=_adapter(folder / "text") if model.lora == "adapter" else None,
     )
     atomic_write(folder / CARD, card(facts).encode())
+
+
+def _architecture(part: Path) -> str:
+    return str(read_object(part / "config.json")["model_type"])
+
+
+def _adapter(part: Path) -> Adapter:
+    base, blocks = read_object(part / BASE), TEXT_MODELS[_architecture(part)].blocks
+    return Adapter(str(base["name"]), base["vocabulary"], blocks, base["layers"])
 
 
 def add_card(folder: Path, earlier: Iterable[Path]) -> None:
@@ -178,8 +202,20 @@ def _known(patients: int | None) -> str:
 
 
 def _usage(facts: Facts) -> str:
-    plain = PLAIN.format(norm=VISION_MODELS[facts.image_model], max_tokens=facts.config.data.max_tokens)
-    return "\n\n".join([FROM_PYTHON, plain] if facts.model.lora == "merged" else [FROM_PYTHON])
+    adapter = facts.adapter
+    plain = PLAIN.format(
+        imports="\nfrom peft import PeftModel" if adapter else "",
+        text=_adapted(adapter) if adapter else MERGED,
+        norm=VISION_MODELS[facts.image_model],
+        arguments=", interpolate_pos_encoding=True" if facts.image_model == "vit" else "",
+        max_tokens=facts.config.data.max_tokens,
+    )
+    return f"{FROM_PYTHON}\n\n{plain}"
+
+
+def _adapted(adapter: Adapter) -> str:
+    cut = CUT.format(blocks=adapter.blocks, layers=adapter.layers) if adapter.layers else ""
+    return ADAPTED.format(base=adapter.base, vocabulary=adapter.vocabulary, cut=cut)
 
 
 def _data(facts: Facts) -> str:

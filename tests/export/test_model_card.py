@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoModel
 
 from mama.data.batches import tokenise
 from mama.errors import ConfigError
@@ -27,11 +28,13 @@ from mama.export.licences import TERMS, licence_of
 from mama.export.model_card import CARD, write_card
 from mama.export.model_folder import load_model, weights_digest
 from mama.run.files import DIGESTS, check_digests
+from mama.run.run_tokenizer import load_tokenizer
 from mama.settings.schema import Config
 from shards.read.manifest import load_manifest, save_manifest
 from shards.sources.all_sources import SOURCES
 from tests.support.cohort import write_shards
 from tests.support.saved_run import save_run, small_run
+from tests.support.tiny_backbones import TEXT, VISION
 
 BESIDE = (CARD, METRICS, CALIBRATION)  # files of a model folder that an evaluation writes
 
@@ -158,28 +161,60 @@ def test_nothing_names_a_person_or_a_place(evaluated: Config) -> None:
             assert not re.search(secret.encode(), text), (name, secret)
 
 
-def test_the_code_of_the_card_runs(evaluated: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def require_same_by_code_of_the_card(config: Config, model: Path, base: str | None = None) -> None:
     """What plain transformers make of the folder is what the model makes of it."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = model_of(evaluated)
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", (model / CARD).read_text(), re.S) if "transformers" in c)
-    pixels = torch.rand(2, 1, *evaluated.data.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(2, 1, *config.data.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     names: dict[str, Any] = {"pixels": pixels}
-    exec(code.replace("path/to/this/folder", str(model)), names)
-    loaded, tokenizer = load_model(model, torch.device("cpu"))
+    exec(code.replace("path/to/this/folder", str(model)).replace('"base"', f'"{base}"'), names)
+    loaded, tokenizer = load_model(model, torch.device("cpu"), base)
     sentences = ["Findings: irregular mass, spiculated margin.", "Impression: BI-RADS 5."]
     with torch.no_grad():
         images, _ = loaded.embed_images(pixels)
-        (text,) = loaded.embed_texts(tokenise(tokenizer, [sentences], evaluated.data.max_tokens))
+        (text,) = loaded.embed_texts(tokenise(tokenizer, [sentences], config.data.max_tokens))
     torch.testing.assert_close(names["embed_images"](pixels), images, atol=1e-5, rtol=0)
     torch.testing.assert_close(names["embed_text"](sentences)[0], text, atol=1e-5, rtol=0)
 
 
-def test_figures_stay_with_their_checkpoint(own: Config) -> None:
+@pytest.mark.parametrize(("vision", "text"), [(None, None), ("vit", "llama"), ("dinov3_vit", "bert")])
+def test_the_code_of_the_card_runs(
+    evaluated: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision: str | None, text: str | None
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = evaluated
+    if vision and text:
+        longer = {"bert": "max_position_embeddings", "llama": "max_position_embeddings"}[text]
+        config = replace(
+            evaluated,
+            runs=str(tmp_path / "runs"),
+            vision=replace(evaluated.vision, config=VISION[vision]),
+            text=replace(evaluated.text, config=TEXT[text] | {"vocab_size": 300, longer: 256}),
+        )
+        save_run(config)
+        consolidate(config)
+    require_same_by_code_of_the_card(config, model_of(config))
+
+
+def test_the_code_of_a_card_with_an_adapter_runs(evaluated: Config, tmp_path: Path) -> None:
+    """Also where the language model lost some of its blocks."""
+    shape = AutoConfig.for_model(**TEXT["gpt2"] | {"vocab_size": 300, "n_positions": 256})
+    AutoModel.from_config(shape).save_pretrained(tmp_path / "base")
+    load_tokenizer(evaluated.run_folder).save(tmp_path / "base")
+    text = replace(evaluated.text, model=str(tmp_path / "base"), config={}, layers=2)
+    config = replace(evaluated, runs=str(tmp_path / "runs"), text=text)
+    save_run(config)
+    model = consolidate(config, Export(lora="adapter", out=tmp_path / "out"))
+    assert 'AutoModel.from_pretrained("base"' in (model / CARD).read_text()
+    require_same_by_code_of_the_card(config, model, str(tmp_path / "base"))
+
+
+def test_figures_stay_with_their_checkpoint(own: Config, tmp_path: Path) -> None:
     model = model_of(own)
     before = {name: (model / name).read_bytes() for name in BESIDE}
     consolidate(own)
     assert {name: (model / name).read_bytes() for name in BESIDE} == before
+    consolidate(own, Export(dtype="bf16", out=tmp_path / "elsewhere"))
+    assert {name: (tmp_path / "elsewhere" / name).read_bytes() for name in BESIDE[1:]} == dict(list(before.items())[1:])
     consolidate(own, Export(dtype="bf16"))
     text = (model / CARD).read_text()
     assert {name: (model / name).read_bytes() for name in BESIDE[1:]} == {name: before[name] for name in BESIDE[1:]}
