@@ -3,88 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
-
-from mama.export.adapters import BASE
+from mama.export.card_facts import Adapter, Facts, facts_of
+from mama.export.card_head import metadata
 from mama.export.card_texts import ADAPTED, CUT, FROM_PYTHON, HEAD, MERGED, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
-from mama.export.figures import Estimate, Metrics, Row, Weights, carry_figures, read_metrics, weights_of
-from mama.export.licences import licence_of, slug_of, terms_of
-from mama.export.model_folder import ModelFacts, read_model
-from mama.export.preprocessing import Preprocessing, read_preprocessing
-from mama.export.training_texts import TrainingTexts, read_training_texts
-from mama.model.towers import TEXT_MODELS, VISION_MODELS
-from mama.run.files import read_object
-from mama.settings.load import load
-from mama.settings.schema import Config
+from mama.export.figures import Estimate, carry_figures
+from mama.export.licences import terms_of
+from mama.export.preprocessing import Preprocessing
+from mama.export.training_texts import TrainingTexts
+from mama.model.towers import VISION_MODELS
 from shards.files import atomic_write
 
 CARD = "README.md"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-METRICS = {"roc_auc": ("AUC", "auc"), "balanced_accuracy": ("balanced accuracy", "balanced_accuracy")}
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The base of an adapter: its name, tokens, the name of its list of blocks, and how many of them are left."""
-
-    base: str
-    vocabulary: int
-    blocks: str
-    layers: int | None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the files of a model folder say."""
-
-    model: ModelFacts
-    weights: Weights
-    config: Config
-    preprocessing: Preprocessing
-    texts: TrainingTexts
-    metrics: Metrics | None
-    image_model: str  # architecture of the image tower
-    adapter: Adapter | None  # of the language model; None: merged
-
-    @property
-    def bases(self) -> list[str]:
-        """The pretrained models that it began with."""
-        return [name for name in (self.config.vision.model, self.config.text.model) if name]
-
-    @property
-    def sources(self) -> list[str]:
-        """The archives that it was trained on."""
-        return list(dict.fromkeys(one.source for one in self.preprocessing.sources))
 
 
 def write_card(folder: Path) -> None:
     """Write README.md from what the files of a model folder say. Raises `ConfigError` if one is missing or damaged."""
-    model = read_model(folder)
-    facts = Facts(
-        model=model,
-        weights=weights_of(folder),
-        config=load(folder / "config.yaml"),
-        preprocessing=read_preprocessing(folder),
-        texts=read_training_texts(folder),
-        metrics=read_metrics(folder),
-        image_model=_architecture(folder / "vision"),
-        adapter=_adapter(folder / "text") if model.lora == "adapter" else None,
-    )
-    atomic_write(folder / CARD, card(facts).encode())
-
-
-def _architecture(part: Path) -> str:
-    return str(read_object(part / "config.json")["model_type"])
-
-
-def _adapter(part: Path) -> Adapter:
-    base, blocks = read_object(part / BASE), TEXT_MODELS[_architecture(part)].blocks
-    return Adapter(str(base["name"]), base["vocabulary"], blocks, base["layers"])
+    atomic_write(folder / CARD, card(facts_of(folder)).encode())
 
 
 def add_card(folder: Path, earlier: Iterable[Path]) -> None:
@@ -112,61 +49,6 @@ def card(facts: Facts) -> str:
     }
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
     return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n"
-
-
-def metadata(facts: Facts) -> ModelCardData:
-    """The head."""
-    licence, name = licence_of(facts.sources, facts.bases)
-    return ModelCardData(
-        language="en",
-        license=licence,
-        license_name=name,
-        library_name="mama-clip",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["mammography", "vision-language", "clip", "medical", "not-for-clinical-use"],
-        datasets=[slug_of(one) for one in facts.sources],
-        base_model=[base for base in facts.bases if HUB_NAME.fullmatch(base)] or None,
-        model_name=facts.model.name,
-        eval_results=list(_results(facts.metrics)) if facts.metrics else None,
-    )
-
-
-def _results(metrics: Metrics) -> Iterator[EvalResult]:
-    data = metrics.data
-    for name, task in metrics.tasks.items():
-        for row in task.rows:
-            for kind, (title, key) in METRICS.items():
-                found: Estimate = getattr(row, key)
-                if found.value is None:
-                    continue
-                yield EvalResult(
-                    task_type="zero-shot-image-classification" if _is_zero_shot(row) else "image-classification",
-                    dataset_type="+".join(map(slug_of, data.sources)),
-                    dataset_name=f"{' + '.join(data.names)}, {data.patients} patients",
-                    dataset_config=name,
-                    dataset_split=data.split,
-                    metric_type=kind,
-                    metric_value=round(found.value, 4),
-                    metric_name=_metric_name(f"{title} of {name}, {row.protocol}, by {row.unit}", found),
-                    metric_args=_interval(found),
-                )
-
-
-def _metric_name(name: str, found: Estimate) -> str:
-    """With the interval, as the hub's page shows the name and the value alone."""
-    if found.low is None or found.high is None:
-        return name
-    return f"{name} (95 % interval {found.low:.3f} to {found.high:.3f})"
-
-
-def _interval(found: Estimate) -> dict[str, float] | None:
-    if found.low is None or found.high is None:
-        return None
-    return {"confidence": 0.95, "low": round(found.low, 4), "high": round(found.high, 4)}
-
-
-def _is_zero_shot(row: Row) -> bool:
-    return row.protocol == "zero-shot"
 
 
 def _figures(facts: Facts) -> str:
