@@ -125,7 +125,7 @@ def load_adapted(folder: Path, config: Config, tokenizer: Tokenizer, kernel: str
             torch.manual_seed(config.seed)  # of the rows of the embedding that the base does not have
             tower = build_text(replace(config.text, model=name), tokenizer, kernel)
     except ConfigError as error:
-        raise ConfigError(f"{folder}: its base {name} is not here ({error}); {fix}") from None
+        raise ConfigError(f"{folder}: needs its base {name}, but {error}; {fix}") from None
     own = {f"text.{n}": parameter for n, parameter in tower.named_parameters()}
     digests = {n: digest_of(parameter) for n, parameter in own.items() if not parameter.requires_grad}
     if base_digest(tower, digests, lambda n: own[n].detach()) != recorded.get("sha256"):

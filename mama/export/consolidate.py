@@ -23,7 +23,7 @@ from mama.export.weight_files import write_weights
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, read_marker
 from mama.run.environment import versions
-from mama.run.files import named, remove, replace_folder, sha256, write_digests, write_json
+from mama.run.files import make_folder, named, remove, replace_folder, sha256, write_digests, write_json
 from mama.run.portable import MODEL, portable, rewrite_without_paths
 from mama.run.run_tokenizer import load_tokenizer
 from mama.run.tensor_file import Shape, shape_of, write_tensors
@@ -52,8 +52,20 @@ class Export:
             raise ConfigError(f"--best: names one checkpoint and step {self.step} another; leave one of them out")
         one_of("--dtype", self.dtype, tuple(DTYPES))
         one_of("--lora", self.lora, LORA)
-        if self.out is not None:
-            _require_place(named(self.out))
+
+
+def require(config: Config, export: Export) -> None:
+    """Raise `ConfigError` for what can be said before anything is read: a folder in the way, an adapter without a base.
+
+    Only a model folder is replaced.
+    """
+    if export.lora == "adapter":
+        require_adapter(config)
+    folder = _place(config, export)
+    if export.out is None or is_bare(folder) or is_old(folder) or not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise ConfigError(f"--out: {folder} exists and is no model folder; name another")
 
 
 def consolidate(config: Config, export: Export | None = None) -> Path:
@@ -64,8 +76,7 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     """
     export = export or Export()
     run = config.run_folder
-    if export.lora == "adapter":
-        require_adapter(config)
+    require(config, export)
     checkpoint = _checkpoint(run, export)
     facts = ModelFacts(
         format=FORMAT,
@@ -77,17 +88,17 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
         lora=export.lora,
         release=versions()["mama-clip"] or "unknown",
     )
-    folder = run / "model" if export.out is None else named(export.out)
-    partial = folder.with_name(f"{folder.name}.partial")
-    remove(partial)
-    partial.mkdir(parents=True)
-    digests = _write_model(config, checkpoint, export, partial)
-    save(portable(config), partial / "config.yaml")
-    write_training_data(config, partial)
-    write_json(partial / MODEL, vars(facts))
-    write_digests(partial, digests, without=LATER)
-    add_card(partial, [folder, run / "model"])
-    replace_folder(partial, folder)
+    folder = _place(config, export)
+    new = folder.with_name(f"{folder.name}.partial")
+    remove(new)
+    make_folder(new)
+    digests = _write_model(config, checkpoint, export, new)
+    save(portable(config), new / "config.yaml")
+    write_training_data(config, new)
+    write_json(new / MODEL, vars(facts))
+    write_digests(new, digests, without=LATER)
+    add_card(new, [folder, run / "model"])
+    replace_folder(new, folder)
     return folder
 
 
@@ -130,6 +141,10 @@ def _dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if name.endswith(EXACT) else dtype
 
 
+def _place(config: Config, export: Export) -> Path:
+    return config.run_folder / "model" if export.out is None else named(export.out)
+
+
 def _checkpoint(run: Path, export: Export) -> Path:
     if export.step is not None:
         return checkpoints.whole_at(run, export.step)
@@ -141,11 +156,3 @@ def _checkpoint(run: Path, export: Export) -> Path:
             f"{run}: no checkpoint has a validation score; train with train.validate_every, or leave out --best"
         )
     raise ConfigError(f"{run}: no complete checkpoint; train first")
-
-
-def _require_place(folder: Path) -> None:
-    """Only a model folder is replaced."""
-    if not folder.exists() or is_bare(folder) or is_old(folder):
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise ConfigError(f"--out: {folder} exists and is no model folder; name another")
