@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mama.export.adapters import BASE
-from mama.export.figures import Metrics, Weights, read_metrics, weights_of
+from mama.export.figures import Metrics, Weights, read_calibration, read_metrics, weights_of
 from mama.export.model_folder import ModelFacts, read_model
 from mama.export.preprocessing import Preprocessing, read_preprocessing
 from mama.export.training_texts import TrainingTexts, read_training_texts
@@ -36,6 +36,7 @@ class Facts:
     preprocessing: Preprocessing
     texts: TrainingTexts
     metrics: Metrics | None
+    calibrated: bool  # there is a calibration of some of its scores
     image_model: str  # architecture of the image tower
     adapter: Adapter | None  # of the language model; None: merged
 
@@ -60,9 +61,16 @@ def facts_of(folder: Path) -> Facts:
         preprocessing=read_preprocessing(folder),
         texts=read_training_texts(folder),
         metrics=read_metrics(folder),
+        calibrated=_is_calibrated(folder),
         image_model=_architecture(folder / "vision"),
         adapter=_adapter(folder / "text") if model.lora == "adapter" else None,
     )
+
+
+def _is_calibrated(folder: Path) -> bool:
+    found = read_calibration(folder)
+    units = [unit for task in found.tasks.values() for unit in task.units.values()] if found else []
+    return any(unit.temperature is not None for unit in units)
 
 
 def _architecture(part: Path) -> str:

@@ -7,9 +7,9 @@ HEAD = """\
 
 **Not for clinical use.** This is a research model; nothing that it says is a diagnosis.
 
-A vision-language model for mammography: it maps images and report texts into one space, so that words find images and
-images find words. Made with mama (the Python package `mama-clip`), step {step} of {steps}, for images of {size} pixels
-(height x width)."""
+A vision-language model for mammograms of the views CC and MLO: it maps images and English report texts into one space,
+so that words find images and images find words. Made with mama (the Python package `mama-clip`), step {step} of
+{steps}, for images of {size} pixels (height x width)."""
 
 NO_RELEASE = """\
 > **Do not release this model.** It was trained on {name}, whose agreement forbids to release models, weights or
@@ -18,6 +18,12 @@ NO_RELEASE = """\
 NOT_EVALUATED = """\
 It has not been evaluated yet: `mama eval` writes its figures here, those of the test split of the shards that it was
 trained on."""
+
+HOW_MEASURED = """\
+Intervals are over patients. Of more than two classes the AUC is the mean over each against the rest."""
+
+CALIBRATED = """\
+`calibration.json` turns zero-shot scores into calibrated probabilities; it was fitted on the split `val`."""
 
 FROM_PYTHON = """\
 With mama, from a DICOM file (or PNG, JPEG, TIFF) to scores:

@@ -8,7 +8,19 @@ from pathlib import Path
 
 from mama.export.card_facts import Adapter, Facts, facts_of
 from mama.export.card_head import metadata
-from mama.export.card_texts import ADAPTED, CUT, FROM_PYTHON, HEAD, MERGED, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
+from mama.export.card_texts import (
+    ADAPTED,
+    CALIBRATED,
+    CUT,
+    FROM_PYTHON,
+    HEAD,
+    HOW_MEASURED,
+    MERGED,
+    NO_RELEASE,
+    NOT_EVALUATED,
+    PLAIN,
+    PREPARED,
+)
 from mama.export.figures import Estimate, carry_figures
 from mama.export.licences import terms_of
 from mama.export.preprocessing import Preprocessing
@@ -67,14 +79,15 @@ def _figures(facts: Facts) -> str:
         for name, task in metrics.tasks.items()
     ]
     where = f"The split `{data.split}` of {_listed(data.names)}: {data.patients} patients, {data.images} images"
-    lines = [f"{where}. {_known(data.known)} Intervals are over patients."]
+    lines = [f"{where}. {_known(data.known)} {HOW_MEASURED}"]
     if facts.weights.model != metrics.model:
         kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[metrics.lora]
         lines.append(
             f"They were measured with other weights of the same checkpoint: {metrics.dtype}, {kind}. These here are "
             f"{facts.weights.dtype}, and their scores may differ in the last digits."
         )
-    return "\n\n".join([*lines, _table(head, rows), "\n".join(tasks)])
+    lines += [_table(head, rows), "\n".join(tasks)]
+    return "\n\n".join([*lines, CALIBRATED] if facts.calibrated else lines)
 
 
 def _known(patients: int | None) -> str:
@@ -106,7 +119,7 @@ def _data(facts: Facts) -> str:
         (one.name, terms_of(one.source).title, one.patients, one.studies, one.images, terms_of(one.source).sentence)
         for one in facts.preprocessing.sources
     ]
-    lines = ["These terms decide whether, and to whom, you may pass the model on.", _table(head, rows)]
+    lines = ["These terms decide whether, and to whom, you may pass the model on:", _table(head, rows)]
     if facts.bases:
         lines.append(f"It began with pretrained weights, whose licences hold too: {_listed(facts.bases)}.")
     lines.append(

@@ -114,6 +114,7 @@ def test_the_card_shows_the_figures(evaluated: Config) -> None:
     text = (model_of(evaluated) / CARD).read_text()
     assert "**Not for clinical use.**" in text
     assert "The split `test` of shards: 7 patients, 14 images. It was trained on none of these patients." in text
+    assert "`calibration.json` turns zero-shot scores into calibrated probabilities" in text
     for row in trained_rows(evaluated, "density"):
         if row["unit"] in ("image", "exam"):
             auc = row["metrics"]["auc"]
