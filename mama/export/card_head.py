@@ -28,7 +28,7 @@ def metadata(facts: Facts) -> ModelCardData:
         datasets=[slug_of(one) for one in facts.sources],
         base_model=[base for base in facts.bases if HUB_NAME.fullmatch(base)] or None,
         model_name=facts.model.name,
-        eval_results=list(_results(facts.metrics)) if facts.metrics else None,
+        eval_results=(list(_results(facts.metrics)) if facts.metrics else None) or None,
     )
 
 

@@ -97,7 +97,7 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     write_training_data(config, new)
     write_json(new / MODEL, vars(facts))
     write_digests(new, digests, without=LATER)
-    add_card(new, [folder, run / "model"])
+    add_card(new, [run / "model", folder])
     replace_folder(new, folder)
     return folder
 

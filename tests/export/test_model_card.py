@@ -216,6 +216,11 @@ def test_figures_stay_with_their_checkpoint(own: Config, tmp_path: Path) -> None
     assert {name: (model / name).read_bytes() for name in BESIDE} == before
     consolidate(own, Export(dtype="bf16", out=tmp_path / "elsewhere"))
     assert {name: (tmp_path / "elsewhere" / name).read_bytes() for name in BESIDE[1:]} == dict(list(before.items())[1:])
+    stale = json.loads(before[METRICS])
+    del stale["tasks"]["cancer"]
+    (tmp_path / "elsewhere" / METRICS).write_text(json.dumps(stale))
+    consolidate(own, Export(out=tmp_path / "elsewhere"))
+    assert (tmp_path / "elsewhere" / METRICS).read_bytes() == before[METRICS], "those of the run's own folder are newer"
     consolidate(own, Export(dtype="bf16"))
     text = (model / CARD).read_text()
     assert {name: (model / name).read_bytes() for name in BESIDE[1:]} == {name: before[name] for name in BESIDE[1:]}
