@@ -22,6 +22,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.export.parts import PEFT
 from mama.export.weight_files import fill
+from mama.model.mama_model import quiet
 from mama.model.towers import OwnTokens, TextTower, build_text
 from mama.run.files import read_object, write_json
 from mama.run.model_state import digest_of
@@ -121,7 +122,7 @@ def load_adapted(folder: Path, config: Config, tokenizer: Tokenizer, kernel: str
     name = base or str(recorded.get("name"))
     fix = "name the place of the right one: --base, or base=... of load_model"
     try:
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), quiet():
             torch.manual_seed(config.seed)  # of the rows of the embedding that the base does not have
             tower = build_text(replace(config.text, model=name), tokenizer, kernel)
     except ConfigError as error:
