@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -354,8 +355,8 @@ model, _ = load_model(Path("elsewhere"), torch.device("cpu"))
 assert AutoModel.from_pretrained("elsewhere/vision").config.hidden_size == model.vision.width
 print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape))
 """
-    away = {"cwd": tmp_path, "env": {**os.environ, "HF_HUB_OFFLINE": "1"}}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, **away)
+    call = partial(subprocess.run, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = call([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     gone.rename(whole.run_folder)
     moved.rename(portable)
     assert done.stdout.strip() == "(1, 16)", done.stderr
