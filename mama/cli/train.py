@@ -52,8 +52,8 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, d
 @click.option("--best", is_flag=True, help="The checkpoint with the highest validation score instead.")
 @click.option("--dtype", default="fp32", show_default=True, help="Type of the weights: fp32 or bf16.")
 @click.option("--lora", default="merged", show_default=True, help="merged into the weights, or adapter: by itself.")
-@click.option("--shard-size", metavar="SIZE", help="Largest file of a tower, such as 4GB.  [default: one file]")
-@click.option("--out", metavar="DIR", help="Folder of the model.  [default: model/ in the run folder]")
+@click.option("--shard-size", metavar="SIZE", show_default="one file", help="Largest file of a tower, such as 4GB.")
+@click.option("--out", metavar="DIR", show_default="model/ in the run folder", help="Folder of the model.")
 def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, **options: Any) -> None:
     """Export a run's newest checkpoint as a portable folder model/.
 

@@ -22,6 +22,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.export.parts import PEFT
 from mama.export.weight_files import fill
+from mama.model.mama_model import quiet
 from mama.model.towers import OwnTokens, TextTower, build_text
 from mama.run.files import read_object, write_json
 from mama.run.model_state import digest_of
@@ -92,7 +93,7 @@ def write_adapter(
     assert isinstance(tower.backbone, PeftModel)
     tower.backbone.peft_config[NAME].base_model_name_or_path = portable(config).text.model
     tower.backbone.peft_config[NAME].inference_mode = True
-    tower.backbone.peft_config[NAME].save_pretrained(folder)
+    tower.backbone.peft_config[NAME].save_pretrained(str(folder))
     rewrite_without_paths(folder / "adapter_config.json")
     name, layers = portable(config).text.model, config.text.layers
     write_json(folder / BASE, {"name": name, "sha256": digest, "vocabulary": vocabulary, "layers": layers})
@@ -119,9 +120,9 @@ def load_adapted(folder: Path, config: Config, tokenizer: Tokenizer, kernel: str
     """
     recorded = read_object(folder / BASE)
     name = base or str(recorded.get("name"))
-    fix = "name the place of the right one: --base, or base=... of load_model"
+    fix = "name the place of the right one: base=... of load_model, --base of `mama predict`, text.model of `mama eval`"
     try:
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), quiet():
             torch.manual_seed(config.seed)  # of the rows of the embedding that the base does not have
             tower = build_text(replace(config.text, model=name), tokenizer, kernel)
     except ConfigError as error:

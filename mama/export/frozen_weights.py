@@ -47,7 +47,7 @@ class FrozenWeights:
         self.trained = {name for name, p in model.named_parameters() if p.requires_grad}
         names = parts(model)
         self.stored = {name: stored for part in (names.vision, names.text) for stored, name in part.items()}
-        self.files = {part: _files(getattr(config, part).model) for part in ("vision", "text")}
+        self.files = {part: files_of(getattr(config, part).model) for part in ("vision", "text")}
         self.built: tuple[str, dict[str, Tensor]] = ("", {})  # one tower at most
         self.digests = {n: digest for n, digest in read_object(checkpoint / FROZEN).items() if digest != EMPTY}
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad and p.numel()}
@@ -123,7 +123,7 @@ class FrozenWeights:
         return ConfigError(f"{self.checkpoint}: the frozen tensor {name} is not the one that the run was trained with")
 
 
-def _files(model: str | None) -> dict[str, Stored]:
+def files_of(model: str | None) -> dict[str, Stored]:
     """The tensors of a pretrained model that is on this machine, by name; {} if it has no safetensors files here."""
     if model is None:
         return {}

@@ -23,7 +23,8 @@ def write_weights(
     files = _cut(shapes, largest)
     if len(files) == 1:
         return {folder / ONE: write_tensors(folder / ONE, shapes, tensor, {"format": "pt"})}
-    written, places = {}, {}
+    written: dict[Path, str] = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(files, start=1):
         path = folder / f"model-{number:05d}-of-{len(files):05d}.safetensors"
         written[path] = write_tensors(path, {name: shapes[name] for name in names}, tensor, {"format": "pt"})

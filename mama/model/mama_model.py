@@ -160,7 +160,7 @@ def build(config: Config, tokenizer: Tokenizer, attention: str, empty: bool = Fa
     `ConfigError` if a tower cannot be built, or cannot take `data.image_size` or `data.max_tokens`.
     """
     torch.manual_seed(config.seed)
-    with _quiet(), torch.device("meta") if empty else nullcontext():
+    with quiet(), torch.device("meta") if empty else nullcontext():
         vision = build_vision(config.vision, attention, empty)
         text = build_text(config.text, tokenizer, attention, empty)
         _check_sizes(config, vision, text)
@@ -171,7 +171,7 @@ def build(config: Config, tokenizer: Tokenizer, attention: str, empty: bool = Fa
 def build_tower(config: Config, tokenizer: Tokenizer, attention: str, part: str) -> VisionTower | TextTower:
     """One tower of `build`, "vision" or "text", with the same weights; only one is in memory at a time."""
     torch.manual_seed(config.seed)
-    with _quiet():
+    with quiet():
         vision = build_vision(config.vision, attention)
         if part == "vision":
             return vision
@@ -180,7 +180,7 @@ def build_tower(config: Config, tokenizer: Tokenizer, attention: str, part: str)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the warnings that transformers has renamed its checkpointing functions, which peft uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModel, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from mama.errors import ConfigError
 from mama.export import frozen_weights, model_tensors
@@ -81,7 +81,8 @@ def require_equal(
 def pretrained(folder: Path, kind: str, **save: Any) -> str:
     """A folder as a hub has it, with a tokenizer of our six words."""
     torch.manual_seed(5)
-    shape = AutoConfig.for_model(**(TEXT | VISION)[kind], **({"vocab_size": ROWS} if kind in TEXT else {}))
+    rows = {"vocab_size": ROWS} if kind in TEXT else {}
+    shape = AutoConfig.for_model(**((TEXT | VISION)[kind] | rows))
     model = AutoModel.from_config(shape, **without_pooler(kind))
     model.save_pretrained(folder, **save)
     if kind in TEXT:
@@ -141,8 +142,8 @@ def test_frozen_weights_come_from_the_files_of_their_base(
         pytest.fail("a tower was built")
 
     def with_head(folder: Path, kind: str) -> str:
-        shape = AutoConfig.for_model(**TEXT[kind], vocab_size=6, tie_word_embeddings=True)
-        GPT2LMHeadModel(shape).half().save_pretrained(folder)
+        assert kind == "gpt2"
+        GPT2LMHeadModel(GPT2Config(**TEXT[kind], vocab_size=6)).half().save_pretrained(folder)
         tokenizer().save(folder)
         return str(folder)
 
@@ -212,7 +213,7 @@ def test_an_adapter_loads_in_peft_alone_and_here_as_if_it_were_merged(
     ):
         if base:
             changed: PreTrainedModel = AutoModel.from_pretrained(place, **without_pooler(kind))
-            changed.get_input_embeddings().weight.data[1] += 1
+            next(changed.parameters()).data[1] += 1  # the token embedding
             changed.save_pretrained(base)
         with pytest.raises(ConfigError, match=rf"^{folder / 'text'}: [^\n]*{complaint}[^\n]*name the place[^\n]*$"):
             load_model(folder, CPU, base)
@@ -239,7 +240,8 @@ def test_running_statistics_and_a_scale_that_is_not_trained_are_there(run: Confi
 def test_two_names_of_one_tensor_are_both_written(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def tied(*arguments: Any, **options: Any) -> MamaModel:
         model = build(*arguments, **options)
-        model.text.backbone.h[1].ln_1.weight = model.text.backbone.h[0].ln_1.weight
+        first, second = (model.text.get_submodule(f"backbone.h.{n}.ln_1") for n in range(2))
+        second.weight = first.weight
         return model
 
     monkeypatch.setattr(saved_run, "build", tied)
