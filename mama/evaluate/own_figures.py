@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
+from mama.evaluate.detection import BRIGHTEST
 from mama.evaluate.provenance import Document, object_in
 from mama.evaluate.result_folders import MARKER, METRICS
 from mama.evaluate.results import is_whole, shown_rows
@@ -15,6 +16,7 @@ from mama.export.figures import (
     Data,
     Estimate,
     Metrics,
+    Pointing,
     Row,
     Task,
     TaskCalibration,
@@ -49,7 +51,8 @@ def record(config: Config, trained_with: Config, run: Path, folder: Path) -> Non
         if marker["model"]["sha256"] != weights.model:
             raise ConfigError(f"{model}: holds other weights than those that were measured; run `mama eval` again")
         data = _data(marker["shards"], marker.get("known"))
-        metrics = Metrics(**vars(weights), data=data, tasks={name: _task(one) for name, one in documents.items()})
+        tasks = {name: _task(one) for name, one in documents.items()}
+        metrics = Metrics(**vars(weights), data=data, tasks=tasks, pointing=_pointing(folder))
         fitted = {name: found for name, one in documents.items() if (found := _calibration(one))}
         write_figures(metrics, Calibration(**vars(weights), tasks=fitted), model)
         write_card(model)
@@ -90,6 +93,16 @@ def _data(shards: Document, known: Document | None) -> Data:
         images=sum(row["images"] for row in rows),
         known=None if known is None else known["patients"],
     )
+
+
+def _pointing(folder: Path) -> Pointing | None:
+    alignment = object_in(folder / "alignment" / METRICS) or {}
+    rates = {row["model"]: _estimate(row["hit_rate"]) for row in alignment.get("rows", [])}
+    if "trained" not in rates or not alignment["findings"]:
+        return None
+    brightest = rates[BRIGHTEST].value if BRIGHTEST in rates else None
+    found = alignment["chance"], alignment["findings"], alignment["patients"]
+    return Pointing(rates["trained"], brightest, *found)
 
 
 def _task(document: Document) -> Task:

@@ -79,11 +79,29 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Pointing:
+    """How often a map's highest patch was in the box of its finding or next to it: of the model, and by `chance`.
+
+    `brightest` is the share of the brightest patch of the image, which reads no text.
+    """
+
+    hit_rate: Estimate
+    brightest: float | None
+    chance: float | None
+    findings: int
+    patients: int
+
+
+@dataclass(frozen=True)
 class Metrics(Weights):
-    """The content of metrics.json: the weights that were measured, and tasks by their names."""
+    """The content of metrics.json: the weights that were measured, and tasks by their names.
+
+    `pointing` is None where no finding has a box, or the model has no local term.
+    """
 
     data: Data
     tasks: dict[str, Task]
+    pointing: Pointing | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from mama.export.figures import Metrics
 from mama.predict.document import Document, ExamScores, ImageScores, Probabilities
 from mama.predict.shown import Shown, overlay
 from shards.files import atomic_write
@@ -26,22 +27,6 @@ SIDES = {"R": "Right", "L": "Left"}
 VIEWS = ("CC", "MLO")
 HEIGHT = 600  # pixels of a picture on the page at most
 SIMILAR = 1.5  # least ratio of the long sides of files that are not of one kind of machine
-
-
-@dataclass(frozen=True)
-class Pointing:
-    """How often the highest patch of a map was in or beside the box of its finding, with a 95 % interval.
-
-    `chance` is the share of tissue patches for which that holds; `data` names the images.
-    """
-
-    hit_rate: float
-    low: float | None
-    high: float | None
-    chance: float
-    findings: int
-    patients: int
-    data: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,8 @@ class _Picture:
     image: ImageScores
     shown: Shown | None
     alt: str
-    short: str
+    short: str  # its place, as in a table
+    file: str  # without all of its folders but the last
     maps: list[_Map]
 
 
@@ -75,15 +61,20 @@ class _Sentence:
         return self.low is not None
 
 
-def write_pages(document: Document, shown: Mapping[str, Shown], folder: Path, pointing: Pointing | None = None) -> None:
-    """Write the pages of all exams, then `index.html`, into `folder`. `shown` is by the `file` of each image."""
+def write_pages(document: Document, shown: Mapping[str, Shown], folder: Path, metrics: Metrics | None = None) -> None:
+    """Write the pages of all exams, then `index.html`, into `folder`.
+
+    `shown` is by the `file` of each image.
+
+    `metrics` are those of the model folder: what is known about its maps.
+    """
     for number, exam in enumerate(document["exams"], start=1):
-        atomic_write(folder / f"exam-{number}.html", _exam_page(document, number, exam, shown, pointing).encode())
+        atomic_write(folder / f"exam-{number}.html", _exam_page(document, number, exam, shown, metrics).encode())
     atomic_write(folder / "index.html", _index_page(document).encode())
 
 
 def _exam_page(
-    document: Document, number: int, exam: ExamScores, shown: Mapping[str, Shown], pointing: Pointing | None
+    document: Document, number: int, exam: ExamScores, shown: Mapping[str, Shown], metrics: Metrics | None
 ) -> str:
     sentences = [_sentence(n, text, exam, shown) for n, text in enumerate(document["sentences"])]
     images = sorted(exam["images"], key=_hung)
@@ -112,7 +103,7 @@ def _exam_page(
         others=[one for one in pictures if (one.image["view"], one.image["laterality"]) not in places],
         tables=[_table(document, task, exam, pictures) for task in document["tasks"]],
         neighbours=[one for one in pictures if one.shown and one.shown.neighbours],
-        pointing=pointing,
+        metrics=metrics,
     )
 
 
@@ -191,7 +182,7 @@ def _picture(
 ) -> _Picture:
     maps = [] if shown is None else list(_maps(image, shown, sentences))
     side = f"{SIDES.get(image['laterality'] or '', 'side unknown')} {image['view'] or 'view unknown'}"
-    return _Picture(number, image, shown, f"mammogram, {side}", name, maps)
+    return _Picture(number, image, shown, f"mammogram, {side}", name, "/".join(image["file"].split("/")[-2:]), maps)
 
 
 def _maps(image: ImageScores, shown: Shown, sentences: Sequence[_Sentence]) -> Iterator[_Map]:
@@ -266,5 +257,5 @@ def _table(document: Document, task: str, exam: ExamScores, pictures: Sequence[_
         "calibrated": facts["calibration"],
         "reason": facts["reason"],
         "left_out": facts["left_out"],
-        "not_taught": document["not_taught"].get(task),
+        "guessed": [name for name in document["not_taught"].get(task, []) if name not in (facts["left_out"] or ())],
     }

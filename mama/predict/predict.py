@@ -10,6 +10,7 @@ from pathlib import Path
 from mama.errors import ConfigError
 from mama.evaluate.tasks import load_tasks
 from mama.evaluate.units import Pool
+from mama.export.figures import Metrics, read_metrics
 from mama.export.model_folder import model_folder, read_model
 from mama.export.trained_on import read_trained_on
 from mama.predict.document import Document, RefusedFile
@@ -53,6 +54,7 @@ def predict(request: Request) -> Document:
     model = Model(request.model, base=request.base)
     if request.ask and not has_maps(model.model):
         log.info("the model was trained without the local term: there are no heat maps")
+    metrics = _metrics(model.folder) if request.html else None
     with results_folder(request.out) as folder:
         drawing = Drawing(model, model.sentences(request.ask), folder, request.html, _archive(request, model))
         document = model.scores(
@@ -68,7 +70,7 @@ def predict(request: Request) -> Document:
         if not document["exams"]:
             raise ConfigError(f"none of the {len(document['refused'])} images can be scored")
         if request.html:
-            write_pages(document, drawing.shown, folder)
+            write_pages(document, drawing.shown, folder, metrics)
         write_results(document, folder)
     return document
 
@@ -96,6 +98,15 @@ def _archive(request: Request, model: Model) -> Archive | None:
         return None
     known = read_trained_on(model.folder)
     return embed_archive(model.model, model.config, [request.neighbours], known, model.device)
+
+
+def _metrics(folder: Path) -> Metrics | None:
+    """What the evaluation of the model measured. Without it the pages are whole but for that."""
+    try:
+        return read_metrics(folder)
+    except ConfigError as error:
+        log.warning("the pages have no figures of the evaluation: %s", error)
+        return None
 
 
 def report_refused(refused: Sequence[RefusedFile]) -> None:
