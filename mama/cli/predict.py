@@ -65,13 +65,13 @@ def predict(
     as_job: bool,
     profile: str,
 ) -> None:
-    """Score image files by exam: classes, sentences of your own, heat maps.
+    """Score image files by exam; heat maps, pages.
 
     MODEL is a run folder or a model folder. INPUT is an image file (DICOM, PNG, JPEG, TIFF), a folder of them, a CSV
     table with a column image (and patient, study, laterality, view), or a folder of shards. Writes predictions.json and
     three tables. Exit code 3: some inputs were refused, and each is named with the reason. Not for clinical use.
     """
-    from mama.predict.predict import Request
+    from mama.predict.predict import Request, check
     from mama.predict.predict import predict as run
 
     settings, folder = configured_model(model, ())
@@ -89,6 +89,8 @@ def predict(
         html=html,
         neighbours=neighbours,
     )
+    if as_job:
+        check(request)  # a mistake is told before a job waits in a queue
     document = run_or_submit(run, request, config=_job(settings, out), as_job=as_job, profile=profile)
     if document:
         click.echo(out)
@@ -109,16 +111,18 @@ def embed(
     as_job: bool,
     profile: str,
 ) -> None:
-    """Write the embeddings of images, one row an image, to NumPy or Parquet.
+    """Write the embeddings of image files or shards.
 
-    MODEL and INPUT are those of mama predict.
+    MODEL and INPUT are those of mama predict. One row an image, in NumPy's format or Parquet.
     """
-    from mama.predict.embed import EmbedRequest
+    from mama.predict.embed import EmbedRequest, check
     from mama.predict.embed import embed as run
 
     settings, folder = configured_model(model, ())
     count = _cores() if workers is None else workers
     request = EmbedRequest(folder, inputs, out, for_processing, split, count, base)
+    if as_job:
+        check(request)
     refused = run_or_submit(run, request, config=_job(settings, out), as_job=as_job, profile=profile)
     if refused is not None:
         click.echo(out)

@@ -180,9 +180,14 @@ def _mentioned_in_training(own: DataConfig, evaluated: DataConfig, train: Split 
         return None
 
 
-def _models(config: Config, run: Path, device: torch.device) -> Iterator[tuple[str, MamaModel, Tokenizer]]:
-    """The trained model, then the untrained one, unless `run` is a model folder: only one is in memory at a time."""
-    model, tokenizer = load_model(model_folder(run), device)
+def _models(
+    config: Config, run: Path, device: torch.device, base: str | None
+) -> Iterator[tuple[str, MamaModel, Tokenizer]]:
+    """The trained model, then the untrained one, unless `run` is a model folder: only one is in memory at a time.
+
+    `base` is the place of the base, if the trained model is an adapter.
+    """
+    model, tokenizer = load_model(model_folder(run), device, base)
     yield "trained", model, tokenizer
     del model
     if not is_bare(run):
@@ -201,7 +206,7 @@ def _outputs(
     texts, _ = _texts(splits.held_out, config)
     made: dict[str, Outputs] = {}
     sought = localisation.Search()
-    for name, model, tokenizer in _models(trained_with, run, kept.device):
+    for name, model, tokenizer in _models(trained_with, run, kept.device, config.text.model):
         if name == "trained" and trained_with.loss.local:
             sought = localisation.search(splits.held_out, tokenizer, config.data.max_tokens)
         weights = measured["model"]["sha256"] if name == "trained" else None

@@ -127,7 +127,9 @@ def _calibration(document: Document) -> TaskCalibration | None:
     """What was fitted to the zero-shot scores; None if the task has none."""
     rows = [row for row in document["rows"] if row["model"] == "trained" and row["protocol"] == "zero-shot"]
     units = {row["unit"]: _fitted(row) for row in rows}
-    return TaskCalibration(document["prompts_digest"], _classes(document), units) if units else None
+    if not units or "prompts_digest" not in document:  # an earlier release measured it
+        return None
+    return TaskCalibration(document["prompts_digest"], _classes(document), units)
 
 
 def _fitted(row: dict[str, Any]) -> UnitCalibration:

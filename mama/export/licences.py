@@ -36,7 +36,11 @@ TERMS = {
     "cdd_cesm": Terms("CDD-CESM", "cc-by-4.0", "CC BY 4.0, The Cancer Imaging Archive, doi:10.7937/29kw-ae92"),
     "cmmd": Terms("CMMD", OTHER, "see its page in The Cancer Imaging Archive"),
     "inbreast": Terms("INbreast", OTHER, "see what its authors ask of those who have a copy"),
-    "phantom": Terms("the synthetic cohort of `mama quickstart`", "apache-2.0", "drawn by mama itself, of no patient"),
+    "phantom": Terms(
+        "the synthetic cohort of `mama quickstart`",
+        "apache-2.0",
+        "drawn by mama itself, of no patient: figures on it say nothing about real images",
+    ),
     "table": Terms("an archive of its owner's", OTHER, "its owner decides"),
 }
 

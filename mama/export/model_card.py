@@ -3,64 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
-
-from mama.export.card_texts import FROM_PYTHON, HEAD, NO_RELEASE, NOT_EVALUATED, PLAIN, PREPARED
-from mama.export.figures import Estimate, Metrics, Row, Weights, carry_figures, read_metrics, weights_of
-from mama.export.licences import licence_of, slug_of, terms_of
-from mama.export.model_folder import ModelFacts, read_model
-from mama.export.preprocessing import Preprocessing, read_preprocessing
-from mama.export.training_texts import TrainingTexts, read_training_texts
+from mama.export.card_facts import Adapter, Facts, facts_of
+from mama.export.card_head import metadata
+from mama.export.card_texts import (
+    ADAPTED,
+    CALIBRATED,
+    CUT,
+    FROM_PYTHON,
+    HEAD,
+    HOW_MEASURED,
+    MERGED,
+    NO_RELEASE,
+    NOT_EVALUATED,
+    PLAIN,
+    PREPARED,
+)
+from mama.export.figures import Estimate, carry_figures
+from mama.export.licences import terms_of
+from mama.export.preprocessing import Preprocessing
+from mama.export.training_texts import TrainingTexts
 from mama.model.towers import VISION_MODELS
-from mama.settings.load import load
-from mama.settings.schema import Config
-from shards.files import atomic_write, read_json
+from shards.files import atomic_write
 
 CARD = "README.md"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-METRICS = {"roc_auc": ("AUC", "auc"), "balanced_accuracy": ("balanced accuracy", "balanced_accuracy")}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the files of a model folder say."""
-
-    model: ModelFacts
-    weights: Weights
-    config: Config
-    preprocessing: Preprocessing
-    texts: TrainingTexts
-    metrics: Metrics | None
-    image_model: str  # architecture of the image tower
-
-    @property
-    def bases(self) -> list[str]:
-        """The pretrained models that it began with."""
-        return [name for name in (self.config.vision.model, self.config.text.model) if name]
-
-    @property
-    def sources(self) -> list[str]:
-        """The archives that it was trained on."""
-        return list(dict.fromkeys(one.source for one in self.preprocessing.sources))
 
 
 def write_card(folder: Path) -> None:
     """Write README.md from what the files of a model folder say. Raises `ConfigError` if one is missing or damaged."""
-    facts = Facts(
-        model=read_model(folder),
-        weights=weights_of(folder),
-        config=load(folder / "config.yaml"),
-        preprocessing=read_preprocessing(folder),
-        texts=read_training_texts(folder),
-        metrics=read_metrics(folder),
-        image_model=read_json(folder / "vision" / "config.json")["model_type"],
-    )
-    atomic_write(folder / CARD, card(facts).encode())
+    atomic_write(folder / CARD, card(facts_of(folder)).encode())
 
 
 def add_card(folder: Path, earlier: Iterable[Path]) -> None:
@@ -90,55 +63,6 @@ def card(facts: Facts) -> str:
     return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n"
 
 
-def metadata(facts: Facts) -> ModelCardData:
-    """The head."""
-    licence, name = licence_of(facts.sources, facts.bases)
-    kept = {"license_name": name} if name else {}
-    return ModelCardData(
-        language="en",
-        license=licence,
-        **kept,
-        library_name="mama-clip",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["mammography", "vision-language", "clip", "medical", "not-for-clinical-use"],
-        datasets=[slug_of(one) for one in facts.sources],
-        base_model=[base for base in facts.bases if HUB_NAME.fullmatch(base)] or None,
-        model_name=facts.model.name,
-        eval_results=list(_results(facts.metrics)) if facts.metrics else None,
-    )
-
-
-def _results(metrics: Metrics) -> Iterator[EvalResult]:
-    data = metrics.data
-    for name, task in metrics.tasks.items():
-        for row in task.rows:
-            for kind, (title, key) in METRICS.items():
-                found: Estimate = getattr(row, key)
-                if found.value is None:
-                    continue
-                yield EvalResult(
-                    task_type="zero-shot-image-classification" if _is_zero_shot(row) else "image-classification",
-                    dataset_type="+".join(map(slug_of, data.sources)),
-                    dataset_name=f"{' + '.join(data.names)}, {data.patients} patients",
-                    dataset_config=name,
-                    dataset_split=data.split,
-                    metric_type=kind,
-                    metric_value=round(found.value, 4),
-                    metric_name=f"{title}, {name}, {row.protocol}, by {row.unit}",
-                    metric_args=_interval(found),
-                )
-
-
-def _interval(found: Estimate) -> dict[str, float] | None:
-    if found.low is None or found.high is None:
-        return None
-    return {"confidence": 0.95, "low": round(found.low, 4), "high": round(found.high, 4)}
-
-
-def _is_zero_shot(row: Row) -> bool:
-    return row.protocol == "zero-shot"
-
-
 def _figures(facts: Facts) -> str:
     metrics = facts.metrics
     if metrics is None:
@@ -155,14 +79,15 @@ def _figures(facts: Facts) -> str:
         for name, task in metrics.tasks.items()
     ]
     where = f"The split `{data.split}` of {_listed(data.names)}: {data.patients} patients, {data.images} images"
-    lines = [f"{where}. {_known(data.known)} Intervals are over patients."]
+    lines = [f"{where}. {_known(data.known)} {HOW_MEASURED}"]
     if facts.weights.model != metrics.model:
         kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[metrics.lora]
         lines.append(
             f"They were measured with other weights of the same checkpoint: {metrics.dtype}, {kind}. These here are "
             f"{facts.weights.dtype}, and their scores may differ in the last digits."
         )
-    return "\n\n".join([*lines, _table(head, rows), "\n".join(tasks)])
+    lines += [_table(head, rows), "\n".join(tasks)]
+    return "\n\n".join([*lines, CALIBRATED] if facts.calibrated else lines)
 
 
 def _known(patients: int | None) -> str:
@@ -172,8 +97,20 @@ def _known(patients: int | None) -> str:
 
 
 def _usage(facts: Facts) -> str:
-    plain = PLAIN.format(norm=VISION_MODELS[facts.image_model], max_tokens=facts.config.data.max_tokens)
-    return "\n\n".join([FROM_PYTHON, plain] if facts.model.lora == "merged" else [FROM_PYTHON])
+    adapter = facts.adapter
+    plain = PLAIN.format(
+        imports="\nfrom peft import PeftModel" if adapter else "",
+        text=_adapted(adapter) if adapter else MERGED,
+        norm=VISION_MODELS[facts.image_model],
+        arguments=", interpolate_pos_encoding=True" if facts.image_model == "vit" else "",
+        max_tokens=facts.config.data.max_tokens,
+    )
+    return f"{FROM_PYTHON}\n\n{plain}"
+
+
+def _adapted(adapter: Adapter) -> str:
+    cut = CUT.format(blocks=adapter.blocks, layers=adapter.layers) if adapter.layers else ""
+    return ADAPTED.format(base=adapter.base, vocabulary=adapter.vocabulary, cut=cut)
 
 
 def _data(facts: Facts) -> str:
@@ -182,7 +119,7 @@ def _data(facts: Facts) -> str:
         (one.name, terms_of(one.source).title, one.patients, one.studies, one.images, terms_of(one.source).sentence)
         for one in facts.preprocessing.sources
     ]
-    lines = ["These terms decide whether, and to whom, you may pass the model on.", _table(head, rows)]
+    lines = ["These terms decide whether, and to whom, you may pass the model on:", _table(head, rows)]
     if facts.bases:
         lines.append(f"It began with pretrained weights, whose licences hold too: {_listed(facts.bases)}.")
     lines.append(

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
-from mama.export.parts import TOWERS, parts, vision_names
-from mama.export.weight_files import weights_in
+from mama.export.adapters import BASE, load_adapted
+from mama.export.parts import parts, vision_names
+from mama.export.trained_on import TRAINED_ON
+from mama.export.weight_files import AGAIN, fill, weights_in
 from mama.model import attention
 from mama.model.mama_model import MamaModel
 from mama.model.towers import TextTower, VisionTower
 from mama.run.files import DIGESTS, check_digests, read_object, surviving
 from mama.run.portable import MODEL, OLD_WEIGHTS
-from mama.run.tensor_file import Stored, stored_tensors
+from mama.run.tensor_file import stored_tensors
 from mama.settings.load import load
 from shards.from_json import from_json
 
 FORMAT = 2
-HEADS, BASE, TRAINED_ON = "heads.safetensors", "base.json", "trained_on.safetensors"
-AGAIN = "run `mama consolidate` again"
+HEADS = "heads.safetensors"
 LORA = ("merged", "adapter")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,14 +61,14 @@ def require_model(folder: Path) -> None:
     if not folder.parent.is_dir():
         raise ConfigError(f"{folder.parent}: no such run folder; train first")
     if not is_bare(folder):
-        require_new(folder)
+        if is_old(folder):
+            raise ConfigError(f"{folder}: an earlier release wrote this model, without {MODEL}; {AGAIN}")
         raise ConfigError(f"{folder}: no {MODEL}; run `mama consolidate` first")
 
 
-def require_new(folder: Path) -> None:
-    """Raise `ConfigError` for a model folder as earlier releases wrote it."""
-    if (folder / OLD_WEIGHTS).is_file() and not is_bare(folder):
-        raise ConfigError(f"{folder}: an earlier release wrote this model, without {MODEL}; {AGAIN}")
+def is_old(folder: Path) -> bool:
+    """Whether an earlier release wrote this model folder."""
+    return (folder / OLD_WEIGHTS).is_file() and (folder / "config.yaml").is_file() and not is_bare(folder)
 
 
 def read_model(folder: Path) -> ModelFacts:
@@ -95,7 +94,7 @@ def weights_digest(folder: Path) -> str:
     weights = {
         name: digest
         for name, digest in digests.items()
-        if name.endswith(".safetensors") and name != TRAINED_ON or name == f"text/{BASE}"
+        if (name.endswith(".safetensors") and name != TRAINED_ON) or name == f"text/{BASE}"
     }
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
@@ -107,17 +106,26 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
     Raises `ConfigError` if there is no model, or if a file has changed since it was written.
     """
     folder = surviving(folder)
-    facts = read_model(folder)
+    require_model(folder)
     check_digests(folder, AGAIN)
+    facts = read_model(folder)
     config = load(folder / "config.yaml")
     kernel, dtype = attention.choose(config.train.attention, device), DTYPES[facts.dtype]
-    vision, text = (_empty(folder / part, kernel, dtype) for part in TOWERS)
-    model = MamaModel(VisionTower(vision), TextTower(text, text.config.hidden_size), config.heads, config.loss)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    if facts.lora == "adapter":
+        text = load_adapted(folder / "text", config, tokenizer, kernel, base)
+        for parameter in text.parameters():
+            parameter.data = parameter.data.to(dtype)
+    else:
+        backbone = _empty(folder / "text", kernel, dtype)
+        text = TextTower(backbone, backbone.config.hidden_size)
+    model = MamaModel(VisionTower(_empty(folder / "vision", kernel, dtype)), text, config.heads, config.loss)
     names = parts(model)
     fill(model, names.vision, weights_in(folder / "vision"), folder / "vision")
-    fill(model, names.text, weights_in(folder / "text"), folder / "text")
+    if facts.lora == "merged":
+        fill(model, names.text, weights_in(folder / "text"), folder / "text")
     fill(model, names.heads, stored_tensors(folder / HEADS), folder / HEADS)
-    return model.to(device).eval(), Tokenizer.load(folder / "tokenizer")
+    return model.to(device).eval(), tokenizer
 
 
 def load_vision(folder: Path, kernel: str) -> VisionTower:
@@ -130,31 +138,6 @@ def load_vision(folder: Path, kernel: str) -> VisionTower:
 def empty_vision(folder: Path, kernel: str) -> VisionTower:
     """An image tower of the shape that `folder` has in its config.json, in fp32; its weights are still to be read."""
     return VisionTower(_empty(folder, kernel, torch.float32))
-
-
-def fill(
-    module: nn.Module,
-    names: Mapping[str, str],
-    stored: Mapping[str, Stored],
-    place: Path,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Read tensors into a module, one at a time, as `dtype` or as they are stored.
-
-    `names` are theirs in the module by those in the files at `place`. Raises `ConfigError` if the files hold other
-    tensors, or of another shape.
-    """
-    own: dict[str, Tensor] = module.state_dict(keep_vars=True)
-    if different := sorted(names.keys() ^ stored.keys()):
-        raise ConfigError(f"{place}: {different[0]} is missing or left over; {AGAIN}")
-    for name, source in stored.items():
-        tensor = own[names[name]]
-        if tuple(tensor.shape) != source.shape:
-            raise ConfigError(f"{place}: {name} is {list(source.shape)}, not {list(tensor.shape)}; {AGAIN}")
-        if tensor.dtype == source.dtype == (dtype or source.dtype):
-            source.read_into(tensor)
-        elif tensor.numel():
-            tensor.data = source.read().to(dtype or source.dtype)
 
 
 def _empty(folder: Path, kernel: str, dtype: torch.dtype) -> PreTrainedModel:

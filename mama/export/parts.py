@@ -1,4 +1,4 @@
-"""The parts of a model folder, and the names of their tensors: those of transformers for the towers, ours for the heads.
+"""The parts of a model folder, and the names of their tensors: for the towers those of transformers, else ours.
 
 A tower's files have the names that `save_pretrained` would give: they load with every release of transformers that
 knows the architecture, whatever it calls its modules.

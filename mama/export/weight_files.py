@@ -1,16 +1,18 @@
-"""A part's tensors on disk: one safetensors file, or several of a largest size and an index as transformers reads it."""
+"""A part's tensors on disk: one safetensors file, or several of a largest size with the index of transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mama.errors import ConfigError
 from mama.run.files import read_object, write_json
 from mama.run.tensor_file import Shape, Stored, stored_tensors, write_tensors
 
+AGAIN = "run `mama consolidate` again"
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -21,7 +23,8 @@ def write_weights(
     files = _cut(shapes, largest)
     if len(files) == 1:
         return {folder / ONE: write_tensors(folder / ONE, shapes, tensor, {"format": "pt"})}
-    written, places = {}, {}
+    written: dict[Path, str] = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(files, start=1):
         path = folder / f"model-{number:05d}-of-{len(files):05d}.safetensors"
         written[path] = write_tensors(path, {name: shapes[name] for name in names}, tensor, {"format": "pt"})
@@ -44,6 +47,31 @@ def weights_in(folder: Path) -> dict[str, Stored]:
     else:
         files = [folder / ONE] if (folder / ONE).is_file() else []
     return {name: stored for path in files for name, stored in stored_tensors(path).items()}
+
+
+def fill(
+    module: nn.Module,
+    names: Mapping[str, str],
+    stored: Mapping[str, Stored],
+    place: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Read tensors into a module, one at a time, as `dtype` or as they are stored.
+
+    `names` are theirs in the module by those in the files at `place`. Raises `ConfigError` if the files hold other
+    tensors, or of another shape.
+    """
+    own: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    if different := sorted(names.keys() ^ stored.keys()):
+        raise ConfigError(f"{place}: {different[0]} is missing or left over; {AGAIN}")
+    for name, source in stored.items():
+        tensor = own[names[name]]
+        if tuple(tensor.shape) != source.shape:
+            raise ConfigError(f"{place}: {name} is {list(source.shape)}, not {list(tensor.shape)}; {AGAIN}")
+        if tensor.dtype == source.dtype == (dtype or source.dtype):
+            source.read_into(tensor)
+        elif tensor.numel():
+            tensor.data = source.read().to(dtype or source.dtype)
 
 
 def _cut(shapes: Mapping[str, Shape], largest: int | None) -> list[list[str]]:

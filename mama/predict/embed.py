@@ -14,9 +14,9 @@ import pandas as pd
 from mama.errors import ConfigError
 from mama.predict.document import RefusedFile
 from mama.predict.exams import Embedded, without_other_intents
-from mama.predict.images import find_images
 from mama.predict.model import Model
-from mama.predict.predict import report_refused
+from mama.predict.pictures import Input
+from mama.predict.predict import inputs_of, report_refused
 from shards.files import atomic_file, legible
 from shards.pack.sample import Refusal
 
@@ -42,9 +42,8 @@ def embed(request: EmbedRequest) -> list[RefusedFile]:
 
     Raises `ConfigError` for a mistake, also if no image can be embedded; then nothing is written.
     """
-    _check(request.out)
+    images = check(request)  # before the model is loaded
     model = Model(request.model, base=request.base)
-    images = find_images(list(request.inputs), request.split, model.config.data.cache_folder)
     refused: list[Refusal] = []
     recipe = model.recipe(request.for_processing)
     found, others = without_other_intents(list(model.embedded(images, recipe, request.workers, refused)))
@@ -98,10 +97,13 @@ def _columns(facts: pd.DataFrame) -> dict[str, Any]:
     return texts | numbers
 
 
-def _check(out: Path) -> None:
+def check(request: EmbedRequest) -> list[Input]:
+    """The images that are asked for. Raises `ConfigError` for a mistake that shows without the model."""
+    out = request.out
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out: {out.name} does not end in {' or '.join(SUFFIXES)}")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError("--out: to write Parquet run `pip install 'mama-clip[parquet]'`, or name an .npz file")
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a folder; name a file")
+    return inputs_of(request.model, request.inputs, request.split)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mama.errors import ConfigError
 from mama.predict.pictures import ImageFile, Input, ShardImage
+from mama.predict.results import PREDICTIONS
 from shards.errors import did_you_mean
 from shards.files import legible
 from shards.image.dicom_file import bare_name, holds_dicom, is_named_dicom
@@ -95,7 +96,7 @@ def _below(folder: Path) -> Iterator[ImageFile]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files at any depth, also behind links to folders, each folder once.
+    """Files at any depth, also behind links to folders, each folder once; none of an earlier prediction.
 
     Unlike `rglob`, raises `OSError` for a folder that cannot be read, whose images would silently be missing.
     """
@@ -105,6 +106,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
     entered = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if PREDICTIONS in names:  # its maps are no mammograms
+            log.info("%s: an earlier prediction, whose files are not read", place)
+            names, folders[:] = [], []
         yield from (Path(place) / name for name in names)
         new = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
         folders[:] = [name for name, real in new.items() if real not in entered]

@@ -93,6 +93,19 @@ class Model:
         for a wrong argument, `ShardError` for a table that cannot be read, `OSError` for an error of the machine.
         """
         images = find_images(_paths(inputs), split, self.config.data.cache_folder)
+        return self.scores(images, ask, tasks, pool, for_processing, workers, draw)
+
+    def scores(
+        self,
+        images: Sequence[Input],
+        ask: Sequence[str],
+        tasks: Sequence[str] | None,
+        pool: Pool,
+        for_processing: bool,
+        workers: int,
+        draw: Draw | None,
+    ) -> Document:
+        """As `predict`, of images that `find_images` found."""
         sentences = self.sentences(ask)
         chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, pool)
         if not chosen and not sentences:

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mama.errors import ConfigError
+from mama.evaluate.tasks import load_tasks
 from mama.evaluate.units import Pool
-from mama.export.figures import read_metrics
+from mama.export.figures import Metrics, read_metrics
+from mama.export.model_folder import model_folder, read_model
 from mama.export.trained_on import read_trained_on
 from mama.predict.document import Document, RefusedFile
 from mama.predict.drawing import Drawing
 from mama.predict.exam_page import write_pages
 from mama.predict.heat_map import has_maps
+from mama.predict.images import find_images
 from mama.predict.model import Model
 from mama.predict.neighbours import Archive, embed_archive
+from mama.predict.pictures import Input
 from mama.predict.results import require_free, results_folder, write_results
+from mama.settings.load import load
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +50,21 @@ def predict(request: Request) -> Document:
 
     Raises `ConfigError` for a mistake, also if no image can be scored, and as `Model.predict`; then nothing is written.
     """
-    require_free(request.out)  # before the model is loaded
-    if request.neighbours and not request.html:
-        raise ConfigError("--neighbours: they are shown on the pages of exams; add --html")
+    images = check(request)  # before the model is loaded
     model = Model(request.model, base=request.base)
     if request.ask and not has_maps(model.model):
         log.info("the model was trained without the local term: there are no heat maps")
-    metrics = read_metrics(model.folder) if request.html else None
+    metrics = _metrics(model.folder) if request.html else None
     with results_folder(request.out) as folder:
         drawing = Drawing(model, model.sentences(request.ask), folder, request.html, _archive(request, model))
-        document = model.predict(
-            request.inputs,
+        document = model.scores(
+            images,
             request.ask,
             request.tasks or None,
-            pool=request.pool,
-            for_processing=request.for_processing,
-            split=request.split,
-            workers=request.workers,
-            draw=drawing,
+            request.pool,
+            request.for_processing,
+            request.workers,
+            drawing,
         )
         report_refused(document["refused"])
         if not document["exams"]:
@@ -73,11 +75,38 @@ def predict(request: Request) -> Document:
     return document
 
 
+def check(request: Request) -> list[Input]:
+    """The images that are asked for. Raises `ConfigError` for a mistake that shows without the model."""
+    require_free(request.out)
+    if request.neighbours and not request.html:
+        raise ConfigError("--neighbours: they are shown on the pages of exams; add --html")
+    if any(not text.strip() for text in request.ask):
+        raise ConfigError("--ask: '' is an empty text; write a sentence")
+    load_tasks(request.tasks, "--task")
+    return inputs_of(request.model, request.inputs, request.split)
+
+
+def inputs_of(model: Path, inputs: Sequence[str], split: str | None) -> list[Input]:
+    """As `find_images`, with the settings of a model. Raises `ConfigError` also without a model."""
+    folder = model_folder(model)
+    read_model(folder)
+    return find_images(inputs, split, load(folder / "config.yaml").data.cache_folder)
+
+
 def _archive(request: Request, model: Model) -> Archive | None:
     if not request.neighbours:
         return None
     known = read_trained_on(model.folder)
     return embed_archive(model.model, model.config, [request.neighbours], known, model.device)
+
+
+def _metrics(folder: Path) -> Metrics | None:
+    """What the evaluation of the model measured. Without it the pages are whole but for that."""
+    try:
+        return read_metrics(folder)
+    except ConfigError as error:
+        log.warning("the pages have no figures of the evaluation: %s", error)
+        return None
 
 
 def report_refused(refused: Sequence[RefusedFile]) -> None:

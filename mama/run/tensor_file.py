@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mama.errors import ConfigError
@@ -57,7 +59,7 @@ class Stored(Shape):
         """Read into a contiguous tensor on the CPU of the same dtype and shape, without a copy beside it."""
         if not self.bytes:
             return
-        view = memoryview(tensor.detach().flatten().view(torch.uint8).numpy())
+        view = bytes_of(tensor)
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.start)
@@ -109,13 +111,19 @@ def write_tensors(
             file.write(part)
             digest.update(part)
         for name in names:
-            found = tensor(name).detach()
+            found = tensor(name)
             if (found.dtype, tuple(found.shape)) != (shapes[name].dtype, shapes[name].shape):
                 raise ValueError(f"{name}: {found.dtype} {list(found.shape)} is not what was announced")
-            data = memoryview(found.contiguous().flatten().view(torch.uint8).numpy())
+            data = bytes_of(found.contiguous())
             file.write(data)
             digest.update(data)
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, not a copy of them."""
+    array: NDArray[np.uint8] = tensor.detach().flatten().view(torch.uint8).numpy()
+    return array.data
 
 
 def shape_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Shape:

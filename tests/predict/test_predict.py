@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from shards.pack.identity import keyed_hash, load_key
 from shards.pack.sample import Refusal
 from shards.read.reader import ShardReader
 from tests.support.archives import breast, write_dicom, write_png
+from tests.support.checkout import CHECKOUT
 from tests.support.phantom_run import TASKS, dicom_files
 
 UNITS = {"image": "predictions.csv", "breast": "predictions-breast.csv", "exam": "predictions-exam.csv"}
@@ -102,9 +104,9 @@ def test_calibrated_scores_are_those_that_the_evaluation_fitted(config: Config, 
         assert "cancer" not in exam["calibrated"]
         for unit, ones in (("image", exam["images"]), ("breast", exam["breasts"])):
             for one in ones:
-                odds = one["scores"]["cancer"]["cancer"] / one["scores"]["cancer"]["no cancer"]  # type: ignore[index]
+                odds = one["scores"]["cancer"]["cancer"] / one["scores"]["cancer"]["no cancer"]
                 cooled = odds ** (1 / fitted[unit]["temperature"])
-                calibrated = one["calibrated"]["cancer"]["cancer"]  # type: ignore[index]
+                calibrated = one["calibrated"]["cancer"]["cancer"]
                 assert calibrated == pytest.approx(cooled / (1 + cooled), abs=1e-9)
     highest = model.predict(archive, pool="max")
     assert "cancer" in highest["exams"][0]["images"][0]["calibrated"]
@@ -376,6 +378,10 @@ def test_an_earlier_prediction_is_replaced_as_a_whole(
     assert run(monkeypatch, "predict", model, *files[:2], "--out", out, "--workers", 0) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted([*UNITS.values(), "predictions.json"])
     assert len(images(json.loads((out / "predictions.json").read_text()))) == 2
+    shutil.copy(files[2], tmp_path / "beside.dcm")
+    (out / "maps").mkdir()
+    shutil.copy(files[3], out / "maps" / "a.dcm")
+    assert list(images(Model(model, device="cpu").predict(tmp_path))) == ["beside.dcm"], "of the results nothing"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -407,6 +413,22 @@ def test_python_says_what_is_wrong(model: Model, archive: Path, odd: Path) -> No
         model.heat_map(archive, "a mass")
 
 
+def test_the_lines_of_python_in_the_documents_run(
+    config: Config, archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(config.run_folder)
+    (tmp_path / "exam").symlink_to(next(archive.glob("PHANTOM*")))
+    monkeypatch.chdir(tmp_path)
+    pages = [CHECKOUT / "README.md", CHECKOUT / "docs" / "predict.md"]
+    programs = [one for page in pages for one in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert programs
+    for program in programs:
+        found: dict[str, Any] = {}
+        exec(program, found)
+        assert "mama" in found
+
+
 def test_a_heat_map_has_the_size_of_the_file(config: Config, model: Model) -> None:
     found = model.heat_map(dicom_files(config)[0], "A mass.")
     assert found.shape == (640, 512)
@@ -424,7 +446,9 @@ def test_pages_and_neighbours_are_written_beside_the_scores(
     page = (out / "exam-1.html").read_text()
     assert page.count("data:image/jpeg") > 2, "pictures of the exam and of its neighbours"
     for image in images(json.loads((out / "predictions.json").read_text())).values():
-        assert cv2.imread(str(out / image["maps"]["A mass."]["file"]), cv2.IMREAD_GRAYSCALE).shape == (640, 512)
+        drawn = cv2.imread(str(out / image["maps"]["A mass."]["file"]), cv2.IMREAD_GRAYSCALE)
+        assert drawn is not None
+        assert drawn.shape == (640, 512)
     arguments = (config.run_folder, *files, "--neighbours", config.data.shards[0], "--out", tmp_path / "none")
     assert run(monkeypatch, "predict", *arguments) == 2
     assert "add --html" in capsys.readouterr().err
