@@ -23,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from shards.errors import ShardError
 from shards.image import picture
 from shards.image.picture import PictureConfig, read_picture
-from shards.pack import sample
+from shards.pack import stored_image
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.pack.workers import start_worker
@@ -36,7 +36,13 @@ JPEG2000_SIZES = {"JPEG 2000, 2,776 x 2,082": (2776, 2082), "JPEG 2000, 5,355 x 
 TRANSCODED = 4  # files of each size
 COPIES = 192  # of the eight RLE files, for builds with one and two workers
 # Decoding (with reading), resizing (also to the small copy in which the breast is searched) and encoding.
-STAGES = ((picture, "open_image"), (picture, "decode"), (picture, "small"), (picture, "_shrink"), (sample, "_encode"))
+STAGES = (
+    (picture, "open_image"),
+    (picture, "decode"),
+    (picture, "small"),
+    (picture, "_shrink"),
+    (stored_image, "encode"),
+)
 
 
 def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
@@ -51,7 +57,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
         folder = Path(name)
         sets = {"RLE, 4,500 x 2,850": originals}
         for label, size in JPEG2000_SIZES.items():
-            sets[label] = [_transcoded(p, size, folder / f"{size[0]}-{p.stem}.dcm") for p in originals[:TRANSCODED]]
+            sets[label] = [transcoded(p, size, folder / f"{size[0]}-{p.stem}.dcm") for p in originals[:TRANSCODED]]
         yield "| files | images/s and core | a naive loop | ratio | outside of decode, resize, encode |"
         yield "|---|---|---|---|---|"
         for label, files in sets.items():
@@ -68,7 +74,7 @@ def bench_pack(rounds: int, rows: tuple[int, ...]) -> Iterator[str]:
 
 def ours(path: Path) -> bytes:
     """Return an image file as `mama pack` stores it, in JPEG."""
-    return sample._encode(read_picture(path, PictureConfig(long_side=LONG_SIDE)), QUALITY)
+    return stored_image.encode(read_picture(path, PictureConfig(long_side=LONG_SIDE)), QUALITY)
 
 
 def naive(path: Path) -> bytes:
@@ -187,7 +193,7 @@ def _write_table(path: Path, rows: int) -> None:
             file.write(f"P{n // 8},S{n // 4},images/{n}.dcm,{facts}\n")
 
 
-def _transcoded(original: Path, size: tuple[int, int], path: Path) -> Path:
+def transcoded(original: Path, size: tuple[int, int], path: Path) -> Path:
     """Write `original`, resized to (height, width) `size`, as 12-bit lossless JPEG 2000."""
     dataset = pydicom.dcmread(original)
     pixels = cv2.resize(pixel_array(dataset), size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint16) >> 4

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from mama.cli.options import complete_config, configured, overrides_argument
@@ -84,4 +87,18 @@ def bench_intervals(rounds: int, resamples: int) -> None:
     from mama.bench.intervals import bench_intervals as run
 
     for line in run(rounds, resamples):
+        click.echo(line)
+
+
+@bench.command("predict")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+def bench_predict(model: Path, rounds: int) -> None:
+    """From DICOM files to scores, with a model of yours.
+
+    Compared with decoding alone plus the forward pass alone.
+    """
+    from mama.predict.bench import bench_predict as run
+
+    for line in run(model, rounds, len(os.sched_getaffinity(0))):
         click.echo(line)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import click.shell_completion
 
-from mama.cli import bench, cluster, data, evaluate, jobs, train
+from mama.cli import bench, cluster, data, evaluate, jobs, predict, train
 from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
@@ -58,7 +58,7 @@ def completion(shell: str) -> None:
 
 for verb in (
     *(quickstart, data.pack, data.check, train.train, train.consolidate, evaluate.evaluate, evaluate.report),
-    *(cluster.sweep, jobs.jobs, bench.bench, completion),
+    *(predict.predict, predict.embed, cluster.sweep, jobs.jobs, bench.bench, completion),
 ):
     cli.add_command(verb)
 

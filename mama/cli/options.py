@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,14 +11,19 @@ import click
 from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
+from mama.run.checkpoint_marker import STEP
 from mama.run.files import named
-from mama.run.portable import WEIGHTS
+from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
 from slurm.queue import waits_for_ever
 
 T = TypeVar("T")
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", re.IGNORECASE)
+UNITS = {"B": 1, "IB": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
+UNITS |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", 1)}
 
 
 class Verb(click.Command):
@@ -88,13 +94,42 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
     The results of a model folder by itself go into a run folder beside it, <its name>-eval. Raises `ConfigError`.
     """
     folder = named(Path(path))
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / MODEL).is_file():
+        if (folder / OLD_WEIGHTS).is_file() and (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder}: an earlier release wrote this model; run `mama consolidate` again")
         config = configured(path, overrides)
         return config, config.run_folder
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")
     beside = (f"runs={folder.parent}", f"name={folder.name}-eval")
     return load(folder / "config.yaml", (*beside, *overrides)), folder
+
+
+def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config, int | None]:
+    """The configuration that CONFIG and its changes name, and its step if CONFIG is a checkpoint of a run.
+
+    Raises `ConfigError`, also for a checkpoint that lies in no run, and for a model folder.
+    """
+    folder = named(Path(path))
+    if (folder / MODEL).is_file():
+        raise ConfigError(f"{path}: is a model folder already; name its run, or a checkpoint")
+    found = STEP.fullmatch(folder.name)
+    if not folder.is_dir() or not found:
+        return configured(path, overrides), None
+    place = folder if folder.parent.parent.name else folder.absolute()
+    run = place.parent.parent
+    if place.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
+        raise ConfigError(f"{path}: is a checkpoint outside of its run; move it back to RUN/checkpoints/{folder.name}")
+    return configured(str(run), overrides), int(found[1])
+
+
+def bytes_of(option: str, size: str) -> int:
+    """Bytes of a size such as 4GB or 500MiB. Raises `ConfigError` for anything else."""
+    found = SIZE.fullmatch(size.strip())
+    count = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    if count < 1:
+        raise ConfigError(f"{option}: {size!r} is no size; write it as 4GB or 500MB")
+    return count
 
 
 def run_or_submit(

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
-from mama.cli.options import Verb, config_arguments, configured, job_options, run_or_submit
+from mama.cli.options import (
+    Verb,
+    bytes_of,
+    config_arguments,
+    configured,
+    configured_checkpoint,
+    job_options,
+    run_or_submit,
+)
+from mama.errors import ConfigError
 from mama.settings.load import load_profile
 
 
@@ -36,11 +48,31 @@ def train(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, d
 @click.command(cls=Verb)
 @config_arguments
 @job_options
+@click.option("--step", type=int, help="The checkpoint after this many steps instead of the newest.")
 @click.option("--best", is_flag=True, help="The checkpoint with the highest validation score instead.")
-def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, best: bool) -> None:
-    """Export a run's newest checkpoint as a portable folder model/."""
+@click.option("--dtype", default="fp32", show_default=True, help="Type of the weights: fp32 or bf16.")
+@click.option("--lora", default="merged", show_default=True, help="merged into the weights, or adapter: by itself.")
+@click.option("--shard-size", metavar="SIZE", show_default="one file", help="Largest file of a tower, such as 4GB.")
+@click.option("--out", metavar="DIR", show_default="model/ in the run folder", help="Folder of the model.")
+def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str, **options: Any) -> None:
+    """Export a run's newest checkpoint as a portable folder model/.
+
+    CONFIG may also be the folder of a checkpoint, such as RUN/checkpoints/step-000500.
+    """
+    from mama.export.consolidate import Export, require
     from mama.export.consolidate import consolidate as run
 
-    settings = configured(config, overrides)
-    if folder := run_or_submit(run, settings, best, config=settings, as_job=as_job, profile=profile):
+    settings, step = configured_checkpoint(config, overrides)
+    if step is not None and (options["best"] or options["step"] is not None):
+        raise ConfigError(f"{config}: is a checkpoint itself; leave out {'--best' if options['best'] else '--step'}")
+    export = Export(
+        step=options["step"] if step is None else step,
+        best=options["best"],
+        dtype=options["dtype"],
+        lora=options["lora"],
+        largest=None if options["shard_size"] is None else bytes_of("--shard-size", options["shard_size"]),
+        out=None if options["out"] is None else Path(options["out"]),
+    )
+    require(settings, export)  # fail now, not in the job
+    if folder := run_or_submit(run, settings, export, config=settings, as_job=as_job, profile=profile):
         click.echo(folder)

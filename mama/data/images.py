@@ -66,8 +66,7 @@ def to_canvas(image: NDArray[np.uint8], size: tuple[int, int], how: Fit = "lette
 
     The chest wall stays at the left edge, where packing puts it.
     """
-    across, down, top = canvas_geometry((image.shape[0], image.shape[1]), size, how)
-    height, width = max(1, round(image.shape[0] * down)), max(1, round(image.shape[1] * across))
+    top, height, width = canvas_extent((image.shape[0], image.shape[1]), size, how)
     canvas = np.zeros(size, dtype=np.uint8)
     canvas[top : top + height, :width] = _resize(image, height, width)
     return canvas
@@ -91,6 +90,12 @@ def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) ->
     if how == "letterbox":
         across = down = min(across, down)
     return across, down, (size[0] - max(1, round(stored[0] * down))) // 2
+
+
+def canvas_extent(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[int, int, int]:
+    """The part of the canvas that `to_canvas` fills, (top, height, width) in whole pixels; it starts at the left."""
+    across, down, top = canvas_geometry(stored, size, how)
+    return top, max(1, round(stored[0] * down)), max(1, round(stored[1] * across))
 
 
 def inferno(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -125,28 +125,30 @@ def plain_sentence(kind: str, style: Style) -> Sentence:
     return tuple(text), text.index(report_text.finding_sentences(view, style, text)[0])
 
 
+def asked_sentence(words: str, style: Style) -> Sentence:
+    """The same text with the `words` of a user in the place of the sentence that names the finding."""
+    text, number = plain_sentence("mass", style)
+    return (*text[:number], words, *text[number + 1 :]), number
+
+
 @torch.inference_mode()
 def maps(
     model: MamaModel, tokenizer: Tokenizer, split: Split, sought: Search, config: Config, device: torch.device
 ) -> Maps:
     """The maps of all that is `sought`, in the order of its targets and rows. Every rank must call it."""
-    patch = int(model.vision.backbone.config.patch_size)
-    grid = (split.size[0] // patch, split.size[1] // patch)
+    grid = patch_grid(model, split.size)
     of_row: dict[int, list[Target]] = defaultdict(list)
     for target in sought.targets:
         of_row[target.row].append(target)
 
     def vectors(sentences: list[Sentence]) -> Tensor:  # [s, D]
-        distinct = list(dict.fromkeys(text for text, _ in sentences))
-        texts = tokenise(tokenizer, [list(text) for text in distinct], config.data.max_tokens)
-        embedded = model.sentence_embeddings(texts.to(device))
-        return embedded[[distinct.index(text) for text, _ in sentences], [number for _, number in sentences]]
+        return sentence_vectors(model, tokenizer, sentences, config.data.max_tokens, device)
 
     def cosines(batches: list[range]) -> Iterator[tuple[Float32s, Float32s, Float32s]]:
         plain = vectors(sought.plain) if sought.plain else None
         rows = [[sought.rows[place] for place in batch] for batch in batches]
         for pixels, own in zip(_pixels(split, rows, config, device), rows, strict=True):
-            patches = model.patch_embeddings(normalise(to_device(pixels, device)).to(next(model.parameters()).dtype))
+            patches = patch_vectors(model, pixels, device)
             told = [(place, target) for place, row in enumerate(own) for target in of_row[row]]
             found = patches.new_zeros(0, patches.shape[1])
             if told:
@@ -154,9 +156,9 @@ def maps(
                 found = torch.einsum("td,tpd->tp", sentences, patches[[place for place, _ in told]])
             any_kind = patches.new_zeros(patches.shape[:2])
             if plain is not None:
-                any_kind = torch.einsum("kd,bpd->bkp", plain, patches).amax(1)
+                any_kind = cosines_with(plain, patches).amax(1)
             grey = np.stack([patch_means(image, grid) for image in pixels[:, 0].numpy()])
-            yield _on_grid(found, grid), _on_grid(any_kind, grid), grey
+            yield on_grid(found, grid), on_grid(any_kind, grid), grey
 
     nothing = np.zeros((0, *grid), np.float32)
     found = [(nothing,) * 3, *over_ranks(len(sought.rows), config.eval.batch, cosines)]
@@ -173,8 +175,35 @@ def _pixels(split: Split, rows: list[list[int]], config: Config, device: torch.d
             yield pixels
 
 
-def _on_grid(values: Tensor, grid: tuple[int, int]) -> Float32s:
-    found: Float32s = values.float().cpu().numpy().reshape(-1, *grid)
+def patch_grid(model: MamaModel, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns (gh, gw) of the patches of a canvas (H, W)."""
+    patch = int(model.vision.backbone.config.patch_size)
+    return size[0] // patch, size[1] // patch
+
+
+def sentence_vectors(
+    model: MamaModel, tokenizer: Tokenizer, sentences: list[Sentence], max_tokens: int, device: torch.device
+) -> Tensor:
+    """Unit embeddings [s, D] of sentences, each within its text. A text is embedded once, however many are of it."""
+    distinct = list(dict.fromkeys(text for text, _ in sentences))
+    texts = tokenise(tokenizer, [list(text) for text in distinct], max_tokens)
+    embedded = model.sentence_embeddings(texts.to(device))
+    return embedded[[distinct.index(text) for text, _ in sentences], [number for _, number in sentences]]
+
+
+def patch_vectors(model: MamaModel, pixels: Tensor, device: torch.device) -> Tensor:
+    """Unit embeddings [b, P, D] of the patches of uint8 [b, 1, H, W]."""
+    return model.patch_embeddings(normalise(to_device(pixels, device)).to(next(model.parameters()).dtype))
+
+
+def cosines_with(sentences: Tensor, patches: Tensor) -> Tensor:
+    """Cosines [b, s, P] of sentences [s, D] with patches [b, P, D], all of unit length."""
+    return torch.einsum("sd,bpd->bsp", sentences, patches)
+
+
+def on_grid(values: Tensor, grid: tuple[int, int]) -> Float32s:
+    """Maps [..., gh, gw] of values [..., P]."""
+    found: Float32s = values.float().cpu().numpy().reshape(*values.shape[:-1], *grid)
     return found
 
 

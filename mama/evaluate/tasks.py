@@ -154,16 +154,16 @@ def task_name(entry: str) -> str:
     return Path(entry).stem
 
 
-def load_tasks(entries: Iterable[str]) -> list[Task]:
-    """The tasks of `eval.tasks`. Raises `ConfigError` as `load_task`, and for two files of one name."""
+def load_tasks(entries: Iterable[str], setting: str = "eval.tasks") -> list[Task]:
+    """The tasks of `setting`. Raises `ConfigError` as `load_task`, and for two files of one name."""
     try:
         tasks = {entry: load_task(entry) for entry in dict.fromkeys(entries)}
     except ConfigError as error:
-        raise ConfigError(f"eval.tasks: {error}") from error
+        raise ConfigError(f"{setting}: {error}") from error
     for entry, task in tasks.items():
         same = (e for e, t in tasks.items() if t.name.casefold() == task.name.casefold() and e != entry)
         if other := next(same, None):
-            raise ConfigError(f"eval.tasks: {entry} and {other} have one name, {task.name}; rename one of the files")
+            raise ConfigError(f"{setting}: {entry} and {other} have one name, {task.name}; rename one of the files")
     return list(tasks.values())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 FROZEN = "frozen.json"
+STEP = re.compile(r"step-(\d{6,})")  # the name of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def damage(checkpoint: Path, contents: bool = False) -> str | None:
-    """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None."""
+def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | None = None) -> str | None:
+    """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None.
+
+    The digests of `only` these files, if they are named.
+    """
     try:
         marker = read_marker(checkpoint)
         for name, size in marker.bytes.items():
@@ -56,7 +62,7 @@ def damage(checkpoint: Path, contents: bool = False) -> str | None:
     if contents and marker.sha256 is None:
         log.info("%s: was written without digests by an earlier version; only sizes are compared", checkpoint)
     for name, expected in (marker.sha256 or {}).items() if contents else ():
-        if sha256_or_reason(checkpoint / name) != expected:
+        if (only is None or name in only) and sha256_or_reason(checkpoint / name) != expected:
             return f"{checkpoint / name}: its content has changed since it was written"
     return None
 

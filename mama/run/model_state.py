@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import Tensor, nn
 
+from mama.run.tensor_file import bytes_of
 from mama.runtime.collectives import rank
 
 # Of an empty tensor: an earlier version had a frozen parameter for the registers of towers without registers.
@@ -38,5 +38,4 @@ def first_difference(before: dict[str, str], now: dict[str, str]) -> str | None:
 
 def digest_of(tensor: Tensor) -> str:
     """Return the BLAKE2b digest, 16 bytes in hexadecimal, of a tensor's bytes."""
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(bytes_of(tensor.detach().cpu().contiguous()), digest_size=16).hexdigest()

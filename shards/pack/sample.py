@@ -8,22 +8,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import cv2
-from numpy.typing import NDArray
-from pydicom.dataset import Dataset
+from typing import Literal
 
 from shards.errors import Refused, is_machine_error, one_line
 from shards.files import legible
-from shards.image.header import find_intent, find_laterality, find_spacing, find_vendor, find_view, is_volume
+from shards.image.header import find_intent, find_spacing, find_vendor, is_volume
 from shards.image.lesion_mask import mask_box
-from shards.image.picture import Picture, PictureConfig, read_picture
+from shards.image.picture import PictureConfig
 from shards.pack.identity import keyed_hash, patient_key, split_of
 from shards.pack.implants import implant_of, in_whole_breasts
+from shards.pack.stored_image import stored_image
 from shards.pack.texts import LONGEST_REPORT, check_facts, check_text
 from shards.processes import quiet
-from shards.schema import LATERALITIES, RAW, VIEWS, Box, Finding, SourceStudy, SourceView, Study, View
+from shards.schema import RAW, Box, Finding, SourceStudy, SourceView, Study, View
 
 
 @dataclass(frozen=True)
@@ -167,16 +164,15 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         raise Refused(*source.refused)
     _check_path(source.path, config.root)
     check_text("report", source.report, LONGEST_REPORT, allowed="\n\t")
-    picture = read_picture(source.path, config.picture, source.laterality)
-    header = picture.header if picture.header is not None else Dataset()
-    laterality, position, conflicts = _side_and_view(source, header)
+    stored = stored_image(source.path, config.picture, config.quality, source.laterality, source.view)
+    picture, header = stored.picture, stored.header
     findings, unusable = _boxed(source, picture.original_size)
     implant, contradicted = implant_of(source, header) if config.implants else (None, ())
     instance = header.get("SOPInstanceUID")
     view = View(
         member="jpg" if config.quality else "png",
-        laterality=laterality,
-        view=position,
+        laterality=str(stored.laterality),
+        view=str(stored.view),
         size=picture.geometry.size,
         original_size=picture.original_size,
         pixel_spacing=find_spacing(header),
@@ -190,38 +186,11 @@ def _build_image(config: SampleConfig, source: SourceView) -> _Image:
         vendor=None if picture.header is None else find_vendor(header),
         instance=keyed_hash(config.key, "instance", str(instance)) if instance else None,
         processed=picture.processed,
-        conflicts=conflicts + unusable + contradicted,
+        conflicts=stored.conflicts + unusable + contradicted,
         fallbacks=picture.fallbacks,
         implant=implant,
     )
-    return _Image(source, view, _encode(picture, config.quality), is_volume(header))
-
-
-def _side_and_view(source: SourceView, header: Dataset) -> tuple[str, str, tuple[str, ...]]:
-    """(laterality, view, words of CONFLICTS). Raises `Refused` if one is unknown, or the view is not stored.
-
-    The table wins over the header: people have checked it, while headers are often wrong.
-    """
-    conflicts = []
-    known: dict[str, str] = {}
-    for name, of_table, find in (("laterality", source.laterality, find_laterality), ("view", source.view, find_view)):
-        try:
-            of_header = find(header)
-        except Refused:
-            if of_table is None:
-                raise
-            of_header = "several"
-        if of_table and of_header and of_table != of_header:
-            conflicts.append(name)
-        known[name] = of_table or of_header or ""
-    if known["laterality"] not in LATERALITIES:
-        raise Refused("laterality", "neither the table nor the header has the laterality")
-    if not known["view"]:
-        raise Refused("view", f"neither the table nor the header has the view, one of {', '.join(VIEWS)}")
-    if known["view"] not in VIEWS:
-        reason = "spot" if known["view"] == "spot" else "other-view"
-        raise Refused(reason, f"the view is {known['view'][:40]!r}, not one of {', '.join(VIEWS)}")
-    return known["laterality"], known["view"], tuple(conflicts)
+    return _Image(source, view, stored.data, is_volume(header))
 
 
 def _boxed(source: SourceView, size: tuple[int, int]) -> tuple[list[Finding], tuple[str, ...]]:
@@ -230,15 +199,6 @@ def _boxed(source: SourceView, size: tuple[int, int]) -> tuple[list[Finding], tu
     findings = [replace(finding, box=boxes.get(finding.number, finding.box)) for finding in source.findings]
     outside = any(finding.box and _is_outside(finding.box, size) for finding in findings)
     return findings, ("box",) * outside + ("mask",) * (None in boxes.values())
-
-
-def _encode(picture: Picture, quality: int | None) -> bytes:
-    suffix, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality]) if quality else (".png", [])
-    pixels: NDArray[Any] = picture.pixels
-    ok, data = cv2.imencode(suffix, pixels, options)
-    if not ok:
-        raise Refused("encode", f"an image of {picture.geometry.size} could not be encoded as {suffix}")
-    return data.tobytes()
 
 
 def _is_outside(box: Box, size: tuple[int, int]) -> bool:

@@ -1,15 +1,17 @@
-"""Build samples in several processes, in the order of the studies and with bounded memory."""
+"""Read images in several processes, in their order and with bounded memory; of studies the samples of shards."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import cv2
 
@@ -17,63 +19,80 @@ from shards.pack.sample import Sample, SampleConfig, build_sample
 from shards.processes import die_with_parent
 from shards.schema import SourceStudy
 
-IN_FLIGHT = 4  # studies per worker, running or queued
+IN_FLIGHT = 4  # studies or images per worker, running or queued
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 CRASH = ("crash", "reading an image of this study killed the process twice: the decoder crashed or memory ran out")
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def in_order(config: SampleConfig, studies: Iterable[SourceStudy], workers: int) -> Iterator[Sample]:
     """Yield `build_sample` of every study in order, in `workers` processes; 1: in this process.
 
-    If a decoder kills its process, the study is tried once more in a process of its own; if that dies, too, all
-    images of the study are refused.
+    If a decoder kills its process twice, all images of the study are refused.
     """
-    if workers == 1:
+
+    def crashed(study: SourceStudy) -> Sample:
+        views = tuple(replace(view, refused=view.refused or CRASH) for view in study.views)
+        return build_sample(config, replace(study, views=views))
+
+    return map_in_order(partial(build_sample, config), studies, 0 if workers == 1 else workers, crashed)
+
+
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int, crashed: Callable[[T], R]
+) -> Generator[R, None, None]:
+    """Yield `function` of every item in order, in `workers` processes with bounded memory; 0: in this process.
+
+    If `function` kills its process, the item is tried once more in a process of its own; if that dies, too, the result
+    is that of `crashed`, called here.
+    """
+    if workers == 0:
         configure_process()
-        for study in studies:
-            yield build_sample(config, study)
+        for item in items:
+            yield function(item)
         return
     pool = _pool(workers)
-    waiting: deque[tuple[SourceStudy, Future[Sample]]] = deque()
-    source = iter(studies)
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    source = iter(items)
     try:
         while True:
-            for study in islice(source, IN_FLIGHT * workers - len(waiting)):
-                waiting.append((study, _submit(pool, config, study)))
+            for item in islice(source, IN_FLIGHT * workers - len(waiting)):
+                waiting.append((item, _submit(pool, function, item)))
             if not waiting:
                 return
-            study, future = waiting.popleft()
+            item, future = waiting.popleft()
             try:
                 yield future.result()
             except BrokenProcessPool:
-                yield _alone(config, study)
+                yield _alone(function, item, crashed)
                 pool = _pool(workers)
-                waiting = deque((s, f if _is_good(f) else _submit(pool, config, s)) for s, f in waiting)
+                waiting = deque((i, f if _is_good(f) else _submit(pool, function, i)) for i, f in waiting)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, config: SampleConfig, study: SourceStudy) -> Future[Sample]:
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
     """`submit` on a broken pool raises; return a failed future so that the caller handles one case only."""
     try:
-        return pool.submit(build_sample, config, study)
+        return pool.submit(function, item)
     except BrokenProcessPool as error:
-        broken: Future[Sample] = Future()
+        broken: Future[R] = Future()
         broken.set_exception(error)
         return broken
 
 
-def _is_good(future: Future[Sample]) -> bool:
+def _is_good(future: Future[R]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _alone(config: SampleConfig, study: SourceStudy) -> Sample:
+def _alone(function: Callable[[T], R], item: T, crashed: Callable[[T], R]) -> R:
     with _pool(1) as pool:
         try:
-            return pool.submit(build_sample, config, study).result()
+            return pool.submit(function, item).result()
         except BrokenProcessPool:
-            views = tuple(replace(view, refused=view.refused or CRASH) for view in study.views)
-            return build_sample(config, replace(study, views=views))
+            return crashed(item)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -71,10 +71,18 @@ class ShardReader:
 
     def image(self, i: int, n: int) -> NDArray[Any]:
         """View `n` of study `i` as stored: uint8 or uint16 [h, w]. Raises `IndexError` for a view out of range."""
+        data = self.encoded(i, n)
+        try:
+            return decode_image(data)
+        except (ShardError, MemoryError) as error:
+            raise self._named(i, error, f"image {n} of study {i}: ") from None
+
+    def encoded(self, i: int, n: int) -> bytes:
+        """View `n` of study `i` as JPEG or PNG. Raises `IndexError` for a view out of range."""
         if not 0 <= n < self.view_counts[i]:
             raise IndexError(f"study {i} has {self.view_counts[i]} views, there is no view {n}")
         try:
-            return decode_image(self._member(i, n + 1, (f"{n}.jpg", f"{n}.png")))
+            return self._member(i, n + 1, (f"{n}.jpg", f"{n}.png"))
         except (ShardError, OSError, MemoryError) as error:
             raise self._named(i, error, f"image {n} of study {i}: ") from None
 

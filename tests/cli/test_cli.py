@@ -23,6 +23,7 @@ from mama import __main__ as entry_point
 from mama.cli.main import cli, main
 from mama.cli.options import call_in_task, complete_config, configured
 from mama.errors import RankError, TrainingError
+from mama.export.consolidate import Export
 from mama.settings.load import load, save
 from mama.settings.schema import Config
 from slurm.profile import Profile
@@ -30,29 +31,47 @@ from tests.support.checkout import CHECKOUT
 from tests.support.cohort import write_shards
 
 JOB = ["--profile", "--slurm"]
+INPUTS = ["--base", "--for-processing", *JOB, "--split", "--workers", "inputs", "model"]
 # Every verb and its arguments and options: users' scripts depend on them.
 COMMAND_LINE = {
     "bench intervals": ["--resamples", "--rounds"],
     "bench load": ["--rounds"],
     "bench loss": ["--pairs", "--rounds"],
     "bench pack": ["--rounds", "--rows"],
+    "bench predict": ["--rounds", "model"],
     "bench step": ["--plain", "--rounds", "config", "overrides"],
     "check": ["--html", "--sample", "folders"],
     "completion": ["shell"],
-    "consolidate": ["--best", *JOB, "config", "overrides"],
+    "consolidate": [
+        *(
+            "--best",
+            "--dtype",
+            "--lora",
+            "--out",
+            "--profile",
+            "--shard-size",
+            "--slurm",
+            "--step",
+            "config",
+            "overrides",
+        ),
+    ],
+    "embed": sorted([*INPUTS, "--out"]),
     "eval": ["--on", *JOB, "config", "overrides"],
     "jobs cancel": ["points"],
     "jobs logs": ["--stage", "-n", "points"],
     "jobs retry": ["points"],
     "jobs show": ["--watch", "sweep"],
     "pack": ["--jobs", *JOB, "--workers", "config", "overrides"],
+    "predict": sorted([*INPUTS, "--ask", "--html", "--neighbours", "--out", "--pool", "--task"]),
     "quickstart": ["--runs", "--seed"],
     "report": ["config", "overrides"],
     "sweep": ["--dry-run", "--profile", "--retry", "overrides", "sweep"],
     "train": ["--dry-run", *JOB, "config", "overrides"],
 }
 VERBS = [
-    *("bench", "check", "completion", "consolidate", "eval", "jobs", "pack", "quickstart", "report", "sweep", "train"),
+    *("bench", "check", "completion", "consolidate", "embed", "eval", "jobs", "pack", "predict", "quickstart"),
+    *("report", "sweep", "train"),
 ]
 RECIPES = [
     "cdd_cesm",
@@ -231,6 +250,18 @@ def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_
             "name: '..' is not the name of one folder; the folder that holds it is ru",
         ),
         (["consolidate", "quickstart"], "runs/quickstart: no complete checkpoint; train first"),
+        (["consolidate", "quickstart", "--step", "3"], "runs/quickstart: has no checkpoint of step 3; there are none"),
+        (["consolidate", "quickstart", "--best", "--step", "3"], "--best: names one checkpoint and step 3 another;"),
+        (
+            ["consolidate", "quickstart", "--out", "bad.yaml"],
+            "--out: bad.yaml exists and is no model folder; name another",
+        ),
+        (["consolidate", "quickstart", "--shard-size", "4"], "--shard-size: '4' is no size; write it as 4GB or 500MB"),
+        (["consolidate", "quickstart", "--shard-size", "0.1B"], "--shard-size: '0.1B' is no size; write it as 4GB"),
+        (["consolidate", "quickstart", "--dtype", "fp16"], "--dtype: 'fp16' is not one of fp32, bf16"),
+        (["consolidate", "quickstart", "--lora", "adapter"], "--lora adapter: text.model is null"),
+        (["consolidate", "away/step-000500"], "away/step-000500: is a checkpoint outside of its run; move it back"),
+        (["consolidate", "away"], "away: is a model folder already; name its run, or a checkpoint"),
         (["eval", "quickstart"], f"runs/shards/phantom: {NO_SHARDS}"),
         (["eval", "quickstart", "data.shards=[SHARDS]"], "runs/quickstart: no such run folder; train first"),
         (["eval", "quickstart", "eval.tasks=[cancre]"], "eval.tasks: 'cancre' is not one of cancer, malignancy, birad"),
@@ -253,6 +284,8 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
     mama: Mama, tmp_path: Path, shards: Path, arguments: list[str], line: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "away" / "step-000500").mkdir(parents=True)
+    (tmp_path / "away" / "model.json").touch()
     (tmp_path / "bad.yaml").write_text("partitoin: gpu\n")
     (tmp_path / "worse.yaml").write_text("nodes: two\n")
     arguments = [a.replace("SHARDS", str(shards)) for a in arguments]
@@ -372,8 +405,8 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
     save(Config(name="mine", seed=5), tmp_path / "runs" / "mine" / "config.yaml")
     seen: list[Config] = []
 
-    def consolidated(config: Config, best: bool) -> Path:
-        assert not best
+    def consolidated(config: Config, export: Export) -> Path:
+        assert export == Export()
         seen.append(config)
         return config.run_folder
 
@@ -403,7 +436,7 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
 JOBS: list[tuple[list[str], str, Callable[[Config], tuple[Any, ...]], bool]] = [
     (["pack", "quickstart", "pack.quality=90"], "shards.pack.pack.pack", lambda config: (config.pack,), False),
     (["train", "quickstart", "train.steps=3"], "mama.train.loop.train", lambda config: (config,), True),
-    (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, False), False),
+    (["consolidate", "quickstart"], "mama.export.consolidate.consolidate", lambda config: (config, Export()), False),
     (
         ["eval", "quickstart", "seed=9"],
         "mama.finetune.fine_tune.evaluate",

@@ -15,13 +15,14 @@ from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
 from mama.data.held_out import Split
+from mama.data.wording import Wording
 from mama.evaluate import boxes, localisation, pointing, retrieval
-from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows
 from mama.evaluate.task_data import task_data
 from mama.evaluate.tasks import load_task
+from mama.export.figures import Estimate, Pointing, read_metrics
 from mama.report import pictures
 from mama.report.page import write_report
 from mama.settings.load import save
@@ -93,6 +94,11 @@ def test_files_hold_what_was_returned_and_the_predictions_give_the_metrics(confi
     with np.load(folder / "alignment" / "maps.npz") as file:
         assert file["maps"].shape == (6, SIZE[0] // PATCH, SIZE[1] // PATCH)
     assert not list(folder.rglob("*.partial"))
+    rate = next(row for row in found["alignment"]["rows"] if row["model"] == "trained")["hit_rate"]
+    travels = read_metrics(config.run_folder / "model")
+    assert travels is not None
+    expected = Estimate(1.0, rate["low"], rate["high"])
+    assert travels.pointing == Pointing(expected, 1.0, found["alignment"]["chance"], 6, 6)
 
 
 def test_every_unit_has_rows_of_its_own_and_a_file_of_its_predictions(config: Config, oracle: Oracle) -> None:

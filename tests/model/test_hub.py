@@ -23,6 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import sys
 import torch
+from mama.export.frozen_weights import files_of
 from mama.model import attention
 from mama.runtime import console
 from mama.errors import ConfigError
@@ -38,6 +39,8 @@ for name in sys.argv[1:]:
         vision = build_vision(VisionConfig(model="lab/vision"), kernel)
     except ConfigError as error:
         sys.exit(str(error))
+    if not {key.removeprefix("transformer.") for key in files_of(name)} >= text.backbone.state_dict().keys():
+        sys.exit(f"{name}: consolidation does not find its files")
     print(sum(p.sum().item() for p in text.parameters()), sum(p.sum().item() for p in vision.parameters()))
 """
 

@@ -14,13 +14,12 @@ from transformers import AutoConfig, AutoModel
 from mama.data import tokenizer as tokens
 from mama.export.consolidate import consolidate
 from mama.export.model_folder import load_model
-from mama.run import checkpoints
 from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load
 from mama.settings.schema import Config, DataConfig, EvalConfig, HeadsConfig, TextConfig, VisionConfig
 from shards.pack.settings import PackConfig
-from tests.support.checkpoint_folder import saved
 from tests.support.cohort import write_shards
+from tests.support.saved_run import save_run
 
 
 def local_model(folder: Path, shape: dict[str, Any], placed: str) -> str:
@@ -58,26 +57,28 @@ def config(tmp_path: Path) -> Config:
         vision=VisionConfig(model=local_model(vision, dict(image), placed)),
         text=TextConfig(model=local_model(text, dict(words), placed)),
         heads=HeadsConfig(),
-        eval=EvalConfig(on=[str(tmp_path / "abroad")], boxes=[str(tmp_path / "detector.csv")]),
+        eval=EvalConfig(
+            on=[str(tmp_path / "abroad")],
+            boxes=[str(tmp_path / "detector.csv")],
+            tasks=["density", str(tmp_path / "my.yaml")],
+        ),
     )
 
 
-def test_a_consolidated_model_holds_no_path_of_its_machine(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens.pretrained(str(config.text.model), {}).save(config.run_folder / "tokenizer")
-    saved(config.run_folder, 3)
-    monkeypatch.setattr(checkpoints, "load_weights", lambda *arguments: None)
+def test_a_consolidated_model_holds_no_path_of_its_machine(config: Config, tmp_path: Path) -> None:
+    save_run(config)
     folder = consolidate(config)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(files) == 9
+    facts = {"model.json", "preprocessing.json", "texts.json", "trained_on.safetensors", "digests.json", "README.md"}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {*facts, "config.yaml", "heads.safetensors"}
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path
     card = (folder / "README.md").read_text()
     assert '"vision": "our-dino"' in card
     assert '"text": "our-gpt"' in card
-    assert load(folder / "config.yaml").data.shards == ["our-shards"]
+    settings = load(folder / "config.yaml")
+    assert (settings.data.shards, settings.eval.tasks) == (["our-shards"], ["density"])
     moved = folder.rename(tmp_path / "moved")
     model, tokenizer = load_model(moved, torch.device("cpu"))
     assert model.embed_images(torch.zeros(1, 1, 28, 28))[0].shape[0] == 1

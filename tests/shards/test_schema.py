@@ -54,7 +54,10 @@ def test_every_reason_of_a_refusal_is_explained_and_every_explanation_has_one() 
 
 @pytest.mark.parametrize(
     ("files", "explained"),
-    [(("image/grayscale.py", "image/windows_luts.py"), FALLBACKS), (("pack/sample.py", "pack/implants.py"), CONFLICTS)],
+    [
+        (("image/grayscale.py", "image/windows_luts.py"), FALLBACKS),
+        (("pack/stored_image.py", "pack/sample.py", "pack/implants.py"), CONFLICTS),
+    ],
     ids=["fallbacks", "conflicts"],
 )
 def test_every_fallback_and_conflict_is_explained_and_every_explanation_has_one(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import html
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -88,3 +92,92 @@ def loaded(page: str, folder: Path, charts: int) -> str:
         if done.stdout.count("<canvas") >= charts and "imageData" in done.stdout:
             break
     return done.stdout
+
+
+class Page:
+    """A page in a Chromium of its own, driven through its debugging pipe: real keys, widths, paper, no scripts.
+
+    `said` are the messages of its console, refusals of its policy among them; `requests` the addresses that it asked
+    for, but those of `data:`.
+    """
+
+    def __init__(self, send: int, receive: int) -> None:
+        self._send, self._receive = os.fdopen(send, "wb", buffering=0), os.fdopen(receive, "rb", buffering=0)
+        self._count, self._session, self._rest = 0, "", b""
+        self.said: list[str] = []
+        self.requests: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """The result of a command of the Chrome DevTools Protocol."""
+        self._count += 1
+        message: dict[str, Any] = {"id": self._count, "method": method, "params": arguments}
+        if self._session:
+            message["sessionId"] = self._session
+        self._send.write(json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._count:
+            pass
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            more = os.read(self._receive.fileno(), 2**20)
+            assert more, "the browser has ended"
+            self._rest += more
+        message, _, self._rest = self._rest.partition(b"\0")
+        event: dict[str, Any] = json.loads(message)
+        facts = event.get("params", {})
+        if event.get("method") == "Log.entryAdded":
+            self.said.append(facts["entry"]["text"])
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.said.append(str(facts["exceptionDetails"]))
+        if event.get("method") == "Network.requestWillBeSent" and not facts["request"]["url"].startswith("data:"):
+            self.requests.append(facts["request"]["url"])
+        return event
+
+    def open(self, page: Path, width: int = 1280) -> None:
+        """Load a file in a window of this width, a telephone's too."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.said.clear()
+        self.requests.clear()
+        self.call("Page.navigate", url=page.as_uri())
+        while self._next().get("method") != "Page.loadEventFired":
+            pass
+
+    def value(self, expression: str) -> Any:
+        """What a JavaScript expression is in the page, as JSON."""
+        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Press a key: Tab, Space, ArrowRight, ..."""
+        code, text = {"Tab": (9, ""), "Space": (32, " "), "ArrowRight": (39, ""), "ArrowDown": (40, "")}[key]
+        named = {"key": text or key, "code": key, "windowsVirtualKeyCode": code}
+        for _ in range(times):
+            self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **named)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+
+@contextmanager
+def browser(folder: Path) -> Iterator[Page]:
+    """A `Page` whose Chromium keeps its files in `folder`, and ends with the block."""
+    pipes = [*os.pipe(), *os.pipe()]
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in pipes]  # none is 3 or 4, which are the browser's
+    for end in pipes:
+        os.close(end)
+    theirs = ends[0], ends[3]
+    start = ["bash", "-c", f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}', "bash"]
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe"]
+    process = subprocess.Popen([*start, *command], pass_fds=theirs, stderr=subprocess.DEVNULL)
+    for end in theirs:
+        os.close(end)
+    try:
+        yield Page(ends[1], ends[2])
+    finally:
+        process.terminate()
+        process.wait()

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -325,39 +326,45 @@ def test_the_consolidated_model_embeds_as_the_trained_one(whole: Config, portabl
     assert loaded.scale().item() == pytest.approx(trained.scale().item())
 
 
-def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
-    """It loads where DeepSpeed and peft are not installed, and says what it was trained on."""
+def test_the_model_folder_is_portable(whole: Config, portable: Path, tmp_path: Path) -> None:
+    """It loads without DeepSpeed, a network and its run, in another folder, and says what it was trained on."""
     assert {p.name for p in portable.iterdir()} == {
         "README.md",
         "config.yaml",
         "digests.json",
-        "model.safetensors",
+        "heads.safetensors",
+        "model.json",
         "text",
         "tokenizer",
         "trained_on.safetensors",
         "vision",
     }
-    assert not [name for name in load_file(portable / "model.safetensors") if "lora" in name]
+    assert not [name for name in load_file(portable / "text" / "model.safetensors") if "lora" in name]
     assert "`invented` (10 studies)" in (portable / "README.md").read_text()
-    moved = tmp_path / "elsewhere"
+    moved, gone = tmp_path / "elsewhere", whole.run_folder.with_name("gone")
     portable.rename(moved)
+    whole.run_folder.rename(gone)
     program = f"""
 import sys
 sys.modules["deepspeed"] = None
 from pathlib import Path
 import torch
 from mama.export.model_folder import load_model
-model, _ = load_model(Path({str(moved)!r}), torch.device("cpu"))
+from transformers import AutoModel
+model, _ = load_model(Path("elsewhere"), torch.device("cpu"))
+assert AutoModel.from_pretrained("elsewhere/vision").config.hidden_size == model.vision.width
 print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    call = partial(subprocess.run, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = call([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    gone.rename(whole.run_folder)
     moved.rename(portable)
     assert done.stdout.strip() == "(1, 16)", done.stderr
 
 
 def test_a_byte_that_changed_in_a_model_is_noticed(portable: Path, tmp_path: Path) -> None:
     shutil.copytree(portable, tmp_path / "model")
-    for name in ("model.safetensors", "config.yaml", "vision/config.json", "tokenizer/tokenizer.json"):
+    for name in ("heads.safetensors", "text/model.safetensors", "config.yaml", "vision/config.json", "model.json"):
         file = tmp_path / "model" / name
         content = file.read_bytes()
         file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mama.errors import TrainingError
+from mama.export.model_tensors import ModelTensors
 from mama.objective.losses import objective
 from mama.run import checkpoints
 from mama.run.model_state import digests, first_difference, trained
@@ -26,6 +27,7 @@ from mama.train.first_step import digests_of_engine
 from mama.train.optimizer import parameter_groups, set_rates
 from mama.train.training_step import training_step
 from tests.support.tiny_model import batch_of, model_of, tiny
+from tests.support.word_tokenizer import tokenizer
 
 pytestmark = pytest.mark.ranks
 
@@ -43,6 +45,7 @@ class Way:
     precision: Any = "fp32"
 
 
+BF16 = Way(2, precision="bf16")
 SAVED = (Way(0), Way(1), Way(2), Way(3, cut=True))
 RESUMED = (*SAVED, Way(3), Way(3, offload=True, cut=True), Way(2, precision="bf16"), Way(3, cut=True, precision="bf16"))
 
@@ -88,12 +91,43 @@ def save_all(config: Config) -> None:
         step(engine, staged, 0)
         step(engine, staged, 1)
         checkpoint.save(engine, folder_of(config, world_size()), n + 1, keep=99, frozen=frozen)
+        write_live(engine, folder_of(config, world_size()) / "checkpoints" / f"step-{n + 1:06d}.live")
     name, parameter = next(iter(trained(engine.module).items()))
     shape = getattr(parameter, "ds_shape", parameter.shape)
     zero_state.put(engine, parameter, "exp_avg", torch.full(shape, float("nan")))
     with pytest.raises(TrainingError, match=f"^step-000099: exp_avg/{name} is not finite"):
         checkpoint.save(engine, folder_of(config, world_size()), 99, keep=1, frozen=frozen)
     torch.distributed.destroy_process_group()
+
+
+def write_live(engine: Any, path: Path) -> None:
+    """What the engine's model holds, whole, in its own dtype; every rank must call it."""
+    found = {name: buffer.detach().clone() for name, buffer in engine.module.named_buffers(remove_duplicate=False)}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            found[name] = parameter.detach().clone()
+    if rank() == 0:
+        save_file(found, path)
+
+
+def save_bf16(config: Config) -> None:
+    """Two steps in bf16, saved as step 9, beside what `save_all` saves."""
+    engine_module.join_ranks()
+    engine, frozen, staged = start(config, BF16)
+    step(engine, staged, 0)
+    step(engine, staged, 1)
+    place = folder_of(config, world_size())
+    checkpoint.save(engine, place, 9, keep=99, frozen=frozen)
+    write_live(engine, place / "checkpoints" / "step-000009.live")
+    torch.distributed.destroy_process_group()
+
+
+def require_consolidated_as_live(config: Config, saved: Path, dtype: torch.dtype) -> None:
+    """Every tensor that consolidation reads of a checkpoint is the one that the engine's model held."""
+    tensors, held = ModelTensors(config, tokenizer(), saved), load_file(saved.with_suffix(".live"))
+    assert tensors.first.keys() <= held.keys()
+    for name in tensors.first:
+        assert torch.equal(tensors.read(name).to(dtype), held[name].to(dtype)), f"{name} of {saved}"
 
 
 def write_third_step(config: Config, saved: Path) -> None:
@@ -162,6 +196,10 @@ def test_any_number_of_ranks_continues_under_any_stage_what_any_other_has_saved(
         run_on_ranks(save_all, config)
         for saved in checkpoints.checkpoints(folder_of(config, ranks)):
             write_third_step(config, saved)
+            require_consolidated_as_live(config, saved, torch.float32)
+    run_on_ranks(save_bf16, config_of(2, tmp_path))
+    saved = folder_of(config_of(2, tmp_path), 2) / "checkpoints" / "step-000009"
+    require_consolidated_as_live(config_of(2, tmp_path), saved, torch.bfloat16)
     for ranks in RANKS:
         run_on_ranks(load_all, config_of(ranks, tmp_path))
 

@@ -1,0 +1,98 @@
+"""What a prediction says: `predictions.json`, and the same from Python. Probabilities and cosines are plain numbers."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+Probabilities = dict[str, dict[str, float]]  # task -> class -> probability
+
+NOTICE = (
+    "Not for clinical use. These are scores of a research model; nothing here is a diagnosis or replaces a radiologist."
+)
+
+
+class ModelFacts(TypedDict):
+    """The model that scored: `sha256` is over its weight files."""
+
+    name: str
+    step: int | None
+    sha256: str
+    dtype: str
+
+
+class TaskFacts(TypedDict):
+    """A task: `calibration` is isotonic or temperature, or None for a `reason`; `left_out` are classes not scored."""
+
+    title: str
+    classes: list[str]
+    binary: bool
+    calibration: str | None
+    reason: str | None
+    left_out: list[str] | None
+
+
+class MapFacts(TypedDict):
+    """A heat map: its PNG, the cosines that are its darkest and brightest grey, and what stands out in it.
+
+    `peak` (x, y) and `box` (x0, y0, x1, y1) are in pixels of the original file.
+    """
+
+    file: str
+    low: float
+    high: float
+    peak: list[int] | None
+    box: list[int] | None
+
+
+class ImageScores(TypedDict):
+    """An image: `original_size` is (height, width) in pixels, `similarity` the cosine with each sentence asked for."""
+
+    file: str
+    laterality: str | None
+    view: str | None
+    original_size: list[int]
+    scores: Probabilities
+    calibrated: Probabilities
+    similarity: dict[str, float]
+    maps: NotRequired[dict[str, MapFacts]]
+    notes: list[str]
+
+
+class BreastScores(TypedDict):
+    """A breast, of its images; there is none for images whose side is not known."""
+
+    laterality: str
+    scores: Probabilities
+    calibrated: Probabilities
+
+
+class ExamScores(TypedDict):
+    """An exam, of all its images: `exam` is its study UID or key, or the file that is one by itself."""
+
+    exam: str
+    patient: str | None
+    scores: Probabilities
+    calibrated: Probabilities
+    breasts: list[BreastScores]
+    images: list[ImageScores]
+
+
+class RefusedFile(TypedDict):
+    """An input that was not scored: a code, and a sentence."""
+
+    file: str
+    reason: str
+    message: str
+
+
+class Document(TypedDict):
+    """All of a prediction. `calibrated` lacks tasks without calibration; a task of some images lacks the others."""
+
+    model: ModelFacts
+    notice: str
+    pool: str  # mean or max, over the images of a breast or exam
+    tasks: dict[str, TaskFacts]
+    not_taught: dict[str, list[str]]  # task -> classes that the training texts never mention
+    sentences: list[str]
+    exams: list[ExamScores]
+    refused: list[RefusedFile]

@@ -1,0 +1,298 @@
+"""A trained model in Python: scores of image files, embeddings of images and texts, heat maps. `mama.load` makes it.
+
+Letters: n images, t texts, b images of a batch, H x W canvas, D shared width, d width of the image tower.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mama.data.augment import normalise
+from mama.data.batches import tokenise
+from mama.errors import ConfigError
+from mama.evaluate.arrays import Float32s
+from mama.evaluate.class_prompts import SENTENCE_END
+from mama.evaluate.units import Pool
+from mama.export.model_folder import load_model, model_folder, read_model, weights_digest
+from mama.export.preprocessing import read_preprocessing
+from mama.export.training_texts import read_training_texts
+from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
+from mama.predict.exams import Embedded, exams_of, without_other_intents
+from mama.predict.heat_map import has_maps, heat_maps, to_original
+from mama.predict.images import find_images
+from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
+from mama.predict.scores import ScoredTask, require_known_facts, score, scored_tasks
+from mama.run.files import named
+from mama.runtime.collectives import local_device
+from mama.settings.load import load
+from shards.pack.sample import Refusal
+from shards.progress import progress
+
+log = logging.getLogger(__name__)
+
+BATCH = {"cpu": 8, "cuda": 64}  # images per forward pass: on a CPU few, so that decoding goes on beside it
+TEXTS = 64  # texts per forward pass, as in an evaluation
+NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+
+Paths = str | Path | Sequence[str | Path]
+# Pictures and their embeddings [b, D] -> the heat maps of each picture, by sentence
+Draw = Callable[[Sequence[Pictured], Float32s], list[dict[str, MapFacts]]]
+
+
+class Model:
+    """A consolidated model, in evaluation mode, with what its folder says of pictures, texts and calibration."""
+
+    def __init__(self, folder: str | Path, device: str | None = None, base: str | None = None) -> None:
+        """Load the model of a run folder, or a model folder.
+
+        `device` is one of PyTorch's names, such as "cpu" or "cuda:1"; without it a GPU, if there is one. `base` is the
+        place of the language model that an adapter needs (`mama.export.model_folder.load_model`). Raises `ConfigError`
+        if there is no such model, or a file of it is missing, damaged or of an earlier release.
+        """
+        self.folder = model_folder(named(Path(os.path.expanduser(folder))))
+        facts = read_model(self.folder)
+        self.preprocessing = read_preprocessing(self.folder)
+        self.texts = read_training_texts(self.folder)
+        self.facts = ModelFacts(name=facts.name, step=facts.step, sha256=weights_digest(self.folder), dtype=facts.dtype)
+        self.config = load(self.folder / "config.yaml")
+        self.device = torch.device(device) if device else local_device()
+        self.model, self.tokenizer = load_model(self.folder, self.device, base)
+        self._embedded: dict[tuple[str, ...], Float32s] = {}  # text -> its embedding
+
+    def predict(
+        self,
+        inputs: Paths,
+        ask: Sequence[str] = (),
+        tasks: Sequence[str] | None = None,
+        *,
+        pool: Pool = "mean",
+        for_processing: bool = False,
+        split: str | None = None,
+        workers: int = 0,
+        draw: Draw | None = None,
+    ) -> Document:
+        """Score image files, folders, CSV tables and shards: what `mama predict` writes to predictions.json.
+
+        `ask` are sentences of your own, of which each image gets the cosine; `tasks` are names of shipped tasks and
+        paths of YAML files, None all shipped ones that the training texts teach. `pool` makes the score of a breast or
+        an exam of those of its images. `for_processing` renders raw images instead of refusing them. `split` is that of
+        shards. `workers` decode beside the model; a script that sets it needs `if __name__ == "__main__":`. `draw` is
+        called with each batch of pictures.
+
+        An image that cannot be scored is in `refused`, with the reason, and the rest is scored. Raises `ConfigError`
+        for a wrong argument, `ShardError` for a table that cannot be read, `OSError` for an error of the machine.
+        """
+        images = find_images(_paths(inputs), split, self.config.data.cache_folder)
+        return self.scores(images, ask, tasks, pool, for_processing, workers, draw)
+
+    def scores(
+        self,
+        images: Sequence[Input],
+        ask: Sequence[str],
+        tasks: Sequence[str] | None,
+        pool: Pool,
+        for_processing: bool,
+        workers: int,
+        draw: Draw | None,
+    ) -> Document:
+        """As `predict`, of images that `find_images` found."""
+        sentences = self.sentences(ask)
+        chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, pool)
+        if not chosen and not sentences:
+            raise ConfigError("the training texts teach no shipped task; name a task or a sentence of your own")
+        require_known_facts(chosen, all(isinstance(image, ShardImage) for image in images))
+        refused: list[Refusal] = []
+        recipe = self.recipe(for_processing)
+        found = list(self.embedded(images, recipe, workers, refused, sentences, draw))
+        found, others = without_other_intents(found)
+        return self._document(found, chosen, sentences, [*refused, *others], pool)
+
+    def embed_images(self, paths: Paths) -> Float32s:
+        """Unit embeddings, float32 [n, D], of the images at `paths`, which may be folders too, in their order.
+
+        Raises `ConfigError` for the first image that cannot be read, so that no row is missing.
+        """
+        images = find_images(_paths(paths), None, self.config.data.cache_folder)
+        refused: list[Refusal] = []
+        rows = [one.embedding for one in self.embedded(images, self.recipe(), 0, refused)]
+        for one in refused:
+            raise ConfigError(f"{one.file}: {one.reason}: {one.message}")
+        return np.stack(rows)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float32s:
+        """Unit embeddings, float32 [t, D]; the cosine with an image is their dot product.
+
+        A text ends its sentences with a full stop. Raises `ConfigError` for one that is empty, or too long for the
+        model.
+        """
+        split = [self._split(text, "texts") for text in _texts("texts", texts) or []]
+        if not split:
+            raise ConfigError("texts: is empty; give a list of texts")
+        return self.embed_sentences(split)
+
+    def embed_sentences(self, texts: Sequence[list[str]]) -> Float32s:
+        """Unit embeddings [t, D] of texts given as lists of sentences; each distinct one is computed once."""
+        new = list(dict.fromkeys(tuple(text) for text in texts if tuple(text) not in self._embedded))
+        for start in range(0, len(new), TEXTS):
+            part = new[start : start + TEXTS]
+            tokens = tokenise(self.tokenizer, [list(text) for text in part], self.config.data.max_tokens)
+            with torch.inference_mode():
+                vectors = self.model.embed_texts(tokens.to(self.device)).float().cpu().numpy()
+            self._embedded.update(zip(part, vectors, strict=True))
+        return np.stack([self._embedded[tuple(text)] for text in texts])
+
+    def heat_map(self, path: str | Path, sentence: str) -> Float32s:
+        """The cosines of a sentence with the patches of an image, float32 [H0, W0] in the pixels of its file.
+
+        NaN where the model saw no tissue. Raises `ConfigError` for an image that cannot be read, or a model that was
+        trained without the local term.
+        """
+        if not has_maps(self.model):
+            raise ConfigError(f"{self.folder}: was trained without the local term, so it has no heat maps")
+        (text,) = self.sentences([sentence])
+        images = find_images([path], None, self.config.data.cache_folder)
+        if len(images) != 1:
+            raise ConfigError(f"{path}: holds {len(images)} images; name one file")
+        (found,) = pictures(self.recipe(), images, 0)
+        if isinstance(found, Refusal):
+            raise ConfigError(f"{found.file}: {found.reason}: {found.message}")
+        data, canvas = self.config.data, self.preprocessing.canvas
+        values = heat_maps(
+            self.model, self.tokenizer, found.canvas[None], [text], data.max_tokens, self.device, data.style
+        )
+        return to_original(values[0, 0], found.seen(), canvas.size, canvas.fit)
+
+    def recipe(self, for_processing: bool = False) -> Recipe:
+        """How a picture is made for this model. Where training preferred images FOR PRESENTATION, raw ones are
+        rendered to look like them; where it had raw images as they are stored, they stay so.
+        """
+        made = self.preprocessing
+        picture = made.picture
+        if for_processing and made.intent == "presentation":
+            picture = replace(picture, process_raw=True)
+        return Recipe(picture, made.quality, made.canvas.size, made.canvas.fit, for_processing)
+
+    def embedded(
+        self,
+        images: Sequence[Input],
+        recipe: Recipe,
+        workers: int,
+        refused: list[Refusal],
+        sentences: Sequence[str] = (),
+        draw: Draw | None = None,
+    ) -> Generator[Embedded, None, None]:
+        """Embed images in their order, and decode the next ones meanwhile; those without a picture go to `refused`."""
+        asked = self.embed_sentences([self._split(text, "--ask") for text in sentences]) if sentences else None
+        made = pictures(recipe, images, workers)
+        with closing(_wanted(made, len(images), refused)) as wanted:
+            while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
+                embeddings, tower = self.forward(np.stack([one.canvas for one in batch]))
+                maps = draw(batch, embeddings) if draw else [{} for _ in batch]
+                for one, embedding, features, own in zip(batch, embeddings, tower, maps, strict=True):
+                    cosines = (asked.astype(np.float64) @ embedding).tolist() if asked is not None else []
+                    light = replace(one, data=b"", canvas=NO_PIXELS)
+                    yield Embedded(light, embedding, features, dict(zip(sentences, cosines, strict=True)), own)
+
+    @torch.inference_mode()
+    def forward(self, canvases: NDArray[np.uint8]) -> tuple[Float32s, Float32s]:
+        """uint8 [b, H, W] -> unit embeddings [b, D], and features of the image tower [b, d]."""
+        pixels = normalise(torch.from_numpy(canvases)[:, None].to(self.device))
+        unit, tower = self.model.embed_images(pixels.to(next(self.model.parameters()).dtype))
+        return unit.float().cpu().numpy(), tower.float().cpu().numpy()
+
+    def sentences(self, ask: Sequence[str]) -> list[str]:
+        """The distinct sentences asked for. Raises `ConfigError` for one that is empty, or too long for the model."""
+        sentences = list(dict.fromkeys(text.strip() for text in _texts("--ask", ask) or []))
+        for text in sentences:
+            self._split(text, "--ask")
+        return sentences
+
+    def _split(self, text: str, what: str) -> list[str]:
+        """The sentences of a text. Raises `ConfigError` if there is none, or more than the model can read."""
+        sentences = [part for part in SENTENCE_END.split(text.strip()) if part]
+        if not sentences:
+            raise ConfigError(f"{what}: {text!r} is an empty text; write a sentence")
+        most = self.config.data.max_tokens
+        if len(self.tokenizer.encode(sentences, 2**31).tokens) > most:
+            raise ConfigError(
+                f"{what}: {text[:40]!r}... has more than the {most} tokens that the model reads; shorten it"
+            )
+        return sentences
+
+    def _document(
+        self,
+        images: Sequence[Embedded],
+        tasks: Sequence[ScoredTask],
+        sentences: list[str],
+        refused: Sequence[Refusal],
+        pool: Pool,
+    ) -> Document:
+        exams = []
+        if images:
+            vectors, scale = np.stack([one.embedding for one in images]), self.model.scale().item()
+            scores = [
+                score(one, vectors, [self.embed_sentences(texts) for texts in one.ensembles], scale) for one in tasks
+            ]
+            exams = exams_of(images, tasks, scores, pool)
+        for one in tasks:
+            if exams and not any(one.task.name in exam["scores"] for exam in exams):
+                log.warning("%s: none of the images is one of those that the task is about", one.task.name)
+        return Document(
+            model=self.facts,
+            notice=NOTICE,
+            pool=pool,
+            tasks={one.task.name: _task_facts(one) for one in tasks},
+            not_taught={one.task.name: one.not_taught for one in tasks if one.not_taught},
+            sentences=sentences,
+            exams=exams,
+            refused=[RefusedFile(file=one.file, reason=one.reason, message=one.message) for one in refused],
+        )
+
+
+def _wanted(
+    made: Generator[Pictured | Refusal, None, None], count: int, refused: list[Refusal]
+) -> Generator[Pictured, None, None]:
+    """The pictures, without a second file of a SOP Instance UID; the reasons against the others go to `refused`."""
+    first: dict[str, str] = {}
+    with closing(made):
+        for one in progress(made, count, "reading", "images"):
+            if isinstance(one, Refusal):
+                refused.append(one)
+            elif one.instance and not one.in_shards and one.instance in first:
+                message = f"{first[one.instance]} has the same SOP Instance UID"
+                refused.append(Refusal(one.file, "duplicate", message))
+            else:
+                first.setdefault(one.instance or one.file, one.file)
+                yield one
+
+
+def _task_facts(one: ScoredTask) -> TaskFacts:
+    return TaskFacts(
+        title=one.task.title,
+        classes=one.classes,
+        binary=one.task.binary,
+        calibration=one.method,
+        reason=one.reason,
+        left_out=one.left_out or None,
+    )
+
+
+def _paths(given: Paths) -> list[str | Path]:
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
+def _texts(name: str, given: Sequence[str] | None) -> list[str] | None:
+    """Raises `ConfigError` for a text where a list of texts is meant."""
+    if isinstance(given, str):
+        raise ConfigError(f"{name}: {given!r} is one text; give a list, [{given!r}]")
+    return None if given is None else list(given)
