@@ -12,15 +12,14 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from mama.data import tokenizer as tokens
-from mama.export.consolidate import consolidate
+from mama.export.consolidate import Export, consolidate
 from mama.export.model_folder import load_model
-from mama.run import checkpoints
 from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load
 from mama.settings.schema import Config, DataConfig, EvalConfig, HeadsConfig, TextConfig, VisionConfig
 from shards.pack.settings import PackConfig
-from tests.support.checkpoint_folder import saved
 from tests.support.cohort import write_shards
+from tests.support.saved_run import save_run
 
 
 def local_model(folder: Path, shape: dict[str, Any], placed: str) -> str:
@@ -62,15 +61,13 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def test_a_consolidated_model_holds_no_path_of_its_machine(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens.pretrained(str(config.text.model), {}).save(config.run_folder / "tokenizer")
-    saved(config.run_folder, 3)
-    monkeypatch.setattr(checkpoints, "load_weights", lambda *arguments: None)
+def test_a_consolidated_model_holds_no_path_of_its_machine(config: Config, tmp_path: Path) -> None:
+    save_run(config)
+    apart = consolidate(config, Export(lora="adapter", out=tmp_path / "apart"))
+    assert json.loads((apart / "text" / "base.json").read_text())["name"] == "our-gpt"
     folder = consolidate(config)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(files) == 9
+    files = {path: path.read_bytes() for place in (apart, folder) for path in place.rglob("*") if path.is_file()}
+    assert len(files) == 12 + 14
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path
