@@ -19,7 +19,6 @@ from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.export.parts import PEFT, parts
 from mama.export.weight_files import INDEX, ONE, weights_in
-from mama.model import attention
 from mama.model.backbones import build_backbone
 from mama.model.heads import LogitScale
 from mama.model.mama_model import MamaModel, build_tower
@@ -33,7 +32,6 @@ from mama.settings.schema import Config
 
 log = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
 SMALL = 2**16  # elements of a tensor that may be all zeros or ones, as the parameters of norms begin
 OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # of the first BERTs
 
@@ -41,8 +39,8 @@ OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm
 class FrozenWeights:
     """The frozen tensors of `model`, which is on the meta device, as the run of `checkpoint` was trained with them."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, checkpoint: Path, model: MamaModel) -> None:
-        self.config, self.tokenizer, self.checkpoint = config, tokenizer, checkpoint
+    def __init__(self, config: Config, tokenizer: Tokenizer, checkpoint: Path, model: MamaModel, kernel: str) -> None:
+        self.config, self.tokenizer, self.checkpoint, self.kernel = config, tokenizer, checkpoint, kernel
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self.trained = {name for name, p in model.named_parameters() if p.requires_grad}
         names = parts(model)
@@ -97,7 +95,7 @@ class FrozenWeights:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.config.seed)
             with torch.device("meta"):
-                base = build_backbone("text", self.config.text, TEXT_MODELS, attention.choose("sdpa", CPU), empty=True)
+                base = build_backbone("text", self.config.text, TEXT_MODELS, self.kernel, empty=True)
             embedding = base.get_input_embeddings()
             assert isinstance(embedding, nn.Embedding)
             embedding.weight = nn.Parameter(stored.read().float(), requires_grad=False)
@@ -114,7 +112,7 @@ class FrozenWeights:
             model = getattr(self.config, part).model
             why = "the weights are random" if model is None else f"{model}: safetensors files do not hold all of them"
             log.info("%s.model: %s; this tower is built in memory to read its frozen weights", part, why)
-            tower = build_tower(self.config, self.tokenizer, attention.choose("sdpa", CPU), part)
+            tower = build_tower(self.config, self.tokenizer, self.kernel, part)
             state = ((f"{part}.{name}", tensor) for name, tensor in tower.state_dict().items())
             self.built = part, {name: tensor for name, tensor in state if name not in self.trained}
         return self.built[1]

@@ -27,11 +27,12 @@ class ModelTensors:
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, checkpoint: Path) -> None:
-        self.model = build(config, tokenizer, attention.choose("sdpa", CPU), empty=True)
+        kernel = attention.choose("sdpa", CPU)
+        self.model = build(config, tokenizer, kernel, empty=True)
         self.names = parts(self.model)
         self.checkpoint = checkpoint
         self.trained = checkpoints.stored_weights(self.model, checkpoint)
-        self.frozen = FrozenWeights(config, tokenizer, checkpoint, self.model)
+        self.frozen = FrozenWeights(config, tokenizer, checkpoint, self.model, kernel)
         self.merges = merges(self.model.text)
         state = self.model.state_dict(keep_vars=True)
         first = {id(parameter): name for name, parameter in self.model.named_parameters()}

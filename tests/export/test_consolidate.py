@@ -319,18 +319,6 @@ def test_a_damaged_or_foreign_file_of_a_checkpoint_is_named(run: Config, file: s
         consolidate(run)
 
 
-def test_no_file_names_a_path_of_this_machine(run: Config, tmp_path: Path) -> None:
-    private = tmp_path / "somebody" / "secret"
-    private.parent.mkdir()
-    config = replace(run, text=replace(run.text, model=pretrained(private, "gpt2")), runs=str(tmp_path / "somebody"))
-    save_run(config)
-    for lora in ("merged", "adapter"):
-        folder = consolidate(config, Export(lora=lora))
-        for path in folder.rglob("*"):
-            if path.is_file():
-                assert not [word for word in (b"somebody", bytes(tmp_path)) if word in path.read_bytes()], path
-
-
 def test_the_document_of_a_model_is_read_strictly(run: Config) -> None:
     save_run(run)
     folder = consolidate(run)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from mama.data import tokenizer as tokens
-from mama.export.consolidate import consolidate
+from mama.export.consolidate import Export, consolidate
 from mama.export.model_folder import load_model
 from mama.run.portable import folder_name, portable, without_paths
 from mama.settings.load import load
@@ -67,10 +67,13 @@ def config(tmp_path: Path) -> Config:
 
 def test_a_consolidated_model_holds_no_path_of_its_machine(config: Config, tmp_path: Path) -> None:
     save_run(config)
+    apart = consolidate(config, Export(lora="adapter", out=tmp_path / "apart"))
+    assert json.loads((apart / "text" / "base.json").read_text())["name"] == "our-gpt"
     folder = consolidate(config)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = {path: path.read_bytes() for place in (apart, folder) for path in place.rglob("*") if path.is_file()}
     facts = {"model.json", "preprocessing.json", "texts.json", "trained_on.safetensors", "digests.json", "README.md"}
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {*facts, "config.yaml", "heads.safetensors"}
+    for place in (apart, folder):
+        assert {p.name for p in place.iterdir() if p.is_file()} == {*facts, "config.yaml", "heads.safetensors"}
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path
