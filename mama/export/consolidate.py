@@ -6,6 +6,7 @@ Tensor by tensor: memory is that of the largest tensor, not that of the model.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     digests = _write_model(config, checkpoint, export, new)
     write_json(new / MODEL, vars(facts))
     write_digests(new, digests, without=LATER)
-    _keep_measured(folder, new)
+    _keep_measured((run / "model", folder), new)
     (new / "README.md").write_text(model_card(config, facts.step))
     replace_folder(new, folder)
     return folder
@@ -109,12 +110,12 @@ def _write_what_it_was_made_of(config: Config, folder: Path) -> None:
     write_trained_on(config, folder)
 
 
-def _keep_measured(old: Path, new: Path) -> None:
+def _keep_measured(earlier: Iterable[Path], new: Path) -> None:
     """Take over what an evaluation found of the same weights."""
     weights = weights_digest(new)
-    for name in MEASURED:
-        if (old / name).is_file() and read_object(old / name).get("model") == weights:
-            shutil.copyfile(old / name, new / name)
+    for path in (folder / name for folder in earlier for name in MEASURED):
+        if path.is_file() and read_object(path).get("model") == weights:
+            shutil.copyfile(path, new / path.name)
 
 
 def _write_model(config: Config, checkpoint: Path, export: Export, folder: Path) -> dict[Path, str]:
