@@ -7,7 +7,7 @@ import math
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 LARGEST_INT = 2**53  # the largest exact integer in every JSON reader (RFC 8259, section 6)
@@ -58,6 +58,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _value(some, value, where)
     if is_dataclass(kind):
         return _made(kind, value, where)
+    if kind is Literal:
+        if not any(type(value) is type(one) and value == one for one in arguments):
+            raise ValueError(f"{where}: {value!r:.40} is not one of {', '.join(map(str, arguments))}")
+        return value
     given = float if kind is float and type(value) is int else tuple if type(value) is list else type(value)
     if given is not kind or (kind is int and value < 0):
         raise ValueError(f"{where}: {value!r:.40} is not {WORDS[kind]}")

@@ -42,13 +42,17 @@ def calibration(labels: Ints, scores: Float64s, binary: bool, bootstrap: Bootstr
     else:
         assert val
         found = temperature(val)
-        document["temperature"] = {"temperature": found} | _measured(labels, cooled(scores, found), binary, bootstrap)
+        document["temperature"] = {"temperature": found, "fitted_on": len(val[0])} | _measured(
+            labels, cooled(scores, found), binary, bootstrap
+        )
     if reason := _no_temperature(val) or _no_isotonic(val, labels):
         document["isotonic"] = _missing(reason)
     else:
         assert val
         steps = isotonic_steps(val)
-        document["isotonic"] = {"steps": steps} | _measured(labels, by_steps(scores, steps), binary, bootstrap)
+        document["isotonic"] = {"steps": steps, "fitted_on": len(val[0])} | _measured(
+            labels, by_steps(scores, steps), binary, bootstrap
+        )
     return document
 
 

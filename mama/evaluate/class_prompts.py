@@ -8,49 +8,17 @@ A task with words of its own has these instead, each in every of its templates.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from mama.data import report_text
+from mama.data.wording import Sentences, Wording
 from mama.evaluate.tasks import KINDS, UNDESCRIBED, Task, many
-from mama.settings.schema import Style
 from shards.schema import DENSITIES, Finding, Labels, Study, View
-
-Sentences = list[str]
-
-
-@dataclass(frozen=True)
-class Wording:
-    """Style and contents of a data set's report texts. Its class prompts state the same kinds of facts, no others."""
-
-    reasons: tuple[str | None, ...] = (None,)
-    density: bool = True
-    birads: bool = True
-    reports: bool = False  # findings are quoted from radiologists' reports
-    descriptors: bool = True  # findings have BI-RADS descriptors
-    assessed: bool = False  # of some findings only the BI-RADS assessment is known
-    outcomes: tuple[str, ...] = ()  # pathologies in the texts, see `data.tell_pathology`
-    style: Style = "report"
-
-
-def wording_of(studies: Iterable[Study], style: Style = "report", tell_pathology: bool = False) -> Wording:
-    """The wording of these studies' texts; `style` and `tell_pathology` as in `mama.data.report_text.text`."""
-    studies = list(studies)
-    views = [view for study in studies for view in study.views]
-    outcomes = {outcome for view in views if (outcome := report_text.outcome(view))} if tell_pathology else ()
-    return Wording(
-        reasons=tuple(sorted({study.reason for study in studies}, key=str)),
-        density=any(view.labels.density for view in views),
-        birads=any(view.labels.birads is not None for view in views),
-        reports=any(report_text.own_words(view) for view in views),
-        descriptors=any(view.findings for view in views),
-        assessed=any(report_text.assessed(view) for view in views),
-        outcomes=tuple(sorted(outcomes)),
-        style=style,
-    )
 
 
 @dataclass(frozen=True)
@@ -141,6 +109,11 @@ def prompt_ensembles(task: Task, wording: Wording) -> list[list[Sentences]]:
     Density and BI-RADS are left out if the data set's texts have none, unless the task is about them.
     """
     return [[list(text) for text in texts] for texts in _prompts(task, wording)]
+
+
+def prompts_digest(ensembles: list[list[Sentences]]) -> str:
+    """SHA-256 of the class prompts of some classes: scores by other prompts are other scores."""
+    return hashlib.sha256(json.dumps(ensembles).encode()).hexdigest()
 
 
 def prompt_templates(task: Task, wording: Wording) -> list[list[str]]:

@@ -21,6 +21,7 @@ import torch
 from mama.data.held_out import Split
 from mama.data.images import Images
 from mama.data.tokenizer import Tokenizer
+from mama.data.wording import training_statements, wording_of
 from mama.errors import ConfigError
 from mama.evaluate import (
     box_files,
@@ -28,6 +29,7 @@ from mama.evaluate import (
     known_patients,
     localisation,
     outputs,
+    own_figures,
     paper,
     predicting,
     provenance,
@@ -35,7 +37,6 @@ from mama.evaluate import (
     results,
     retrieval,
 )
-from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.detection import Marks
 from mama.evaluate.kept_features import FOLDER, KeptFeatures
 from mama.evaluate.outputs import INTENSITIES, Outputs, Splits
@@ -43,7 +44,6 @@ from mama.evaluate.provenance import Document
 from mama.evaluate.results import Results, unmentioned_note
 from mama.evaluate.task_data import TaskData, task_data
 from mama.evaluate.tasks import load_tasks
-from mama.evaluate.training_vocabulary import training_statements
 from mama.export.model_folder import is_bare, load_model, model_folder, require_model
 from mama.export.trained_on import read_trained_on
 from mama.model import attention
@@ -118,6 +118,7 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     with result_folders.replaced(folder) as new:
         results.write(documents, tasks, items, examples, maps["trained"].own[shown], new)
         result_folders.finish(config, measured, folder, new)
+    own_figures.record(config, trained_with, run, folder)
     return documents
 
 

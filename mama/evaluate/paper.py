@@ -13,9 +13,9 @@ import numpy as np
 
 from mama.data import report_text
 from mama.data.held_out import Item
+from mama.data.wording import Sentences
 from mama.evaluate import zero_shot
 from mama.evaluate.arrays import Float32s, Float64s, Ints
-from mama.evaluate.class_prompts import Sentences
 from mama.evaluate.task_data import TaskData
 from mama.runtime.collectives import rank
 from shards.progress import progress

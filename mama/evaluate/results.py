@@ -15,6 +15,7 @@ from mama.data.held_out import Item
 from mama.errors import ConfigError
 from mama.evaluate import subgroups
 from mama.evaluate.arrays import Float32s, Float64s, Ints
+from mama.evaluate.class_prompts import prompts_digest
 from mama.evaluate.fractions import label_of
 from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
@@ -55,6 +56,7 @@ def document(data: TaskData, items: list[Item], split: str, config: Config) -> d
         "chance": 1 / len(counts) if counts else None,
         "bootstrap": {"resamples": config.eval.bootstrap, "unit": "patient", "seed": config.seed},
         "prompts": {name: texts[0] for name, texts in zip(data.classes, data.ensembles, strict=True)},
+        "prompts_digest": prompts_digest(data.ensembles),
         "prompt_variants": [len(texts) for texts in data.ensembles],
         "prompt_sensitivity": data.sensitivity,
         "rows": [row for kind in scored_units(task, config) for row in _rows(data, kind, config)],

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mama.data.held_out import Item
+from mama.data.wording import Sentences, Wording
 from mama.evaluate.arrays import Flags, Float64s, Ints
-from mama.evaluate.class_prompts import Sentences, Wording, prompt_ensembles, prompt_templates
+from mama.evaluate.class_prompts import prompt_ensembles, prompt_templates
 from mama.evaluate.tasks import Task, Unit
 from mama.evaluate.training_vocabulary import unmentioned
 from mama.evaluate.units import Units, units_of

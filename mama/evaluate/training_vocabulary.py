@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from itertools import chain
-
-from mama.data import report_text
-from mama.evaluate.class_prompts import Sentences
-from mama.settings.schema import DataConfig
-from shards.schema import Study
-
-SEPARATORS = re.compile(r"[;:,.]| and | with | in ")  # between the statements of a sentence
-
-
-def statements(text: Sentences) -> set[str]:
-    """The smallest statements of a text: "BI-RADS 4", "suspicious", "spiculated margin"."""
-    return {part.strip() for sentence in text for part in SEPARATORS.split(sentence)} - {""}
-
-
-def training_statements(studies: Iterable[Study], config: DataConfig) -> set[str]:
-    """All statements of these studies' texts, written with the settings of `config` and no meta-information."""
-    hidden = frozenset(report_text.META)
-    views = ((study, view) for study in studies for view in study.views)
-    texts = (report_text.text(study, view, config.style, hidden, config.tell_pathology) for study, view in views)
-    return set(chain.from_iterable(map(statements, texts)))
+from mama.data.wording import Sentences, statements
 
 
 def unmentioned(ensembles: list[list[Sentences]], mentioned: set[str]) -> list[int]:

@@ -5,8 +5,6 @@ Tensor by tensor: memory is that of the largest tensor, not that of the model.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +14,16 @@ from torch import Tensor
 
 from mama.errors import ConfigError
 from mama.export.adapters import adapter_names, require_adapter, write_adapter
-from mama.export.model_card import model_card
-from mama.export.model_folder import DTYPES, FORMAT, HEADS, LORA, ModelFacts, is_bare, is_old, weights_digest
+from mama.export.model_card import add_card
+from mama.export.model_folder import DTYPES, FORMAT, HEADS, LORA, ModelFacts, is_bare, is_old
 from mama.export.model_tensors import ModelTensors
 from mama.export.parts import base_of
-from mama.export.trained_on import write_trained_on
+from mama.export.training_data import write_training_data
 from mama.export.weight_files import write_weights
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, read_marker
 from mama.run.environment import versions
-from mama.run.files import make_folder, named, read_object, remove, replace_folder, sha256, write_digests, write_json
+from mama.run.files import make_folder, named, remove, replace_folder, sha256, write_digests, write_json
 from mama.run.portable import MODEL, portable, rewrite_without_paths
 from mama.run.run_tokenizer import load_tokenizer
 from mama.run.tensor_file import Shape, shape_of, write_tensors
@@ -34,8 +32,8 @@ from mama.settings.load import save
 from mama.settings.schema import Config
 
 EXACT = ("scale.log", "running_mean", "running_var")  # always in fp32: logit scales, running statistics
-MEASURED = ("metrics.json", "calibration.json")  # what an evaluation of these weights left in the folder
-LATER = ("README.md", *MEASURED)  # these change when the model is evaluated, so `digests.json` does not have them
+# These change when the model is evaluated, so `digests.json` does not have them.
+LATER = ("README.md", "metrics.json", "calibration.json")
 
 
 @dataclass(frozen=True)
@@ -94,28 +92,14 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     new = folder.with_name(f"{folder.name}.partial")
     remove(new)
     make_folder(new)
-    _write_what_it_was_made_of(config, new)
+    save(portable(config), new / "config.yaml")
+    write_training_data(config, new)
     digests = _write_model(config, checkpoint, export, new)
     write_json(new / MODEL, vars(facts))
     write_digests(new, digests, without=LATER)
-    _keep_measured((run / "model", folder), new)
-    (new / "README.md").write_text(model_card(config, facts.step))
+    add_card(new, [run / "model", folder])
     replace_folder(new, folder)
     return folder
-
-
-def _write_what_it_was_made_of(config: Config, folder: Path) -> None:
-    """Settings and data: what is neither weights nor the tokenizer."""
-    save(portable(config), folder / "config.yaml")
-    write_trained_on(config, folder)
-
-
-def _keep_measured(earlier: Iterable[Path], new: Path) -> None:
-    """Take over what an evaluation found of the same weights."""
-    weights = weights_digest(new)
-    for path in (folder / name for folder in earlier for name in MEASURED):
-        if path.is_file() and read_object(path).get("model") == weights:
-            shutil.copyfile(path, new / path.name)
 
 
 def _write_model(config: Config, checkpoint: Path, export: Export, folder: Path) -> dict[Path, str]:

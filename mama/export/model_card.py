@@ -1,50 +1,202 @@
-"""The model card: `README.md` of a model folder."""
+"""The model card: `README.md` of a model folder, with a head that Hugging Face's hub reads."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
-from mama.run.portable import portable
-from mama.settings.schema import Config
-from shards.read.manifest import load_manifest
-from shards.read.remote import local_folder
+from mama.export.card_facts import Adapter, Facts, facts_of
+from mama.export.card_head import metadata
+from mama.export.card_texts import (
+    ADAPTED,
+    CALIBRATED,
+    CUT,
+    FROM_PYTHON,
+    HEAD,
+    HOW_MEASURED,
+    MERGED,
+    NO_RELEASE,
+    NOT_EVALUATED,
+    PLAIN,
+    PREPARED,
+)
+from mama.export.figures import Estimate, carry_figures
+from mama.export.licences import terms_of
+from mama.export.preprocessing import Preprocessing
+from mama.export.training_texts import TrainingTexts
+from mama.model.towers import VISION_MODELS
+from shards.files import atomic_write
 
-CARD = """\
-# {name}
-
-MaMA image-text model, step {step} of {steps}.
-
-Trained on:
-
-{data}
-
-The licences of these data sets decide whether you may share this model. EMBED's licence, for example, forbids it.
-Not for clinical use.
-
-```json
-{settings}
-```
-"""
+CARD = "README.md"
 
 
-def model_card(config: Config, step: int) -> str:
-    """Markdown: training data, training steps, image size and towers; it names no path of this machine."""
-    named = portable(config)
-    manifests = [load_manifest(local_folder(folder, config.data.cache_folder)) for folder in config.data.shards]
-    data = [
-        f"- `{manifest.source}` ({sum(s.samples for s in manifest.shards if s.split == 'train')} studies)"
-        for manifest in manifests
+def write_card(folder: Path) -> None:
+    """Write README.md from what the files of a model folder say. Raises `ConfigError` if one is missing or damaged."""
+    atomic_write(folder / CARD, card(facts_of(folder)).encode())
+
+
+def add_card(folder: Path, earlier: Iterable[Path]) -> None:
+    """Write the card of a new model folder, with the figures of the first of the `earlier` ones of its checkpoint.
+
+    After its digests, which cover neither: an evaluation writes them anew. Raises as `write_card` does.
+    """
+    carry_figures(earlier, folder)
+    write_card(folder)
+
+
+def card(facts: Facts) -> str:
+    """Markdown with a YAML head."""
+    model, config = facts.model, facts.config
+    warnings = [NO_RELEASE.format(name=terms_of(s).title) for s in facts.sources if not terms_of(s).release]
+    head = HEAD.format(name=model.name, step=model.step, steps=model.steps, size=_times(config.data.image_size))
+    sections = {
+        "": "\n\n".join([*warnings, head]),
+        "Figures": _figures(facts),
+        "How to use it": _usage(facts),
+        "Training data and licences": _data(facts),
+        "Images": _images(facts.preprocessing),
+        "Texts": _texts(facts.texts),
+        "Settings": _settings(facts),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
+    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n"
+
+
+def _figures(facts: Facts) -> str:
+    metrics = facts.metrics
+    if metrics is None:
+        return NOT_EVALUATED
+    data = metrics.data
+    head = ("task", "protocol", "of", "AUC [95 %]", "balanced accuracy [95 %]", "n", "patients")
+    rows = [
+        (name, row.protocol, row.unit, _shown(row.auc), _shown(row.balanced_accuracy), row.n, row.patients)
+        for name, task in metrics.tasks.items()
+        for row in task.rows
     ]
-    settings = {
+    tasks = [
+        f"* `{name}`: {_cell(task.title)} ({', '.join(map(_cell, task.classes))})"
+        for name, task in metrics.tasks.items()
+    ]
+    where = f"The split `{data.split}` of {_listed(data.names)}: {data.patients} patients, {data.images} images"
+    lines = [f"{where}. {_known(data.known)} {HOW_MEASURED}"]
+    if facts.weights.model != metrics.model:
+        kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[metrics.lora]
+        lines.append(
+            f"They were measured with other weights of the same checkpoint: {metrics.dtype}, {kind}. These here are "
+            f"{facts.weights.dtype}, and their scores may differ in the last digits."
+        )
+    lines += [_table(head, rows), "\n".join(tasks)]
+    return "\n\n".join([*lines, CALIBRATED] if facts.calibrated else lines)
+
+
+def _known(patients: int | None) -> str:
+    if patients is None:
+        return "Whether it was trained on some of these patients was not checked."
+    return f"It was trained on {patients or 'none'} of these patients."
+
+
+def _usage(facts: Facts) -> str:
+    adapter = facts.adapter
+    plain = PLAIN.format(
+        imports="\nfrom peft import PeftModel" if adapter else "",
+        text=_adapted(adapter) if adapter else MERGED,
+        norm=VISION_MODELS[facts.image_model],
+        arguments=", interpolate_pos_encoding=True" if facts.image_model == "vit" else "",
+        max_tokens=facts.config.data.max_tokens,
+    )
+    return f"{FROM_PYTHON}\n\n{plain}"
+
+
+def _adapted(adapter: Adapter) -> str:
+    cut = CUT.format(blocks=adapter.blocks, layers=adapter.layers) if adapter.layers else ""
+    *_, file = adapter.base.split("/")
+    base = f'"its folder", gguf_file="{file}"' if file.endswith(".gguf") else f'"{adapter.base}"'
+    return ADAPTED.format(base=base, vocabulary=adapter.vocabulary, cut=cut)
+
+
+def _data(facts: Facts) -> str:
+    head = ("shards", "data set", "patients", "studies", "images", "terms")
+    rows = [
+        (one.name, terms_of(one.source).title, one.patients, one.studies, one.images, terms_of(one.source).sentence)
+        for one in facts.preprocessing.sources
+    ]
+    lines = ["These terms decide whether, and to whom, you may pass the model on:", _table(head, rows)]
+    if facts.bases:
+        lines.append(f"It began with pretrained weights, whose licences hold too: {_listed(facts.bases)}.")
+    lines.append(
+        "`trained_on.safetensors` has hashes of the patients and images, so that nobody measures the model on them by "
+        "mistake. They name nobody."
+    )
+    return "\n\n".join(lines)
+
+
+def _images(made: Preprocessing) -> str:
+    picture = made.picture
+    steps = [
+        f"side of at most {picture.long_side} pixels, {picture.bits} bits",
+        "cropped to the breast, black outside of it" if picture.crop else "not cropped",
+        "chest wall on the left" if picture.flip else "not mirrored",
+        f"JPEG of quality {made.quality}" if made.quality else "PNG",
+        f"canvas of {_times(made.canvas.size)} pixels ({made.canvas.fit})",
+        f"grey values from {made.range[0]:g} (black) to {made.range[1]:g} (white)",
+    ]
+    raw = "Raw images (FOR PROCESSING) were rendered." if picture.process_raw else ""
+    return " ".join([PREPARED, "; ".join(steps) + ".", raw]).strip()
+
+
+def _texts(texts: TrainingTexts) -> str:
+    wording = texts.wording
+    parts = {
+        "breast density": wording.density,
+        "BI-RADS": wording.birads,
+        "BI-RADS descriptors of findings": wording.descriptors,
+        "radiologists' own words": wording.reports,
+        "the pathology": bool(wording.outcomes),
+    }
+    told = [name for name, is_told in parts.items() if is_told]
+    return (
+        f"The training texts are of the style `{wording.style}` and state {_listed(told) if told else 'no finding'}. "
+        "`texts.json` has their wording and their statements; words that they never use were not taught."
+    )
+
+
+def _settings(facts: Facts) -> str:
+    config = facts.config
+    shown = {
         "image_size": list(config.data.image_size),
         "seed": config.seed,
-        "vision": named.vision.model,
-        "text": named.text.model,
+        "vision": config.vision.model,
+        "text": config.text.model,
+        "dtype": facts.model.dtype,
+        "lora": facts.model.lora,
+        "mama-clip": facts.model.release,
     }
-    return CARD.format(
-        name=config.name,
-        step=step,
-        steps=config.train.steps,
-        data="\n".join(data),
-        settings=json.dumps(settings, indent=2),
-    )
+    return f"`config.yaml` has all of them.\n\n```json\n{json.dumps(shown, indent=2)}\n```"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), *([_cell(str(cell)) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a table and begins no HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _shown(found: Estimate) -> str:
+    if found.value is None:
+        return "n/a"
+    interval = f" [{found.low:.3f}, {found.high:.3f}]" if found.low is not None and found.high is not None else ""
+    return f"{found.value:.3f}{interval}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = map(_cell, names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,7 @@ from safetensors.numpy import save_file
 from mama.data.images import Images
 from mama.errors import ConfigError
 from mama.run.run_folder import shards_digest
-from mama.settings.schema import Config
-from shards.errors import FetchError, ShardError
 from shards.files import set_default_mode
-from shards.progress import progress
-
-log = logging.getLogger(__name__)
 
 TRAINED_ON = "trained_on.safetensors"
 SALT = b"mama trained on\0"
@@ -57,11 +51,10 @@ def hashes(keyed: Iterable[str]) -> Hashes:
     return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
 
 
-def write_trained_on(config: Config, folder: Path) -> None:
-    """Write what a run of `config` trains on: the patients by the manifests, the images by their studies' JSON."""
-    images = Images(config.data, "train")
+def write_trained_on(images: Images, instances: Iterable[str], folder: Path) -> None:
+    """Write the patients of the training `images` by the manifests, and the keyed hashes of their SOP instances."""
     patients = {p for reader in images.readers for shard in reader.shards for p in shard.patients}
-    found = {"patients": np.unique(hashes(patients)), "images": np.unique(hashes(_instances(images)))}
+    found = {"patients": np.unique(hashes(patients)), "images": np.unique(hashes(instances))}
     digests = [shards_digest(reader.manifest, {"train"}) for reader in images.readers]
     save_file(found, folder / TRAINED_ON, {"shards": json.dumps(digests)})
     set_default_mode(folder / TRAINED_ON)
@@ -86,17 +79,3 @@ def read_trained_on(folder: Path) -> TrainedOn | None:
 def _among(keyed: set[str], known: Hashes) -> set[str]:
     words = sorted(keyed)
     return {word for word, is_known in zip(words, np.isin(hashes(words), known), strict=True) if is_known}
-
-
-def _instances(images: Images) -> set[str]:
-    """The keyed hashes of the SOP instances of all images of studies that can be read."""
-    found: set[str] = set()
-    numbers = range(len(images.studies))
-    for number in progress(numbers, len(numbers), "images that it was trained on", "studies"):
-        try:
-            found |= {view.instance for view in images.study(number).views if view.instance}
-        except FetchError:
-            raise
-        except ShardError as error:
-            log.warning("%s: its images are not recorded as trained on: %s", images.key(number), error)
-    return found

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mama.data.held_out import Item, Split
+from mama.data.wording import Wording
 from mama.errors import ConfigError
 from mama.evaluate import fractions
 from mama.evaluate.arrays import Ints
-from mama.evaluate.class_prompts import Wording
 from mama.evaluate.fine_tuned import Tuning
 from mama.evaluate.task_data import task_data
 from mama.evaluate.tasks import load_tasks

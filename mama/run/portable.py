@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mama.settings.schema import Config, DataConfig
+from mama.settings.schema import TASKS, Config, DataConfig, EvalConfig
 from shards.pack.settings import PackConfig
 
 MODEL = "model.json"  # the file of a model folder without which it is none
@@ -22,7 +22,7 @@ PLACE = re.compile(r"(~|/|[A-Za-z]:[\\/]|[a-z]+://).*[\\/]")  # the beginning of
 def portable(config: Config) -> Config:
     """Return the settings of a model with names in place of paths and URLs, and of the archive only its source.
 
-    What it was evaluated on is left out.
+    What it was evaluated on is left out, and so are tasks of one's own, which are files.
     """
     data = replace(
         config.data, shards=[folder_name(address) for address in config.data.shards], cache=DataConfig().cache
@@ -30,7 +30,8 @@ def portable(config: Config) -> Config:
     vision = replace(config.vision, model=_model_name(config.vision.model), config=without_paths(config.vision.config))
     text = replace(config.text, model=_model_name(config.text.model), config=without_paths(config.text.config))
     pack = PackConfig(source=config.pack.source)
-    measured = replace(config.eval, on=[], boxes=[])
+    tasks = [name for name in config.eval.tasks if name in TASKS] or EvalConfig().tasks
+    measured = replace(config.eval, on=[], boxes=[], tasks=tasks)
     return replace(config, runs=Config().runs, data=data, vision=vision, text=text, pack=pack, eval=measured)
 
 

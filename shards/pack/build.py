@@ -10,14 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shards.errors import ShardError
-from shards.image.picture import PictureConfig
 from shards.pack.archive_changes import is_whole, renew, report_changes, survey
-from shards.pack.build_settings import BEFORE, as_begun, compare_settings, folders, settings_of, source_options
+from shards.pack.build_settings import as_begun, compare_settings, folders, settings_of, source_options
 from shards.pack.early_checks import limit_ahead, refuse_own_files
 from shards.pack.identity import load_key
+from shards.pack.picture_settings import jpeg_quality, picture_config
 from shards.pack.plan import PLAN, Plan, PlannedShard, extend, listed, load_plan, save_plan
 from shards.pack.sample import SampleConfig
-from shards.pack.settings import PackConfig
+from shards.pack.settings import BEFORE, PackConfig
 from shards.pack.shard_record import load_record, records_of, remove_record
 from shards.pack.splits import check_unmoved, find_splits
 from shards.progress import waiting
@@ -92,11 +92,7 @@ def open_build(config: PackConfig, planned: bool = False) -> Build:
         kept = {name: value for name, value in settings.items() if name not in BEFORE or name in plan.settings}
         plan = _renewed(config, replace(plan, settings=kept, moved=splits.moved), studies, key, because)
         save_plan(plan, out / BUILD)
-    slab, processed = config.tomosynthesis == "slab", config.raw == "processed"
-    picture = PictureConfig(
-        config.long_side, config.bits, config.crop, config.flip, config.reduced_jpeg2000, slab, processed
-    )
-    quality = config.quality if config.codec == "jpeg" else None
+    picture, quality = picture_config(config), jpeg_quality(config)
     sample = SampleConfig(config.source, root, key, picture, quality, config.intent, settings["implants"])
     return Build(config, sample, out, plan, studies)
 

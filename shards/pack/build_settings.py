@@ -16,14 +16,11 @@ from typing import Any
 
 from shards.errors import ShardError
 from shards.pack.identity import keyed_hash
-from shards.pack.settings import PackConfig
+from shards.pack.settings import BEFORE, PackConfig
 from shards.pack.splits import check_meanings
 from shards.sources.all_sources import OFFICIAL_SPLITS, SOURCES, resolve_root
 
 log = logging.getLogger(__name__)
-
-# Of builds that were started before these settings existed.
-BEFORE = {"intent": "both", "raw": "stored", "split": "hash", "implants": False}
 
 
 def validate(config: PackConfig) -> None:

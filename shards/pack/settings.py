@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# Of builds that were started before these settings existed.
+BEFORE = {"intent": "both", "raw": "stored", "split": "hash", "implants": False}
+
 
 @dataclass(frozen=True)
 class PackConfig:

@@ -18,6 +18,7 @@ from sklearn.metrics import brier_score_loss
 from mama.bench.intervals import coverage_at_threshold, coverage_of_probabilities
 from mama.bench.simulated_evaluation import IMAGES, calibrated, simulate, true_values
 from mama.data.held_out import Split
+from mama.data.wording import Wording
 from mama.evaluate import metrics, results
 from mama.evaluate.bootstrap import Bootstrap
 from mama.evaluate.calibration import (
@@ -31,7 +32,6 @@ from mama.evaluate.calibration import (
     isotonic_steps,
     temperature,
 )
-from mama.evaluate.class_prompts import Wording
 from mama.evaluate.results import predictions_file, write
 from mama.evaluate.task_data import Predictions, task_data
 from mama.evaluate.tasks import load_task

@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 
 from mama.data import report_text
-from mama.evaluate.class_prompts import Wording, prompt_ensembles, wording_of
+from mama.data.wording import Wording, wording_of
+from mama.evaluate.class_prompts import prompt_ensembles
 from mama.evaluate.tasks import TASKS, load_task
 from shards.schema import Finding, Labels, View
 from tests.support.cohort import only, study

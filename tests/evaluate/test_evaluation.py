@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
 from mama.data.held_out import Split
+from mama.data.wording import Wording
 from mama.evaluate import boxes, localisation, pointing, retrieval
-from mama.evaluate.class_prompts import Wording
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows

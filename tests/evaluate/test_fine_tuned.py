@@ -11,8 +11,8 @@ import torch
 
 from mama.data.augment import normalise
 from mama.data.held_out import Split
+from mama.data.wording import Wording
 from mama.evaluate import provenance
-from mama.evaluate.class_prompts import Wording
 from mama.evaluate.fine_tuned import Tuning, add_predictions, folder_of
 from mama.evaluate.task_data import task_data
 from mama.evaluate.tasks import load_task

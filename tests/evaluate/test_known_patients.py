@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from mama.errors import ConfigError
 from mama.evaluate.evaluation import evaluate
-from mama.export.trained_on import TRAINED_ON, read_trained_on, write_trained_on
+from mama.export.trained_on import TRAINED_ON, read_trained_on
+from mama.export.training_data import write_training_data
 from mama.settings.schema import Config
 from shards.pack.sample import Sample
 from shards.schema import Study
@@ -46,7 +47,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     model = install_oracle(config, monkeypatch)
-    write_trained_on(config, config.run_folder / "model")
+    write_training_data(config, config.run_folder / "model")
     return model
 
 

@@ -16,7 +16,7 @@ from mama.data.held_out import Split
 from mama.evaluate import evaluation, retrieval
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.task_data import Predictions
-from mama.export.trained_on import write_trained_on
+from mama.export.training_data import write_training_data
 from mama.run.portable import portable
 from mama.settings.load import save
 from mama.settings.schema import Config
@@ -31,7 +31,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     install_oracle(config, monkeypatch)
     save(config, config.run_folder / "config.yaml")
     save(portable(config), config.run_folder / "model" / "config.yaml")
-    write_trained_on(config, config.run_folder / "model")
+    write_training_data(config, config.run_folder / "model")
     return config
 
 

@@ -29,6 +29,7 @@ from mama.evaluate.arrays import Float64s
 from mama.evaluate.evaluation import evaluate
 from mama.export.classifier_folder import Named, save_classifier
 from mama.export.consolidate import consolidate
+from mama.export.model_card import CARD
 from mama.model.classifier import Classifier
 from mama.model.mama_model import build
 from mama.run.files import remove
@@ -89,7 +90,7 @@ def evaluate_all(cases: list[Config], config: Config) -> list[dict[str, bytes]]:
         results = evaluate(case, case.run_folder)
         assert bool(results) == (os.environ.get("RANK", "0") == "0")
         if results:
-            found.append(results_of(case))
+            found.append(results_of(case) | {"card": (case.run_folder / "model" / CARD).read_bytes()})
             for name in ("eval", "eval-on", "features"):
                 remove(case.run_folder / name)
     return found
@@ -109,10 +110,11 @@ def evaluate_again(config: Config) -> list[dict[str, bytes]]:
 def test_ranks_write_what_one_process_writes(run: Config) -> None:
     cases = cases_of(run)
     alone = evaluate_all(cases, run)
-    assert [len(each) for each in alone] == [29, 29, 29, 29, 29]
+    assert [len(each) for each in alone] == [30, 30, 30, 30, 30]
     assert b"31 intensity percentiles" in alone[0]["eval/cancer/predictions.csv"]
     assert b'"model": "detector"' in alone[1]["eval/alignment/metrics.json"]
     assert b"fine-tune" in alone[0]["eval/cancer/predictions.csv"]
+    assert [b"| cancer | fine-tune |" in each["card"] for each in alone[:3]] == [True, False, False]
     with np.load(io.BytesIO(alone[0]["eval/alignment/maps.npz"])) as maps:
         assert maps["maps"].shape[0] == 3
     assert on_ranks(2, partial(evaluate_all, cases), run) == alone

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mama.data.held_out import Item
+from mama.data.wording import Wording
 from mama.errors import ConfigError
-from mama.evaluate.class_prompts import Wording, prompt_ensembles, prompt_templates
+from mama.evaluate.class_prompts import prompt_ensembles, prompt_templates
 from mama.evaluate.task_data import recorded_kinds, task_data
 from mama.evaluate.tasks import KINDS, TASKS, Task, load_task, load_tasks, task_name, why_none_of
 from mama.settings.load import load, shipped_configs

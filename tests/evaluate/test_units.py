@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from mama.data.held_out import Item
+from mama.data.wording import Wording
 from mama.evaluate import results
-from mama.evaluate.class_prompts import Wording
 from mama.evaluate.subgroups import area, subgroups
 from mama.evaluate.task_data import Predictions, TaskData, task_data
 from mama.evaluate.tasks import Task, Unit, load_task

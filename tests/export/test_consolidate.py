@@ -280,19 +280,14 @@ def test_files_of_a_largest_size_hold_the_same(run: Config) -> None:
     assert weights_digest(folder) == whole, "the same bytes every time"
 
 
-def test_a_checkpoint_is_chosen_and_what_was_measured_of_its_weights_stays(run: Config, tmp_path: Path) -> None:
+def test_a_checkpoint_is_chosen_and_a_place(run: Config, tmp_path: Path) -> None:
     save_run(run)
     earlier = saved_run.save_run
     earlier(run, step=5)
     assert read_model(consolidate(run)).step == 5
     assert read_model(consolidate(run, Export(step=3))).step == 3
     place = run.run_folder / "model"
-    write_json(place / "metrics.json", {"model": weights_digest(place)})
-    write_json(place / "calibration.json", {"model": "of other weights"})
-    consolidate(run, Export(step=3))
-    assert (place / "metrics.json").exists()
-    assert not (place / "calibration.json").exists()
-    assert not {"README.md", "metrics.json"} & read_object(place / "digests.json").keys()
+    assert "README.md" not in read_object(place / "digests.json"), "an evaluation writes it anew"
     out = tmp_path / "elsewhere" / "model"
     assert consolidate(run, Export(out=out)) == out
     assert consolidate(run, Export(out=out, step=3)) == out, "a model is replaced"

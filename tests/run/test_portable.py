@@ -57,7 +57,11 @@ def config(tmp_path: Path) -> Config:
         vision=VisionConfig(model=local_model(vision, dict(image), placed)),
         text=TextConfig(model=local_model(text, dict(words), placed)),
         heads=HeadsConfig(),
-        eval=EvalConfig(on=[str(tmp_path / "abroad")], boxes=[str(tmp_path / "detector.csv")]),
+        eval=EvalConfig(
+            on=[str(tmp_path / "abroad")],
+            boxes=[str(tmp_path / "detector.csv")],
+            tasks=["density", str(tmp_path / "my.yaml")],
+        ),
     )
 
 
@@ -67,14 +71,16 @@ def test_a_consolidated_model_holds_no_path_of_its_machine(config: Config, tmp_p
     assert json.loads((apart / "text" / "base.json").read_text())["name"] == "our-gpt"
     folder = consolidate(config)
     files = {path: path.read_bytes() for place in (apart, folder) for path in place.rglob("*") if path.is_file()}
-    assert len(files) == 12 + 14
+    facts = {"model.json", "preprocessing.json", "texts.json", "trained_on.safetensors", "digests.json", "README.md"}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {*facts, "config.yaml", "heads.safetensors"}
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path
     card = (folder / "README.md").read_text()
     assert '"vision": "our-dino"' in card
     assert '"text": "our-gpt"' in card
-    assert load(folder / "config.yaml").data.shards == ["our-shards"]
+    settings = load(folder / "config.yaml")
+    assert (settings.data.shards, settings.eval.tasks) == (["our-shards"], ["density"])
     moved = folder.rename(tmp_path / "moved")
     model, tokenizer = load_model(moved, torch.device("cpu"))
     assert model.embed_images(torch.zeros(1, 1, 28, 28))[0].shape[0] == 1

@@ -17,12 +17,13 @@ from tests.support.cohort import write_shards
 from tests.support.tiny_run import config_of
 
 
-def small_run(folder: Path) -> Config:
+def small_run(folder: Path, val: int = 0) -> Config:
     """Shards below `folder` of 18 images to train on and 14 to test on, and a run of the tiny model with a checkpoint.
 
-    Its evaluation has 9 batches of training images, 7 of test images and 2 of findings.
+    Its evaluation has 9 batches of training images, 7 of test images and 2 of findings. `val` patients are in a split
+    of that name.
     """
-    write_shards(folder / "shards", {"train": 9, "test": 7})
+    write_shards(folder / "shards", {"train": 9, "test": 7} | ({"val": val} if val else {}))
     config = config_of(folder, "small")
     tasks = ["cancer", "malignancy", "birads", "density"]
     config = replace(
@@ -46,7 +47,7 @@ def save_run(config: Config, step: int = 3) -> None:
     """The run folder of `config`, with one checkpoint whose trained weights are away from their first values."""
     prepare(config)
     model = build(config, load_tokenizer(config.run_folder), "sdpa")
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(step)  # weights of its own for each step
     weights = {
         f"weight/{name}": (p + 0.1 * torch.randn(p.shape, generator=random)).detach()
         for name, p in trained(model).items()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mama.data.held_out import Split
+from mama.data.wording import wording_of
 from mama.evaluate import provenance, result_folders, results
-from mama.evaluate.class_prompts import wording_of
 from mama.evaluate.task_data import Predictions, task_data
 from mama.evaluate.tasks import load_tasks
 from mama.run.files import write_json
