@@ -52,7 +52,7 @@ class ModelTensors:
     def merged(self, name: str) -> Tensor:
         """A tensor of the model without adapters: what they change in it is in it."""
         tensor = self.read(name)
-        merge = self.merges.get(name)
+        merge = self.merges.get(self.first[name])
         return merge(tensor, self.read) if merge else tensor
 
     def base_digest(self) -> str:

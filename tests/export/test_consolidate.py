@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -165,13 +166,22 @@ def test_frozen_weights_come_from_the_files_of_their_base(
 
 
 def test_a_tower_whose_weights_are_in_no_file_is_built_and_the_log_says_so(
-    run: Config, caplog: pytest.LogCaptureFixture
+    run: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
-    save_run(run)
-    consolidate(run)
-    assert caplog.text.count("text.model: the weights are random; this tower is built in memory") == 1
-    assert "vision.model" not in caplog.text, "nothing of it is frozen but zeros"
+    base = Path(pretrained(tmp_path / "base", "gpt2"))
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    of_bin = replace(run, name="bin", text=replace(run.text, model=str(base)))
+    for config, why in (
+        (run, "the weights are random"),
+        (of_bin, f"{base}: safetensors files do not hold all of them"),
+    ):
+        save_run(config)
+        with caplog.at_level(logging.INFO, "mama.export.frozen_weights"):
+            consolidate(config)
+        require_equal(config)
+        assert caplog.text.count(f"text.model: {why}; this tower is built in memory") == 1
+        assert "vision.model" not in caplog.text, "nothing of it is frozen but zeros"
 
 
 def test_another_base_than_that_of_the_training_is_refused(run: Config, tmp_path: Path) -> None:
