@@ -12,12 +12,13 @@ NOTICE = (
 
 
 class ModelFacts(TypedDict):
-    """The model that scored: `sha256` is over its weight files."""
+    """The model that scored: `sha256` is over its weight files, `trained_on` names the archives of its training."""
 
     name: str
     step: int | None
     sha256: str
     dtype: str
+    trained_on: list[str]
 
 
 class TaskFacts(TypedDict):

@@ -23,6 +23,7 @@ from mama.errors import ConfigError
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.class_prompts import SENTENCE_END
 from mama.evaluate.units import Pool
+from mama.export.licences import terms_of
 from mama.export.model_folder import load_model, model_folder, read_model, weights_digest
 from mama.export.preprocessing import read_preprocessing
 from mama.export.training_texts import read_training_texts
@@ -63,7 +64,13 @@ class Model:
         facts = read_model(self.folder)
         self.preprocessing = read_preprocessing(self.folder)
         self.texts = read_training_texts(self.folder)
-        self.facts = ModelFacts(name=facts.name, step=facts.step, sha256=weights_digest(self.folder), dtype=facts.dtype)
+        self.facts = ModelFacts(
+            name=facts.name,
+            step=facts.step,
+            sha256=weights_digest(self.folder),
+            dtype=facts.dtype,
+            trained_on=list(dict.fromkeys(terms_of(one.source).title for one in self.preprocessing.sources)),
+        )
         self.config = load(self.folder / "config.yaml")
         self.device = torch.device(device) if device else local_device()
         self.model, self.tokenizer = load_model(self.folder, self.device, base)

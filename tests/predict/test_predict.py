@@ -418,7 +418,9 @@ def test_the_lines_of_python_in_the_documents_run(
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(config.run_folder)
-    (tmp_path / "exam").symlink_to(next(archive.glob("PHANTOM*")))
+    (tmp_path / "runs" / "phantom-dicom").mkdir()
+    for name in ("exam", "runs/phantom-dicom/PHANTOM-0-00000"):
+        (tmp_path / name).symlink_to(next(archive.glob("PHANTOM*")))
     monkeypatch.chdir(tmp_path)
     pages = [CHECKOUT / "README.md", CHECKOUT / "docs" / "predict.md"]
     programs = [one for page in pages for one in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]

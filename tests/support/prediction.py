@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mama.data.images import to_canvas
-from mama.predict.document import NOTICE, Document, ExamScores, ImageScores, MapFacts, TaskFacts
+from mama.predict.document import NOTICE, Document, ExamScores, ImageScores, MapFacts, ModelFacts, TaskFacts
 from mama.predict.heat_map import marks
 from mama.predict.seen import Seen
 from mama.predict.shown import Shown, shown
@@ -57,7 +57,13 @@ def prediction(
     pages: dict[str, Shown] = {}
     exams = [_exam(f"exam {number}", of_exam, sentences, folder, pages) for number, of_exam in enumerate(places)]
     document = Document(
-        model={"name": "invented", "step": 7, "sha256": "0123456789abcdef" * 4, "dtype": "fp32"},
+        model={
+            "name": "invented",
+            "step": 7,
+            "sha256": "0123456789abcdef" * 4,
+            "dtype": "fp32",
+            "trained_on": ["CDD-CESM"],
+        },
         notice=NOTICE,
         pool="mean",
         tasks=TASKS,
