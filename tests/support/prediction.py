@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mama.data.images import to_canvas
-from mama.predict.document import NOTICE, Document, ExamScores, ImageScores, MapFacts, ModelFacts, TaskFacts
+from mama.predict.document import NOTICE, Document, ExamScores, ImageScores, MapFacts, TaskFacts
 from mama.predict.heat_map import marks
 from mama.predict.seen import Seen
 from mama.predict.shown import Shown, shown
