@@ -12,7 +12,7 @@ from mama.export.trained_on import write_trained_on
 from mama.model import attention
 from mama.model.mama_model import build
 from mama.run import checkpoints
-from mama.run.checkpoint_marker import read_marker
+from mama.run.checkpoint_marker import OF_MODEL, read_marker
 from mama.run.files import remove, replace_folder, write_digests
 from mama.run.model_state import digests
 from mama.run.portable import WEIGHTS, portable, rewrite_without_paths
@@ -55,7 +55,7 @@ def consolidate(config: Config, best: bool = False) -> Path:
 
 
 def _checkpoint(run: Path, best: bool) -> Path:
-    if found := checkpoints.best_whole(run) if best else checkpoints.newest(run):
+    if found := checkpoints.best_whole(run, OF_MODEL) if best else checkpoints.newest(run, OF_MODEL):
         return found
     if checkpoints.checkpoints(run):
         raise ConfigError(

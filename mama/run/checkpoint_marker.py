@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ log = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 FROZEN = "frozen.json"
+
+# The kinds of tensors in a piece, by the first word of its name. Pieces of earlier versions ("state") have all kinds.
+OF_MODEL = ("weight", "buffer")
+OF_OPTIMIZER = ("exp_avg", "exp_avg_sq")
+KINDS = {"weights": OF_MODEL, "moments": OF_OPTIMIZER, "state": (*OF_MODEL, *OF_OPTIMIZER)}
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,9 @@ class Marker:
     bytes: dict[str, int]  # by file
     sha256: dict[str, str] | None = None  # by file
 
-    @property
-    def pieces(self) -> list[str]:
-        """The names of the files that hold tensors, in their order."""
-        return sorted(name for name in self.bytes if name.startswith("state-"))
+    def pieces(self, kinds: Collection[str] = KINDS["state"]) -> list[str]:
+        """The names of the files that hold tensors of one of these kinds, in their order."""
+        return sorted(name for name in self.bytes if {*kinds} & {*KINDS.get(name.partition("-")[0], ())})
 
 
 def folder_name(step: int) -> str:
@@ -42,8 +47,11 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def damage(checkpoint: Path, contents: bool = False) -> str | None:
-    """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None."""
+def damage(checkpoint: Path, contents: bool = False, kinds: Collection[str] = KINDS["state"]) -> str | None:
+    """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None.
+
+    The digests of files without tensors of these `kinds` are not compared.
+    """
     try:
         marker = read_marker(checkpoint)
         for name, size in marker.bytes.items():
@@ -55,8 +63,9 @@ def damage(checkpoint: Path, contents: bool = False) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if contents and marker.sha256 is None:
         log.info("%s: was written without digests by an earlier version; only sizes are compared", checkpoint)
+    others = {*marker.pieces()} - {*marker.pieces(kinds)}
     for name, expected in (marker.sha256 or {}).items() if contents else ():
-        if sha256_or_reason(checkpoint / name) != expected:
+        if name not in others and sha256_or_reason(checkpoint / name) != expected:
             return f"{checkpoint / name}: its content has changed since it was written"
     return None
 
@@ -76,7 +85,7 @@ def read_marker(checkpoint: Path) -> Marker:
             _require(digest == _digest(document), "its own digest")
         marker = from_json(Marker, document)
         _require(checkpoint.name == folder_name(marker.step), "step")
-        _require(FROZEN in marker.bytes and bool(marker.pieces), "bytes")
+        _require(FROZEN in marker.bytes and bool(marker.pieces(OF_MODEL)), "bytes")
     except (TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{checkpoint / MARKER}: was edited or damaged ({error}); restore it from a copy") from None
     return marker

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mama.errors import ConfigError
-from mama.run.checkpoint_marker import FROZEN, damage, read_marker
+from mama.run.checkpoint_marker import FROZEN, KINDS, OF_MODEL, damage, read_marker
 from mama.run.files import read_object
-from mama.run.model_state import buffers, first_difference, trained
+from mama.run.model_state import buffers, first_difference, is_finite, trained
 from shards.files import set_default_mode
 
 log = logging.getLogger(__name__)
@@ -35,17 +35,17 @@ def best(run: Path) -> Path | None:
     return next(iter(_by_score(run)), None)
 
 
-def newest(run: Path) -> Path | None:
+def newest(run: Path, kinds: Collection[str] = KINDS["state"]) -> Path | None:
     """Return the newest whole checkpoint, to resume from; None if the run has saved none.
 
-    Damaged ones are logged. Raises `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
+    For those who read only tensors of these `kinds`, files without any need not be whole. Damaged ones are logged. Raises `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
     """
-    return _first_whole(run, reversed(_folders(run)))
+    return _first_whole(run, reversed(_folders(run)), kinds)
 
 
-def best_whole(run: Path) -> Path | None:
-    """Return the whole checkpoint with the highest validation score; None and errors as for `newest`."""
-    return _first_whole(run, _by_score(run))
+def best_whole(run: Path, kinds: Collection[str] = KINDS["state"]) -> Path | None:
+    """Return the whole checkpoint with the highest validation score; `kinds`, None and errors as for `newest`."""
+    return _first_whole(run, _by_score(run), kinds)
 
 
 def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> None:
@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> 
         raise ConfigError(f"{checkpoint}: the frozen tensor {name} is not the one that the run was trained with")
     expected = trained(model) | buffers(model)
     found = 0
-    for _, name, tensor in read_tensors(checkpoint, ("weight", "buffer")):
+    for _, name, tensor in read_tensors(checkpoint, OF_MODEL):
         if name not in expected or expected[name].shape != tensor.shape:
             raise ConfigError(f"{checkpoint}: this configuration's model has no tensor {name} {list(tensor.shape)}")
         expected[name].data.copy_(tensor)
@@ -78,7 +78,7 @@ def read_tensors(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str
 
     Raises `ConfigError` if a tensor is not finite, or a file is not in the safetensors format.
     """
-    for path in (checkpoint / name for name in read_marker(checkpoint).pieces):
+    for path in (checkpoint / name for name in read_marker(checkpoint).pieces(kinds)):
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (it is no dict)
@@ -86,7 +86,7 @@ def read_tensors(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str
                     if kind not in kinds:
                         continue
                     tensor = file.get_tensor(key)
-                    if not tensor.isfinite().all():
+                    if not is_finite(tensor):
                         raise ConfigError(f"{path}: {key} is not finite; remove {checkpoint} to take the one before")
                     yield kind, name, tensor
         except SafetensorError as error:
@@ -109,10 +109,10 @@ def _by_score(run: Path) -> list[Path]:
     return [path for _, path in sorted(scored, key=lambda pair: (pair[0], _number(pair[1])), reverse=True)]
 
 
-def _first_whole(run: Path, folders: Iterable[Path]) -> Path | None:
+def _first_whole(run: Path, folders: Iterable[Path], kinds: Collection[str]) -> Path | None:
     damaged = 0
     for folder in folders:
-        reason = damage(folder, contents=True)
+        reason = damage(folder, contents=True, kinds=kinds)
         if reason is None:
             return folder
         log.warning("%s; this checkpoint is skipped", reason)

@@ -76,8 +76,7 @@ def step(engine: Any, config: Config, number: int) -> None:
 
 
 def state(saved: Path) -> dict[str, Tensor]:
-    (file,) = saved.glob("state-*.safetensors")
-    return load_file(file)
+    return {key: tensor for file in saved.glob("*.safetensors") for key, tensor in load_file(file).items()}
 
 
 def save_all(config: Config) -> None:
