@@ -1,4 +1,4 @@
-"""`mama bench checkpoint`: how long all ranks stand still while a fully tuned model is saved, and the memory it takes."""
+"""`mama bench checkpoint`: how long all ranks stand still to save a fully tuned model, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
 from mama.bench.synthetic import fully_tuned
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.runtime.launch import run_on_ranks

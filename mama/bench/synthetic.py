@@ -43,7 +43,7 @@ def tiny() -> Config:
 
 
 def fully_tuned(billions: float, ranks: int, stage: Any) -> Config:
-    """Return settings of a small image tower and a GPT-2 of about `billions` parameters, all of them trained in bf16."""
+    """Return settings of a small image tower and a GPT-2 of about `billions` parameters, all trained in bf16."""
     base = tiny()
     width, vocabulary = (1024 if billions < 0.5 else 1536), 28896
     layers = max(1, round((1e9 * billions - vocabulary * width) / (12 * width**2)))

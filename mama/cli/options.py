@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
 from mama.run.files import named
-from mama.run.portable import WEIGHTS
+from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
@@ -88,7 +88,9 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
     The results of a model folder by itself go into a run folder beside it, <its name>-eval. Raises `ConfigError`.
     """
     folder = named(Path(path))
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / MODEL).is_file():
+        if (folder / OLD_WEIGHTS).is_file() and (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder}: an earlier release wrote this model; run `mama consolidate` again")
         config = configured(path, overrides)
         return config, config.run_folder
     if not (folder / "config.yaml").is_file():

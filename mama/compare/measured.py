@@ -14,11 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from mama.evaluate.fractions import label_of
-from mama.evaluate.provenance import Document, object_in, same, settings_of
+from mama.evaluate.provenance import Document, model_of, object_in, same, settings_of
 from mama.evaluate.result_folders import MARKER, METRICS, evaluations
 from mama.evaluate.results import shown_rows
-from mama.export.model_folder import WEIGHTS
-from mama.run.files import DIGESTS
 from mama.settings.schema import TASKS
 from mama.sweep import status
 from mama.sweep.sweep import Point, Sweep
@@ -76,7 +74,7 @@ def measurements(point: Point) -> tuple[list[Measured], list[str]]:
     found: list[Measured] = []
     unread: list[str] = []
     run = point.config.run_folder
-    weights = (object_in(run / "model" / DIGESTS) or {}).get(WEIGHTS)  # None: an earlier release wrote the model
+    weights = (model_of(run) or {}).get("sha256")  # None: an earlier release wrote the model
     for folder, marker in evaluations(run):
         if weights and (marker["model"] or {}).get("sha256") != weights:
             unread.append(f"{folder} is of other weights than model/ holds now; evaluate again")

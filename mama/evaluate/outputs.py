@@ -21,9 +21,9 @@ from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.embeddings import embed_images, embed_texts
 from mama.evaluate.kept_features import KeptFeatures, weights_digest
 from mama.evaluate.localisation import Maps, Search
-from mama.evaluate.provenance import Document
+from mama.evaluate.provenance import Document, object_in
 from mama.model.mama_model import MamaModel
-from mama.run.files import DIGESTS, sha256_or_reason
+from mama.run.files import DIGESTS
 from mama.runtime import sharing
 from mama.settings.schema import Config
 from shards.progress import progress
@@ -66,8 +66,9 @@ def splits_of(config: Config, shards: Document) -> Splits:
 
 
 def identity(name: str, model: MamaModel, folder: Path, weights: str | None) -> Document:
-    """What decides about the outputs of a model: its `weights`, or a digest of them, and the files of its `folder`."""
-    files = sha256_or_reason(folder / DIGESTS)
+    """What decides about the outputs of a model: its `weights`, or a digest of them, and its tokenizer and settings."""
+    digests = object_in(folder / DIGESTS) or {}
+    files = {file: digest for file, digest in digests.items() if file == "config.yaml" or file.startswith("tokenizer/")}
     return {"name": name, "weights": weights or weights_digest(model), "files": files}
 
 

@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from mama.errors import ConfigError
 from mama.evaluate import intervals
-from mama.export.model_folder import model_folder
-from mama.run.files import read_object, sha256, sha256_or_reason
-from mama.run.portable import WEIGHTS, folder_name
+from mama.export.model_folder import model_folder, read_model, weights_digest
+from mama.run.files import read_object, sha256_or_reason
+from mama.run.portable import folder_name
 from mama.run.run_folder import DATA, shards_digest
 from mama.settings.schema import Config
 from shards.read.manifest import Manifest, load_manifest
@@ -100,15 +98,12 @@ def counts(manifest: Manifest) -> list[Document]:
 
 
 def model_of(run: Path) -> Document | None:
-    """Training step (None if the file does not record it) and SHA-256 of the model of `run`; None without one."""
-    path = model_folder(run) / WEIGHTS
+    """Training step and digest of the weights of the model of `run`; None without one that can be read."""
+    folder = model_folder(run)
     try:
-        digest = sha256(path)
-        with safe_open(path, framework="np") as tensors:
-            step = (tensors.metadata() or {}).get("step")
-    except (OSError, SafetensorError):
+        return {"step": read_model(folder).step, "sha256": weights_digest(folder)}
+    except ConfigError:
         return None
-    return {"step": None if step is None else int(step), "sha256": digest}
 
 
 def is_own(shards: Document, run: Path) -> bool:

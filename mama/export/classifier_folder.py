@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
 
 from mama.errors import ConfigError
-from mama.export.model_folder import WEIGHTS
+from mama.export.model_folder import empty_vision, load_vision
 from mama.model import attention
 from mama.model.classifier import Classifier
-from mama.model.towers import VisionTower
 from mama.run.checkpoints import save_tensors
 from mama.run.files import check_digests, read_object, surviving, write_digests, write_json
 
-CLASSES, SHAPE = "classes.json", "vision"
+CLASSES, SHAPE, WEIGHTS = "classes.json", "vision/config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,7 @@ class Named:
 
 def new_classifier(folder: Path, classes: int, kernel: str) -> Classifier:
     """The image tower of the consolidated model in `folder`, with a new head, in training mode."""
-    folder = surviving(folder)
-    tower = _tower(folder / SHAPE, kernel)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("vision.")]  # noqa: SIM118 (it is no dict)
-        tower.load_state_dict({name.removeprefix("vision."): file.get_tensor(name) for name in names})
-    return Classifier(tower, classes).train()
+    return Classifier(load_vision(surviving(folder) / "vision", kernel), classes).train()
 
 
 def save_classifier(named: Named, model: Path, folder: Path) -> None:
@@ -45,7 +37,8 @@ def save_classifier(named: Named, model: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     tensors = {name: tensor.contiguous() for name, tensor in named.model.state_dict().items()}
     save_tensors(tensors, folder / WEIGHTS)
-    shutil.copytree(surviving(model) / SHAPE, folder / SHAPE)
+    (folder / SHAPE).parent.mkdir()
+    shutil.copyfile(surviving(model) / SHAPE, folder / SHAPE)
     write_json(folder / CLASSES, {"classes": named.classes})
     write_digests(folder)
 
@@ -56,11 +49,6 @@ def load_classifier(folder: Path, device: torch.device, kernel: str = "auto") ->
         raise ConfigError(f"{folder}: no {WEIGHTS}; evaluate with finetune in eval.protocols")
     check_digests(folder, f"remove {folder.parent} to fine-tune again")
     classes = [str(name) for name in read_object(folder / CLASSES)["classes"]]
-    model = Classifier(_tower(folder / SHAPE, attention.choose(kernel, device)), len(classes))
+    model = Classifier(empty_vision((folder / SHAPE).parent, attention.choose(kernel, device)), len(classes))
     model.load_state_dict(load_file(folder / WEIGHTS))
     return Named(model.to(device).eval(), classes)
-
-
-def _tower(shape: Path, kernel: str) -> VisionTower:
-    config = AutoConfig.from_pretrained(shape, trust_remote_code=False)
-    return VisionTower(AutoModel.from_config(config, attn_implementation=kernel, trust_remote_code=False))

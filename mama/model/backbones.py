@@ -25,15 +25,21 @@ BUFFERS = (".attn.masked_bias",)
 
 
 def build_backbone(
-    section: str, config: VisionConfig | TextConfig, known: Collection[str], attention: str, **sizes: int
+    section: str,
+    config: VisionConfig | TextConfig,
+    known: Collection[str],
+    attention: str,
+    empty: bool = False,
+    **sizes: int,
 ) -> PreTrainedModel:
     """The transformers model of a config section, in fp32: pretrained, or random in the shape `config.config`.
 
-    `known` are the architectures allowed in `section`; `sizes` override `config.config` of random models. Raises
+    `known` are the architectures allowed in `section`; `sizes` override `config.config` of random models. With `empty`
+    no weights are read: for the meta device, where a model has names and shapes alone. Raises
     `ConfigError` for another architecture, and for weights that cannot be read or do not match.
     """
     if config.model is not None:
-        return _load(section, config.model, config.ignore, known, attention)
+        return _load(section, config.model, config.ignore, known, attention, empty)
     shape = _architecture(section, {**config.config, **sizes})
     _check_known(section, shape, known)
     return AutoModel.from_config(shape, attn_implementation=attention, trust_remote_code=False)
@@ -67,13 +73,17 @@ def _check_known(section: str, shape: PretrainedConfig, known: Collection[str]) 
             raise ConfigError(f"{section}: {name} is {value!r:.40}, not an integer from {least} to {most}")
 
 
-def _load(section: str, model: str, ignore: list[str], known: Collection[str], attention: str) -> PreTrainedModel:
+def _load(
+    section: str, model: str, ignore: list[str], known: Collection[str], attention: str, empty: bool
+) -> PreTrainedModel:
     """Read the pretrained `model`, a folder, file or hub name. Raises `ConfigError` as `build_backbone` does."""
     field = f"{section}.model"
     name, arguments = locate(field, model)
     with loading_errors(f"{field}: {model}"):
         shape = AutoConfig.from_pretrained(name, trust_remote_code=False, **arguments)
     _check_known(section, shape, known)
+    if empty:
+        return AutoModel.from_config(shape, attn_implementation=attention, trust_remote_code=False, dtype=torch.float32)
     if shape.model_type in POOLED:
         arguments["add_pooling_layer"] = False
     with loading_errors(f"{field}: {model}"):

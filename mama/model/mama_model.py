@@ -7,6 +7,8 @@ D width of the shared space.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -151,19 +153,38 @@ class MamaModel(nn.Module):
         return _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
 
 
-def build(config: Config, tokenizer: Tokenizer, attention: str) -> MamaModel:
+def build(config: Config, tokenizer: Tokenizer, attention: str, empty: bool = False) -> MamaModel:
     """The untrained model of a configuration, in training mode; random weights depend on `config.seed` alone.
 
-    Raises `ConfigError` if a tower cannot be built, or cannot take `data.image_size` or `data.max_tokens`.
+    With `empty` it is on the meta device: names and shapes without weights, which are not read either. Raises
+    `ConfigError` if a tower cannot be built, or cannot take `data.image_size` or `data.max_tokens`.
     """
     torch.manual_seed(config.seed)
-    with warnings.catch_warnings():  # transformers renames its checkpointing functions, which peft uses
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    with _quiet(), torch.device("meta") if empty else nullcontext():
+        vision = build_vision(config.vision, attention, empty)
+        text = build_text(config.text, tokenizer, attention, empty)
+        _check_sizes(config, vision, text)
+        # Pretrained models come in evaluation mode, without dropout and without activation checkpointing.
+        return MamaModel(vision, text, config.heads, config.loss).train()
+
+
+def build_tower(config: Config, tokenizer: Tokenizer, attention: str, part: str) -> VisionTower | TextTower:
+    """One tower of `build`, "vision" or "text", with the same weights; only one is in memory at a time."""
+    torch.manual_seed(config.seed)
+    with _quiet():
         vision = build_vision(config.vision, attention)
-        text = build_text(config.text, tokenizer, attention)
-    _check_sizes(config, vision, text)
-    # Pretrained models come in evaluation mode, without dropout and without activation checkpointing.
-    return MamaModel(vision, text, config.heads, config.loss).train()
+        if part == "vision":
+            return vision
+        del vision  # the numbers that it drew come before those of the language model
+        return build_text(config.text, tokenizer, attention)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that transformers has renamed its checkpointing functions, which peft uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        yield
 
 
 def _check_sizes(config: Config, vision: VisionTower, text: TextTower) -> None:

@@ -148,20 +148,20 @@ class TextTower(nn.Module):
             self.backbone = cast(PreTrainedModel, cast(Any, self.backbone).merge_and_unload())
 
 
-def build_vision(config: VisionConfig, attention: str) -> VisionTower:
+def build_vision(config: VisionConfig, attention: str, empty: bool = False) -> VisionTower:
     """The image tower, pretrained or random, see `VisionConfig`. Raises `ConfigError` as `build_backbone` does."""
-    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention))
+    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention, empty))
     if config.freeze_norm:
         tower.norm.requires_grad_(False)
     return tower
 
 
-def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str) -> TextTower:
+def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str, empty: bool = False) -> TextTower:
     """The text tower, tuned according to `config.tune`, with an embedding for every token of `tokenizer`.
 
     Raises `ConfigError` as `build_backbone` does, and for `text.layers` that the model does not have.
     """
-    backbone = build_backbone("text", config, TEXT_MODELS, attention, vocab_size=len(tokenizer))
+    backbone = build_backbone("text", config, TEXT_MODELS, attention, empty, vocab_size=len(tokenizer))
     if config.model is not None:
         backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     # Our tokenizer has its own padding token; the model's padding token is a plain word and must be trained.

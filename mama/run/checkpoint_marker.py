@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +19,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 FROZEN = "frozen.json"
-
-# The kinds of tensors in a piece, by the first word of its name. Pieces of earlier versions ("state") have all kinds.
-OF_MODEL = ("weight", "buffer")
-OF_OPTIMIZER = ("exp_avg", "exp_avg_sq")
-KINDS = {"weights": OF_MODEL, "moments": OF_OPTIMIZER, "state": (*OF_MODEL, *OF_OPTIMIZER)}
+STEP = re.compile(r"step-(\d{6,})")  # the name of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,10 @@ class Marker:
     bytes: dict[str, int]  # by file
     sha256: dict[str, str] | None = None  # by file
 
-    def pieces(self, kinds: Collection[str] = KINDS["state"]) -> list[str]:
-        """The names of the files that hold tensors of one of these kinds, in their order."""
-        return sorted(name for name in self.bytes if {*kinds} & {*KINDS.get(name.partition("-")[0], ())})
+    @property
+    def pieces(self) -> list[str]:
+        """The names of the files that hold tensors, in their order."""
+        return sorted(name for name in self.bytes if name.startswith("state-"))
 
 
 def folder_name(step: int) -> str:
@@ -47,10 +45,10 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def damage(checkpoint: Path, contents: bool = False, kinds: Collection[str] = KINDS["state"]) -> str | None:
+def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | None = None) -> str | None:
     """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None.
 
-    The digests of files without tensors of these `kinds` are not compared.
+    The digests of `only` these files, if they are named.
     """
     try:
         marker = read_marker(checkpoint)
@@ -63,9 +61,8 @@ def damage(checkpoint: Path, contents: bool = False, kinds: Collection[str] = KI
         return f"{error.filename}: {error.strerror}"
     if contents and marker.sha256 is None:
         log.info("%s: was written without digests by an earlier version; only sizes are compared", checkpoint)
-    others = {*marker.pieces()} - {*marker.pieces(kinds)}
     for name, expected in (marker.sha256 or {}).items() if contents else ():
-        if name not in others and sha256_or_reason(checkpoint / name) != expected:
+        if (only is None or name in only) and sha256_or_reason(checkpoint / name) != expected:
             return f"{checkpoint / name}: its content has changed since it was written"
     return None
 
@@ -85,7 +82,7 @@ def read_marker(checkpoint: Path) -> Marker:
             _require(digest == _digest(document), "its own digest")
         marker = from_json(Marker, document)
         _require(checkpoint.name == folder_name(marker.step), "step")
-        _require(FROZEN in marker.bytes and bool(marker.pieces(OF_MODEL)), "bytes")
+        _require(FROZEN in marker.bytes and bool(marker.pieces), "bytes")
     except (TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{checkpoint / MARKER}: was edited or damaged ({error}); restore it from a copy") from None
     return marker

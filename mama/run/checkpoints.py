@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -15,14 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mama.errors import ConfigError
-from mama.run.checkpoint_marker import FROZEN, KINDS, OF_MODEL, damage, read_marker
+from mama.run.checkpoint_marker import FROZEN, STEP, damage, folder_name, read_marker
 from mama.run.files import read_object
 from mama.run.model_state import buffers, first_difference, is_finite, trained
+from mama.run.tensor_file import Stored, stored_tensors
 from shards.files import set_default_mode
 
 log = logging.getLogger(__name__)
 
-STEP = re.compile(r"step-(\d{6,})")
+WEIGHTS = ("weight", "buffer")  # kinds of tensors that a model needs; the optimizer's are others
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -35,17 +35,51 @@ def best(run: Path) -> Path | None:
     return next(iter(_by_score(run)), None)
 
 
-def newest(run: Path, kinds: Collection[str] = KINDS["state"]) -> Path | None:
+def newest(run: Path, weights_only: bool = False) -> Path | None:
     """Return the newest whole checkpoint, to resume from; None if the run has saved none.
 
-    For those who read only tensors of these `kinds`, files without any need not be whole. Damaged ones are logged. Raises `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
+    With `weights_only` the optimizer's files need not be whole, and are not read. Damaged ones are logged. Raises
+    `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
     """
-    return _first_whole(run, reversed(_folders(run)), kinds)
+    return _first_whole(run, reversed(_folders(run)), weights_only)
 
 
-def best_whole(run: Path, kinds: Collection[str] = KINDS["state"]) -> Path | None:
-    """Return the whole checkpoint with the highest validation score; `kinds`, None and errors as for `newest`."""
-    return _first_whole(run, _by_score(run), kinds)
+def best_whole(run: Path, weights_only: bool = False) -> Path | None:
+    """Return the whole checkpoint with the highest validation score; None and errors as for `newest`."""
+    return _first_whole(run, _by_score(run), weights_only)
+
+
+def whole_at(run: Path, step: int) -> Path:
+    """Return the checkpoint after `step` steps, whose weights are whole. Raises `ConfigError` otherwise."""
+    folder = run / "checkpoints" / folder_name(step)
+    if not folder.is_dir():
+        there = ", ".join(str(_number(path)) for path in checkpoints(run))
+        raise ConfigError(f"{run}: has no checkpoint of step {step}; there are {there or 'none'}")
+    if reason := _damage(folder, weights_only=True):
+        raise ConfigError(f"{reason}; name another step, or restore {folder} from a copy")
+    return folder
+
+
+def stored_weights(model: nn.Module, checkpoint: Path) -> dict[str, Stored]:
+    """Where the trained weights and the buffers of a model are in the files of a checkpoint, by name.
+
+    Raises `ConfigError` if the model, which may be on the meta device, has other trained tensors.
+    """
+    expected = trained(model) | buffers(model)
+    found = {}
+    for path in (checkpoint / name for name in read_marker(checkpoint).pieces):
+        for key, stored in stored_tensors(path).items():
+            kind, _, name = key.partition("/")
+            if kind not in WEIGHTS:
+                continue
+            if name not in expected or tuple(expected[name].shape) != stored.shape:
+                raise ConfigError(f"{checkpoint}: this configuration's model has no tensor {name} {list(stored.shape)}")
+            found[name] = stored
+    if len(found) != len(expected):
+        raise ConfigError(
+            f"{checkpoint}: holds {len(found)} of the {len(expected)} trained tensors of this configuration"
+        )
+    return found
 
 
 def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> None:
@@ -58,7 +92,7 @@ def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> 
         raise ConfigError(f"{checkpoint}: the frozen tensor {name} is not the one that the run was trained with")
     expected = trained(model) | buffers(model)
     found = 0
-    for _, name, tensor in read_tensors(checkpoint, OF_MODEL):
+    for _, name, tensor in read_tensors(checkpoint, WEIGHTS):
         if name not in expected or expected[name].shape != tensor.shape:
             raise ConfigError(f"{checkpoint}: this configuration's model has no tensor {name} {list(tensor.shape)}")
         expected[name].data.copy_(tensor)
@@ -78,7 +112,7 @@ def read_tensors(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str
 
     Raises `ConfigError` if a tensor is not finite, or a file is not in the safetensors format.
     """
-    for path in (checkpoint / name for name in read_marker(checkpoint).pieces(kinds)):
+    for path in (checkpoint / name for name in read_marker(checkpoint).pieces):
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (it is no dict)
@@ -109,10 +143,27 @@ def _by_score(run: Path) -> list[Path]:
     return [path for _, path in sorted(scored, key=lambda pair: (pair[0], _number(pair[1])), reverse=True)]
 
 
-def _first_whole(run: Path, folders: Iterable[Path], kinds: Collection[str]) -> Path | None:
+def _damage(checkpoint: Path, weights_only: bool) -> str | None:
+    """What is wrong with the files of a checkpoint, or with those that hold its weights."""
+    if not weights_only:
+        return damage(checkpoint, contents=True)
+    return damage(checkpoint) or damage(checkpoint, contents=True, only={FROZEN, *_pieces_with_weights(checkpoint)})
+
+
+def _pieces_with_weights(checkpoint: Path) -> Iterator[str]:
+    """The names of the files that hold weights or buffers, and of those that cannot tell."""
+    for name in read_marker(checkpoint).pieces:
+        try:
+            if any(key.partition("/")[0] in WEIGHTS for key in stored_tensors(checkpoint / name)):
+                yield name
+        except ConfigError:
+            yield name
+
+
+def _first_whole(run: Path, folders: Iterable[Path], weights_only: bool) -> Path | None:
     damaged = 0
     for folder in folders:
-        reason = damage(folder, contents=True, kinds=kinds)
+        reason = _damage(folder, weights_only)
         if reason is None:
             return folder
         log.warning("%s; this checkpoint is skipped", reason)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_digests(folder: Path) -> None:
-    """Write the SHA-256 of every file in a folder to its `digests.json`, which is written last."""
-    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
+def write_digests(folder: Path, known: Mapping[Path, str] | None = None, without: Collection[str] = ()) -> None:
+    """Write the SHA-256 of every file in a folder to its `digests.json`, which is written last.
+
+    Files whose digest is `known` are not read; those that are to change later, by their names, are left `without`.
+    """
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    digests = {name: (known or {}).get(path) or sha256(path) for name, path in paths.items() if name not in without}
     write_json(folder / DIGESTS, digests)
 
 

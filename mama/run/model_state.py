@@ -44,4 +44,4 @@ def is_finite(tensor: Tensor) -> bool:
 def digest_of(tensor: Tensor) -> str:
     """Return the BLAKE2b digest, 16 bytes in hexadecimal, of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(memoryview(data.numpy()), digest_size=16).hexdigest()

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from mama.settings.schema import Config, DataConfig
 from shards.pack.settings import PackConfig
 
-WEIGHTS = "model.safetensors"  # the file of a model folder without which it is none
+MODEL = "model.json"  # the file of a model folder without which it is none
+OLD_WEIGHTS = "model.safetensors"  # that of the model folders of earlier releases
 
 PLACE = re.compile(r"(~|/|[A-Za-z]:[\\/]|[a-z]+://).*[\\/]")  # the beginning of a path or URL; a lone "/" is a token
 

@@ -1,38 +1,132 @@
-"""Write safetensors files (https://github.com/huggingface/safetensors): the library hashes nothing, and copies all."""
+"""Tensors in files of the safetensors format, one at a time: memory is never that of a whole file.
+
+The library maps a file into memory, where every page that was read counts until the file is closed. Here a tensor is
+read or written by its place in the file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mama.errors import ConfigError
 
-def write_hashed(tensors: Mapping[str, Tensor], path: Path) -> tuple[int, str]:
-    """Write contiguous fp32 tensors on the CPU to a new file, durably, and return its size and SHA-256.
+LARGEST_HEADER = 10**8  # bytes, the limit of the format
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-    The digest is of what was to be written, not of what the disk then holds. Raises `OSError`.
+
+@dataclass(frozen=True)
+class Shape:
+    """What a tensor looks like before it is there."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The size of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Stored(Shape):
+    """A tensor in a file."""
+
+    path: Path
+    start: int  # its first byte, counted from that of the file
+
+    def read(self) -> Tensor:
+        """The tensor. Raises `ConfigError` if the file is gone or too short."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.read_into(tensor)
+        return tensor
+
+    def read_into(self, tensor: Tensor) -> None:
+        """Read into a contiguous tensor on the CPU of the same dtype and shape, without a copy beside it."""
+        if not self.bytes:
+            return
+        view = memoryview(tensor.detach().flatten().view(torch.uint8).numpy())
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.start)
+                done = 0
+                while done < self.bytes and (count := file.readinto(view[done:])):
+                    done += count
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be read ({error.strerror})") from None
+        if done < self.bytes:
+            raise ConfigError(f"{self.path}: ends too early; restore it from a copy")
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a file by name. Raises `ConfigError` if it is missing or not in the format."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= LARGEST_HEADER:
+                raise ValueError("no header")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: is no safetensors file ({type(error).__name__})") from None
+
+
+def write_tensors(
+    path: Path, shapes: Mapping[str, Shape], tensor: Callable[[str], Tensor], metadata: dict[str, str] | None = None
+) -> str:
+    """Write a file, asking for one tensor at a time; returns its SHA-256.
+
+    Raises `ValueError` for a tensor that has not the shape which was announced.
     """
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
-        end += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    # Wider types first, as the library does: every tensor then begins at a multiple of its item's size.
+    names = sorted(shapes, key=lambda name: -shapes[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in names:
+        shape = shapes[name]
+        offsets = [end, end := end + shape.bytes]
+        header[name] = {"dtype": NAMES[shape.dtype], "shape": list(shape.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
-            digest.update(part)
+        for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return 8 + len(text) + end, digest.hexdigest()
+            digest.update(part)
+        for name in names:
+            found = tensor(name).detach()
+            if (found.dtype, tuple(found.shape)) != (shapes[name].dtype, shapes[name].shape):
+                raise ValueError(f"{name}: {found.dtype} {list(found.shape)} is not what was announced")
+            data = memoryview(found.contiguous().flatten().view(torch.uint8).numpy())
+            file.write(data)
+            digest.update(data)
+    return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().flatten().view(torch.uint8).numpy())
+def shape_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Shape:
+    """The shape of a tensor, which may be on the meta device, or of one like it in another dtype."""
+    return Shape(dtype or tensor.dtype, tuple(tensor.shape))
+
+
+def _stored(path: Path, start: int, entry: dict[str, Any]) -> Stored:
+    begin, end = entry["data_offsets"]
+    sizes: Sequence[int] = entry["shape"]
+    found = Stored(DTYPES[entry["dtype"]], tuple(map(int, sizes)), path, start + int(begin))
+    if int(end) - int(begin) != found.bytes:
+        raise ValueError("offsets")
+    return found

@@ -6,9 +6,9 @@ Ranks write side by side, each its own tensors, into pieces that hold either wei
 The folder is written as `.partial` and then renamed. The marker is its last file, with size and SHA-256 of all others:
 a run resumes from the newest checkpoint whose files agree with it. Damaged ones are logged, and left alone.
 
-ZeRO's own pieces, as DeepSpeed or torch.distributed.checkpoint would write them, need no gathering. But ZeRO 1 and 2 cut
-a flat vector of all parameters, whose order and padding belong to a stage, a number of ranks and a release of DeepSpeed;
-neither library detects damage, and torch.distributed.checkpoint needs a process group with as much memory to read.
+ZeRO's own pieces, as DeepSpeed writes them, would need no gathering. But they are pickles, of flat vectors whose order
+and padding belong to a stage, a number of ranks and a release. torch.distributed.checkpoint has a pickle for its index,
+and cuts anew only tensors of its own kinds, which ZeRO's are not.
 """
 
 from __future__ import annotations
@@ -27,20 +27,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mama.errors import ConfigError, TrainingError
-from mama.run.checkpoint_marker import (
-    FROZEN,
-    MARKER,
-    OF_MODEL,
-    OF_OPTIMIZER,
-    Marker,
-    folder_name,
-    read_marker,
-    write_marker,
-)
-from mama.run.checkpoints import best, checkpoints, read_tensors
-from mama.run.files import remove, replace_folder, sha256
+from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, write_marker
+from mama.run.checkpoints import WEIGHTS, best, checkpoints, read_tensors
+from mama.run.files import remove, replace_folder, sha256, sync
 from mama.run.model_state import is_finite, trained
-from mama.run.tensor_file import write_hashed
+from mama.run.tensor_file import shape_of, write_tensors
 from mama.runtime.collectives import node_name, rank, world_size
 from mama.train import zero_state
 from mama.train.agreement import WAIT
@@ -148,10 +139,10 @@ def _write_pieces(engine: DeepSpeedEngine, folder: Path) -> dict[str, tuple[int,
     """
     writers = min(world_size(), 1 + zero_state.size(engine) // PIECE)
     written: dict[str, tuple[int, str]] = {}
-    for word, kinds in (("weights", OF_MODEL), ("moments", OF_OPTIMIZER)):
-        first = 0  # number of the piece of rank 0
+    first = 0  # number of the next piece of rank 0
+    for kinds in (WEIGHTS, zero_state.MOMENTS):  # in files of their own: who needs a model reads no moments
         for piece, count in _deal(zero_state.tensors(engine, kinds), writers):
-            path = folder / f"{word}-{first + rank():05d}.safetensors"
+            path = folder / f"state-{first + rank():05d}.safetensors"
             for found in _on_all_ranks(partial(_write_piece, piece, path)):
                 written |= found
             first += count
@@ -185,7 +176,9 @@ def _write_piece(piece: dict[str, Tensor], path: Path) -> dict[str, tuple[int, s
     if not piece:
         return {}
     _wait_for(path.parent)
-    return {path.name: write_hashed(piece, path)}
+    digest = write_tensors(path, {key: shape_of(tensor) for key, tensor in piece.items()}, piece.__getitem__)
+    sync(path)
+    return {path.name: (path.stat().st_size, digest)}
 
 
 def _wait_for(folder: Path) -> None:

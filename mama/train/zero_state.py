@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mama.run.checkpoint_marker import KINDS, OF_OPTIMIZER
+from mama.run.checkpoints import WEIGHTS
 from mama.run.model_state import buffers, trained
 from mama.runtime.collectives import rank
 
 # deepspeed.DeepSpeedEngine, which has no types. DeepSpeed is imported inside functions alone, since
 # `deepspeed_engine.load_deepspeed` has to set it up before.
 DeepSpeedEngine = Any
-MOMENTS = OF_OPTIMIZER
+MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("weight", *MOMENTS)
 
 
@@ -52,7 +52,7 @@ def size(engine: DeepSpeedEngine) -> int:
     return 4 * count * (1 + len(moments(engine)))
 
 
-def tensors(engine: DeepSpeedEngine, kinds: Collection[str] = KINDS["state"]) -> Iterator[tuple[str, Tensor]]:
+def tensors(engine: DeepSpeedEngine, kinds: Collection[str] = (*WEIGHTS, *MOMENTS)) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of these kinds by `kind/name`, whole, on this rank's device; every rank must iterate."""
     for name, parameter in trained(engine.module).items():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under stage 3 the parameter itself is empty

@@ -342,7 +342,7 @@ def test_figures_of_weights_that_were_replaced_are_not_shown(sweep: Sweep) -> No
     run = sweep.points[7].config.run_folder
     write_digests(run / "model")
     assert not results_table(sweep).missing
-    with (run / "model" / "model.safetensors").open("ab") as file:
+    with (run / "model" / "heads.safetensors").open("ab") as file:
         file.write(b" ")
     write_digests(run / "model")
     table = results_table(sweep)

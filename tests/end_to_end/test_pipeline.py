@@ -61,7 +61,7 @@ def test_every_station_left_its_files(lab: Path) -> None:
     run = lab / "runs" / "quickstart"
     assert check(lab / "runs" / "shards" / "phantom") == []
     assert load_manifest(lab / "runs" / "shards" / "phantom").images == 96
-    for name in ("config.yaml", "environment.json", "log.jsonl", "tokenizer", "report.html", "model/model.safetensors"):
+    for name in ("config.yaml", "environment.json", "log.jsonl", "tokenizer", "report.html", "model/heads.safetensors"):
         assert (run / name).exists(), name
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000004", "step-000008"}
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))

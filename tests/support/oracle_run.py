@@ -14,6 +14,9 @@ from mama.data import report_text
 from mama.data import tokenizer as tokens
 from mama.data.held_out import Split
 from mama.evaluate import evaluation
+from mama.export.model_folder import FORMAT, HEADS, ModelFacts
+from mama.run.files import write_digests, write_json
+from mama.run.portable import MODEL
 from mama.run.run_folder import shards_digest
 from mama.settings.schema import Config, DataConfig, EvalConfig
 from shards.read.manifest import load_manifest
@@ -35,8 +38,15 @@ def consolidated(config: Config, step: int) -> None:
     (config.run_folder / "model").mkdir(parents=True, exist_ok=True)
     manifest = load_manifest(Path(config.data.shards[0]))
     (config.run_folder / "data.json").write_text(json.dumps({"shards": shards_digest(manifest, {"train"})}))
-    weights = {"weight": np.full(1, step, np.float32)}
-    save_file(weights, config.run_folder / "model" / "model.safetensors", {"step": str(step)})
+    write_model(config.run_folder / "model", step)
+
+
+def write_model(folder: Path, step: int) -> None:
+    """What tells a model folder from others: its facts, weights of its own for each step, and their digests."""
+    facts = ModelFacts(FORMAT, folder.parent.name, step, step, "of no checkpoint", "fp32", "merged", "0")
+    write_json(folder / MODEL, vars(facts))
+    save_file({"weight": np.full(1, step, np.float32)}, folder / HEADS)
+    write_digests(folder)
 
 
 def install_oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from safetensors import safe_open
 
+from mama.export.model_folder import read_model, weights_digest
 from mama.run.environment import commit
-from mama.run.files import sha256
 from mama.sweep import status
 from mama.sweep.batches import read_batches
 from mama.sweep.local import LocalRun
@@ -53,11 +52,10 @@ def words(sweep: Sweep) -> dict[str, list[str]]:
     return {point: [state.state for state in line] for point, line in states(sweep).items()}
 
 
-def weights(sweep: Sweep, point: str) -> tuple[str, str]:
-    """The step and the SHA-256 of a consolidated point."""
-    file = sweep.folder / point / "model" / "model.safetensors"
-    with safe_open(file, framework="np") as tensors:
-        return tensors.metadata()["step"], sha256(file)
+def weights(sweep: Sweep, point: str) -> tuple[int, str]:
+    """The step and the digest of the weights of a consolidated point."""
+    folder = sweep.folder / point / "model"
+    return read_model(folder).step, weights_digest(folder)
 
 
 def requeue(cluster: Cluster, number: str) -> None:

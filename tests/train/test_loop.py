@@ -331,13 +331,14 @@ def test_the_model_folder_is_portable(portable: Path, tmp_path: Path) -> None:
         "README.md",
         "config.yaml",
         "digests.json",
-        "model.safetensors",
+        "heads.safetensors",
+        "model.json",
         "text",
         "tokenizer",
         "trained_on.safetensors",
         "vision",
     }
-    assert not [name for name in load_file(portable / "model.safetensors") if "lora" in name]
+    assert not [name for name in load_file(portable / "text" / "model.safetensors") if "lora" in name]
     assert "`invented` (10 studies)" in (portable / "README.md").read_text()
     moved = tmp_path / "elsewhere"
     portable.rename(moved)
@@ -357,7 +358,7 @@ print(tuple(model.embed_images(torch.zeros(1, 1, {SIZE[0]}, {SIZE[1]}))[0].shape
 
 def test_a_byte_that_changed_in_a_model_is_noticed(portable: Path, tmp_path: Path) -> None:
     shutil.copytree(portable, tmp_path / "model")
-    for name in ("model.safetensors", "config.yaml", "vision/config.json", "tokenizer/tokenizer.json"):
+    for name in ("heads.safetensors", "text/model.safetensors", "config.yaml", "vision/config.json", "model.json"):
         file = tmp_path / "model" / name
         content = file.read_bytes()
         file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
