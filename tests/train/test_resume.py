@@ -92,8 +92,8 @@ def save(engine: Any, folder: Path, number: int, frozen: dict[str, str], piece: 
 
 def save_all(config: Config) -> None:
     """Two steps under each of `SAVED`, saved as step 1 + n by all ranks; what cannot be saved is not."""
-    folder = folder_of(config, world_size())
     engine_module.join_ranks()
+    folder = folder_of(config, world_size())
     for n, way in enumerate(SAVED):
         engine, frozen, staged = start(config, way)
         step(engine, staged, 0)
