@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mama.bench.synthetic import fully_tuned
+from mama.run.model_state import digest_of
 from mama.runtime.collectives import barrier, rank, world_size
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config
@@ -62,9 +63,9 @@ def bench_checkpoint(
 def measure(config: Config) -> tuple[int, Saved, Saved]:
     """On a rank: the number of parameters, then ours and DeepSpeed's, one after the other in each round."""
     join_ranks()
-    engine, run = untrained_engine(config), Path(config.runs)
+    (engine, frozen), run = untrained_engine(config), Path(config.runs)
     ways: list[Callable[[], None]] = [
-        lambda: checkpoint.save(engine, run, 1, keep=1, frozen={}),
+        lambda: checkpoint.save(engine, run, 1, keep=1, frozen=frozen),
         lambda: engine.save_checkpoint(str(run / "deepspeed"), tag="step"),
     ]
     count = parameter_count(shape_of(config), trainable=True)
@@ -74,14 +75,21 @@ def measure(config: Config) -> tuple[int, Saved, Saved]:
     return count, ours, theirs
 
 
-def untrained_engine(config: Config) -> DeepSpeedEngine:
-    """An engine with random weights in bf16, from which fp32 ones are made; it has never seen a batch."""
+def untrained_engine(config: Config) -> tuple[DeepSpeedEngine, dict[str, str]]:
+    """An engine that has never seen a batch, and the digests of its frozen weights.
+
+    Trained weights are random, in bf16, from which the engine makes fp32 ones; frozen ones (the image tower's mask
+    token) are 0, as in the model that `build` returns.
+    """
     model = shape_of(config).to(torch.bfloat16).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
+        if tensor.requires_grad:
             tensor.data.uniform_(-0.1, 0.1, generator=generator)
-    return start_engine(model, config)
+        else:
+            tensor.zero_()
+    frozen = {name: digest_of(p.float()) for name, p in model.named_parameters() if not p.requires_grad}
+    return start_engine(model, config), frozen
 
 
 def _measured(save: Callable[[], None], run: Path) -> Saved:

@@ -65,8 +65,8 @@ def _run(billions: float, stage: int, place: Path) -> Config:
 def _save_both(config: Config) -> int:
     """On a rank: write our checkpoint and DeepSpeed's; returns the number of parameters."""
     join_ranks()
-    engine, run = untrained_engine(config), config.run_folder
-    checkpoint.save(engine, run, 1, keep=1, frozen={})
+    (engine, frozen), run = untrained_engine(config), config.run_folder
+    checkpoint.save(engine, run, 1, keep=1, frozen=frozen)
     engine.save_checkpoint(str(run / "deepspeed"), tag="step")
     dist.destroy_process_group()
     return parameter_count(shape_of(config))
@@ -105,9 +105,7 @@ def _process(code: str) -> Measured:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            raise RuntimeError(
-                f"{code}: exit status {process.returncode}\n{said.read().decode(errors='replace')[-2000:]}"
-            )
+            raise RuntimeError(f"{code}: {said.read().decode(errors='replace')[-2000:]}")
     return time.perf_counter() - started, usage.ru_maxrss * 1024
 
 

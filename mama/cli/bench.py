@@ -84,7 +84,7 @@ def bench_checkpoint(
 @bench.command("consolidate")
 @click.option("--sizes", default=(0.2,), show_default=True, multiple=True, help="Billions of parameters.")
 @click.option("--stage", default=2, show_default=True, type=click.IntRange(1, 3), help="Of ZeRO.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Of each; medians are printed.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
 @click.option("--folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where they are written.")
 def bench_consolidate(sizes: tuple[float, ...], stage: int, rounds: int, folder: Path | None) -> None:
     """Consolidation: time and peak memory.
