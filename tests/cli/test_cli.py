@@ -33,6 +33,8 @@ from tests.support.cohort import write_shards
 JOB = ["--profile", "--slurm"]
 # Every verb and its arguments and options: users' scripts depend on them.
 COMMAND_LINE = {
+    "bench checkpoint": ["--folder", "--ranks", "--rounds", "--sizes", "--stages"],
+    "bench consolidate": ["--folder", "--rounds", "--sizes", "--stage"],
     "bench intervals": ["--resamples", "--rounds"],
     "bench load": ["--rounds"],
     "bench loss": ["--pairs", "--rounds"],
