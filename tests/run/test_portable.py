@@ -72,7 +72,8 @@ def test_a_consolidated_model_holds_no_path_of_its_machine(config: Config, tmp_p
     folder = consolidate(config)
     files = {path: path.read_bytes() for place in (apart, folder) for path in place.rglob("*") if path.is_file()}
     facts = {"model.json", "preprocessing.json", "texts.json", "trained_on.safetensors", "digests.json", "README.md"}
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {*facts, "config.yaml", "heads.safetensors"}
+    for place in (apart, folder):
+        assert {p.name for p in place.iterdir() if p.is_file()} == {*facts, "config.yaml", "heads.safetensors"}
     for path, content in files.items():
         for place in (tmp_path, Path.home() / "experiments"):
             assert str(place).encode() not in content, path
