@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -36,6 +39,20 @@ def tiny() -> Config:
         text=TextConfig(model=None, config=text),
         heads=HeadsConfig(embed_dim=32, hidden_dim=64, view_hidden_dim=48),
         train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32"),
+    )
+
+
+def fully_tuned(billions: float, ranks: int, stage: Any) -> Config:
+    """Return settings of a small image tower and a GPT-2 of about `billions` parameters, all trained in bf16."""
+    base = tiny()
+    width, vocabulary = (1024 if billions < 0.5 else 1536), 28896
+    layers = max(1, round((1e9 * billions - vocabulary * width) / (12 * width**2)))
+    text = {"model_type": "gpt2", "vocab_size": vocabulary, "n_embd": width, "n_layer": layers, "n_head": 16}
+    return replace(
+        base,
+        name="fully-tuned",
+        text=TextConfig(model=None, config=base.text.config | text, tune="full"),
+        train=TrainConfig(global_batch=8 * ranks, micro_batch=8, ranks=ranks, precision="bf16", zero_stage=stage),
     )
 
 

@@ -63,6 +63,41 @@ def bench_step(config: str | None, overrides: tuple[str, ...], rounds: int, plai
         click.echo(line)
 
 
+@bench.command("checkpoint")
+@click.option("--sizes", default=(0.2,), show_default=True, multiple=True, help="Billions of parameters.")
+@click.option("--ranks", default=2, show_default=True, type=click.IntRange(min=1), help="Processes on this machine.")
+@click.option("--stages", default=(2, 3), show_default=True, multiple=True, type=click.IntRange(1, 3), help="Of ZeRO.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Saves; medians are printed.")
+@click.option("--folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where they are written.")
+def bench_checkpoint(
+    sizes: tuple[float, ...], ranks: int, stages: tuple[int, ...], rounds: int, folder: Path | None
+) -> None:
+    """Checkpoints: how long all ranks stand still, and memory.
+
+    Of a fully tuned model with random weights; beside DeepSpeed's own.
+    """
+    from mama.bench.checkpoint import bench_checkpoint as run
+
+    for line in run(sizes, ranks, stages, rounds, folder):
+        click.echo(line)
+
+
+@bench.command("consolidate")
+@click.option("--sizes", default=(0.2,), show_default=True, multiple=True, help="Billions of parameters.")
+@click.option("--stage", default=2, show_default=True, type=click.IntRange(1, 3), help="Of ZeRO.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
+@click.option("--folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where they are written.")
+def bench_consolidate(sizes: tuple[float, ...], stage: int, rounds: int, folder: Path | None) -> None:
+    """Consolidation: time and peak memory.
+
+    Of a fully tuned model with random weights; beside DeepSpeed's zero_to_fp32.
+    """
+    from mama.bench.consolidate import bench_consolidate as run
+
+    for line in run(sizes, stage, rounds, folder):
+        click.echo(line)
+
+
 @bench.command("load")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Runs; medians are printed.")
 def bench_load(rounds: int) -> None:

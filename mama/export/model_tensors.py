@@ -15,6 +15,7 @@ from mama.export.parts import parts
 from mama.model import attention
 from mama.model.mama_model import build
 from mama.run import checkpoints
+from mama.run.model_state import is_finite
 from mama.settings.schema import Config
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ class ModelTensors:
             return self.frozen.read(name)
         stored = self.trained[name]
         tensor = stored.read()
-        if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+        if not is_finite(tensor):
             raise ConfigError(f"{stored.path}: {name} is not finite; remove {self.checkpoint} to take the one before")
         return tensor.float()
 

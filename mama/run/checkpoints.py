@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mama.errors import ConfigError
 from mama.run.checkpoint_marker import FROZEN, STEP, damage, folder_name, read_marker
 from mama.run.files import read_object
-from mama.run.model_state import buffers, first_difference, trained
+from mama.run.model_state import buffers, first_difference, is_finite, trained
 from mama.run.tensor_file import Stored, stored_tensors
 from shards.files import set_default_mode
 
@@ -120,7 +120,7 @@ def read_tensors(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str
                     if kind not in kinds:
                         continue
                     tensor = file.get_tensor(key)
-                    if not tensor.isfinite().all():
+                    if not is_finite(tensor):
                         raise ConfigError(f"{path}: {key} is not finite; remove {checkpoint} to take the one before")
                     yield kind, name, tensor
         except SafetensorError as error:

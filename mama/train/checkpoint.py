@@ -2,31 +2,44 @@
 
 A checkpoint holds every trained tensor whole, in fp32, with Adam's two moments, so that any number of ranks and any
 ZeRO stage can continue from it. Frozen weights are not written, only their digests, which are compared on resume.
+Ranks write side by side, each its own tensors, into pieces that hold either weights or moments.
 The folder is written as `.partial` and then renamed. The marker is its last file, with size and SHA-256 of all others:
 a run resumes from the newest checkpoint whose files agree with it. Damaged ones are logged, and left alone.
+
+ZeRO's own pieces, as DeepSpeed writes them, would need no gathering. But they are pickles, of flat vectors whose order
+and padding belong to a stage, a number of ranks and a release. torch.distributed.checkpoint has a pickle for its index,
+and cuts anew only tensors of its own kinds, which ZeRO's are not.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mama.errors import ConfigError, TrainingError
 from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, write_marker
-from mama.run.checkpoints import best, checkpoints, read_tensors, save_tensors
-from mama.run.files import remove, replace_folder, sha256
-from mama.run.model_state import trained
-from mama.runtime.collectives import barrier, rank, world_size
+from mama.run.checkpoints import WEIGHTS, best, checkpoints, read_tensors
+from mama.run.files import remove, replace_folder, sha256, sync
+from mama.run.model_state import is_finite, trained
+from mama.run.tensor_file import shape_of, write_tensors
+from mama.runtime.collectives import node_name, rank, world_size
 from mama.train import zero_state
+from mama.train.agreement import WAIT
 from mama.train.zero_state import DeepSpeedEngine, adam, adam_tensors
 
-PIECE = 2**31  # bytes of tensors in one file; rank 0 holds as many in memory
+PIECE = 2**28  # bytes of tensors in one file, unless one is larger; each rank that writes holds as many in memory
+
+T = TypeVar("T")
 
 
 def save(
@@ -40,30 +53,37 @@ def save(
     """Write the train state after `step` steps, with the digests of the `frozen` weights; every rank must call it.
 
     `facts` are counts that a resumed run continues from. Deletes all checkpoints but the `keep` newest and the best.
-    Raises `TrainingError` if a tensor is not finite, since training could not continue from it.
+    Raises `TrainingError` if a tensor is not finite, since training could not continue from it, and `OSError`; on all
+    ranks, and then nothing is complete that was not before.
     """
     folder = run / "checkpoints" / folder_name(step)
-    partial = folder.with_name(folder.name + ".partial")
-    if rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    _write_pieces(zero_state.tensors(engine), partial)
-    if rank() == 0:
-        (partial / FROZEN).write_text(json.dumps(frozen, indent=0))
-        files = sorted(partial.iterdir())
-        marker = Marker(
-            step=step,
-            ranks=world_size(),
-            score=None,
-            adam_steps=_adam_steps(engine),
-            facts=dict(facts or {}),
-            bytes={path.name: path.stat().st_size for path in files},
-            sha256={path.name: sha256(path) for path in files},
-        )
-        write_marker(partial, marker)
-        replace_folder(partial, folder)
-        _prune(run, keep)
-    barrier()
+    new = folder.with_name(folder.name + ".partial")
+
+    def begin() -> None:
+        if rank() == 0:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+
+    def finish() -> None:
+        if rank() == 0:
+            (new / FROZEN).write_text(json.dumps(frozen, indent=0))
+            files = written | {FROZEN: ((new / FROZEN).stat().st_size, sha256(new / FROZEN))}
+            marker = Marker(
+                step=step,
+                ranks=world_size(),
+                score=None,
+                adam_steps=_adam_steps(engine),
+                facts=dict(facts or {}),
+                bytes={name: size for name, (size, _) in files.items()},
+                sha256={name: digest for name, (_, digest) in files.items()},
+            )
+            write_marker(new, marker)
+            replace_folder(new, folder)
+            _prune(run, keep)
+
+    _on_all_ranks(begin)
+    written = _write_pieces(engine, new)
+    _on_all_ranks(finish)
 
 
 def add_score(run: Path, step: int, score: float, keep: int) -> None:
@@ -112,19 +132,76 @@ def _group_name(group: dict[str, Any]) -> str:
     return f"{group['tower']}/{part}/{'decayed' if group['weight_decay'] else 'plain'}"
 
 
-def _write_pieces(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-    """Write tensors to files of at most `PIECE` bytes on rank 0; the other ranks only take part in gathering."""
+def _write_pieces(engine: DeepSpeedEngine, folder: Path) -> dict[str, tuple[int, str]]:
+    """Write the train state; returns the size and SHA-256 of every file by name. Every rank must call it.
+
+    As many ranks write as there are pieces to fill: rank 0 alone for the small state of LoRA.
+    """
+    writers = min(world_size(), 1 + zero_state.size(engine) // PIECE)
+    written: dict[str, tuple[int, str]] = {}
+    first = 0  # number of the next piece of rank 0
+    for kinds in (WEIGHTS, zero_state.MOMENTS):  # in files of their own: who needs a model reads no moments
+        for piece, count in _deal(zero_state.tensors(engine, kinds), writers):
+            path = folder / f"state-{first + rank():05d}.safetensors"
+            for found in _on_all_ranks(partial(_write_piece, piece, path)):
+                written |= found
+            first += count
+    return written
+
+
+def _deal(tensors: Iterator[tuple[str, Tensor]], writers: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """Deal tensors to the first ranks, until all have a piece; yield this rank's, and how many ranks have one.
+
+    Each tensor goes to the rank that has the fewest bytes, and only there to the CPU.
+    """
     piece: dict[str, Tensor] = {}
-    number = size = 0
+    held = [0] * writers
     for key, tensor in tensors:
-        if not tensor.isfinite().all():  # on all ranks, which hold the same
-            raise TrainingError(f"{folder.stem}: {key} is not finite, and is not saved; start again with a lower rate")
-        if rank() != 0:
-            continue
-        if piece and size + tensor.nbytes > PIECE:
-            save_tensors(piece, folder / f"state-{number:05d}.safetensors")
-            piece, number, size = {}, number + 1, 0
-        piece[key] = tensor.float().contiguous()
-        size += tensor.nbytes
-    if rank() == 0:
-        save_tensors(piece, folder / f"state-{number:05d}.safetensors")
+        size = 4 * tensor.numel() + 100  # its line in the header
+        owner = held.index(min(held))
+        if held[owner] and held[owner] + size > PIECE:
+            yield piece, writers
+            piece, held, owner = {}, [0] * writers, 0
+        held[owner] += size
+        if owner == rank():
+            piece[key] = tensor.to("cpu", torch.float32).contiguous()
+    yield piece, sum(map(bool, held))
+
+
+def _write_piece(piece: dict[str, Tensor], path: Path) -> dict[str, tuple[int, str]]:
+    for key, tensor in piece.items():
+        if not is_finite(tensor):
+            step = path.parent.stem
+            raise TrainingError(f"{step}: {key} is not finite, and is not saved; start again with a lower rate")
+    if not piece:
+        return {}
+    _wait_for(path.parent)
+    digest = write_tensors(path, {key: shape_of(tensor) for key, tensor in piece.items()}, piece.__getitem__)
+    sync(path)
+    return {path.name: (path.stat().st_size, digest)}
+
+
+def _wait_for(folder: Path) -> None:
+    """Wait until this machine sees the folder that rank 0 has made. Raises `OSError` after `WAIT` seconds."""
+    deadline = time.monotonic() + WAIT
+    while not folder.exists():
+        if time.monotonic() > deadline:
+            raise OSError(f"{folder}: not there after {WAIT:.0f} s; is it on a disk that all machines share?")
+        time.sleep(0.1)
+
+
+def _on_all_ranks(work: Callable[[], T]) -> list[T]:
+    """Do this rank's `work`; returns the results of all ranks. An error of one of them is raised on all."""
+    try:
+        own: T | Exception = work()
+    except TrainingError as error:
+        own = error
+    except OSError as error:
+        own = OSError(f"rank {rank()} on {node_name()}: {error}")
+    of_all = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(of_all, own)
+    for one in of_all:
+        if isinstance(one, Exception):
+            raise one
+    return cast(list[T], of_all)

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from mama.data.loader import plain_failures, require_shared_memory
 from mama.errors import HungError, LaterError, StoppedError, TrainingError
@@ -264,7 +263,7 @@ class Training:
         run, keep = self.config.run_folder, self.config.train.keep_checkpoints
         try:
             checkpoint.save(self.engine, run, taken, keep, self.method.frozen, facts)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise TrainingError(
                 f"{run}: the checkpoint of step {taken} cannot be written ({error}); free disk space and run again: it "
                 "continues from the last complete checkpoint"

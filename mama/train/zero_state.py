@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mama.run.checkpoints import WEIGHTS
 from mama.run.model_state import buffers, trained
 from mama.runtime.collectives import rank
 
@@ -45,18 +46,27 @@ def adam_tensors(engine: DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], Tens
             yield group, tensor
 
 
-def tensors(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the train state by `kind/name`, whole and on the CPU; every rank must iterate."""
+def size(engine: DeepSpeedEngine) -> int:
+    """The bytes of the trained weights and their moments."""
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained(engine.module).values())
+    return 4 * count * (1 + len(moments(engine)))
+
+
+def tensors(engine: DeepSpeedEngine, kinds: Collection[str] = (*WEIGHTS, *MOMENTS)) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of these kinds by `kind/name`, whole, on this rank's device; every rank must iterate."""
     for name, parameter in trained(engine.module).items():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under stage 3 the parameter itself is empty
         for kind in ("weight", *moments(engine)):
+            if kind not in kinds:
+                continue
             if is_plain(engine):
                 value = parameter if kind == "weight" else adam(engine).state[parameter][kind]
             else:
                 value = _get(parameter, kind)
-            yield f"{kind}/{name}", value.detach().cpu().view(shape)
+            yield f"{kind}/{name}", value.detach().view(shape)
     for name, buffer in buffers(engine.module).items():
-        yield f"buffer/{name}", buffer.detach().cpu()
+        if "buffer" in kinds:
+            yield f"buffer/{name}", buffer.detach()
 
 
 def put(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:

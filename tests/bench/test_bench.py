@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from mama.bench.loss import looped_scores, measure
 from mama.bench.plain_step import PlainModel, plain_loss, plain_step
@@ -119,6 +122,58 @@ def test_growing_batches_end_at_the_largest_that_fits(wanted: int, most: int, be
     if most >= max(2, wanted):
         close = 1.07 if flat == 0 else 2
         assert found[-1].pairs <= most <= found[-1].pairs * close + 1
+
+
+def rows_of(output: str) -> list[list[str]]:
+    """The cells of a Markdown table below its head."""
+    _, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in output.splitlines() if line.startswith("|")]
+    return rows
+
+
+def small(billions: float, ranks: int, stage: int) -> Config:
+    """In place of the model of `fully_tuned`."""
+    config = tiny()
+    train = replace(config.train, ranks=ranks, global_batch=8 * ranks, precision="bf16", zero_stage=stage)
+    return replace(config, name="small", text=replace(config.text, tune="full"), train=train)
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its figures are of a CPU")
+def test_bench_checkpoint_saves_both_ways_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mama.bench.checkpoint.fully_tuned", small)
+    arguments = ["bench", "checkpoint", "--rounds", "1", "--stages", "3", "--folder", str(tmp_path)]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    rows = rows_of(result.stdout)
+    assert [row[1:4] for row in rows] == [["3", "2", "mama"], ["3", "2", "DeepSpeed"]]
+    assert all(len(row[7].split(", ")) == 2 for row in rows), "memory of each rank"
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its engine is one of a CPU")
+def test_bench_consolidate_reads_two_checkpoints_of_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both have written, and before it is removed, every tensor of the one is in the other."""
+    written = []
+
+    def here(code: str) -> tuple[float, int]:
+        with contextlib.suppress(SystemExit):
+            exec(code, {})
+        folders = [path for name in ("model", "fp32") for path in tmp_path.glob(f"*/small/{name}")]
+        written.extend(
+            {k: v for p in folder.rglob("*.safetensors") for k, v in load_file(p).items()} for folder in folders
+        )
+        return 1.0, 2**30
+
+    monkeypatch.setattr("mama.bench.consolidate.fully_tuned", small)
+    monkeypatch.setattr("mama.bench.consolidate._process", here)
+    arguments = ["bench", "consolidate", "--rounds", "1", "--folder", str(tmp_path)]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert [row[1] for row in rows_of(result.stdout)] == ["mama consolidate", "zero_to_fp32"]
+    ours, theirs = ({tensor.numpy().tobytes() for tensor in tensors.values()} for tensors in written)
+    assert theirs <= ours
+    assert not [*tmp_path.iterdir()]
 
 
 def table_of_steps(output: str) -> list[list[str]]:

@@ -34,6 +34,8 @@ JOB = ["--profile", "--slurm"]
 INPUTS = ["--base", "--for-processing", *JOB, "--split", "--workers", "inputs", "model"]
 # Every verb and its arguments and options: users' scripts depend on them.
 COMMAND_LINE = {
+    "bench checkpoint": ["--folder", "--ranks", "--rounds", "--sizes", "--stages"],
+    "bench consolidate": ["--folder", "--rounds", "--sizes", "--stage"],
     "bench intervals": ["--resamples", "--rounds"],
     "bench load": ["--rounds"],
     "bench loss": ["--pairs", "--rounds"],

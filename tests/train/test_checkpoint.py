@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,41 @@ def test_a_model_of_another_shape_is_refused(folder: Path) -> None:
     model = model_of(replace(config, heads=replace(config.heads, embed_dim=8)))
     with pytest.raises(ConfigError, match=r"this configuration's model has no tensor \S+ \[16"):
         checkpoints.load_weights(model, folder / "checkpoints" / "step-000002", digests(model))
+
+
+@pytest.mark.parametrize("writers", [1, 2, 3])
+def test_tensors_are_dealt_evenly_in_pieces(writers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each to one of the writers, the largest even to one that then has more than a piece; other ranks get none."""
+    sizes = [1, 900, 30, 30, 0, 700, 5000, 1, 1, 400, 400, 400, 90]
+    tensors = {str(n): torch.full((size,), float(n)) for n, size in enumerate(sizes)}
+    monkeypatch.setattr(checkpoint, "PIECE", 4 * 1000)
+    dealt = []
+    for place in range(4):
+        monkeypatch.setattr(checkpoint, "rank", lambda place=place: place)
+        dealt.append(list(checkpoint._deal(iter(tensors.items()), writers)))
+    counts = {tuple(count for _, count in rounds) for rounds in dealt}
+    assert len(counts) == 1, "all ranks number the pieces alike"
+    for *pieces, (_, count) in zip(*([piece for piece, _ in rounds] for rounds in dealt), dealt[0], strict=True):
+        assert [bool(piece) for piece in pieces] == [place < count for place in range(4)]
+        held = [sum(tensor.numel() for tensor in piece.values()) for piece in pieces]
+        assert all(numbers <= 1000 or len(piece) == 1 for piece, numbers in zip(pieces, held, strict=True))
+        assert max(held[:writers]) - min(held[:writers]) <= max(t.numel() for p in pieces for t in p.values())
+    merged = [item for rounds in dealt for piece, _ in rounds for item in piece.items()]
+    assert len(merged) == len(tensors)
+    assert all(tensors[name] is tensor or torch.equal(tensors[name], tensor) for name, tensor in merged)
+    assert all(not piece for place in range(writers, 4) for piece, _ in dealt[place])
+
+
+def test_a_folder_that_a_network_file_system_shows_late_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = threading.Timer(0.2, (tmp_path / "late").mkdir)
+    later.start()
+    checkpoint._wait_for(tmp_path / "late")
+    later.join()
+    monkeypatch.setattr(checkpoint, "WAIT", 0.0)
+    with pytest.raises(OSError, match=r"/never: not there after 0 s; is it on a disk that all machines share\?$"):
+        checkpoint._wait_for(tmp_path / "never")
 
 
 def test_what_is_written_may_be_read_by_whom_the_umask_lets(folder: Path, tmp_path: Path) -> None:

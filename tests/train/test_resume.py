@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,24 +80,42 @@ def step(engine: Any, config: Config, number: int) -> None:
 
 
 def state(saved: Path) -> dict[str, Tensor]:
-    (file,) = saved.glob("state-*.safetensors")
-    return load_file(file)
+    return {key: tensor for file in saved.glob("*.safetensors") for key, tensor in load_file(file).items()}
+
+
+def save(engine: Any, folder: Path, number: int, frozen: dict[str, str], piece: int = 2**14) -> int:
+    """Save in pieces of so many bytes; returns how many files this rank has written."""
+    with (
+        patch.object(checkpoint, "PIECE", piece),
+        patch.object(checkpoint, "write_tensors", wraps=checkpoint.write_tensors) as write,
+    ):
+        checkpoint.save(engine, folder, number, keep=99, frozen=frozen)
+    return write.call_count
 
 
 def save_all(config: Config) -> None:
-    """Two steps under each of `SAVED`, saved as step 1 + n; what is not finite is not saved."""
+    """Two steps under each of `SAVED`, saved as step 1 + n by all ranks; what cannot be saved is not."""
     engine_module.join_ranks()
+    folder = folder_of(config, world_size())
     for n, way in enumerate(SAVED):
         engine, frozen, staged = start(config, way)
         step(engine, staged, 0)
         step(engine, staged, 1)
-        checkpoint.save(engine, folder_of(config, world_size()), n + 1, keep=99, frozen=frozen)
-        write_live(engine, folder_of(config, world_size()) / "checkpoints" / f"step-{n + 1:06d}.live")
+        assert save(engine, folder, n + 1, frozen) > 1, "every rank writes"
+        write_live(engine, folder / "checkpoints" / f"step-{n + 1:06d}.live")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if last := rank() == world_size() - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, before[1]))
+    with pytest.raises(OSError, match=rf"^rank {world_size() - 1} on \S+: \[Errno 27\] File too large$"):
+        save(engine, folder, 98, frozen)
+    if last:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     name, parameter = next(iter(trained(engine.module).items()))
     shape = getattr(parameter, "ds_shape", parameter.shape)
     zero_state.put(engine, parameter, "exp_avg", torch.full(shape, float("nan")))
     with pytest.raises(TrainingError, match=f"^step-000099: exp_avg/{name} is not finite"):
-        checkpoint.save(engine, folder_of(config, world_size()), 99, keep=1, frozen=frozen)
+        save(engine, folder, 99, frozen)
+    assert [path.name for path in checkpoints.checkpoints(folder)] == [f"step-00000{n + 1}" for n in range(len(SAVED))]
     torch.distributed.destroy_process_group()
 
 
@@ -167,6 +186,13 @@ def resume(config: Config, way: Way, saved: Path, and_step: bool) -> None:
     assert found.keys() == expected.keys(), where
     for key, tensor in expected.items():
         assert torch.equal(found[key], tensor), f"{key} of {where}"
+    again = saved.with_name(f"{saved.name}-again") / str(world_size())
+    small = save(engine, again, 1, frozen, piece=2**28)
+    assert small == (2 if rank() == 0 else 0), "rank 0 alone writes a small state"
+    written = state(again / "checkpoints" / "step-000001")
+    assert written.keys() == expected.keys(), where
+    for key, tensor in expected.items():
+        assert torch.equal(written[key], tensor), f"{key} of {where}, written again"
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
