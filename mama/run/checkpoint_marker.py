@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 FROZEN = "frozen.json"
+HASHERS = 4  # files that are read and hashed at a time
 STEP = re.compile(r"step-(\d{6,})")  # the name of a checkpoint
 
 
@@ -61,9 +63,13 @@ def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | Non
         return f"{error.filename}: {error.strerror}"
     if contents and marker.sha256 is None:
         log.info("%s: was written without digests by an earlier version; only sizes are compared", checkpoint)
-    for name, expected in (marker.sha256 or {}).items() if contents else ():
-        if (only is None or name in only) and sha256_or_reason(checkpoint / name) != expected:
-            return f"{checkpoint / name}: its content has changed since it was written"
+    expected = {name: digest for name, digest in (marker.sha256 or {}).items() if only is None or name in only}
+    if contents:
+        with ThreadPoolExecutor(HASHERS) as pool:
+            found = pool.map(sha256_or_reason, (checkpoint / name for name in expected))
+            for (name, digest), own in zip(expected.items(), found, strict=True):
+                if own != digest:
+                    return f"{checkpoint / name}: its content has changed since it was written"
     return None
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    # Hashing takes as long as writing: it is done beside it, and neither holds Python's lock.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
         for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
             digest.update(part)
@@ -115,8 +117,9 @@ def write_tensors(
             if (found.dtype, tuple(found.shape)) != (shapes[name].dtype, shapes[name].shape):
                 raise ValueError(f"{name}: {found.dtype} {list(found.shape)} is not what was announced")
             data = bytes_of(found.contiguous())
+            hashed = beside.submit(digest.update, data)
             file.write(data)
-            digest.update(data)
+            hashed.result()
     return digest.hexdigest()
 
 
