@@ -142,14 +142,10 @@ def _of_units(
     probabilities: Sequence[Float64s],
     pool: Pool,
 ) -> dict[Hashable, Both]:
-    """The scores of each unit that `keys` name, of those images that a task is about and whose side is known."""
+    """The scores of each unit that `keys` name, of those images that a task is about."""
     found: dict[Hashable, Both] = defaultdict(lambda: ({}, {}))
     for one, of_images in zip(tasks, probabilities, strict=True):
-        rows = [
-            row
-            for row, image in enumerate(images)
-            if one.task.admits(image.image.study, image.image.facts) and (kind != "breast" or image.image.laterality)
-        ]
+        rows = [row for row, image in enumerate(images) if one.task.admits(image.image.study, image.image.facts)]
         if not rows:
             continue
         own = [keys[row] for row in rows]
