@@ -55,8 +55,8 @@ def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | Non
     try:
         marker = read_marker(checkpoint)
         for name, size in marker.bytes.items():
-            if (found := (checkpoint / name).stat().st_size) != size:
-                return f"{checkpoint / name}: has {found} bytes, its marker says {size}"
+            if (there := (checkpoint / name).stat().st_size) != size:
+                return f"{checkpoint / name}: has {there} bytes, its marker says {size}"
     except ConfigError as error:
         return str(error)
     except OSError as error:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -130,7 +131,7 @@ def rows_of(output: str) -> list[list[str]]:
     return rows
 
 
-def small(billions: float, ranks: int, stage: int) -> Config:
+def small(billions: float, ranks: int, stage: Literal[1, 2, 3]) -> Config:
     """In place of the model of `fully_tuned`."""
     config = tiny()
     train = replace(config.train, ranks=ranks, global_batch=8 * ranks, precision="bf16", zero_stage=stage)
@@ -155,7 +156,7 @@ def test_bench_consolidate_reads_two_checkpoints_of_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where both have written, and before it is removed, every tensor of the one is in the other."""
-    written = []
+    written: list[dict[str, Any]] = []
 
     def here(code: str) -> tuple[float, int]:
         with contextlib.suppress(SystemExit):
