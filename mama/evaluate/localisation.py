@@ -70,7 +70,7 @@ def search(split: Split, tokenizer: Tokenizer, max_tokens: int) -> Search:
     complete = complete_images(split)
     kinds = sorted({lesion.kind for found in complete.values() for lesion in found})
     plain = [plain_sentence(kind, split.style) for kind in kinds]
-    plain = [(text, number) for text, number in plain if number < room(text, tokenizer, max_tokens)]
+    plain = [(text, number) for text, number in plain if number < _room(text, tokenizer, max_tokens)]
     if not plain:
         return Search(targets, sorted(of_targets))
     return Search(targets, sorted(of_targets | complete.keys()), complete, plain)
@@ -96,13 +96,13 @@ def find_targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Ta
         text = report_text.text(item.study, item.view, split.style, frozenset(report_text.META))
         named = report_text.finding_sentences(item.view, split.style, text)
         for sentence, findings in _sentences(item.view, named).items():
-            if text.index(sentence) < room(text, tokenizer, max_tokens):
+            if text.index(sentence) < _room(text, tokenizer, max_tokens):
                 found = lesions(item.view, findings, split.size, split.images.fit)
                 targets.append(Target(row, item, text, text.index(sentence), found))
     return targets
 
 
-def room(text: list[str] | tuple[str, ...], tokenizer: Tokenizer, max_tokens: int) -> int:
+def _room(text: list[str] | tuple[str, ...], tokenizer: Tokenizer, max_tokens: int) -> int:
     """The number of sentences that fit into `max_tokens`."""
     return len(tokenizer.encode(list(text), max_tokens).separators)
 

@@ -77,7 +77,7 @@ similarity = embed_images(pixels) @ embed_text(["Impression: BI-RADS 5."]).T
 MERGED = """text = AutoModel.from_pretrained(f"{folder}/text", dtype=torch.float32).eval()"""
 
 ADAPTED = """\
-base = AutoModel.from_pretrained("{base}", dtype=torch.float32)  # or the folder where it lies
+base = AutoModel.from_pretrained({base}, dtype=torch.float32)  # or the folder where it lies
 base.resize_token_embeddings({vocabulary}, mean_resizing=False)
 {cut}text = PeftModel.from_pretrained(base, f"{{folder}}/text").eval()"""
 

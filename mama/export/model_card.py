@@ -110,7 +110,9 @@ def _usage(facts: Facts) -> str:
 
 def _adapted(adapter: Adapter) -> str:
     cut = CUT.format(blocks=adapter.blocks, layers=adapter.layers) if adapter.layers else ""
-    return ADAPTED.format(base=adapter.base, vocabulary=adapter.vocabulary, cut=cut)
+    *_, file = adapter.base.split("/")
+    base = f'"its folder", gguf_file="{file}"' if file.endswith(".gguf") else f'"{adapter.base}"'
+    return ADAPTED.format(base=base, vocabulary=adapter.vocabulary, cut=cut)
 
 
 def _data(facts: Facts) -> str:

@@ -9,6 +9,7 @@ Letters: b images, s sentences, gh x gw patches of the canvas H x W, H0 x W0 pix
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,6 @@ from mama.evaluate.localisation import (
     patch_grid,
     patch_means,
     patch_vectors,
-    room,
     sentence_vectors,
 )
 from mama.model.mama_model import MamaModel
@@ -73,12 +73,17 @@ def heat_maps(
     """Cosines [b, s, gh, gw] of `sentences` with the patches of `canvases` [b, H, W], for a model that `has_maps`.
 
     A sentence is read in the place that the model knows for it, as in the evaluation: in a report text of the training
-    `style` (`data.style`) of which nothing else is known. Raises `ConfigError` if that does not fit in `max_tokens`.
+    `style` (`data.style`) of which nothing else is known. Raises `ConfigError` for one that does not fit
+    in `max_tokens` there.
     """
     asked = [asked_sentence(words, style) for words in sentences]
     for text, number in asked:
-        if number >= room(text, tokenizer, max_tokens):
-            raise ConfigError(f"data.max_tokens: {max_tokens} has no room for the sentence {text[number]!r}")
+        needed = len(tokenizer.encode(list(text[: number + 1]), sys.maxsize).tokens)
+        if needed > max_tokens:
+            before = "with the text before it, " if number else ""
+            raise ConfigError(
+                f"{text[number][:40]!r}: {before}it has {needed} tokens, and the model reads {max_tokens}; shorten it"
+            )
     grid = patch_grid(model, (canvases.shape[1], canvases.shape[2]))
     vectors = sentence_vectors(model, tokenizer, asked, max_tokens, device)
     patches = patch_vectors(model, torch.from_numpy(canvases)[:, None], device)

@@ -70,6 +70,8 @@ def test_every_station_left_its_files(lab: Path) -> None:
         rows = json.loads((run / "eval" / task / "metrics.json").read_text())["rows"]
         shown = {(row["protocol"], row["model"]) for row in rows}
         assert shown == {(p, m) for p in ("zero-shot", "linear probe") for m in ("trained", "untrained")}
+    assert "| cancer | zero-shot | image |" in (run / "model" / "README.md").read_text()
+    assert not [p for p in (run / "model").rglob("*") if p.is_file() and str(lab).encode() in p.read_bytes()]
     assert "Local alignment" in (run / "report.html").read_text()
     assert not [path for path in (lab / "runs").rglob("*") if path.name.endswith((".partial", ".part"))]
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,9 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     assert "of 60 findings of 41 patients with a box (vindr, test split), the highest" in text
     assert "next to it in 42 % (95 % interval 30 to 54 %); the brightest patch of the image, which reads no" in text
     assert "sentence, in 11 %; a random patch of tissue would in 8 %." in text
+    assert "Phantoms" not in text
+    write_pages(document, of_files, tmp_path, replace(metrics, data=replace(data, sources=("phantom",))))
+    assert "Phantoms are no mammograms" in (tmp_path / "exam-1.html").read_text()
     write_pages(document, of_files, tmp_path, replace(metrics, pointing=None))
     assert "Not measured: the model folder" in (tmp_path / "exam-1.html").read_text()
     document, of_files = prediction([FOUR])
@@ -326,12 +330,20 @@ def test_each_sheet_of_paper_has_the_notice(chromium: Page, pages: Path) -> None
     chromium.open(pages / "exam-1.html", 714)
     chromium.call("Emulation.setEmulatedMedia", media="print")
     try:
-        paper = "document.querySelector('.paper')"
-        assert chromium.value(f"{paper}.checkVisibility()")
-        assert chromium.value(f"getComputedStyle({paper}).position") == "fixed", "is repeated on each sheet"
         assert chromium.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert chromium.value(FITS)
         assert chromium.value("document.getElementById('maps').checkVisibility()") is False
+        text = chromium.value("document.querySelector('.paper').innerText")
     finally:
         chromium.call("Emulation.setEmulatedMedia", media="")
+    assert text.startswith("Not for clinical use")
     assert not chromium.value("document.querySelector('.paper').checkVisibility()")
+    pdf = base64.b64decode(chromium.call("Page.printToPDF")["data"])
+    streams = [
+        zlib.decompressobj().decompress(part)
+        for part in re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", pdf, re.DOTALL)
+    ]
+    lines = [re.findall(rb"<([0-9A-F]+)>", stream) for stream in streams if b" Tf" in stream]
+    sheets = [{line for line in of_sheet if len(line) == 4 * len(text)} for of_sheet in lines]  # 4 digits a letter
+    assert len(sheets) == len(re.findall(rb"/Type /Page\b", pdf)) > 1
+    assert set.intersection(*sheets)

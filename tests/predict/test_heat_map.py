@@ -183,6 +183,8 @@ def test_a_map_is_the_one_that_the_evaluation_measures(tmp_path: Path) -> None:
     assert found.shape == (3, 2, 8, 6)
     np.testing.assert_allclose(found, np.stack(measured, 1), atol=1e-6)
     assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
-    with pytest.raises(ConfigError, match="no room for the sentence 'round mass'"):
-        heat_map.heat_maps(model, words, canvases, ["round mass"], 10, CPU, "report")
+    needed = len(words.encode(list(localisation.asked_sentence("round mass", "report")[0][:4]), 999).tokens)
+    assert heat_map.heat_maps(model, words, canvases, ["round mass"], needed, CPU, "report").shape == (3, 1, 8, 6)
+    with pytest.raises(ConfigError, match=f"^'round mass': with the text before it, it has {needed} tokens, and"):
+        heat_map.heat_maps(model, words, canvases, ["round mass"], needed - 1, CPU, "report")
     assert heat_map.heat_maps(model, words, canvases, ["round mass"], 10, CPU, "caption").shape == (3, 1, 8, 6)
