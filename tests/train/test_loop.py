@@ -334,13 +334,15 @@ def test_the_model_folder_is_portable(whole: Config, portable: Path, tmp_path: P
         "digests.json",
         "heads.safetensors",
         "model.json",
+        "preprocessing.json",
         "text",
+        "texts.json",
         "tokenizer",
         "trained_on.safetensors",
         "vision",
     }
     assert not [name for name in load_file(portable / "text" / "model.safetensors") if "lora" in name]
-    assert "`invented` (10 studies)" in (portable / "README.md").read_text()
+    assert "`invented`" in (portable / "README.md").read_text()
     moved, gone = tmp_path / "elsewhere", whole.run_folder.with_name("gone")
     portable.rename(moved)
     whole.run_folder.rename(gone)
