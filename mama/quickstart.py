@@ -57,6 +57,7 @@ def quickstart(runs: Path, seed: int) -> str:
             f"real sample DICOM:    {sheet}",
             f"synthetic cohort:     {run / 'cohort.png'}",
             f"model:                {run / 'model'}",
+            f"score your images:    mama predict {run} FILES",
             f"look further:         tensorboard --logdir {run / 'tensorboard'}",
             f"done in {perf_counter() - started:.0f} s",
         ]
