@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
 from mama.run.checkpoint_marker import STEP
-from mama.run.files import named
+from mama.run.files import named, surviving
 from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
@@ -94,15 +94,16 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
     The results of a model folder by itself go into a run folder beside it, <its name>-eval. Raises `ConfigError`.
     """
     folder = named(Path(path))
-    if not (folder / MODEL).is_file():
-        if (folder / OLD_WEIGHTS).is_file() and (folder / "config.yaml").is_file():
+    model = surviving(folder)
+    if not (model / MODEL).is_file():
+        if (model / OLD_WEIGHTS).is_file() and (model / "config.yaml").is_file():
             raise ConfigError(f"{folder}: an earlier release wrote this model; run `mama consolidate` again")
         config = configured(path, overrides)
         return config, config.run_folder
-    if not (folder / "config.yaml").is_file():
+    if not (model / "config.yaml").is_file():
         raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")
     beside = (f"runs={folder.parent}", f"name={folder.name}-eval")
-    return load(folder / "config.yaml", (*beside, *overrides)), folder
+    return load(model / "config.yaml", (*beside, *overrides)), model
 
 
 def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config, int | None]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from mama.cli.options import configured_model
 from mama.errors import ConfigError
 from mama.export.consolidate import Export, consolidate
-from mama.export.model_folder import read_model
+from mama.export.figures import Calibration, Data, Metrics, read_metrics, weights_of, write_figures
+from mama.export.model_folder import model_folder, read_model
 from mama.settings.schema import Config
 from shards.errors import ShardError
 from tests.support.cohort import write_shards
@@ -79,3 +82,27 @@ def test_an_error_leaves_nothing_behind(run: Config, tmp_path: Path) -> None:
     finally:
         (tmp_path / "manifest.json").rename(Path(run.data.shards[0]) / "manifest.json")
     assert not list((tmp_path / "places").iterdir())
+
+
+def test_a_model_is_found_by_its_own_path_after_a_kill_between_two_renames(run: Config) -> None:
+    folder = consolidate(run)
+    data = Data(("shards",), ("invented",), "test", 1, 2, 0)
+    figures = Metrics(**vars(weights_of(folder)), data=data, tasks={}, pointing=None)
+    write_figures(figures, Calibration(**vars(weights_of(folder)), tasks={}), folder)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if target == folder:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with patch.object(Path, "rename", killed), pytest.raises(KeyboardInterrupt):
+        consolidate(run)
+    assert not folder.exists()
+    for path in (folder, run.run_folder):
+        assert read_model(model_folder(path)).step == 3
+    config, place = configured_model(str(folder), ())
+    assert config.run_folder == run.run_folder / "model-eval"
+    assert read_model(place).step == 3
+    consolidate(run)
+    assert read_metrics(folder) == figures
