@@ -25,6 +25,7 @@ from mama.run.checkpoint_marker import MARKER, read_marker
 from mama.run.environment import versions
 from mama.run.files import DIGESTS, named, read_object, replaced, sha256, surviving, write_digests, write_json
 from mama.run.portable import MODEL, portable, rewrite_without_paths
+from mama.run.run_folder import warn_of_other_shards
 from mama.run.run_tokenizer import load_tokenizer
 from mama.run.tensor_file import Shape, shape_of, write_tensors
 from mama.settings.checks import one_of
@@ -102,6 +103,7 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     run = config.run_folder
     require(config, export)
     checkpoint = _checkpoint(run, export)
+    warn_of_other_shards(config)
     facts = ModelFacts(
         format=FORMAT,
         name=config.name,

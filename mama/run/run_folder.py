@@ -72,6 +72,24 @@ def _require_same_shards(config: Config, run: Path) -> None:
             )
 
 
+def warn_of_other_shards(config: Config) -> None:
+    """Log the folders whose training shards are not those that the run was trained on, wherever they lie now."""
+    run = config.run_folder
+    if not (run / DATA).exists():
+        return
+    before, now = read_object(run / DATA), _training_shards(config)
+    changed = [folder for folder, digest in now.items() if digest not in before.values()]
+    left_out = [folder for folder, digest in before.items() if digest not in now.values() and folder not in changed]
+    for folder in changed:
+        log.warning(
+            "%s: its training shards have changed since %s was trained; what the model says of its training images, "
+            "texts and patients is of the shards as they are now",
+            *(folder, run),
+        )
+    for folder in left_out if len(now) < len(before) else []:
+        log.warning("%s: %s was trained on it, and data.shards does not name it", folder, run)
+
+
 def _warn_of_other_batch(config: Config, resumed: Path) -> None:
     now = config.contrastive_batch(world_size())
     before = read_marker(resumed).facts.get("contrastive_batch", now)
