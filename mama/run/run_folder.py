@@ -10,10 +10,11 @@ from pathlib import Path
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
-from mama.run.checkpoint_marker import read_marker
+from mama.run.checkpoint_marker import RUN, read_marker
 from mama.run.environment import environment
 from mama.run.files import make_folder, read_object, write_json
 from mama.run.kept_settings import MAY_CHANGE, changed_setting, flat, is_among
+from mama.run.portable import portable
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
 from mama.settings.load import load_run, missing_settings, save
@@ -41,10 +42,21 @@ def prepare(config: Config) -> Path | None:
         _warn_of_other_batch(config, resumed)
     else:
         save_tokenizer(config)
-        write_json(run / DATA, _training_shards(config))
+        shards = _training_shards(config)
+        write_json(run / DATA, shards)
+        write_json(run / RUN, {"sha256": _identity(config, shards)})
         save(config, run / "config.yaml")
     write_json(run / "environment.json", environment())
     return resumed
+
+
+def _identity(config: Config, shards: dict[str, str]) -> str:
+    """A digest of what may not change when a run is resumed: settings, wherever its files lie, and training shards.
+
+    Written once: a later release has settings that this one does not know.
+    """
+    kept = {key: value for key, value in flat(asdict(portable(config))).items() if not is_among(key, MAY_CHANGE)}
+    return hashlib.sha256(json.dumps([kept, list(shards.values())], sort_keys=True).encode()).hexdigest()
 
 
 def _require_same_settings(config: Config, run: Path) -> None:
