@@ -45,8 +45,8 @@ def recorded(config: Config, changes: Sequence[str]) -> Config:
                 "leave it out"
             )
     made = replace(made, runs=config.runs, name=config.name)
-    if key := changed_setting(flat(asdict(made)), flat(asdict(config))):
-        log.warning("%s: was trained with another %s than this configuration has; its own settings hold", run, key)
+    if other := changed_setting(flat(asdict(made)), flat(asdict(config))):
+        log.warning("%s: was trained with another %s than this configuration has; its own settings hold", run, other)
     return made
 
 
