@@ -12,7 +12,8 @@ from click.shell_completion import CompletionItem
 
 from mama.errors import ConfigError
 from mama.run.checkpoint_marker import STEP
-from mama.run.files import named
+from mama.run.files import named, surviving
+from mama.run.kept_settings import recorded
 from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
@@ -94,33 +95,36 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
     The results of a model folder by itself go into a run folder beside it, <its name>-eval. Raises `ConfigError`.
     """
     folder = named(Path(path))
-    if not (folder / MODEL).is_file():
-        if (folder / OLD_WEIGHTS).is_file() and (folder / "config.yaml").is_file():
+    model = surviving(folder)
+    if not (model / MODEL).is_file():
+        if (model / OLD_WEIGHTS).is_file() and (model / "config.yaml").is_file():
             raise ConfigError(f"{folder}: an earlier release wrote this model; run `mama consolidate` again")
         config = configured(path, overrides)
         return config, config.run_folder
-    if not (folder / "config.yaml").is_file():
+    if not (model / "config.yaml").is_file():
         raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")
     beside = (f"runs={folder.parent}", f"name={folder.name}-eval")
-    return load(folder / "config.yaml", (*beside, *overrides)), folder
+    return load(model / "config.yaml", (*beside, *overrides)), model
 
 
 def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config, int | None]:
-    """The configuration that CONFIG and its changes name, and its step if CONFIG is a checkpoint of a run.
+    """The settings that the run of CONFIG was trained with, and the step if CONFIG is a checkpoint of a run.
 
-    Raises `ConfigError`, also for a checkpoint that lies in no run, and for a model folder.
+    The folder of a checkpoint need not be there. Raises `ConfigError`, also for a checkpoint that lies in no run, for a
+    model folder, and for changes that would describe the model wrongly.
     """
     folder = named(Path(path))
-    if (folder / MODEL).is_file():
+    if (surviving(folder) / MODEL).is_file():
         raise ConfigError(f"{path}: is a model folder already; name its run, or a checkpoint")
     found = STEP.fullmatch(folder.name)
-    if not folder.is_dir() or not found:
-        return configured(path, overrides), None
     place = folder if folder.parent.parent.name else folder.absolute()
     run = place.parent.parent
-    if place.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
+    in_run = place.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+    if not found or not (folder.is_dir() or in_run):
+        return recorded(configured(path, overrides), overrides), None
+    if not in_run:
         raise ConfigError(f"{path}: is a checkpoint outside of its run; move it back to RUN/checkpoints/{folder.name}")
-    return configured(str(run), overrides), int(found[1])
+    return recorded(configured(str(run), overrides), overrides), int(found[1])
 
 
 def bytes_of(option: str, size: str) -> int:

@@ -23,8 +23,9 @@ from mama.export.weight_files import write_weights
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, read_marker
 from mama.run.environment import versions
-from mama.run.files import make_folder, named, remove, replace_folder, sha256, write_digests, write_json
+from mama.run.files import DIGESTS, named, read_object, replaced, sha256, surviving, write_digests, write_json
 from mama.run.portable import MODEL, portable, rewrite_without_paths
+from mama.run.run_folder import warn_of_other_shards
 from mama.run.run_tokenizer import load_tokenizer
 from mama.run.tensor_file import Shape, shape_of, write_tensors
 from mama.settings.checks import one_of
@@ -57,15 +58,39 @@ class Export:
 def require(config: Config, export: Export) -> None:
     """Raise `ConfigError` for what can be said before anything is read: a folder in the way, an adapter without a base.
 
-    Only a model folder is replaced.
+    Only a model folder is replaced, and only if nothing else is in it.
     """
     if export.lora == "adapter":
         require_adapter(config)
-    folder = _place(config, export)
-    if export.out is None or is_bare(folder) or is_old(folder) or not folder.exists():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if export.out is not None:
+        _require_place(config, export.out)
+    folder = surviving(_place(config, export))
+    if other := _other_file(folder):
+        raise ConfigError(f"{folder}: holds a file that mama did not write ({other}); move it, or name another --out")
+
+
+def _require_place(config: Config, out: Path) -> None:
+    """Raise `ConfigError` if a model cannot be written to `out`, or not without harm."""
+    folder = _place(config, Export(out=out))
+    place = folder.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise ConfigError(f"--out: {out} is the folder that this command runs in, or above it; name another")
+    for above in place.parents:
+        if is_bare(above) or is_old(above) or above == (config.run_folder / "model").resolve():
+            raise ConfigError(f"--out: {out} is inside of the model folder {above}; name another")
+    there = surviving(folder)
+    if there.exists() and not (is_bare(there) or is_old(there)) and (not there.is_dir() or any(there.iterdir())):
         raise ConfigError(f"--out: {folder} exists and is no model folder; name another")
+
+
+def _other_file(folder: Path) -> str | None:
+    """A file of a model folder that mama did not write; None also if nothing lists those that it wrote."""
+    try:
+        own = {DIGESTS, *LATER, *read_object(folder / DIGESTS)}
+    except ConfigError:
+        return None
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return next((name for name in names if name.removesuffix(".part") not in own), None)
 
 
 def consolidate(config: Config, export: Export | None = None) -> Path:
@@ -78,6 +103,7 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     run = config.run_folder
     require(config, export)
     checkpoint = _checkpoint(run, export)
+    warn_of_other_shards(config)
     facts = ModelFacts(
         format=FORMAT,
         name=config.name,
@@ -89,16 +115,13 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
         release=versions()["mama-clip"] or "unknown",
     )
     folder = _place(config, export)
-    new = folder.with_name(f"{folder.name}.partial")
-    remove(new)
-    make_folder(new)
-    save(portable(config), new / "config.yaml")
-    write_training_data(config, new)
-    digests = _write_model(config, checkpoint, export, new)
-    write_json(new / MODEL, vars(facts))
-    write_digests(new, digests, without=LATER)
-    add_card(new, [run / "model", folder])
-    replace_folder(new, folder)
+    with replaced(folder) as new:
+        save(portable(config), new / "config.yaml")
+        write_training_data(config, new)
+        digests = _write_model(config, checkpoint, export, new)
+        write_json(new / MODEL, vars(facts))
+        write_digests(new, digests, without=LATER)
+        add_card(new, [surviving(run / "model"), surviving(folder)])
     return folder
 
 
@@ -142,7 +165,9 @@ def _dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _place(config: Config, export: Export) -> Path:
-    return config.run_folder / "model" if export.out is None else named(export.out)
+    """Where the model is written: a link stays, and leads to it."""
+    folder = config.run_folder / "model" if export.out is None else named(export.out)
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 def _checkpoint(run: Path, export: Export) -> Path:

@@ -53,7 +53,8 @@ def is_bare(folder: Path) -> bool:
 
 def model_folder(run: Path) -> Path:
     """The model folder of a run, or `run` itself if it is one."""
-    return run if is_bare(run) else surviving(run / "model")
+    folder = surviving(run)
+    return folder if is_bare(folder) else surviving(run / "model")
 
 
 def require_model(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mama.errors import ConfigError
 from mama.predict.document import Document, Probabilities
-from mama.run.files import remove, replace_folder, surviving
+from mama.run.files import replaced, surviving
 from shards.files import atomic_write, legible
 
 PREDICTIONS = "predictions.json"
@@ -28,15 +28,8 @@ def results_folder(out: Path) -> Iterator[Path]:
     Raises `ConfigError` if `out` is something else; `OSError` if it cannot be written.
     """
     require_free(out)
-    partial = out.with_name(f"{out.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
-    partial.mkdir()
-    try:
-        yield partial
-        replace_folder(partial, out)
-    finally:
-        remove(partial)
+    with replaced(out) as new:
+        yield new
 
 
 def require_free(out: Path) -> None:

@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 FROZEN = "frozen.json"
+RUN = "run.json"  # in the run folder: what tells its checkpoints from those of other runs
 HASHERS = 4  # files that are read and hashed at a time
 STEP = re.compile(r"step-(\d{6,})")  # the name of a checkpoint
 
 
 @dataclass(frozen=True)
 class Marker:
-    """The content of a marker file; earlier versions wrote no `sha256`."""
+    """The content of a marker file; earlier versions wrote no `sha256`, or no `run`."""
 
     step: int  # steps taken before it
     ranks: int
@@ -35,6 +36,7 @@ class Marker:
     facts: dict[str, int]  # counts that a resumed run continues from
     bytes: dict[str, int]  # by file
     sha256: dict[str, str] | None = None  # by file
+    run: str | None = None  # `run_digest` of the run that saved it
 
     @property
     def pieces(self) -> list[str]:
@@ -50,10 +52,12 @@ def folder_name(step: int) -> str:
 def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | None = None) -> str | None:
     """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None.
 
-    The digests of `only` these files, if they are named.
+    The digests of `only` these files, if they are named. A marker of another run is wrong too.
     """
     try:
         marker = read_marker(checkpoint)
+        if marker.run and run_digest(checkpoint.parent.parent) not in (marker.run, None):
+            return f"{checkpoint / MARKER}: is that of another run"
         for name, size in marker.bytes.items():
             if (there := (checkpoint / name).stat().st_size) != size:
                 return f"{checkpoint / name}: has {there} bytes, its marker says {size}"
@@ -71,6 +75,11 @@ def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | Non
                 if own != digest:
                     return f"{checkpoint / name}: its content has changed since it was written"
     return None
+
+
+def run_digest(run: Path) -> str | None:
+    """What a run's checkpoints are known by; None if an earlier version started it. Raises `ConfigError` for damage."""
+    return str(read_object(run / RUN).get("sha256")) if (run / RUN).exists() else None
 
 
 def steps_taken(run: Path) -> int:

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ def sha256_or_reason(path: Path) -> str:
         return error.strerror or type(error).__name__
 
 
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` at the end of the block; after an error it is removed.
+
+    For one process at a time. Raises `ConfigError` if it cannot be made.
+    """
+    new = folder.with_name(f".{folder.name}.partial")
+    remove(new)
+    make_folder(new)
+    try:
+        yield new
+        replace_folder(new, folder)
+    finally:
+        remove(new)
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename the finished folder `new` to `folder`, in place of what is there; durable, also when the power fails.
 
@@ -104,7 +121,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be made a folder ({error.strerror}); move what is in its way, or name another runs=..."
+            f"{folder}: cannot be made a folder ({error.strerror}); move what is in its way, or name another place"
         ) from None
 
 
@@ -131,4 +148,5 @@ def sync(path: Path) -> None:
 
 
 def _old(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+    """A hidden name: a folder such as `model.old` may be somebody's own."""
+    return folder.with_name(f".{folder.name}.old")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
+
+from mama.errors import ConfigError
+from mama.settings.load import load_run
+from mama.settings.schema import Config
+
+log = logging.getLogger(__name__)
 
 # Settings, and whole sections of them, that may change when a run is resumed. Ranks and micro-batches decide how many
 # negatives a pair has, unless train.grad_cache takes them from the whole step: a change is logged.
@@ -14,6 +22,32 @@ MAY_CHANGE = (
     *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.patience"),
     *("train.oversubscribe",),
 )
+
+# Settings that say where a run and what it was made of lie now.
+PLACES = ("runs", "name", "data.shards", "data.cache", "text.model", "vision.model")
+
+
+def recorded(config: Config, changes: Sequence[str]) -> Config:
+    """The settings that the run of `config` was trained with, of which the `key=value` changes may move `PLACES`.
+
+    A recipe may have changed since: the run folder's record holds, where there is one. Raises `ConfigError` for another
+    change that differs from it.
+    """
+    run = config.run_folder
+    if not (run / "config.yaml").exists():
+        return config
+    made = load_run(run, changes)
+    before, now = flat(asdict(load_run(run))), flat(asdict(made))
+    for key in (*now, *before):
+        if before.get(key) != now.get(key) and not is_among(key, PLACES):
+            raise ConfigError(
+                f"{key}: {now.get(key)!r}, but {run} was trained with {before.get(key)!r}, which describes its model; "
+                "leave it out"
+            )
+    made = replace(made, runs=config.runs, name=config.name)
+    if other := changed_setting(flat(asdict(made)), flat(asdict(config))):
+        log.warning("%s: was trained with another %s than this configuration has; its own settings hold", run, other)
+    return made
 
 
 def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:

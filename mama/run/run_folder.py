@@ -10,10 +10,11 @@ from pathlib import Path
 
 from mama.errors import ConfigError
 from mama.run import checkpoints
-from mama.run.checkpoint_marker import read_marker
+from mama.run.checkpoint_marker import RUN, read_marker
 from mama.run.environment import environment
 from mama.run.files import make_folder, read_object, write_json
 from mama.run.kept_settings import MAY_CHANGE, changed_setting, flat, is_among
+from mama.run.portable import portable
 from mama.run.run_tokenizer import save_tokenizer
 from mama.runtime.collectives import world_size
 from mama.settings.load import load_run, missing_settings, save
@@ -41,10 +42,21 @@ def prepare(config: Config) -> Path | None:
         _warn_of_other_batch(config, resumed)
     else:
         save_tokenizer(config)
-        write_json(run / DATA, _training_shards(config))
+        shards = _training_shards(config)
+        write_json(run / DATA, shards)
+        write_json(run / RUN, {"sha256": _identity(config, shards)})
         save(config, run / "config.yaml")
     write_json(run / "environment.json", environment())
     return resumed
+
+
+def _identity(config: Config, shards: dict[str, str]) -> str:
+    """A digest of what may not change when a run is resumed: settings, wherever its files lie, and training shards.
+
+    Written once: a later release has settings that this one does not know.
+    """
+    kept = {key: value for key, value in flat(asdict(portable(config))).items() if not is_among(key, MAY_CHANGE)}
+    return hashlib.sha256(json.dumps([kept, list(shards.values())], sort_keys=True).encode()).hexdigest()
 
 
 def _require_same_settings(config: Config, run: Path) -> None:
@@ -70,6 +82,24 @@ def _require_same_shards(config: Config, run: Path) -> None:
                 f"data.shards: {folder} has other training shards than when {run} was started, which changes the order "
                 "of its samples; give the run another name=..."
             )
+
+
+def warn_of_other_shards(config: Config) -> None:
+    """Log the folders whose training shards are not those that the run was trained on, wherever they lie now."""
+    run = config.run_folder
+    if not (run / DATA).exists():
+        return
+    before, now = read_object(run / DATA), _training_shards(config)
+    changed = [folder for folder, digest in now.items() if digest not in before.values()]
+    left_out = [folder for folder, digest in before.items() if digest not in now.values() and folder not in changed]
+    for folder in changed:
+        log.warning(
+            "%s: its training shards have changed since %s was trained; what the model says of its training images, "
+            "texts and patients is of the shards as they are now",
+            *(folder, run),
+        )
+    for folder in left_out if len(now) < len(before) else []:
+        log.warning("%s: %s was trained on it, and data.shards does not name it", folder, run)
 
 
 def _warn_of_other_batch(config: Config, resumed: Path) -> None:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mama.errors import ConfigError, TrainingError
-from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, write_marker
+from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read_marker, run_digest, write_marker
 from mama.run.checkpoints import WEIGHTS, best, checkpoints, read_tensors
 from mama.run.files import remove, replace_folder, sha256, sync
 from mama.run.model_state import is_finite, trained
@@ -76,6 +76,7 @@ def save(
                 facts=dict(facts or {}),
                 bytes={name: size for name, (size, _) in files.items()},
                 sha256={name: digest for name, (_, digest) in files.items()},
+                run=run_digest(run),
             )
             write_marker(new, marker)
             replace_folder(new, folder)

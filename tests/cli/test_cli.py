@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
@@ -413,9 +415,9 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
         return config.run_folder
 
     monkeypatch.setattr("mama.export.consolidate.consolidate", consolidated)
-    code, out, _ = mama("consolidate", "runs/mine", "seed=6")
+    code, out, _ = mama("consolidate", "runs/mine", "seed=5")
     assert (code, out) == (0, "runs/mine\n")
-    assert seen == [Config(name="mine", seed=6)]
+    assert seen == [Config(name="mine", seed=5)]
 
     (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "runs" / "mine", tmp_path / "moved" / "mine")
@@ -432,6 +434,46 @@ def test_a_run_folder_is_a_configuration(mama: Mama, tmp_path: Path, monkeypatch
         f"mama: moved/yours: its config.yaml is of the run 'mine'; rename the folder, or give {file} itself\n",
     )
     assert mama("consolidate", file)[1] == "runs/mine\n"
+
+
+def test_a_model_is_described_by_the_record_of_its_run(
+    mama: Mama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, recipe = tmp_path / "runs" / "mine", tmp_path / "mine.yaml"
+    run.mkdir(parents=True)
+    trained = Config(name="mine", seed=5)
+    save(trained, run / "config.yaml")
+    recipe.write_text("name: mine\nseed: 7\ndata: {image_size: [32, 32]}\n")
+    seen: list[Config] = []
+
+    def consolidated(config: Config, export: Export) -> Path:
+        seen.append(config)
+        return config.run_folder
+
+    monkeypatch.setattr("mama.export.consolidate.consolidate", consolidated)
+    assert mama("consolidate", "mine.yaml")[0] == 0
+    assert seen.pop() == trained
+    said = "runs/mine: was trained with another data.image_size than this configuration has; its own settings hold"
+    assert caplog.messages == [said]
+    for change, key in (
+        ("data.image_size=[32, 32]", "data.image_size: \\(32, 32\\)"),
+        ("eval.bootstrap=5", "eval.bootstrap: 5"),
+        ("vision.config.hidden_size=48", "vision.config.hidden_size: 48"),
+    ):
+        for named in ("mine.yaml", "runs/mine", "runs/mine/config.yaml"):
+            code, _, err = mama("consolidate", named, change)
+            assert code == 2
+            assert re.fullmatch(f"mama: {key}, but \\S+ was trained with [^\n]+; leave it out\n", err), err
+    moved = ("data.shards=[/new/shards]", "data.cache=/new/cache", "text.model=/new/lm", "vision.model=/new/vit")
+    assert mama("consolidate", "runs/mine", *moved)[0] == 0
+    assert seen.pop() == load(run / "config.yaml", moved)
+    run.rename(tmp_path / "runs" / "copy")
+    assert mama("consolidate", "mine.yaml", "name=copy")[0] == 0
+    assert seen.pop() == replace(trained, name="copy")
+    assert mama("consolidate", "mine.yaml", "train.steps=4")[0] == 0, "a run without a record: as it is configured"
+    (tmp_path / "runs" / "copy").rename(run)
+    (run / "checkpoints" / "step-000003").mkdir(parents=True)
+    assert mama("consolidate", "runs/mine/checkpoints/step-000111")[0] == 0, "the step is sought by consolidation"
 
 
 # The last of each: whether the tasks of a job share the work, which the first one does alone otherwise.

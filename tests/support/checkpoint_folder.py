@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mama.run.checkpoint_marker import FROZEN, Marker, write_marker
+from mama.run.checkpoint_marker import FROZEN, Marker, run_digest, write_marker
 from mama.run.checkpoints import read_tensors
 from mama.run.files import sha256
 
@@ -27,7 +27,8 @@ def saved(
     (place / FROZEN).write_text(json.dumps(frozen or {}))
     files = list(place.iterdir())
     sizes, digests = {p.name: p.stat().st_size for p in files}, {p.name: sha256(p) for p in files}
-    write_marker(place, Marker(step, 1, score, {"heads/None/plain": 2.0}, {"skipped_steps": 0}, sizes, digests))
+    facts = {"skipped_steps": 0}
+    write_marker(place, Marker(step, 1, score, {"heads/None/plain": 2.0}, facts, sizes, digests, run_digest(run)))
     return place
 
 
