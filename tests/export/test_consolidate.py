@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from mama.data.batches import tokenise
 from mama.errors import ConfigError
 from mama.export import frozen_weights, model_tensors
 from mama.export.consolidate import Export, consolidate
@@ -110,11 +111,15 @@ def test_every_tower_is_equal_and_loads_in_transformers_alone(
     folder = consolidate(config)
     loaded = require_equal(config)
     images = torch.randn(2, 1, *SIZE)
+    texts = tokenise(
+        load_tokenizer(config.run_folder), [["Findings: a spiculated mass.", "BI-RADS 5."], ["Left CC."]], 64
+    )
     plain, info = AutoModel.from_pretrained(folder / "vision", attn_implementation="sdpa", output_loading_info=True)
     options = {"interpolate_pos_encoding": True} if image == "vit" else {}
     pixels = images.expand(-1, plain.config.num_channels, -1, -1)
     with torch.inference_mode():
         assert torch.equal(live(config).embed_images(images)[0], loaded.embed_images(images)[0])
+        assert torch.equal(live(config).embed_texts(texts), loaded.embed_texts(texts))
         patches = loaded.vision(images)[1]
         states = plain.eval()(pixel_values=pixels, **options).last_hidden_state
     assert torch.equal(states[:, -patches.shape[1] :], patches)
