@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,6 +306,18 @@ def test_a_checkpoint_is_chosen_and_a_place(run: Config, tmp_path: Path) -> None
     consolidate(run, Export(out=tmp_path / "mine"))
     with pytest.raises(ConfigError, match=rf"^--out: {tmp_path / 'runs'} exists and is no model folder; name another$"):
         consolidate(run, Export(out=tmp_path / "runs"))
+
+
+def test_a_full_disk_names_the_file(run: Config) -> None:
+    save_run(run)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '\S+/vision/model\.safetensors'$"):
+            consolidate(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (run.run_folder / "model").exists()
 
 
 @pytest.mark.parametrize("harm", ["flipped", "foreign", "torn", "gone"])
