@@ -172,7 +172,7 @@ def _settings(facts: Facts) -> str:
         "lora": facts.model.lora,
         "mama-clip": facts.model.release,
     }
-    return f"`config.yaml` has all of them.\n\n```json\n{json.dumps(shown, indent=2)}\n```"
+    return f"`config.yaml` has all those of the training.\n\n```json\n{json.dumps(shown, indent=2)}\n```"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
