@@ -96,11 +96,13 @@ class Pointing:
 class Metrics(Weights):
     """The content of metrics.json: the weights that were measured, and tasks by their names.
 
-    `pointing` is None where no finding has a box, or the model has no local term.
+    `measured` is the digest of the images and the settings of the evaluation. `pointing` is None where no finding has a
+    box, or the model has no local term.
     """
 
     data: Data
     tasks: dict[str, Task]
+    measured: str
     pointing: Pointing | None = None
 
 
@@ -148,10 +150,11 @@ class TaskCalibration:
 
 @dataclass(frozen=True)
 class Calibration(Weights):
-    """The content of calibration.json: the weights that were measured, and tasks by their names, zero-shot."""
+    """The content of calibration.json: as in `Metrics`; tasks are zero-shot."""
 
     tasks: dict[str, TaskCalibration]
 
+    measured: str
 
 T = TypeVar("T", Metrics, Calibration)
 
