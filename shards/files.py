@@ -61,17 +61,21 @@ def read_json(path: Path) -> Any:
     return parse_json(read_plain(path, LARGEST_JSON))
 
 
-def set_default_mode(path: Path) -> None:
-    """Give a file the permissions of this user's new files: `tempfile` and safetensors create files of mode 600."""
-    mask = os.umask(0o077)  # the umask can only be read by setting it
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def atomic_write(path: Path, data: bytes) -> None:
     """Write the whole file or nothing, also when the power fails. Raises `OSError`."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Give an `OSError` without a file name, as a failed write raises it, that of the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mama.cli import bench, cluster, data, evaluate, jobs, predict, train
 from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
-from shards.errors import ShardError
+from shards.errors import ShardError, is_machine_error
 from shards.files import legible
 from slurm.profile import SlurmError
 
@@ -75,9 +76,11 @@ def main() -> None:
         # A message may quote a name from a file: keep it one line, without control characters for the terminal.
         _exit("".join(c if c.isprintable() else " " for c in legible(str(error))), 2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            _exit(f"{error.filename}: {error.strerror}", 2)
+        if not (is_machine_error(error) or error.errno in (errno.EIO, errno.EFBIG)):  # of a file, EIO is its own fault
             raise
-        _exit(f"{error.filename}: {error.strerror}", 2)
+        _exit(f"a file could not be read or written: {error.strerror}", 2)
     except StoppedError as error:
         _exit(str(error), preemption.EXIT_CODE)
     except (RankError, TrainingError) as error:

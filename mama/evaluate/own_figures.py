@@ -8,7 +8,7 @@ from typing import Any
 
 from mama.errors import ConfigError
 from mama.evaluate.detection import BRIGHTEST
-from mama.evaluate.provenance import Document, object_in
+from mama.evaluate.provenance import Document, measured_digest, object_in
 from mama.evaluate.result_folders import MARKER, METRICS
 from mama.evaluate.results import is_whole, shown_rows
 from mama.export.figures import (
@@ -21,6 +21,9 @@ from mama.export.figures import (
     Task,
     TaskCalibration,
     UnitCalibration,
+    Weights,
+    read_calibration,
+    read_metrics,
     weights_of,
     write_figures,
 )
@@ -50,11 +53,13 @@ def record(config: Config, trained_with: Config, run: Path, folder: Path) -> Non
         weights = weights_of(model)
         if marker["model"]["sha256"] != weights.model:
             raise ConfigError(f"{model}: holds other weights than those that were measured; run `mama eval` again")
-        data = _data(marker["shards"], marker.get("known"))
-        tasks = {name: _task(one) for name, one in documents.items()}
-        metrics = Metrics(**vars(weights), data=data, tasks=tasks, pointing=_pointing(folder))
-        fitted = {name: found for name, one in documents.items() if (found := _calibration(one))}
-        write_figures(metrics, Calibration(**vars(weights), tasks=fitted), model)
+        data, measured = _data(marker["shards"], marker.get("known")), measured_digest(marker)
+        tasks, fitted = _earlier(model, weights, measured)
+        tasks |= {name: _task(one) for name, one in documents.items()}
+        fitted = {name: one for name, one in fitted.items() if name not in documents}
+        fitted |= {name: found for name, one in documents.items() if (found := _calibration(one))}
+        metrics = Metrics(**vars(weights), measured=measured, data=data, tasks=tasks, pointing=_pointing(folder))
+        write_figures(metrics, Calibration(**vars(weights), measured=measured, tasks=fitted), model)
         write_card(model)
     except (ConfigError, OSError) as error:
         log.warning("the model card is left as it is: %s", error)
@@ -71,6 +76,22 @@ def _not_own(config: Config, trained_with: Config, run: Path, folder: Path) -> s
         if now != before:
             return f"data.{name} is {now}, and the model was trained with {before}"
     return None
+
+
+def _earlier(model: Path, weights: Weights, measured: str) -> tuple[dict[str, Task], dict[str, TaskCalibration]]:
+    """The tasks that the folder has already of the same weights, images and settings: they stay, unless measured anew.
+
+    Also those that are no more among the results of the run, where an evaluation with other settings replaced them.
+    """
+    try:
+        metrics, calibration = read_metrics(model), read_calibration(model)
+    except ConfigError:  # damaged, or of other weights: the new ones replace them
+        return {}, {}
+    if metrics is None or calibration is None:
+        return {}, {}
+    if any((one.model, one.measured) != (weights.model, measured) for one in (metrics, calibration)):
+        return {}, {}
+    return metrics.tasks, calibration.tasks
 
 
 def _results(folder: Path) -> tuple[Document, dict[str, Document]]:

@@ -136,6 +136,12 @@ def training(shards: Document, run: Path, known: Document | None = None) -> str:
     return f"The model was trained on the train split{also}."
 
 
+def measured_digest(measured: Document) -> str:
+    """SHA-256 of the images and settings of an evaluation: figures of equal ones, and of the same weights, compare."""
+    found = measured["shards"]["digest"], measured["shards"]["split"], measured["settings"]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
 def same(one: Document, other: Document) -> bool:
     """Whether both were measured on the same images, in whatever place, with the same weights and settings."""
     if any(key not in one for key in IDENTITY):

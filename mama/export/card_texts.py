@@ -22,6 +22,10 @@ trained on."""
 HOW_MEASURED = """\
 Intervals are over patients. Of more than two classes the AUC is the mean over each against the rest."""
 
+POINTED = """\
+Heat maps: the highest patch of the map of the sentence that names a finding lay in the finding's box or next to it in
+{rate} of {findings} findings of {patients} patients{beside}."""
+
 CALIBRATED = """\
 `calibration.json` turns zero-shot scores into calibrated probabilities; it was fitted on the split `val`."""
 

@@ -13,8 +13,8 @@ from mama.errors import ConfigError
 from mama.export.model_folder import empty_vision, load_vision
 from mama.model import attention
 from mama.model.classifier import Classifier
-from mama.run.checkpoints import save_tensors
 from mama.run.files import check_digests, read_object, surviving, write_digests, write_json
+from mama.run.tensor_file import shape_of, write_tensors
 
 CLASSES, SHAPE, WEIGHTS = "classes.json", "vision/config.json", "model.safetensors"
 
@@ -35,8 +35,9 @@ def new_classifier(folder: Path, classes: int, kernel: str) -> Classifier:
 def save_classifier(named: Named, model: Path, folder: Path) -> None:
     """Write to the new folder `folder`, digests last; the shape is that of the consolidated model in `model`."""
     folder.mkdir(parents=True)
-    tensors = {name: tensor.contiguous() for name, tensor in named.model.state_dict().items()}
-    save_tensors(tensors, folder / WEIGHTS)
+    tensors = named.model.state_dict()
+    shapes = {name: shape_of(tensor) for name, tensor in tensors.items()}
+    write_tensors(folder / WEIGHTS, shapes, lambda name: tensors[name].cpu())
     (folder / SHAPE).parent.mkdir()
     shutil.copyfile(surviving(model) / SHAPE, folder / SHAPE)
     write_json(folder / CLASSES, {"classes": named.classes})

@@ -24,12 +24,11 @@ from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, read_marker
 from mama.run.environment import versions
 from mama.run.files import DIGESTS, named, read_object, replaced, sha256, surviving, write_digests, write_json
-from mama.run.portable import MODEL, portable, rewrite_without_paths
+from mama.run.portable import MODEL, rewrite_without_paths, save_portable
 from mama.run.run_folder import warn_of_other_shards
 from mama.run.run_tokenizer import load_tokenizer
 from mama.run.tensor_file import Shape, shape_of, write_tensors
 from mama.settings.checks import one_of
-from mama.settings.load import save
 from mama.settings.schema import Config
 
 EXACT = ("scale.log", "running_mean", "running_var")  # always in fp32: logit scales, running statistics
@@ -116,7 +115,7 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     )
     folder = _place(config, export)
     with replaced(folder) as new:
-        save(portable(config), new / "config.yaml")
+        save_portable(config, new / "config.yaml")
         write_training_data(config, new)
         digests = _write_model(config, checkpoint, export, new)
         write_json(new / MODEL, vars(facts))

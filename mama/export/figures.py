@@ -6,6 +6,8 @@ checkpoint with weights of another kind (`dtype`, LoRA merged or apart) takes th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable
@@ -96,9 +98,11 @@ class Pointing:
 class Metrics(Weights):
     """The content of metrics.json: the weights that were measured, and tasks by their names.
 
-    `pointing` is None where no finding has a box, or the model has no local term.
+    `measured` is the digest of the images and the settings of the evaluation. `pointing` is None where no finding has a
+    box, or the model has no local term.
     """
 
+    measured: str
     data: Data
     tasks: dict[str, Task]
     pointing: Pointing | None = None
@@ -148,8 +152,9 @@ class TaskCalibration:
 
 @dataclass(frozen=True)
 class Calibration(Weights):
-    """The content of calibration.json: the weights that were measured, and tasks by their names, zero-shot."""
+    """The content of calibration.json: as in `Metrics`; tasks are zero-shot."""
 
+    measured: str
     tasks: dict[str, TaskCalibration]
 
 
@@ -164,8 +169,13 @@ def weights_of(folder: Path) -> Weights:
 
 def write_figures(metrics: Metrics, calibration: Calibration, folder: Path) -> None:
     """Write both files of a model folder, each atomically."""
-    write_json(folder / METRICS, asdict(metrics))
-    write_json(folder / CALIBRATION, asdict(calibration))
+    write_with_digest(folder / METRICS, asdict(metrics))
+    write_with_digest(folder / CALIBRATION, asdict(calibration))
+
+
+def write_with_digest(path: Path, document: dict[str, Any]) -> None:
+    """Write a document and the digest of its other entries, by which it is seen that it was edited or damaged."""
+    write_json(path, {**document, "digest": _digest(document)})
 
 
 def read_metrics(folder: Path) -> Metrics | None:
@@ -218,10 +228,17 @@ def _read(made: type[T], path: Path) -> T | None:
 
 def _load(made: type[T], path: Path) -> T:
     try:
-        return from_json(made, read_json(path))
+        document = dict(read_json(path))
+        if document.pop("digest", None) != _digest(document):
+            raise ValueError("its own digest")
+        return from_json(made, document)
     except (OSError, ValueError, TypeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)[:100]
-        raise ConfigError(f"{path}: is damaged ({reason}); {EVALUATE}") from None
+        raise ConfigError(f"{path}: was edited or damaged ({reason}); {EVALUATE}") from None
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:

@@ -19,9 +19,10 @@ from mama.export.card_texts import (
     NO_RELEASE,
     NOT_EVALUATED,
     PLAIN,
+    POINTED,
     PREPARED,
 )
-from mama.export.figures import Estimate, carry_figures
+from mama.export.figures import Estimate, Pointing, carry_figures
 from mama.export.licences import terms_of
 from mama.export.preprocessing import Preprocessing
 from mama.export.training_texts import TrainingTexts
@@ -87,6 +88,8 @@ def _figures(facts: Facts) -> str:
             f"{facts.weights.dtype}, and their scores may differ in the last digits."
         )
     lines += [_table(head, rows), "\n".join(tasks)]
+    if metrics.pointing:
+        lines.append(_pointed(metrics.pointing))
     return "\n\n".join([*lines, CALIBRATED] if facts.calibrated else lines)
 
 
@@ -94,6 +97,14 @@ def _known(patients: int | None) -> str:
     if patients is None:
         return "Whether it was trained on some of these patients was not checked."
     return f"It was trained on {patients or 'none'} of these patients."
+
+
+def _pointed(found: Pointing) -> str:
+    beside = {"of a random patch of tissue": found.chance, "of the brightest patch": found.brightest}
+    told = "; ".join(f"{name} {value:.3f}" for name, value in beside.items() if value is not None)
+    return POINTED.format(
+        findings=found.findings, patients=found.patients, rate=_shown(found.hit_rate), beside=f" ({told})" * bool(told)
+    )
 
 
 def _usage(facts: Facts) -> str:
@@ -172,7 +183,7 @@ def _settings(facts: Facts) -> str:
         "lora": facts.model.lora,
         "mama-clip": facts.model.release,
     }
-    return f"`config.yaml` has all of them.\n\n```json\n{json.dumps(shown, indent=2)}\n```"
+    return f"`config.yaml` has all those of the training.\n\n```json\n{json.dumps(shown, indent=2)}\n```"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mama.data.images import Images
 from mama.errors import ConfigError
 from mama.run.run_folder import shards_digest
-from shards.files import set_default_mode
+from shards.files import atomic_write, named_in_errors
 
 TRAINED_ON = "trained_on.safetensors"
 SALT = b"mama trained on\0"
@@ -56,8 +56,8 @@ def write_trained_on(images: Images, instances: Iterable[str], folder: Path) -> 
     patients = {p for reader in images.readers for shard in reader.shards for p in shard.patients}
     found = {"patients": np.unique(hashes(patients)), "images": np.unique(hashes(instances))}
     digests = [shards_digest(reader.manifest, {"train"}) for reader in images.readers]
-    save_file(found, folder / TRAINED_ON, {"shards": json.dumps(digests)})
-    set_default_mode(folder / TRAINED_ON)
+    with named_in_errors(folder / TRAINED_ON):
+        atomic_write(folder / TRAINED_ON, save(found, {"shards": json.dumps(digests)}))
 
 
 def read_trained_on(folder: Path) -> TrainedOn | None:

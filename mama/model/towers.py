@@ -120,6 +120,7 @@ class TextTower(nn.Module):
         super().__init__()
         base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
         _drop_pooler(base)
+        _fuse_gelu(base)
         self.backbone = backbone
         self.width = width
         self.causal = TEXT_MODELS[base.config.model_type].causal
@@ -166,7 +167,6 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str, empty: 
         backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     # Our tokenizer has its own padding token; the model's padding token is a plain word and must be trained.
     cast(nn.Embedding, backbone.get_input_embeddings()).padding_idx = None
-    _fuse_gelu(backbone)
     model = TEXT_MODELS[backbone.config.model_type]
     if model.causal:  # gets no mask; keep transformers from searching for padding, which synchronises with the GPU
         backbone.config.pad_token_id = None

@@ -30,6 +30,11 @@ from shards.files import legible
 log = logging.getLogger(__name__)
 
 OF_FILES = ("view", "laterality", "vendor", "implant")  # what a task may ask of an image that no shard describes
+OTHER_WORDS = "it was fitted to scores by other class prompts: the words of the task have changed"
+OTHER_PROMPTS = (
+    "it was fitted to scores by other class prompts: `mama eval` words them after the reports of its images, "
+    "`mama predict` after the training texts"
+)
 UNITS: tuple[Unit, ...] = ("image", "breast", "exam")
 
 Recalibrate = Callable[[Float64s], Float64s]  # [u, K] -> [u, K]
@@ -106,7 +111,7 @@ def _scored(task: Task, texts: TrainingTexts, calibration: Calibration | str, po
     elif fitted is None:
         reason = "`mama eval` did not calibrate this task"
     elif fitted.prompts != prompts_digest(kept):
-        reason = "it was fitted to scores by other class prompts"
+        reason = OTHER_WORDS if task.words else OTHER_PROMPTS
     else:
         return ScoredTask(task, classes, kept, missing, *_method(fitted.units, pool))
     return ScoredTask(task, classes, kept, missing, reason=reason)

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mama.errors import ConfigError
@@ -18,7 +17,6 @@ from mama.run.checkpoint_marker import FROZEN, STEP, damage, folder_name, read_m
 from mama.run.files import read_object
 from mama.run.model_state import buffers, first_difference, is_finite, trained
 from mama.run.tensor_file import Stored, stored_tensors
-from shards.files import set_default_mode
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +97,6 @@ def load_weights(model: nn.Module, checkpoint: Path, frozen: dict[str, str]) -> 
         found += 1
     if found != len(expected):
         raise ConfigError(f"{checkpoint}: holds {found} of the {len(expected)} trained tensors of this configuration")
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of the user's umask."""
-    save_file(tensors, path, metadata)
-    set_default_mode(path)
 
 
 def read_tensors(checkpoint: Path, kinds: Collection[str]) -> Iterator[tuple[str, str, Tensor]]:

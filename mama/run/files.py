@@ -14,7 +14,7 @@ from typing import Any
 
 from mama.errors import ConfigError
 from shards.errors import one_line
-from shards.files import atomic_write, read_json
+from shards.files import atomic_write, named_in_errors, read_json
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a document to a JSON file, atomically."""
-    atomic_write(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+    with named_in_errors(path):
+        atomic_write(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
 
 
 def sha256(path: Path) -> str:

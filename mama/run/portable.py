@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mama.settings.schema import TASKS, Config, DataConfig, EvalConfig
-from shards.pack.settings import PackConfig
+from mama.settings.load import yaml_of
+from mama.settings.schema import TASKS, Config, EvalConfig
+from shards.files import atomic_write
 
 MODEL = "model.json"  # the file of a model folder without which it is none
 OLD_WEIGHTS = "model.safetensors"  # that of the model folders of earlier releases
@@ -20,19 +21,26 @@ PLACE = re.compile(r"(~|/|[A-Za-z]:[\\/]|[a-z]+://).*[\\/]")  # the beginning of
 
 
 def portable(config: Config) -> Config:
-    """Return the settings of a model with names in place of paths and URLs, and of the archive only its source.
+    """Return the settings of a model with names in place of paths and URLs.
 
     What it was evaluated on is left out, and so are tasks of one's own, which are files.
     """
-    data = replace(
-        config.data, shards=[folder_name(address) for address in config.data.shards], cache=DataConfig().cache
-    )
+    data = replace(config.data, shards=[folder_name(address) for address in config.data.shards])
     vision = replace(config.vision, model=_model_name(config.vision.model), config=without_paths(config.vision.config))
     text = replace(config.text, model=_model_name(config.text.model), config=without_paths(config.text.config))
-    pack = PackConfig(source=config.pack.source)
     tasks = [name for name in config.eval.tasks if name in TASKS] or EvalConfig().tasks
     measured = replace(config.eval, on=[], boxes=[], tasks=tasks)
-    return replace(config, runs=Config().runs, data=data, vision=vision, text=text, pack=pack, eval=measured)
+    return replace(config, data=data, vision=vision, text=text, eval=measured)
+
+
+def save_portable(config: Config, path: Path) -> None:
+    """Write the settings of a model so that `load(path)` returns them, with defaults for what is of this machine.
+
+    That is left out: where things lie, and packing, which `preprocessing.json` describes.
+    """
+    values = asdict(portable(config))
+    del values["runs"], values["pack"], values["data"]["cache"]
+    atomic_write(path, yaml_of(values).encode())
 
 
 def folder_name(address: str) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mama.errors import ConfigError
+from shards.files import named_in_errors
 
 LARGEST_HEADER = 10**8  # bytes, the limit of the format
 DTYPES = {
@@ -94,7 +95,8 @@ def write_tensors(
 ) -> str:
     """Write a file, asking for one tensor at a time; returns its SHA-256.
 
-    Raises `ValueError` for a tensor that has not the shape which was announced.
+    Raises `ValueError` for a tensor that has not the shape which was announced, and `OSError` with the name of the
+    file if the disk is full.
     """
     # Wider types first, as the library does: every tensor then begins at a multiple of its item's size.
     names = sorted(shapes, key=lambda name: -shapes[name].dtype.itemsize)
@@ -108,7 +110,7 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     # Hashing takes as long as writing: it is done beside it, and neither holds Python's lock.
-    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+    with named_in_errors(path), path.open("wb") as file, ThreadPoolExecutor(1) as beside:
         for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
             digest.update(part)

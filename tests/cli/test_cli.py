@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -367,6 +368,19 @@ def test_a_failure_that_is_not_the_users_is_one_line_and_exit_code_1(
 
         monkeypatch.setattr("mama.train.loop.train", fail)
         assert mama("train", "quickstart") == (1, "", f"mama: {error}\n")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG])
+def test_an_error_of_the_machine_is_one_line_also_without_a_file_name(
+    mama: Mama, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    for place, named in (((), "a file could not be read or written"), (("x/state",), "x/state")):
+
+        def fail(*_: object, place: tuple[str, ...] = place) -> None:
+            raise OSError(error, os.strerror(error), *place)
+
+        monkeypatch.setattr("mama.train.loop.train", fail)
+        assert mama("train", "quickstart") == (2, "", f"mama: {named}: {os.strerror(error)}\n")
 
 
 def test_check_says_good_and_exits_0(mama: Mama, shards: Path) -> None:

@@ -17,7 +17,7 @@ from mama.evaluate import evaluation, retrieval
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.task_data import Predictions
 from mama.export.training_data import write_training_data
-from mama.run.portable import portable
+from mama.run.portable import save_portable
 from mama.settings.load import save
 from mama.settings.schema import Config
 from tests.support.cohort import write_shards
@@ -30,7 +30,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     config = replace(config, eval=replace(config.eval, tasks=["cancer"], intensity_baseline=False))
     install_oracle(config, monkeypatch)
     save(config, config.run_folder / "config.yaml")
-    save(portable(config), config.run_folder / "model" / "config.yaml")
+    save_portable(config, config.run_folder / "model" / "config.yaml")
     write_training_data(config, config.run_folder / "model")
     return config
 

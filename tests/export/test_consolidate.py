@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from mama.data.batches import tokenise
 from mama.errors import ConfigError
 from mama.export import frozen_weights, model_tensors
 from mama.export.consolidate import Export, consolidate
@@ -110,11 +112,15 @@ def test_every_tower_is_equal_and_loads_in_transformers_alone(
     folder = consolidate(config)
     loaded = require_equal(config)
     images = torch.randn(2, 1, *SIZE)
+    texts = tokenise(
+        load_tokenizer(config.run_folder), [["Findings: a spiculated mass.", "BI-RADS 5."], ["Left CC."]], 64
+    )
     plain, info = AutoModel.from_pretrained(folder / "vision", attn_implementation="sdpa", output_loading_info=True)
     options = {"interpolate_pos_encoding": True} if image == "vit" else {}
     pixels = images.expand(-1, plain.config.num_channels, -1, -1)
     with torch.inference_mode():
         assert torch.equal(live(config).embed_images(images)[0], loaded.embed_images(images)[0])
+        assert torch.equal(live(config).embed_texts(texts), loaded.embed_texts(texts))
         patches = loaded.vision(images)[1]
         states = plain.eval()(pixel_values=pixels, **options).last_hidden_state
     assert torch.equal(states[:, -patches.shape[1] :], patches)
@@ -300,6 +306,18 @@ def test_a_checkpoint_is_chosen_and_a_place(run: Config, tmp_path: Path) -> None
     consolidate(run, Export(out=tmp_path / "mine"))
     with pytest.raises(ConfigError, match=rf"^--out: {tmp_path / 'runs'} exists and is no model folder; name another$"):
         consolidate(run, Export(out=tmp_path / "runs"))
+
+
+def test_a_full_disk_names_the_file(run: Config) -> None:
+    save_run(run)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '\S+/vision/model\.safetensors'$"):
+            consolidate(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (run.run_folder / "model").exists()
 
 
 @pytest.mark.parametrize("harm", ["flipped", "foreign", "torn", "gone"])

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModel
 
 from mama.data import tokenizer as tokens
 from mama.export.consolidate import Export, consolidate
 from mama.export.model_folder import load_model
-from mama.run.portable import folder_name, portable, without_paths
+from mama.run.portable import folder_name, portable, save_portable, without_paths
 from mama.settings.load import load
 from mama.settings.schema import Config, DataConfig, EvalConfig, HeadsConfig, TextConfig, VisionConfig
 from shards.pack.settings import PackConfig
@@ -98,6 +99,10 @@ def test_names_are_left_of_paths_and_addresses_and_nothing_else_changes(tmp_path
     assert named.data.shards == ["set-a", "b", "c", "d"]
     assert folder_name("~nobody-here/e") == "e"
     assert replace(named, data=config.data) == config
+    elsewhere = replace(config, runs="/r", data=replace(config.data, cache="/c"), pack=PackConfig(long_side=256))
+    save_portable(elsewhere, tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == named
+    assert not {"runs", "pack"} & yaml.safe_load((tmp_path / "config.yaml").read_text()).keys()
     assert portable(replace(config, text=TextConfig(model="/opt/lm/model.gguf"))).text.model == "model.gguf"
     (tmp_path / "dino").mkdir()
     beside = VisionConfig(model=f"{tmp_path}/../{tmp_path.name}/dino")
