@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,15 @@ from typing import Any
 
 from mama.errors import ConfigError
 from mama.predict.document import Document, Probabilities
-from mama.run.files import remove, replace_folder, surviving
+from mama.run.files import previous, read_object, remove, replace_folder
 from shards.files import atomic_write, legible
 
 PREDICTIONS = "predictions.json"
 MAPS = "maps"
-OWN = re.compile(r"predictions(-breast|-exam)?\.(csv|json)|maps|index\.html|exam-\d+\.html")
+TABLES = ("predictions.csv", "predictions-breast.csv", "predictions-exam.csv")
+UNFINISHED = re.compile(
+    r"(predictions(-breast|-exam)?\.(csv|json)|maps/\d+-\d+\.png|index\.html|exam-\d+\.html)(\.part)?"
+)
 
 
 @contextmanager
@@ -28,7 +32,7 @@ def results_folder(out: Path) -> Iterator[Path]:
     Raises `ConfigError` if `out` is something else; `OSError` if it cannot be written.
     """
     require_free(out)
-    partial = out.with_name(f"{out.name}.partial")
+    partial = _partial(out)
     partial.parent.mkdir(parents=True, exist_ok=True)
     remove(partial)
     partial.mkdir()
@@ -40,26 +44,62 @@ def results_folder(out: Path) -> Iterator[Path]:
 
 
 def require_free(out: Path) -> None:
-    """Raise `ConfigError` unless `out` is missing, empty, or the folder of an earlier prediction alone."""
-    earlier = surviving(out)
-    if not earlier.exists() and not earlier.is_symlink():
-        return
-    if not earlier.is_dir():
-        raise ConfigError(f"--out: {out} is a file; name a new folder")
-    names = sorted(path.name for path in earlier.iterdir())
-    others = [name for name in names if not OWN.fullmatch(name)]
-    if others or (names and PREDICTIONS not in names):
-        named = legible((others or names)[0])
-        raise ConfigError(f"--out: {out} holds other files ({named}); name a new folder, or that of a prediction")
+    """Raise `ConfigError` unless `out` is missing, empty, or the folder of an earlier prediction alone.
+
+    So are the folders that only a prediction that was killed leaves beside it, and that would be deleted too.
+    """
+    if out.name in ("", ".."):
+        raise ConfigError(f"--out: {str(out)!r} is no name of a folder; name a new one, for example predictions")
+    for folder in (out, previous(out), _partial(out)):
+        if not folder.exists() and not folder.is_symlink():
+            continue
+        if not folder.is_dir():
+            raise ConfigError(f"--out: {folder} is a file; name a new folder")
+        if other := _foreign(folder, folder == _partial(out)):
+            raise ConfigError(
+                f"--out: {folder} holds other files ({legible(other)}); name a new folder, or that of a prediction"
+            )
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def _foreign(folder: Path, unfinished: bool) -> str | None:
+    """A file that no prediction wrote into a folder: one that its predictions.json does not name."""
+    files = [
+        os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
+    ]
+    own = set() if unfinished else _named(folder / PREDICTIONS)
+    return next(
+        (file for file in sorted(files) if file not in own and not (unfinished and UNFINISHED.fullmatch(file))), None
+    )
+
+
+def _named(file: Path) -> set[str]:
+    """The files that a predictions.json names, and itself; none if it is no such file."""
+    try:
+        document = read_object(file)
+        exams = document["exams"]
+        maps = _maps(exams)
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        return set()
+    pages = {"index.html", *(f"exam-{number}.html" for number in range(1, len(exams) + 1))}
+    return {PREDICTIONS, *TABLES, *pages, *maps}
+
+
+def _maps(exams: Sequence[Any]) -> set[str]:
+    """The files of the maps of all images."""
+    return {one["file"] for exam in exams for image in exam["images"] for one in image.get("maps", {}).values()}
 
 
 def write_results(document: Document, folder: Path) -> None:
-    """Write the three tables, then predictions.json."""
-    for name, table in (
-        ("predictions.csv", _images(document)),
-        ("predictions-breast.csv", _breasts(document)),
-        ("predictions-exam.csv", _exams(document)),
-    ):
+    """Write the three tables, then predictions.json; maps of images that were refused after all are removed."""
+    maps = _maps(document["exams"])
+    for path in (folder / MAPS).glob("*"):
+        if f"{MAPS}/{path.name}" not in maps:
+            path.unlink()
+    for name, table in zip(TABLES, (_images(document), _breasts(document), _exams(document)), strict=True):
         atomic_write(folder / name, _csv(table).encode())
     atomic_write(folder / PREDICTIONS, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
