@@ -31,7 +31,7 @@ from shards.read.tar import decode_image, to_uint8
 from shards.schema import CONFLICTS, FALLBACKS, RAW, Labels, SourceView, Study, View
 
 OPEN_SHARDS = 8  # folders of shards that a worker keeps open
-RAW_MESSAGE = "a raw image (FOR PROCESSING); --for-processing scores it, rendered for display"
+RAW_MESSAGE = "a raw image (FOR PROCESSING); --for-processing (in Python for_processing=True) scores it, rendered"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mama.evaluate.units import Pool
 from mama.export.figures import Metrics, read_metrics
 from mama.export.model_folder import model_folder, read_model
 from mama.export.trained_on import read_trained_on
+from mama.predict import arguments
 from mama.predict.document import Document, RefusedFile
 from mama.predict.drawing import Drawing
 from mama.predict.exam_page import write_pages
@@ -78,6 +79,8 @@ def predict(request: Request) -> Document:
 def check(request: Request) -> list[Input]:
     """The images that are asked for. Raises `ConfigError` for a mistake that shows without the model."""
     require_free(request.out)
+    if request.neighbours is not None:
+        arguments.path("--neighbours", request.neighbours)
     if request.neighbours and not request.html:
         raise ConfigError("--neighbours: they are shown on the pages of exams; add --html")
     if any(not text.strip() for text in request.ask):

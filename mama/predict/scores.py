@@ -61,7 +61,7 @@ def scored_tasks(names: Sequence[str] | None, texts: TrainingTexts, folder: Path
     """
     found = _calibration(folder)
     if names is not None:
-        return [_scored(task, texts, found, pool) for task in load_tasks(names, "--task")]
+        return [_scored(task, texts, found, pool) for task in load_tasks(names, "tasks")]
     shipped = (load_task(name) for name in TASKS)
     scored = (_scored(task, texts, found, pool) for task in shipped if not task.images)
     return [one for one in scored if one.classes[-1] not in one.not_taught]
@@ -73,7 +73,7 @@ def require_known_facts(tasks: Sequence[ScoredTask], all_in_shards: bool) -> Non
         asked = [name for name in one.task.images if name not in OF_FILES]
         if asked and not all_in_shards:
             raise ConfigError(
-                f"--task: {one.task.name} is about images by their {asked[0]}, which a file does not state; give "
+                f"tasks: {one.task.name} is about images by their {asked[0]}, which a file does not state; give "
                 "shards, or copy the task without it"
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import mama
 from mama.cli.main import main
 from mama.errors import ConfigError
 from mama.predict.model import Model
@@ -88,3 +89,88 @@ def test_results_have_a_name(
         line = told(monkeypatch, capsys, verb, config.run_folder, dicom_files(config)[0], "--out", out)
         assert line.startswith("mama: --out: ")
         assert "name a new one" in line
+
+
+def test_what_is_no_model_is_told_what_a_model_is(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole, image = config.run_folder / "model", dicom_files(config)[0]
+    for name in ("old", "cut"):
+        shutil.copytree(whole, tmp_path / name)
+        (tmp_path / name / "model.json").unlink()
+    (tmp_path / "old" / "model.safetensors").touch()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "table.csv").write_text("image\n")
+    checkpoint = next((config.run_folder / "checkpoints").iterdir())
+    wrong = {
+        tmp_path / "old": "an earlier release wrote this model; run `mama consolidate` again",
+        tmp_path / "cut": "has no model.json; copy the whole folder",
+        tmp_path / "pictures": "is neither a run nor a model; name a run folder, or a model folder",
+        tmp_path / "table.csv": "is a file; name a run folder",
+        image: "is a file; name a run folder",
+        Path(config.data.shards[0]): "is a folder of shards; name a run folder",
+        whole / "vision": f"is a part of a model; name the whole folder, {whole}",
+        checkpoint: f"is a checkpoint; run `mama consolidate {checkpoint}`",
+    }
+    for place, message in wrong.items():
+        for line in (
+            told(monkeypatch, capsys, "predict", place, image, "--out", tmp_path / "out"),
+            told(monkeypatch, capsys, "embed", place, image, "--out", tmp_path / "e.npz"),
+            told(monkeypatch, capsys, "eval", place),
+        ):
+            assert line.startswith(f"mama: {place}: {message}")
+        with pytest.raises(ConfigError) as error:
+            mama.load(place)
+        assert str(error.value).startswith(f"{place}: {message}")
+    for verb in ("predict", "embed", "eval"):
+        more = [] if verb == "eval" else [image, "--out", tmp_path / "e.npz"]
+        assert "'' names no model; name a run folder" in told(monkeypatch, capsys, verb, "", *more)
+    with pytest.raises(ConfigError, match="quickstart: no such folder; name a run folder, or a model folder"):
+        mama.load("quickstart")
+
+
+def test_an_empty_text_does_not_mean_the_folder_one_is_in(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    image = dicom_files(config)[0]
+    for verb in ("predict", "embed"):
+        line = told(monkeypatch, capsys, verb, config.run_folder, "", "--out", tmp_path / "e.npz")
+        assert line == "mama: input: '' names nothing; the folder that you are in is '.'"
+    arguments = (config.run_folder, image, "--out", tmp_path / "out", "--html")
+    assert "--neighbours: '' names nothing" in told(monkeypatch, capsys, "predict", *arguments, "--neighbours", "")
+    assert "base: " in told(monkeypatch, capsys, "predict", *arguments, "--base", "")
+
+
+def test_arguments_of_the_wrong_kind_are_named(config: Config, model: Model) -> None:
+    image = dicom_files(config)[0]
+    wrong: list[tuple[str, Any]] = [
+        *((f"folder: {given!r} is no path", lambda given=given: mama.load(given)) for given in (5, None, b"x")),
+        (r"folder: \[5\] is no path", lambda: mama.load([5])),  # type: ignore[arg-type]
+        ("folder: '' names nothing", lambda: mama.load("")),
+        *(
+            (f"device: {given!r} cannot be used", lambda given=given: mama.load(config.run_folder, given))
+            for given in ("xx", "cuda:99", "", 2.5)
+        ),
+        ("base: .* holds its own language model", lambda: mama.load(config.run_folder, base="gpt2")),
+        *((f"input: {given!r} is no path", lambda given=given: model.predict(given)) for given in (5, None, b"x")),
+        ("input: 5 is no path", lambda: model.embed_images([image, 5])),  # type: ignore[list-item]
+        ("input: None is no path", lambda: model.heat_map(None, "A mass.")),  # type: ignore[arg-type]
+        ("input: '' names nothing", lambda: model.predict(["", image])),
+        ("ask: None is no list of texts", lambda: model.predict(image, ask=None)),  # type: ignore[arg-type]
+        ("ask: 5 is no text", lambda: model.predict(image, ask=[5])),  # type: ignore[list-item]
+        ("ask: '' is an empty text", lambda: model.predict(image, ask=[""])),
+        ("ask: 'mass mass.* more than the 200 tokens", lambda: model.predict(image, ask=["mass " * 300])),
+        (r"ask: '<\|padding\|>' is a mark", lambda: model.predict(image, ask=["a mass <|padding|>"])),
+        ("tasks: 'cancer' is one text", lambda: model.predict(image, tasks="cancer")),
+        ("tasks: melanoma: no such task", lambda: model.predict(image, tasks=["melanoma"])),
+        ("texts: 5 is no list of texts", lambda: model.embed_texts(5)),  # type: ignore[arg-type]
+        ("split: 'tests' is not one of", lambda: model.predict(config.data.shards[0], split="tests")),
+        ("pool: 'median' is not one of mean, max", lambda: model.predict(image, pool="median")),  # type: ignore[arg-type]
+        ("workers: -1 is no number", lambda: model.predict(image, workers=-1)),
+        ("workers: '2' is no number", lambda: model.predict(image, workers="2")),  # type: ignore[arg-type]
+    ]
+    for message, call in wrong:
+        with pytest.raises(ConfigError, match=f"^{message}") as error:
+            call()
+        assert "\n" not in str(error.value)
+        assert "--" not in str(error.value).replace("(--base)", "")
