@@ -14,7 +14,6 @@ from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
 from shards.errors import ShardError
-from shards.files import legible
 from slurm.profile import SlurmError
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -72,12 +71,11 @@ def main() -> None:
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
-        # A message may quote a name from a file: keep it one line, without control characters for the terminal.
-        _exit("".join(c if c.isprintable() else " " for c in legible(str(error))), 2)
+        _exit(console.printable(str(error)), 2)
     except OSError as error:
         if error.filename is None:
             raise
-        _exit(f"{error.filename}: {error.strerror}", 2)
+        _exit(console.printable(f"{error.filename}: {error.strerror}"), 2)
     except StoppedError as error:
         _exit(str(error), preemption.EXIT_CODE)
     except (RankError, TrainingError) as error:
