@@ -128,7 +128,7 @@ def _columns(path: Path) -> tuple[str, ...]:
     names = column_names(path, COLUMNS)
     for name in names:
         if name not in COLUMNS:
-            hint = did_you_mean(name, COLUMNS)
+            hint = did_you_mean(name, [column for column in COLUMNS if column not in names])
             raise ConfigError(f"{path}: column {name!r} is none of {', '.join(COLUMNS)}; rename or remove it{hint}")
     if COLUMNS[0] not in names:
         raise ConfigError(f"{path}: has no column {COLUMNS[0]!r}, the paths of the images from the table's folder")
@@ -158,7 +158,7 @@ def _of_row(path: Path, number: int, row: Any) -> ImageFile:
         message = f"column laterality: {str(side)[:40]!r} in row {number} is neither left nor right"
         return replace(image, refused=("label", message))
     if laterality and of_view and laterality != of_view:
-        message = f"columns laterality and view: name different sides in row {number}"
+        message = f"columns laterality and view name different sides in row {number}"
         return replace(image, refused=("label-conflict", message))
     return replace(image, laterality=laterality or of_view, view=position)
 

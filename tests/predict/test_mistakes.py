@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 import mama
@@ -16,6 +19,7 @@ from mama.errors import ConfigError
 from mama.predict.model import Model
 from mama.predict.results import require_free, results_folder
 from mama.settings.schema import Config
+from tests.support.archives import breast, write_dicom, write_png
 from tests.support.phantom_run import dicom_files
 
 
@@ -174,3 +178,65 @@ def test_arguments_of_the_wrong_kind_are_named(config: Config, model: Model) -> 
             call()
         assert "\n" not in str(error.value)
         assert "--" not in str(error.value).replace("(--base)", "")
+
+
+def test_without_a_study_the_images_of_a_patient_are_one_exam(model: Model, tmp_path: Path) -> None:
+    for number, (patient, side) in enumerate([("P1", "L"), ("P1", "R"), ("P2", "L")]):
+        facts = {"PatientID": patient, "StudyInstanceUID": None, "ImageLaterality": side}
+        write_dicom(tmp_path / f"{number}.dcm", breast(side, seed=number), **facts)
+    document = model.predict(tmp_path)
+    assert [(exam["patient"], exam["exam"], len(exam["images"])) for exam in document["exams"]] == [
+        ("P1", "P1", 2),
+        ("P2", "P2", 1),
+    ]
+    for exam in document["exams"]:
+        assert all("images of the patient are one exam" in " ".join(image["notes"]) for image in exam["images"])
+    table = tmp_path / "exams.csv"
+    table.write_text("image,patient\n0.dcm,Q\n1.dcm,Q\n")
+    (exam,) = model.predict(table)["exams"]
+    assert (exam["patient"], exam["exam"], len(exam["images"])) == ("Q", "Q", 2)
+
+
+def test_what_is_guessed_or_left_unread_is_noted(model: Model, tmp_path: Path) -> None:
+    stated, turned = tmp_path / "stated.dcm", tmp_path / "turned.dcm"
+    write_dicom(stated, breast("L"), PatientOrientation=["A", "R"])
+    write_dicom(turned, breast("L"), PatientOrientation=["A", "R"], ImageLaterality=None)
+    pixels = (breast("L") >> 4).astype(np.uint8)
+    assert cv2.imwritemulti(str(tmp_path / "pages.tif"), [pixels, pixels, pixels])
+    cv2.imwrite(str(tmp_path / "one.tif"), pixels)
+    assert not any("PatientOrientation" in note for note in notes(model, stated))
+    assert any("PatientOrientation alone" in note for note in notes(model, turned))
+    assert any("the first of the 3 pages" in note for note in notes(model, tmp_path / "pages.tif"))
+    assert not any("pages" in note for note in notes(model, tmp_path / "one.tif"))
+
+
+def test_reasons_name_no_setting_that_there_is_not(model: Model, tmp_path: Path) -> None:
+    write_dicom(tmp_path / "volume.dcm", np.stack([breast("L")] * 2))
+    (refused,) = model.predict(tmp_path)["refused"]
+    assert refused["message"] == "2 frames: tomosynthesis, which this model was not trained on"
+    (tmp_path / "t.csv").write_text("image,laterality,view\nvolume.dcm,L,RCC\n")
+    (refused,) = model.predict(tmp_path / "t.csv")["refused"]
+    assert refused["message"] == "columns laterality and view name different sides in row 2"
+    (tmp_path / "t.csv").write_text("image,age\nvolume.dcm,50\n")
+    with pytest.raises(ConfigError, match=r"column 'age' is none of .*; rename or remove it$"):
+        model.predict(tmp_path / "t.csv")
+
+
+def test_a_name_of_two_lines_is_logged_in_one(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_png(folder / "good.png", (breast("L") >> 4).astype(np.uint8))
+    (folder / "a\nb\x1b[31m.png").write_text("no picture")
+    (folder / "c\nd.txt").write_text("no picture")
+    done = mama_process("predict", config.run_folder, folder, "--out", tmp_path / "out", "--workers", 0)
+    told = done.communicate()[1]
+    assert done.returncode == 3
+    lines = told.splitlines()
+    assert "\x1b" not in told
+    assert any(line.startswith("refused: ") and "a\\nb\\x1b[31m.png: unreadable" in line for line in lines)
+    assert any("c\\nd.txt" in line for line in lines)
+
+
+def mama_process(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mama", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
