@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
-from mama.predict.document import Document, Probabilities
+from mama.predict.document import BreastScores, Document, ExamScores, ImageScores
 from mama.run.files import previous, read_object, remove, replace_folder
 from shards.files import atomic_write, legible
 
@@ -23,6 +23,8 @@ TABLES = ("predictions.csv", "predictions-breast.csv", "predictions-exam.csv")
 UNFINISHED = re.compile(
     r"(predictions(-breast|-exam)?\.(csv|json)|maps/\d+-\d+\.png|index\.html|exam-\d+\.html)(\.part)?"
 )
+
+Scored = ImageScores | BreastScores | ExamScores
 
 
 @contextmanager
@@ -105,44 +107,50 @@ def write_results(document: Document, folder: Path) -> None:
 
 
 def _images(document: Document) -> Iterator[list[Any]]:
-    yield ["file", "exam", "patient", "laterality", "view", *_columns(document), *document["sentences"]]
+    sentences = document["sentences"]
+    adjusted = _calibrated(image for exam in document["exams"] for image in exam["images"])
+    yield ["file", "exam", "patient", "laterality", "view", *_columns(document, adjusted), *sentences]
     for exam in document["exams"]:
         for image in exam["images"]:
             facts = [image["file"], exam["exam"], exam["patient"], image["laterality"], image["view"]]
-            scores = _cells(document, image["scores"], image["calibrated"])
-            yield [*facts, *scores, *(image["similarity"][text] for text in document["sentences"])]
+            yield [*facts, *_cells(document, image, adjusted), *(image["similarity"][text] for text in sentences)]
 
 
 def _breasts(document: Document) -> Iterator[list[Any]]:
-    yield ["exam", "patient", "laterality", *_columns(document)]
+    adjusted = _calibrated(breast for exam in document["exams"] for breast in exam["breasts"])
+    yield ["exam", "patient", "laterality", *_columns(document, adjusted)]
     for exam in document["exams"]:
         for breast in exam["breasts"]:
-            scores = _cells(document, breast["scores"], breast["calibrated"])
-            yield [exam["exam"], exam["patient"], breast["laterality"], *scores]
+            yield [exam["exam"], exam["patient"], breast["laterality"], *_cells(document, breast, adjusted)]
 
 
 def _exams(document: Document) -> Iterator[list[Any]]:
-    yield ["exam", "patient", "images", *_columns(document)]
+    adjusted = _calibrated(document["exams"])
+    yield ["exam", "patient", "images", *_columns(document, adjusted)]
     for exam in document["exams"]:
-        scores = _cells(document, exam["scores"], exam["calibrated"])
-        yield [exam["exam"], exam["patient"], len(exam["images"]), *scores]
+        yield [exam["exam"], exam["patient"], len(exam["images"]), *_cells(document, exam, adjusted)]
 
 
-def _columns(document: Document) -> list[str]:
-    """<task>/<class> of all tasks, and behind those of a task that is calibrated the same once more."""
+def _calibrated(units: Iterable[Scored]) -> set[str]:
+    """The tasks that are calibrated for units of this kind."""
+    return {task for unit in units for task in unit["calibrated"]}
+
+
+def _columns(document: Document, calibrated: set[str]) -> list[str]:
+    """<task>/<class> of all tasks, and behind those of a task that is `calibrated` the same once more."""
     found = []
     for name, task in document["tasks"].items():
         found += [f"{name}/{one}" for one in task["classes"]]
-        found += [f"{name}/{one} calibrated" for one in task["classes"] if task["calibration"]]
+        found += [f"{name}/{one} calibrated" for one in task["classes"] if name in calibrated]
     return found
 
 
-def _cells(document: Document, scores: Probabilities, calibrated: Probabilities) -> Iterator[float | None]:
+def _cells(document: Document, unit: Scored, calibrated: set[str]) -> Iterator[float | None]:
     """The numbers of `_columns`, with all digits; None where there is none."""
     for name, task in document["tasks"].items():
-        yield from (scores.get(name, {}).get(one) for one in task["classes"])
-        if task["calibration"]:
-            yield from (calibrated.get(name, {}).get(one) for one in task["classes"])
+        yield from (unit["scores"].get(name, {}).get(one) for one in task["classes"])
+        if name in calibrated:
+            yield from (unit["calibrated"].get(name, {}).get(one) for one in task["classes"])
 
 
 def _csv(table: Iterable[Sequence[Any]]) -> str:
