@@ -18,6 +18,7 @@ from mama.predict.exams import Embedded, without_other_intents
 from mama.predict.model import Model
 from mama.predict.pictures import Input
 from mama.predict.predict import inputs_of, report_refused
+from mama.runtime.ending import nothing_written
 from shards.files import atomic_file, legible
 from shards.pack.sample import Refusal
 
@@ -38,10 +39,12 @@ class EmbedRequest:
     base: str | None = None
 
 
+@nothing_written()
 def embed(request: EmbedRequest) -> list[RefusedFile]:
     """Write the file; returns the inputs that were refused, which are also logged.
 
     Raises `ConfigError` for a mistake, also if no image can be embedded; then nothing is written.
+    So after a signal, which raises `StoppedError`.
     """
     images = check(request)  # before the model is loaded
     model = Model(request.model, base=request.base)

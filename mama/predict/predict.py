@@ -23,6 +23,7 @@ from mama.predict.model import Model
 from mama.predict.neighbours import Archive, embed_archive
 from mama.predict.pictures import Input
 from mama.predict.results import require_free, results_folder, write_results
+from mama.runtime.ending import nothing_written
 from mama.settings.load import load
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,12 @@ class Request:
     neighbours: str | None = None
 
 
+@nothing_written()
 def predict(request: Request) -> Document:
     """Score the images, and write the folder `request.out`; inputs that were refused are logged one by one.
 
     Raises `ConfigError` for a mistake, also if no image can be scored, and as `Model.predict`; then nothing is written.
+    So after a signal, which raises `StoppedError`.
     """
     images = check(request)  # before the model is loaded
     model = Model(request.model, base=request.base)

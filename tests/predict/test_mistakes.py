@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import mama
 from mama.cli.main import main
 from mama.errors import ConfigError
+from mama.predict import pictures
 from mama.predict.model import Model
 from mama.predict.results import require_free, results_folder
 from mama.settings.schema import Config
@@ -240,3 +242,21 @@ def test_a_name_of_two_lines_is_logged_in_one(config: Config, tmp_path: Path) ->
 def mama_process(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mama", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_one_line_and_leaves_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, number: int
+) -> None:
+    files = dicom_files(config)[:2]
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pictures, "stored_image", lambda *_, **__: signal.raise_signal(number))
+    for verb, out in (("predict", "out"), ("embed", "e.npz")):
+        arguments = ["mama", verb, str(config.run_folder), *map(str, files), "--out", str(tmp_path / out)]
+        monkeypatch.setattr(sys, "argv", [*arguments, "--workers", "0"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 75
+        assert capsys.readouterr().err.splitlines() == ["mama: a signal ended it; nothing was written"]
+        assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
