@@ -104,8 +104,9 @@ class Model:
         shards. `workers` decode beside the model; a script that sets it needs `if __name__ == "__main__":`. `draw` is
         called with each batch of pictures.
 
-        An image that cannot be scored is in `refused`, with the reason, and the rest is scored. Raises `ConfigError`
-        for a wrong argument, `ShardError` for a table that cannot be read, `OSError` for an error of the machine.
+        An image that cannot be scored is in `refused`, with the reason, and the rest is scored; if there is no rest,
+        `exams` is empty. Raises `ConfigError` for a wrong argument, `ShardError` for a table that cannot be read, and
+        `OSError` for an error of the machine.
         """
         images = find_images(inputs, split, self.config.data.cache_folder)
         return self.scores(images, ask, tasks, pool, for_processing, workers, draw)

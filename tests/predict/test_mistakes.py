@@ -43,11 +43,11 @@ def test_embeddings_never_replace_a_file(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     (tmp_path / "thesis.npz").write_text("years of work")
-    for place in (tmp_path / "thesis.npz", tmp_path):
-        place = place if place.suffix else tmp_path / "folder.npz"
-        place.exists() or place.mkdir()
-        line = told(monkeypatch, capsys, "embed", config.run_folder, dicom_files(config)[0], "--out", place)
-        assert "exists; name a new file" in line
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "link.npz").symlink_to(tmp_path / "nowhere")
+    for place in ("thesis.npz", "folder.npz", "link.npz"):
+        line = told(monkeypatch, capsys, "embed", config.run_folder, dicom_files(config)[0], "--out", tmp_path / place)
+        assert line == f"mama: --out: {tmp_path / place} exists; name a new file"
     assert (tmp_path / "thesis.npz").read_text() == "years of work"
 
 
