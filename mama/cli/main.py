@@ -15,7 +15,6 @@ from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
 from shards.errors import ShardError, is_machine_error
-from shards.files import legible
 from slurm.profile import SlurmError
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -73,11 +72,10 @@ def main() -> None:
     try:
         cli(prog_name="mama")
     except (ConfigError, ShardError, SlurmError) as error:
-        # A message may quote a name from a file: keep it one line, without control characters for the terminal.
-        _exit("".join(c if c.isprintable() else " " for c in legible(str(error))), 2)
+        _exit(console.printable(str(error)), 2)
     except OSError as error:
         if error.filename is not None:
-            _exit(f"{error.filename}: {error.strerror}", 2)
+            _exit(console.printable(f"{error.filename}: {error.strerror}"), 2)
         if not (is_machine_error(error) or error.errno in (errno.EIO, errno.EFBIG)):  # of a file, EIO is its own fault
             raise
         _exit(f"a file could not be read or written: {error.strerror}", 2)

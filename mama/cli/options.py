@@ -14,7 +14,8 @@ from mama.errors import ConfigError
 from mama.run.checkpoint_marker import STEP
 from mama.run.files import named, surviving
 from mama.run.kept_settings import recorded
-from mama.run.portable import MODEL, OLD_WEIGHTS
+from mama.run.model_place import MEANT, require_place
+from mama.run.portable import MODEL
 from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
@@ -94,11 +95,14 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
 
     The results of a model folder by itself go into a run folder beside it, <its name>-eval. Raises `ConfigError`.
     """
+    if not path.strip():
+        raise ConfigError(f"{path!r} names no model; {MEANT}")
     folder = named(Path(path))
     model = surviving(folder)
+    is_config = folder.suffix in (".yaml", ".yml") or is_shipped(path)
+    if model.exists() and not is_config:
+        require_place(model)
     if not (model / MODEL).is_file():
-        if (model / OLD_WEIGHTS).is_file() and (model / "config.yaml").is_file():
-            raise ConfigError(f"{folder}: an earlier release wrote this model; run `mama consolidate` again")
         config = configured(path, overrides)
         return config, config.run_folder
     if not (model / "config.yaml").is_file():

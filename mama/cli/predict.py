@@ -91,7 +91,9 @@ def predict(
     )
     if as_job:
         check(request)  # a mistake is told before a job waits in a queue
-    document = run_or_submit(run, request, config=_job(settings, out), as_job=as_job, profile=profile)
+    document = run_or_submit(
+        run, request, config=_job(settings, out) if as_job else settings, as_job=as_job, profile=profile
+    )
     if document:
         click.echo(out)
         sys.exit(SOME_REFUSED if document["refused"] else 0)
@@ -123,7 +125,9 @@ def embed(
     request = EmbedRequest(folder, inputs, out, for_processing, split, count, base)
     if as_job:
         check(request)
-    refused = run_or_submit(run, request, config=_job(settings, out), as_job=as_job, profile=profile)
+    refused = run_or_submit(
+        run, request, config=_job(settings, out) if as_job else settings, as_job=as_job, profile=profile
+    )
     if refused is not None:
         click.echo(out)
         sys.exit(SOME_REFUSED if refused else 0)

@@ -22,7 +22,10 @@ class ModelFacts(TypedDict):
 
 
 class TaskFacts(TypedDict):
-    """A task: `calibration` is isotonic or temperature, or None for a `reason`; `left_out` are classes not scored."""
+    """A task: `calibration` is isotonic or temperature, or None; `left_out` are classes not scored.
+
+    `reason` is why there is none, or which units (images, breasts, exams) have none and why.
+    """
 
     title: str
     classes: list[str]

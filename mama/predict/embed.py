@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from mama.predict.exams import Embedded, without_other_intents
 from mama.predict.model import Model
 from mama.predict.pictures import Input
 from mama.predict.predict import inputs_of, report_refused
+from mama.runtime.ending import nothing_written
 from shards.files import atomic_file, legible
 from shards.pack.sample import Refusal
 
@@ -37,10 +39,12 @@ class EmbedRequest:
     base: str | None = None
 
 
+@nothing_written()
 def embed(request: EmbedRequest) -> list[RefusedFile]:
     """Write the file; returns the inputs that were refused, which are also logged.
 
     Raises `ConfigError` for a mistake, also if no image can be embedded; then nothing is written.
+    So after a signal, which raises `StoppedError`.
     """
     images = check(request)  # before the model is loaded
     model = Model(request.model, base=request.base)
@@ -100,10 +104,12 @@ def _columns(facts: pd.DataFrame) -> dict[str, Any]:
 def check(request: EmbedRequest) -> list[Input]:
     """The images that are asked for. Raises `ConfigError` for a mistake that shows without the model."""
     out = request.out
+    if out.name in ("", ".."):
+        raise ConfigError(f"--out: {str(out)!r} is no name of a file; name a new one, .npz or .parquet")
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out: {out.name} does not end in {' or '.join(SUFFIXES)}")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError("--out: to write Parquet run `pip install 'mama-clip[parquet]'`, or name an .npz file")
-    if out.is_dir():
-        raise ConfigError(f"--out: {out} is a folder; name a file")
+    if os.path.lexists(out):
+        raise ConfigError(f"--out: {out} exists; name a new file")
     return inputs_of(request.model, request.inputs, request.split)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
+from mama.predict.arguments import Paths, paths
 from mama.predict.pictures import ImageFile, Input, ShardImage
 from mama.predict.results import PREDICTIONS
 from shards.errors import did_you_mean
@@ -32,25 +33,26 @@ COLUMNS = ("image", "study", "patient", "laterality", "view")  # of a table; the
 NAMED = 3  # files of a folder that are no images, in a log line
 
 
-def find_images(inputs: Sequence[str | Path], split: str | None, cache: Path) -> list[Input]:
+def find_images(inputs: Paths, split: str | None, cache: Path) -> list[Input]:
     """The images that files, folders (at any depth), tables and folders of shards name, in the order given.
 
     A file that is given twice is refused the second time. Raises `ConfigError` for an input that is none of these, that
     names no image, or for a `split` without shards; `ShardError` for a table that cannot be read.
     """
-    if not inputs:
+    given_paths = paths("input", inputs)
+    if not given_paths:
         raise ConfigError("no input; name image files, folders, tables or shards")
     if split is not None and split not in SPLITS:
-        raise ConfigError(f"--split: {split!r} is not one of {', '.join(SPLITS)}")
+        raise ConfigError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     found: list[Input] = []
-    for given in map(str, inputs):
+    for given in given_paths:
         images = list(_images_of(given, split, cache))
         if not images:
             what = f"hold no image of the split {split!r}" if _is_shards(given) and split else "holds no image"
             raise ConfigError(f"{given}: {what}")
         found += images
     if split is not None and not any(isinstance(image, ShardImage) for image in found):
-        raise ConfigError(f"--split: {split}, but none of the inputs is a folder of shards; leave it out")
+        raise ConfigError(f"split: {split}, but none of the inputs is a folder of shards; leave it out")
     return _once(found)
 
 
@@ -126,7 +128,7 @@ def _columns(path: Path) -> tuple[str, ...]:
     names = column_names(path, COLUMNS)
     for name in names:
         if name not in COLUMNS:
-            hint = did_you_mean(name, COLUMNS)
+            hint = did_you_mean(name, [column for column in COLUMNS if column not in names])
             raise ConfigError(f"{path}: column {name!r} is none of {', '.join(COLUMNS)}; rename or remove it{hint}")
     if COLUMNS[0] not in names:
         raise ConfigError(f"{path}: has no column {COLUMNS[0]!r}, the paths of the images from the table's folder")
@@ -156,7 +158,7 @@ def _of_row(path: Path, number: int, row: Any) -> ImageFile:
         message = f"column laterality: {str(side)[:40]!r} in row {number} is neither left nor right"
         return replace(image, refused=("label", message))
     if laterality and of_view and laterality != of_view:
-        message = f"columns laterality and view: name different sides in row {number}"
+        message = f"columns laterality and view name different sides in row {number}"
         return replace(image, refused=("label-conflict", message))
     return replace(image, laterality=laterality or of_view, view=position)
 

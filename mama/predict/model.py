@@ -27,6 +27,8 @@ from mama.export.licences import terms_of
 from mama.export.model_folder import load_model, model_folder, read_model, weights_digest
 from mama.export.preprocessing import read_preprocessing
 from mama.export.training_texts import read_training_texts
+from mama.predict import arguments
+from mama.predict.arguments import Paths
 from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
 from mama.predict.exams import Embedded, exams_of, without_other_intents
 from mama.predict.heat_map import has_maps, heat_maps, to_original
@@ -34,8 +36,10 @@ from mama.predict.images import find_images
 from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
 from mama.predict.scores import ScoredTask, require_known_facts, score, scored_tasks
 from mama.run.files import named
+from mama.run.model_place import require_place
 from mama.runtime.collectives import local_device
 from mama.settings.load import load
+from shards.errors import one_line
 from shards.pack.sample import Refusal
 from shards.progress import progress
 
@@ -45,7 +49,6 @@ BATCH = {"cpu": 8, "cuda": 64}  # images per forward pass: on a CPU few, so that
 TEXTS = 64  # texts per forward pass, as in an evaluation
 NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
 
-Paths = str | Path | Sequence[str | Path]
 # Pictures and their embeddings [b, D] -> the heat maps of each picture, by sentence
 Draw = Callable[[Sequence[Pictured], Float32s], list[dict[str, MapFacts]]]
 
@@ -60,7 +63,9 @@ class Model:
         place of the language model that an adapter needs (`mama.export.model_folder.load_model`). Raises `ConfigError`
         if there is no such model, or a file of it is missing, damaged or of an earlier release.
         """
-        self.folder = model_folder(named(Path(os.path.expanduser(folder))))
+        place = named(Path(os.path.expanduser(arguments.path("folder", folder))))
+        require_place(place)
+        self.folder = model_folder(place)
         facts = read_model(self.folder)
         self.preprocessing = read_preprocessing(self.folder)
         self.texts = read_training_texts(self.folder)
@@ -72,7 +77,10 @@ class Model:
             trained_on=list(dict.fromkeys(terms_of(one.source).title for one in self.preprocessing.sources)),
         )
         self.config = load(self.folder / "config.yaml")
-        self.device = torch.device(device) if device else local_device()
+        if base is not None and facts.lora != "adapter":
+            raise ConfigError(f"base: {self.folder} holds its own language model; leave base (--base) out")
+        base = None if base is None else arguments.path("base", base)
+        self.device = local_device() if device is None else _device(device)
         self.model, self.tokenizer = load_model(self.folder, self.device, base)
         self._embedded: dict[tuple[str, ...], Float32s] = {}  # text -> its embedding
 
@@ -96,10 +104,11 @@ class Model:
         shards. `workers` decode beside the model; a script that sets it needs `if __name__ == "__main__":`. `draw` is
         called with each batch of pictures.
 
-        An image that cannot be scored is in `refused`, with the reason, and the rest is scored. Raises `ConfigError`
-        for a wrong argument, `ShardError` for a table that cannot be read, `OSError` for an error of the machine.
+        An image that cannot be scored is in `refused`, with the reason, and the rest is scored; if there is no rest,
+        `exams` is empty. Raises `ConfigError` for a wrong argument, `ShardError` for a table that cannot be read, and
+        `OSError` for an error of the machine.
         """
-        images = find_images(_paths(inputs), split, self.config.data.cache_folder)
+        images = find_images(inputs, split, self.config.data.cache_folder)
         return self.scores(images, ask, tasks, pool, for_processing, workers, draw)
 
     def scores(
@@ -113,8 +122,10 @@ class Model:
         draw: Draw | None,
     ) -> Document:
         """As `predict`, of images that `find_images` found."""
+        arguments.require_choices(pool, workers)
         sentences = self.sentences(ask)
-        chosen = scored_tasks(_texts("tasks", tasks), self.texts, self.folder, pool)
+        names = None if tasks is None else arguments.texts("tasks", tasks)
+        chosen = scored_tasks(names, self.texts, self.folder, pool)
         if not chosen and not sentences:
             raise ConfigError("the training texts teach no shipped task; name a task or a sentence of your own")
         require_known_facts(chosen, all(isinstance(image, ShardImage) for image in images))
@@ -129,7 +140,7 @@ class Model:
 
         Raises `ConfigError` for the first image that cannot be read, so that no row is missing.
         """
-        images = find_images(_paths(paths), None, self.config.data.cache_folder)
+        images = find_images(paths, None, self.config.data.cache_folder)
         refused: list[Refusal] = []
         rows = [one.embedding for one in self.embedded(images, self.recipe(), 0, refused)]
         for one in refused:
@@ -142,7 +153,8 @@ class Model:
         A text ends its sentences with a full stop. Raises `ConfigError` for one that is empty, or too long for the
         model.
         """
-        split = [self._split(text, "texts") for text in _texts("texts", texts) or []]
+        given = arguments.texts("texts", texts)
+        split = [self._split(text, "texts") for text in given]
         if not split:
             raise ConfigError("texts: is empty; give a list of texts")
         return self.embed_sentences(split)
@@ -199,7 +211,7 @@ class Model:
         draw: Draw | None = None,
     ) -> Generator[Embedded, None, None]:
         """Embed images in their order, and decode the next ones meanwhile; those without a picture go to `refused`."""
-        asked = self.embed_sentences([self._split(text, "--ask") for text in sentences]) if sentences else None
+        asked = self.embed_sentences([self._split(text, "ask") for text in sentences]) if sentences else None
         made = pictures(recipe, images, workers)
         with closing(_wanted(made, len(images), refused)) as wanted:
             while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
@@ -219,9 +231,9 @@ class Model:
 
     def sentences(self, ask: Sequence[str]) -> list[str]:
         """The distinct sentences asked for. Raises `ConfigError` for one that is empty, or too long for the model."""
-        sentences = list(dict.fromkeys(text.strip() for text in _texts("--ask", ask) or []))
+        sentences = list(dict.fromkeys(text.strip() for text in arguments.texts("ask", ask)))
         for text in sentences:
-            self._split(text, "--ask")
+            self._split(text, "ask")
         return sentences
 
     def _split(self, text: str, what: str) -> list[str]:
@@ -229,6 +241,8 @@ class Model:
         sentences = [part for part in SENTENCE_END.split(text.strip()) if part]
         if not sentences:
             raise ConfigError(f"{what}: {text!r} is an empty text; write a sentence")
+        if special := [token for token in self.tokenizer.base.all_special_tokens if token in text]:
+            raise ConfigError(f"{what}: {special[0]!r} is a mark of the tokenizer and no word; take it out")
         most = self.config.data.max_tokens
         if len(self.tokenizer.encode(sentences, 2**31).tokens) > most:
             raise ConfigError(
@@ -294,12 +308,13 @@ def _task_facts(one: ScoredTask) -> TaskFacts:
     )
 
 
-def _paths(given: Paths) -> list[str | Path]:
-    return [given] if isinstance(given, str | Path) else list(given)
-
-
-def _texts(name: str, given: Sequence[str] | None) -> list[str] | None:
-    """Raises `ConfigError` for a text where a list of texts is meant."""
-    if isinstance(given, str):
-        raise ConfigError(f"{name}: {given!r} is one text; give a list, [{given!r}]")
-    return None if given is None else list(given)
+def _device(name: str) -> torch.device:
+    """A device by PyTorch's name. Raises `ConfigError` if there is none."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device: {name!r} cannot be used ({one_line(error)[:80]}); without it one is chosen"
+        ) from None
+    return device

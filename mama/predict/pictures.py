@@ -6,12 +6,14 @@ It imports neither torch nor pandas, as every worker imports it.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.dataset import Dataset
 
 from mama.data.images import to_canvas
@@ -20,7 +22,8 @@ from mama.settings.schema import Fit
 from shards.errors import FetchError, Refused, ShardError, is_machine_error
 from shards.files import legible
 from shards.image.dicom_file import find_file, is_dicom, open_unfolded, read_dicom
-from shards.image.header import find_implant, find_intent, find_vendor
+from shards.image.header import find_implant, find_intent, find_laterality, find_vendor
+from shards.image.other_formats import no_pixel_limit
 from shards.image.picture import PictureConfig
 from shards.pack.sample import Refusal, refusal
 from shards.pack.stored_image import stored_image
@@ -30,8 +33,10 @@ from shards.read.reader import ShardReader
 from shards.read.tar import decode_image, to_uint8
 from shards.schema import CONFLICTS, FALLBACKS, RAW, Labels, SourceView, Study, View
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of a file
 OPEN_SHARDS = 8  # folders of shards that a worker keeps open
-RAW_MESSAGE = "a raw image (FOR PROCESSING); --for-processing scores it, rendered for display"
+RAW_MESSAGE = "a raw image (FOR PROCESSING); --for-processing (in Python for_processing=True) scores it, rendered"
+VOLUME = ": tomosynthesis, which this model was not trained on"
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,8 @@ def picture_of(recipe: Recipe, given: Input) -> Pictured | Refusal:
         if isinstance(error, OSError) and is_machine_error(error):
             raise
         found = refusal(given.path.parent, SourceView(given.path), error)
+        if found.reason == "tomosynthesis":
+            found = replace(found, message=found.message.partition(";")[0] + VOLUME)
         return replace(found, file=legible(given.file))
 
 
@@ -158,8 +165,8 @@ def _refuse_raw(path: Path) -> None:
 def _of_file(recipe: Recipe, given: ImageFile) -> Pictured:
     stored = stored_image(given.path, recipe.picture, recipe.quality, given.laterality, given.view, must_know=False)
     picture, header = stored.picture, stored.header
-    study = given.study or _text(header, "StudyInstanceUID") or given.patient
     patient = given.patient or _text(header, "PatientID")
+    study = given.study or _text(header, "StudyInstanceUID")
     facts = View(
         member="jpg" if recipe.quality else "png",
         laterality=stored.laterality or "",
@@ -177,23 +184,47 @@ def _of_file(recipe: Recipe, given: ImageFile) -> Pictured:
         implant=find_implant(header),
     )
     notes = [CONFLICTS[word] for word in stored.conflicts]
+    if patient and not study:
+        notes.append("no study is known: all such images of the patient are one exam")
+    if stored.laterality and not given.laterality and not _states_side(header):
+        notes.append("its side is known from PatientOrientation alone, which is wrong of a picture that was turned")
+    if (pages := _pages(given.path)) > 1:
+        notes.append(f"the first of the {pages} pages of its TIFF file: the others are not read")
     notes += [f"rendered by {FALLBACKS[word]}" for word in picture.fallbacks]
     if facts.presentation_intent == RAW:
         notes.append("a raw image (FOR PROCESSING), " + ("rendered for display" if picture.processed else "as it is"))
     return Pictured(
         file=given.file,
-        exam=study,
+        exam=study or patient,
         patient=patient,
         laterality=stored.laterality,
         view=stored.view,
         data=stored.data,
         canvas=_canvas(stored.data, recipe),
         facts=facts,
-        study=Study(study or given.file, patient or "", "", "", (facts,)),
+        study=Study(study or patient or given.file, patient or "", "", "", (facts,)),
         instance=_text(header, "SOPInstanceUID"),
         raw=facts.presentation_intent == RAW,
         notes=tuple(notes),
     )
+
+
+def _states_side(header: Dataset) -> bool:
+    """Whether a header that tells the side does so in words, not only by the direction of its columns."""
+    words = Dataset(header)
+    if "PatientOrientation" in words:
+        del words.PatientOrientation
+    return find_laterality(words) is not None
+
+
+def _pages(path: Path) -> int:
+    """The number of pictures in a TIFF file; 1 of any other, and of those that Pillow cannot read."""
+    with open_unfolded(find_file(path)) as file, no_pixel_limit(), suppress(Exception):
+        if file.read(4) in TIFF:
+            file.seek(0)
+            with Image.open(file, formats=["TIFF"]) as image:
+                return int(getattr(image, "n_frames", 1))
+    return 1
 
 
 def _of_shards(recipe: Recipe, given: ShardImage) -> Pictured | Refusal:

@@ -13,6 +13,7 @@ from mama.evaluate.units import Pool
 from mama.export.figures import Metrics, read_metrics
 from mama.export.model_folder import model_folder, read_model
 from mama.export.trained_on import read_trained_on
+from mama.predict import arguments
 from mama.predict.document import Document, RefusedFile
 from mama.predict.drawing import Drawing
 from mama.predict.exam_page import write_pages
@@ -22,6 +23,7 @@ from mama.predict.model import Model
 from mama.predict.neighbours import Archive, embed_archive
 from mama.predict.pictures import Input
 from mama.predict.results import require_free, results_folder, write_results
+from mama.runtime.ending import nothing_written
 from mama.settings.load import load
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,12 @@ class Request:
     neighbours: str | None = None
 
 
+@nothing_written()
 def predict(request: Request) -> Document:
     """Score the images, and write the folder `request.out`; inputs that were refused are logged one by one.
 
     Raises `ConfigError` for a mistake, also if no image can be scored, and as `Model.predict`; then nothing is written.
+    So after a signal, which raises `StoppedError`.
     """
     images = check(request)  # before the model is loaded
     model = Model(request.model, base=request.base)
@@ -78,6 +82,8 @@ def predict(request: Request) -> Document:
 def check(request: Request) -> list[Input]:
     """The images that are asked for. Raises `ConfigError` for a mistake that shows without the model."""
     require_free(request.out)
+    if request.neighbours is not None:
+        arguments.path("--neighbours", request.neighbours)
     if request.neighbours and not request.html:
         raise ConfigError("--neighbours: they are shown on the pages of exams; add --html")
     if any(not text.strip() for text in request.ask):

@@ -49,7 +49,7 @@ class ScoredTask:
     ensembles: list[list[Sentences]]  # class prompts of each class
     not_taught: list[str]  # classes that the training texts never mention
     method: str | None = None  # isotonic or temperature
-    reason: str | None = None  # why there is no calibration
+    reason: str | None = None  # why all or some units have no calibration
     recalibrate: dict[Unit, Recalibrate] = field(default_factory=dict)
 
     @property
@@ -66,7 +66,7 @@ def scored_tasks(names: Sequence[str] | None, texts: TrainingTexts, folder: Path
     """
     found = _calibration(folder)
     if names is not None:
-        return [_scored(task, texts, found, pool) for task in load_tasks(names, "--task")]
+        return [_scored(task, texts, found, pool) for task in load_tasks(names, "tasks")]
     shipped = (load_task(name) for name in TASKS)
     scored = (_scored(task, texts, found, pool) for task in shipped if not task.images)
     return [one for one in scored if one.classes[-1] not in one.not_taught]
@@ -78,7 +78,7 @@ def require_known_facts(tasks: Sequence[ScoredTask], all_in_shards: bool) -> Non
         asked = [name for name in one.task.images if name not in OF_FILES]
         if asked and not all_in_shards:
             raise ConfigError(
-                f"--task: {one.task.name} is about images by their {asked[0]}, which a file does not state; give "
+                f"tasks: {one.task.name} is about images by their {asked[0]}, which a file does not state; give "
                 "shards, or copy the task without it"
             )
 
@@ -118,16 +118,36 @@ def _scored(task: Task, texts: TrainingTexts, calibration: Calibration | str, po
 
 
 def _method(units: dict[str, UnitCalibration], pool: Pool) -> tuple[str | None, str | None, dict[Unit, Recalibrate]]:
-    """(method, why there is none, recalibration of each unit that has one): a single method for all units."""
-    usable = {kind: units[kind] for kind in UNITS if kind in units and units[kind].pool in (None, pool)}
-    fitted = {kind: one for kind, one in usable.items() if one.temperature}
+    """(method, why units have none, recalibration of each unit that has one): a single method for all units."""
+    missing = {kind: reason for kind in UNITS if (reason := _no_calibration(units.get(kind), pool))}
+    fitted = {kind: units[kind] for kind in UNITS if kind not in missing}
+    reason = _together(missing)
     if not fitted:
-        return None, next((one.reason for one in usable.values() if one.reason), "nothing was fitted to its scores"), {}
+        return None, reason, {}
     if all(one.isotonic for one in fitted.values()):
         steps = {kind: list(one.isotonic or ()) for kind, one in fitted.items()}
-        return "isotonic", None, {kind: partial(by_steps, steps=one) for kind, one in steps.items()}
+        return "isotonic", reason, {kind: partial(by_steps, steps=one) for kind, one in steps.items()}
     found = {kind: one.temperature or 1.0 for kind, one in fitted.items()}
-    return "temperature", None, {kind: partial(cooled, temperature=one) for kind, one in found.items()}
+    return "temperature", reason, {kind: partial(cooled, temperature=one) for kind, one in found.items()}
+
+
+def _no_calibration(unit: UnitCalibration | None, pool: Pool) -> str | None:
+    """Why the scores of units of one kind are not calibrated; None if they are."""
+    if unit is None:
+        return "`mama eval` did not calibrate them"
+    if unit.pool not in (None, pool):
+        return f"it was fitted to scores pooled by {unit.pool}, not {pool}"
+    return None if unit.temperature else unit.reason or "nothing was fitted to its scores"
+
+
+def _together(reasons: dict[Unit, str]) -> str | None:
+    """The reasons by kind of unit, each once: 'breasts and exams: ...'; without the kinds if all have one reason."""
+    kinds: dict[str, list[str]] = {}
+    for kind, reason in reasons.items():
+        kinds.setdefault(reason, []).append(f"{kind}s")
+    if len(reasons) == len(UNITS) and len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in kinds.items()) or None
 
 
 def _calibration(folder: Path) -> Calibration | str:

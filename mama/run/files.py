@@ -102,7 +102,7 @@ def replace_folder(new: Path, folder: Path) -> None:
     """
     for path in (*new.rglob("*"), new):
         sync(path)
-    old = _old(folder)
+    old = previous(folder)
     if folder.exists() or folder.is_symlink():
         remove(old)
         folder.rename(old)
@@ -113,7 +113,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 def surviving(folder: Path) -> Path:
     """Return `folder`, or the old one if `replace_folder` was killed between its two renames."""
-    return folder if folder.exists() or not _old(folder).exists() else _old(folder)
+    return folder if folder.exists() or not previous(folder).exists() else previous(folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -148,6 +148,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _old(folder: Path) -> Path:
-    """A hidden name: a folder such as `model.old` may be somebody's own."""
+def previous(folder: Path) -> Path:
+    """Where `replace_folder` keeps the folder that it replaces, until it is done.
+
+    A hidden name: a folder such as `model.old` may be somebody's own.
+    """
     return folder.with_name(f".{folder.name}.old")

@@ -1,14 +1,35 @@
-"""End this process from any thread, while its main thread may hang in a call that no signal interrupts."""
+"""End this process: by a signal, in good order; or from any thread, while its main thread may hang in a call."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from mama.errors import StoppedError
+from slurm import blocked_signals
+
 _cleanups: list[Callable[[], None]] = []  # of the open blocks of `cleaned_up`, the innermost last
 _told: list[Callable[[Exception], None]] = []  # of the open blocks of `told_of_end`
+
+
+@contextmanager
+def nothing_written() -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM end all open blocks, and so what they were writing is removed.
+
+    Raises `StoppedError` then. In the main thread alone.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # no `except Exception` catches what it raises
+    try:
+        if blocked_signals.noted:  # in a job, before this
+            raise KeyboardInterrupt
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("a signal ended it; nothing was written") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -98,7 +99,12 @@ def _alone(function: Callable[[T], R], item: T, crashed: Callable[[T], R]) -> R:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: the caller may run threads (a tensor library), which do not survive a fork
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes, and the one that waits ends these
+    start_worker()
 
 
 def start_worker() -> None:

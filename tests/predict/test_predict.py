@@ -23,8 +23,10 @@ from mama.errors import ConfigError
 from mama.evaluate.zero_shot import probabilities
 from mama.export.figures import CALIBRATION, write_with_digest
 from mama.predict.document import Document
+from mama.predict.exam_page import write_pages
 from mama.predict.model import Model
 from mama.predict.pictures import ImageFile, pictures
+from mama.predict.results import write_results
 from mama.settings.schema import Config
 from shards.errors import ShardError
 from shards.pack.identity import keyed_hash, load_key
@@ -95,7 +97,9 @@ def test_shards_and_files_give_the_same_scores(config: Config, model: Model, arc
     assert len(test["exams"]) == 1
 
 
-def test_calibrated_scores_are_those_that_the_evaluation_fitted(config: Config, model: Model, archive: Path) -> None:
+def test_calibrated_scores_are_those_that_the_evaluation_fitted(
+    config: Config, model: Model, archive: Path, tmp_path: Path
+) -> None:
     document = model.predict(archive)
     fitted = json.loads((config.run_folder / "model" / CALIBRATION).read_text())["tasks"]["cancer"]["units"]
     assert document["tasks"]["cancer"]["calibration"] == "temperature"
@@ -111,6 +115,16 @@ def test_calibrated_scores_are_those_that_the_evaluation_fitted(config: Config, 
     highest = model.predict(archive, pool="max")
     assert "cancer" in highest["exams"][0]["images"][0]["calibrated"]
     assert highest["exams"][0]["breasts"][0]["calibrated"] == {}, "the evaluation pooled by the mean"
+    reasons = document["tasks"]["cancer"]["reason"], highest["tasks"]["cancer"]["reason"]
+    assert reasons == (
+        "exams: `val` has one class only",
+        "breasts and exams: it was fitted to scores pooled by mean, not max",
+    )
+    write_results(highest, tmp_path)
+    columns = {unit: list(pd.read_csv(tmp_path / file).columns) for unit, file in UNITS.items()}
+    assert ["cancer/cancer calibrated" in columns[unit] for unit in UNITS] == [True, False, False]
+    write_pages(highest, {}, tmp_path)
+    assert f"Calibration: temperature. Not calibrated: {reasons[1]}." in (tmp_path / "exam-1.html").read_text()
 
 
 def test_without_an_evaluation_of_these_weights_scores_are_not_calibrated(
@@ -345,8 +359,8 @@ def test_mistakes_end_in_one_line(
         ("an empty text", (one, *out, "--ask", " ")),
         ("more than the 200 tokens", (one, *out, "--ask", "mass " * 300)),
         ("--task: melanoma: no such task", (one, *out, "--task", "melanoma")),
-        ("--split: test, but none of the inputs", (one, *out, "--split", "test")),
-        ("--split: 'tests' is not one of", (config.data.shards[0], *out, "--split", "tests")),
+        ("split: test, but none of the inputs", (one, *out, "--split", "test")),
+        ("split: 'tests' is not one of", (config.data.shards[0], *out, "--split", "tests")),
         ("holds other files (thesis.docx)", (one, "--out", other)),
         ("is a file", (one, "--out", one)),
         ("none of the 1 images can be scored", (odd / "i-cut.dcm", *out)),
