@@ -237,6 +237,21 @@ def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
                 assert page.said == [], "not even tried"
 
 
+def test_a_command_in_a_sentence_stands_as_code(tmp_path: Path) -> None:
+    """And not between backticks, wherever a sentence of ours comes from the document."""
+    document, of_files = prediction([FOUR])
+    said = "run `mama <eval>` again"
+    document["model"]["trained_on"] = [said]
+    document["tasks"] = {**document["tasks"], "density": {**document["tasks"]["density"], "reason": said}}
+    document["exams"][0]["images"][0]["notes"] = [said]
+    document["refused"] = [{"file": "a", "reason": "b", "message": said}]
+    write_pages(document, of_files, tmp_path)
+    for name, places in (("exam-1.html", 3), ("index.html", 2)):
+        page = (tmp_path / name).read_text()
+        assert page.count("run <code>mama &lt;eval&gt;</code> again") == places
+        assert "`" not in words(page)
+
+
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     if CHROMIUM is None:
