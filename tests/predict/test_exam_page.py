@@ -237,6 +237,17 @@ def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
                 assert page.said == [], "not even tried"
 
 
+def test_units_without_calibration_have_their_reason_too(tmp_path: Path) -> None:
+    """With `--pool max` images are calibrated, breasts and exams are not."""
+    document, of_files = prediction([FOUR])
+    document["tasks"] = {"cancer": {**document["tasks"]["cancer"], "reason": "breasts have another pool"}}
+    document["exams"][0]["calibrated"] = {}
+    write_pages(document, of_files, tmp_path)
+    text = words((tmp_path / "exam-1.html").read_text())
+    assert "Exam 0.900 – " in text
+    assert "Calibration: isotonic; breasts have another pool." in text
+
+
 def test_a_command_in_a_sentence_stands_as_code(tmp_path: Path) -> None:
     """And not between backticks, wherever a sentence of ours comes from the document."""
     document, of_files = prediction([FOUR])
