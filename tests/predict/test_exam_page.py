@@ -132,6 +132,15 @@ def test_an_exam_hangs_and_each_missing_view_says_so(pages: Path) -> None:
     assert "mammogram, Right view unknown" in unknown[0]
 
 
+def test_an_exam_of_unknown_views_has_no_empty_places(tmp_path: Path) -> None:
+    document, of_files = prediction([[(None, "CC"), ("R", None)]])
+    write_pages(document, of_files, tmp_path)
+    text = (tmp_path / "exam-1.html").read_text()
+    assert text.count("<figure>") == 2
+    for absent in ("No image of this view", 'class="hanging"', "Hung as"):
+        assert absent not in text
+
+
 def test_scores_stand_beside_their_calibration_or_the_reason_that_there_is_none(pages: Path) -> None:
     text = words((pages / "exam-1.html").read_text())
     assert "of cancer raw calibrated Exam 0.900 0.070 Right breast 0.500 0.050 Left breast 0.500 0.050 " in text
