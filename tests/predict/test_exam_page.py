@@ -297,6 +297,8 @@ def test_a_browser_shows_all_of_it(chromium: Page, pages: Path, name: str, width
     outside = "[...document.querySelectorAll('main :not(svg, svg *, td, th, tr, tbody, thead, table, td *, th *)')]"
     outside += f".filter(e => e.getBoundingClientRect().right > {width} + 0.5).length"
     assert chromium.value(outside) == 0
+    heads = "[...document.querySelectorAll('thead th')].map(e => getComputedStyle(e).verticalAlign)"
+    assert set(chromium.value(heads)) == {"bottom"}
     cells = (
         "[...document.querySelectorAll('.hanging .view')].map(e => { const p = e.querySelector('.picture, .missing')"
     )
