@@ -330,7 +330,10 @@ def test_a_map_is_chosen_and_faded_with_the_keyboard_alone(chromium: Page, pages
     same = "e => JSON.stringify(e.getBoundingClientRect()) === "
     same += "JSON.stringify(e.parentElement.querySelector('img').getBoundingClientRect())"
     assert chromium.value(f"{maps}.every({same})"), "a map covers its picture"
-    assert "0.000" not in chromium.value("document.querySelector('#maps .note:not([hidden])').textContent")
+    scale = chromium.value("document.querySelector('#maps .note[data-sentence]:not([hidden])').textContent")
+    assert "0.000" not in scale
+    assert "Smoothed between patches, which the PNG files are not" in scale
+    assert not chromium.value("[...document.querySelectorAll('.printed')].some(e => e.checkVisibility())")
     chromium.press("ArrowDown")
     assert chromium.value(f"{maps}.map(e => e.dataset.sentence)") == ["1"] * 3, "one picture has no map of it"
     chromium.press("Tab")
@@ -363,17 +366,22 @@ def test_without_scripts_pictures_and_scores_are_there(chromium: Page, pages: Pa
         chromium.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_each_sheet_of_paper_has_the_notice(chromium: Page, pages: Path) -> None:
+def test_paper_has_the_notice_on_each_sheet_and_what_a_map_is_of(chromium: Page, pages: Path) -> None:
     chromium.open(pages / "exam-1.html", 714)
+    chromium.value("document.querySelectorAll('input[name=sentence]')[1].click()")
     chromium.call("Emulation.setEmulatedMedia", media="print")
     try:
         assert chromium.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert chromium.value(FITS)
         assert chromium.value("document.getElementById('maps').checkVisibility()") is False
         text = chromium.value("document.querySelector('.paper').innerText")
+        legends = "[...document.querySelectorAll('[data-sentence].note')].filter(e => e.checkVisibility())"
+        assert chromium.value(f"{legends}.length") == 1
+        scale = chromium.value(f"{legends}[0].innerText")
     finally:
         chromium.call("Emulation.setEmulatedMedia", media="")
     assert text.startswith("Not for clinical use")
+    assert re.match(rf"“{SENTENCES[0]}”: cosine 0\.\d+0\.\d+, one scale", scale), "of the map that is printed"
     assert not chromium.value("document.querySelector('.paper').checkVisibility()")
     pdf = base64.b64decode(chromium.call("Page.printToPDF")["data"])
     streams = [
