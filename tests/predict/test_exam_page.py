@@ -177,6 +177,8 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     metrics = Metrics("", "", "fp32", "merged", data, {}, pointing)
     write_pages(document, of_files, tmp_path, metrics)
     text = words((tmp_path / "exam-1.html").read_text())
+    short = "Of 60 findings (vindr) such maps pointed at 42 %, chance at 8 %: what a heat map is, and what it is not ."
+    assert short in text[: text.index("Pictures")], "where a sentence is chosen"
     assert "of 60 findings of 41 patients with a box (vindr, test split), the highest" in text
     assert "next to it in 42 % (95 % interval 30 to 54 %); the brightest patch of the image, which reads no" in text
     assert "sentence, in 11 %; a random patch of tissue would in 8 %." in text
@@ -184,7 +186,9 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     write_pages(document, of_files, tmp_path, replace(metrics, data=replace(data, sources=("phantom",))))
     assert "Phantoms are no mammograms" in (tmp_path / "exam-1.html").read_text()
     write_pages(document, of_files, tmp_path, replace(metrics, pointing=None))
-    assert "Not measured: the model folder" in (tmp_path / "exam-1.html").read_text()
+    text = (tmp_path / "exam-1.html").read_text()
+    assert "Not measured: the model folder" in text
+    assert "How often such maps point at a lesion was not measured:" in text[: text.index("Pictures")]
     document, of_files = prediction([FOUR])
     write_pages(document, of_files, tmp_path)
     text = (tmp_path / "exam-1.html").read_text()
