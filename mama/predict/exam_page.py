@@ -99,7 +99,7 @@ def _exam_page(
         total=len(document["exams"]),
         sentences=sentences,
         pictures=pictures,
-        hanging=hanging,
+        hanging=hanging if any(cell["pictures"] for cell in hanging) else [],
         others=[one for one in pictures if (one.image["view"], one.image["laterality"]) not in places],
         tables=[_table(document, task, exam, pictures) for task in document["tasks"]],
         neighbours=[one for one in pictures if one.shown and one.shown.neighbours],

@@ -132,6 +132,15 @@ def test_an_exam_hangs_and_each_missing_view_says_so(pages: Path) -> None:
     assert "mammogram, Right view unknown" in unknown[0]
 
 
+def test_an_exam_of_unknown_views_has_no_empty_places(tmp_path: Path) -> None:
+    document, of_files = prediction([[(None, "CC"), ("R", None)]])
+    write_pages(document, of_files, tmp_path)
+    text = (tmp_path / "exam-1.html").read_text()
+    assert text.count("<figure>") == 2
+    for absent in ("No image of this view", 'class="hanging"', "Hung as"):
+        assert absent not in text
+
+
 def test_scores_stand_beside_their_calibration_or_the_reason_that_there_is_none(pages: Path) -> None:
     text = words((pages / "exam-1.html").read_text())
     assert "of cancer raw calibrated Exam 0.900 0.070 Right breast 0.500 0.050 Left breast 0.500 0.050 " in text
@@ -168,6 +177,8 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     metrics = Metrics("", "", "fp32", "merged", data, {}, pointing)
     write_pages(document, of_files, tmp_path, metrics)
     text = words((tmp_path / "exam-1.html").read_text())
+    short = "Of 60 findings (vindr) such maps pointed at 42 %, chance at 8 %: what a heat map is, and what it is not ."
+    assert short in text[: text.index("Pictures")], "where a sentence is chosen"
     assert "of 60 findings of 41 patients with a box (vindr, test split), the highest" in text
     assert "next to it in 42 % (95 % interval 30 to 54 %); the brightest patch of the image, which reads no" in text
     assert "sentence, in 11 %; a random patch of tissue would in 8 %." in text
@@ -175,7 +186,9 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     write_pages(document, of_files, tmp_path, replace(metrics, data=replace(data, sources=("phantom",))))
     assert "Phantoms are no mammograms" in (tmp_path / "exam-1.html").read_text()
     write_pages(document, of_files, tmp_path, replace(metrics, pointing=None))
-    assert "Not measured: the model folder" in (tmp_path / "exam-1.html").read_text()
+    text = (tmp_path / "exam-1.html").read_text()
+    assert "Not measured: the model folder" in text
+    assert "How often such maps point at a lesion was not measured:" in text[: text.index("Pictures")]
     document, of_files = prediction([FOUR])
     write_pages(document, of_files, tmp_path)
     text = (tmp_path / "exam-1.html").read_text()
@@ -237,6 +250,32 @@ def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
                 assert page.said == [], "not even tried"
 
 
+def test_units_without_calibration_have_their_reason_too(tmp_path: Path) -> None:
+    """With `--pool max` images are calibrated, breasts and exams are not."""
+    document, of_files = prediction([FOUR])
+    document["tasks"] = {"cancer": {**document["tasks"]["cancer"], "reason": "breasts have another pool"}}
+    document["exams"][0]["calibrated"] = {}
+    write_pages(document, of_files, tmp_path)
+    text = words((tmp_path / "exam-1.html").read_text())
+    assert "Exam 0.900 – " in text
+    assert "Calibration: isotonic; breasts have another pool." in text
+
+
+def test_a_command_in_a_sentence_stands_as_code(tmp_path: Path) -> None:
+    """And not between backticks, wherever a sentence of ours comes from the document."""
+    document, of_files = prediction([FOUR])
+    said = "run `mama <eval>` again"
+    document["model"]["trained_on"] = [said]
+    document["tasks"] = {**document["tasks"], "density": {**document["tasks"]["density"], "reason": said}}
+    document["exams"][0]["images"][0]["notes"] = [said]
+    document["refused"] = [{"file": "a", "reason": "b", "message": said}]
+    write_pages(document, of_files, tmp_path)
+    for name, places in (("exam-1.html", 3), ("index.html", 2)):
+        page = (tmp_path / name).read_text()
+        assert page.count("run <code>mama &lt;eval&gt;</code> again") == places
+        assert "`" not in words(page)
+
+
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     if CHROMIUM is None:
@@ -262,6 +301,8 @@ def test_a_browser_shows_all_of_it(chromium: Page, pages: Path, name: str, width
     outside = "[...document.querySelectorAll('main :not(svg, svg *, td, th, tr, tbody, thead, table, td *, th *)')]"
     outside += f".filter(e => e.getBoundingClientRect().right > {width} + 0.5).length"
     assert chromium.value(outside) == 0
+    heads = "[...document.querySelectorAll('thead th')].map(e => getComputedStyle(e).verticalAlign)"
+    assert set(chromium.value(heads)) == {"bottom"}
     cells = (
         "[...document.querySelectorAll('.hanging .view')].map(e => { const p = e.querySelector('.picture, .missing')"
     )
@@ -293,7 +334,10 @@ def test_a_map_is_chosen_and_faded_with_the_keyboard_alone(chromium: Page, pages
     same = "e => JSON.stringify(e.getBoundingClientRect()) === "
     same += "JSON.stringify(e.parentElement.querySelector('img').getBoundingClientRect())"
     assert chromium.value(f"{maps}.every({same})"), "a map covers its picture"
-    assert "0.000" not in chromium.value("document.querySelector('#maps .note:not([hidden])').textContent")
+    scale = chromium.value("document.querySelector('#maps .note[data-sentence]:not([hidden])').textContent")
+    assert "0.000" not in scale
+    assert "Smoothed between patches, which the PNG files are not" in scale
+    assert not chromium.value("[...document.querySelectorAll('.printed')].some(e => e.checkVisibility())")
     chromium.press("ArrowDown")
     assert chromium.value(f"{maps}.map(e => e.dataset.sentence)") == ["1"] * 3, "one picture has no map of it"
     chromium.press("Tab")
@@ -326,17 +370,22 @@ def test_without_scripts_pictures_and_scores_are_there(chromium: Page, pages: Pa
         chromium.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_each_sheet_of_paper_has_the_notice(chromium: Page, pages: Path) -> None:
+def test_paper_has_the_notice_on_each_sheet_and_what_a_map_is_of(chromium: Page, pages: Path) -> None:
     chromium.open(pages / "exam-1.html", 714)
+    chromium.value("document.querySelectorAll('input[name=sentence]')[1].click()")
     chromium.call("Emulation.setEmulatedMedia", media="print")
     try:
         assert chromium.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert chromium.value(FITS)
         assert chromium.value("document.getElementById('maps').checkVisibility()") is False
         text = chromium.value("document.querySelector('.paper').innerText")
+        legends = "[...document.querySelectorAll('[data-sentence].note')].filter(e => e.checkVisibility())"
+        assert chromium.value(f"{legends}.length") == 1
+        scale = chromium.value(f"{legends}[0].innerText")
     finally:
         chromium.call("Emulation.setEmulatedMedia", media="")
     assert text.startswith("Not for clinical use")
+    assert re.match(rf"“{SENTENCES[0]}”: cosine 0\.\d+0\.\d+, one scale", scale), "of the map that is printed"
     assert not chromium.value("document.querySelector('.paper').checkVisibility()")
     pdf = base64.b64decode(chromium.call("Page.printToPDF")["data"])
     streams = [
