@@ -253,12 +253,12 @@ def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
 def test_units_without_calibration_have_their_reason_too(tmp_path: Path) -> None:
     """With `--pool max` images are calibrated, breasts and exams are not."""
     document, of_files = prediction([FOUR])
-    document["tasks"] = {"cancer": {**document["tasks"]["cancer"], "reason": "breasts have another pool"}}
+    document["tasks"] = {"cancer": {**document["tasks"]["cancer"], "reason": "exams: of another pool"}}
     document["exams"][0]["calibrated"] = {}
     write_pages(document, of_files, tmp_path)
     text = words((tmp_path / "exam-1.html").read_text())
     assert "Exam 0.900 – " in text
-    assert "Calibration: isotonic; breasts have another pool." in text
+    assert "Calibration: isotonic, but none for exams: of another pool." in text
 
 
 def test_a_command_in_a_sentence_stands_as_code(tmp_path: Path) -> None:
