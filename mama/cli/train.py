@@ -65,6 +65,8 @@ def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: 
     settings, step = configured_checkpoint(config, overrides)
     if step is not None and (options["best"] or options["step"] is not None):
         raise ConfigError(f"{config}: is a checkpoint itself; leave out {'--best' if options['best'] else '--step'}")
+    if options["out"] == "":
+        raise ConfigError("--out: is empty; name a folder")
     export = Export(
         step=options["step"] if step is None else step,
         best=options["best"],

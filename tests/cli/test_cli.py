@@ -261,6 +261,8 @@ def test_a_folder_that_is_no_run_does_not_hide_a_shipped_recipe(mama: Mama, tmp_
             ["consolidate", "quickstart", "--out", "bad.yaml"],
             "--out: bad.yaml exists and is no model folder; name another",
         ),
+        (["consolidate", "quickstart", "--out", ""], "--out: is empty; name a folder"),
+        (["consolidate", "quickstart", "--out", "."], "--out: . is the folder that this command runs in, or above it;"),
         (["consolidate", "quickstart", "--shard-size", "4"], "--shard-size: '4' is no size; write it as 4GB or 500MB"),
         (["consolidate", "quickstart", "--shard-size", "0.1B"], "--shard-size: '0.1B' is no size; write it as 4GB"),
         (["consolidate", "quickstart", "--dtype", "fp16"], "--dtype: 'fp16' is not one of fp32, bf16"),

@@ -14,7 +14,6 @@ from mama.export.consolidate import Export, consolidate
 from mama.export.figures import Calibration, Data, Metrics, read_metrics, weights_of, write_figures
 from mama.export.model_folder import model_folder, read_model
 from mama.settings.schema import Config
-from shards.errors import ShardError
 from tests.support.cohort import write_shards
 from tests.support.saved_run import save_run
 from tests.support.tiny_run import config_of
@@ -75,12 +74,9 @@ def test_a_model_is_written_to_no_place_where_it_does_harm(
 
 
 def test_an_error_leaves_nothing_behind(run: Config, tmp_path: Path) -> None:
-    (Path(run.data.shards[0]) / "manifest.json").rename(tmp_path / "manifest.json")
-    try:
-        with pytest.raises(ShardError):
-            consolidate(run, Export(out=tmp_path / "places" / "out"))
-    finally:
-        (tmp_path / "manifest.json").rename(Path(run.data.shards[0]) / "manifest.json")
+    (run.run_folder / "tokenizer").rename(tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match="tokenizer"):
+        consolidate(run, Export(out=tmp_path / "places" / "out"))
     assert not list((tmp_path / "places").iterdir())
 
 

@@ -32,7 +32,7 @@ from mama.export.consolidate import consolidate
 from mama.export.model_folder import load_model
 from mama.model.mama_model import MamaModel, build
 from mama.run import checkpoints
-from mama.run.checkpoint_marker import read_marker
+from mama.run.checkpoint_marker import read_marker, run_digest
 from mama.run.files import remove
 from mama.run.run_folder import prepare
 from mama.run.run_tokenizer import load_tokenizer
@@ -110,6 +110,9 @@ def test_a_run_told_to_stop_and_then_killed_resumes_to_the_same_weights(folder: 
     assert process.returncode == 75, said
     stopped = read_marker(checkpoints.checkpoints(config.run_folder)[-1]).step
     assert stopped == len(logged(config)), "saved at the end of the step in which it was told"
+    known = run_digest(config.run_folder)
+    assert known
+    assert {read_marker(path).run for path in checkpoints.checkpoints(config.run_folder)} == {known}
     assert f"a signal ended it after {stopped} of {STEPS} steps; run it again to continue" in said
 
     if stopped < STEPS - 1:
