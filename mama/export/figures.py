@@ -6,6 +6,8 @@ checkpoint with weights of another kind (`dtype`, LoRA merged or apart) takes th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable
@@ -102,8 +104,8 @@ class Metrics(Weights):
 
     data: Data
     tasks: dict[str, Task]
-    measured: str
     pointing: Pointing | None = None
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ class Calibration(Weights):
     """The content of calibration.json: as in `Metrics`; tasks are zero-shot."""
 
     tasks: dict[str, TaskCalibration]
+    measured: str = ""
 
-    measured: str
 
 T = TypeVar("T", Metrics, Calibration)
 
@@ -167,8 +169,13 @@ def weights_of(folder: Path) -> Weights:
 
 def write_figures(metrics: Metrics, calibration: Calibration, folder: Path) -> None:
     """Write both files of a model folder, each atomically."""
-    write_json(folder / METRICS, asdict(metrics))
-    write_json(folder / CALIBRATION, asdict(calibration))
+    write_with_digest(folder / METRICS, asdict(metrics))
+    write_with_digest(folder / CALIBRATION, asdict(calibration))
+
+
+def write_with_digest(path: Path, document: dict[str, Any]) -> None:
+    """Write a document and the digest of its other entries, by which it is seen that it was edited or damaged."""
+    write_json(path, {**document, "digest": _digest(document)})
 
 
 def read_metrics(folder: Path) -> Metrics | None:
@@ -221,10 +228,17 @@ def _read(made: type[T], path: Path) -> T | None:
 
 def _load(made: type[T], path: Path) -> T:
     try:
-        return from_json(made, read_json(path))
+        document = dict(read_json(path))
+        if document.pop("digest", None) != _digest(document):
+            raise ValueError("its own digest")
+        return from_json(made, document)
     except (OSError, ValueError, TypeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)[:100]
-        raise ConfigError(f"{path}: is damaged ({reason}); {EVALUATE}") from None
+        raise ConfigError(f"{path}: was edited or damaged ({reason}); {EVALUATE}") from None
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:

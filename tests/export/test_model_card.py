@@ -23,7 +23,7 @@ from mama.evaluate import own_figures, result_folders
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.sets import evaluate_sets
 from mama.export.consolidate import Export, consolidate
-from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics
+from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics, write_with_digest
 from mama.export.licences import TERMS, licence_of
 from mama.export.model_card import CARD, write_card
 from mama.export.model_folder import load_model, weights_digest
@@ -61,6 +61,13 @@ def model_of(config: Config) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def figures(path: Path) -> dict[str, Any]:
+    """The content of a file of figures but for its digest."""
+    document: dict[str, Any] = json.loads(path.read_text())
+    del document["digest"]
+    return document
 
 
 def results(config: Config, task: str) -> dict[str, Any]:
@@ -115,6 +122,14 @@ def test_the_card_shows_the_figures(evaluated: Config) -> None:
     assert "**Not for clinical use.**" in text
     assert "The split `test` of shards: 7 patients, 14 images. It was trained on none of these patients." in text
     assert "`calibration.json` turns zero-shot scores into calibrated probabilities" in text
+    pointing = results(evaluated, "alignment")
+    rates = {row["model"]: row["hit_rate"] for row in pointing["rows"]}
+    hits, brightest = rates["trained"], rates["brightest patch"]["value"]
+    assert (
+        f"{hits['value']:.3f} [{hits['low']:.3f}, {hits['high']:.3f}] of {pointing['findings']} findings of "
+        f"{pointing['patients']} patients (of a random patch of tissue {pointing['chance']:.3f}; of the brightest "
+        f"patch {brightest:.3f})."
+    ) in text
     for row in trained_rows(evaluated, "density"):
         if row["unit"] in ("image", "exam"):
             auc = row["metrics"]["auc"]
@@ -215,9 +230,9 @@ def test_figures_stay_with_their_checkpoint(own: Config, tmp_path: Path) -> None
     assert {name: (model / name).read_bytes() for name in BESIDE} == before
     consolidate(own, Export(dtype="bf16", out=tmp_path / "elsewhere"))
     assert {name: (tmp_path / "elsewhere" / name).read_bytes() for name in BESIDE[1:]} == dict(list(before.items())[1:])
-    stale = json.loads(before[METRICS])
+    stale = figures(model / METRICS)
     del stale["tasks"]["cancer"]
-    (tmp_path / "elsewhere" / METRICS).write_text(json.dumps(stale))
+    write_with_digest(tmp_path / "elsewhere" / METRICS, stale)
     consolidate(own, Export(out=tmp_path / "elsewhere"))
     assert (tmp_path / "elsewhere" / METRICS).read_bytes() == before[METRICS], "those of the run's own folder are newer"
     consolidate(own, Export(dtype="bf16"))
@@ -248,10 +263,10 @@ def test_figures_of_another_checkpoint_are_refused(own: Config) -> None:
 
 def test_damaged_figures_are_refused_and_left_behind(own: Config, caplog: pytest.LogCaptureFixture) -> None:
     model = model_of(own)
-    document = json.loads((model / CALIBRATION).read_text())
+    document = figures(model / CALIBRATION)
     document["tasks"]["cancer"]["units"]["image"]["temperature"] = -1
-    (model / CALIBRATION).write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"calibration.json: is damaged \(temperature: -1 .*; run `mama eval` again"):
+    write_with_digest(model / CALIBRATION, document)
+    with pytest.raises(ConfigError, match=r"json: was edited or damaged \(temperature: -1 .*; run `mama eval` again"):
         read_calibration(model)
     consolidate(own)
     assert "figures of an evaluation are left behind" in caplog.text
@@ -269,21 +284,40 @@ def test_damaged_figures_are_refused_and_left_behind(own: Config, caplog: pytest
     ],
 )
 def test_steps_that_are_none_are_refused(own: Config, damage: dict[str, Any]) -> None:
-    document = json.loads((model_of(own) / CALIBRATION).read_text())
+    document = figures(model_of(own) / CALIBRATION)
     document["tasks"]["cancer"]["units"]["image"]["isotonic"] = [
         {"class": 1, "x": [0.1, 0.2], "y": [0.0, 1.0]} | damage
     ]
-    (model_of(own) / CALIBRATION).write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"calibration.json: is damaged \(isotonic: "):
+    write_with_digest(model_of(own) / CALIBRATION, document)
+    with pytest.raises(ConfigError, match=r"calibration.json: was edited or damaged \(isotonic: "):
         read_calibration(model_of(own))
 
 
-def test_a_part_of_the_tasks_leaves_the_others(own: Config) -> None:
-    """As the results of a run keep those that were measured with the same weights and settings."""
-    evaluate(replace(own, eval=replace(own.eval, tasks=["density"])), own.run_folder)
-    found = read_metrics(model_of(own))
-    assert found
-    assert found.tasks.keys() == set(own.eval.tasks)
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_part_of_the_tasks_leaves_the_others(own: Config, seed: int | None) -> None:
+    """Those of the same weights, images and settings, also where they are no more among the results of the run."""
+    shutil.rmtree(own.run_folder / "eval")
+    before = read_metrics(model_of(own)), read_calibration(model_of(own))
+    some = replace(own, seed=own.seed if seed is None else seed, eval=replace(own.eval, tasks=["density"]))
+    evaluate(some, own.run_folder)
+    after = read_metrics(model_of(own)), read_calibration(model_of(own))
+    assert all(before)
+    if seed is None:
+        assert after == before
+    else:
+        assert after != before
+        assert [list(one.tasks) for one in after if one] == [["density"], ["density"]]
+
+
+@pytest.mark.parametrize("name", [METRICS, CALIBRATION])
+def test_a_digit_that_was_changed_is_noticed(own: Config, name: str) -> None:
+    path = model_of(own) / name
+    text = path.read_text()
+    first = re.search(r"0\.\d+", text)
+    assert first
+    path.write_text(text.replace(first[0], f"{first[0][:-1]}{9 - int(first[0][-1])}", 1))
+    with pytest.raises(ConfigError, match=rf"^{path}: was edited or damaged \(its own digest\); run `mama eval` again"):
+        (read_metrics if name == METRICS else read_calibration)(model_of(own))
 
 
 @pytest.mark.parametrize(
@@ -379,10 +413,10 @@ def test_every_archive_has_its_terms() -> None:
 def test_words_of_the_user_do_not_break_the_card(own: Config) -> None:
     """Titles, names of classes and folders are theirs."""
     model = model_of(own)
-    document = json.loads((model / METRICS).read_text())
+    document = figures(model / METRICS)
     document["tasks"]["cancer"]["title"] = "a | b\n<script>"
     document["data"]["names"] = ["x: {y}\n---"]
-    (model / METRICS).write_text(json.dumps(document))
+    write_with_digest(model / METRICS, document)
     write_card(model)
     card = ModelCard.load(model / CARD)
     assert card.data.eval_results[0].dataset_name == "x: {y}\n---, 7 patients"

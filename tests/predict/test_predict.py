@@ -21,7 +21,7 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing, generat
 from mama.cli.main import main
 from mama.errors import ConfigError
 from mama.evaluate.zero_shot import probabilities
-from mama.export.figures import CALIBRATION
+from mama.export.figures import CALIBRATION, write_with_digest
 from mama.predict.document import Document
 from mama.predict.model import Model
 from mama.predict.pictures import ImageFile, pictures
@@ -119,16 +119,17 @@ def test_without_an_evaluation_of_these_weights_scores_are_not_calibrated(
     folder = tmp_path / "model"
     shutil.copytree(config.run_folder / "model", folder)
     document = json.loads((folder / CALIBRATION).read_text())
-    (folder / CALIBRATION).write_text(json.dumps({**document, "model": "0" * 64, "checkpoint": "0" * 64}))
+    del document["digest"]
+    write_with_digest(folder / CALIBRATION, {**document, "model": "0" * 64, "checkpoint": "0" * 64})
     one = next(archive.rglob("*.dcm"))
     found = Model(folder, device="cpu").predict(one)
     assert found["tasks"]["cancer"]["calibration"] is None
     assert "another checkpoint" in str(found["tasks"]["cancer"]["reason"])
     tasks = document["tasks"]
     tasks["cancer"]["prompts"] = "0" * 64
-    (folder / CALIBRATION).write_text(json.dumps({**document, "tasks": tasks}))
+    write_with_digest(folder / CALIBRATION, {**document, "tasks": tasks})
     found = Model(folder, device="cpu").predict(one)
-    assert "other class prompts" in str(found["tasks"]["cancer"]["reason"])
+    assert "other class prompts: `mama eval` words them after the reports of" in str(found["tasks"]["cancer"]["reason"])
     assert found["tasks"]["density"]["calibration"] or found["tasks"]["density"]["reason"]
     (folder / CALIBRATION).unlink()
     assert "mama eval" in str(Model(folder, device="cpu").predict(one)["tasks"]["cancer"]["reason"])
