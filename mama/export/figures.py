@@ -106,6 +106,7 @@ class Metrics(Weights):
     data: Data
     tasks: dict[str, Task]
     pointing: Pointing | None = None
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class Calibration(Weights):
 
     measured: str
     tasks: dict[str, TaskCalibration]
+    measured: str = ""
 
 
 T = TypeVar("T", Metrics, Calibration)
