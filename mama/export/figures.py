@@ -102,7 +102,6 @@ class Metrics(Weights):
     box, or the model has no local term.
     """
 
-    measured: str
     data: Data
     tasks: dict[str, Task]
     pointing: Pointing | None = None
@@ -155,7 +154,6 @@ class TaskCalibration:
 class Calibration(Weights):
     """The content of calibration.json: as in `Metrics`; tasks are zero-shot."""
 
-    measured: str
     tasks: dict[str, TaskCalibration]
     measured: str = ""
 

@@ -77,7 +77,7 @@ def test_an_error_leaves_nothing_behind(run: Config, tmp_path: Path) -> None:
     (run.run_folder / "tokenizer").rename(tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match="tokenizer"):
         consolidate(run, Export(out=tmp_path / "places" / "out"))
-    assert not list((tmp_path / "places").iterdir())
+    assert not [*tmp_path.glob("places/*")]
 
 
 def test_a_model_is_found_by_its_own_path_after_a_kill_between_two_renames(run: Config) -> None:

@@ -174,7 +174,7 @@ def test_the_page_says_what_a_map_is_and_how_often_it_points(tmp_path: Path, pag
     document, of_files = prediction([FOUR], SENTENCES)
     data = Data(("vindr",), ("vindr",), "test", 50, 200, 0)
     pointing = Pointing(Estimate(0.42, 0.3, 0.54), 0.11, 0.08, 60, 41)
-    metrics = Metrics("", "", "fp32", "merged", "", data, {}, pointing)
+    metrics = Metrics("", "", "fp32", "merged", data, {}, pointing)
     write_pages(document, of_files, tmp_path, metrics)
     text = words((tmp_path / "exam-1.html").read_text())
     short = "Of 60 findings (vindr) such maps pointed at 42 %, chance at 8 %: what a heat map is, and what it is not ."

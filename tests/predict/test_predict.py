@@ -124,7 +124,7 @@ def test_calibrated_scores_are_those_that_the_evaluation_fitted(
     columns = {unit: list(pd.read_csv(tmp_path / file).columns) for unit, file in UNITS.items()}
     assert ["cancer/cancer calibrated" in columns[unit] for unit in UNITS] == [True, False, False]
     write_pages(highest, {}, tmp_path)
-    assert f"Calibration: temperature. Not calibrated: {reasons[1]}." in (tmp_path / "exam-1.html").read_text()
+    assert f"Calibration: temperature, but none for {reasons[1]}." in (tmp_path / "exam-1.html").read_text()
 
 
 def test_without_an_evaluation_of_these_weights_scores_are_not_calibrated(
