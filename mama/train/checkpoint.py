@@ -14,6 +14,7 @@ and cuts anew only tensors of its own kinds, which ZeRO's are not.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,8 @@ from mama.train.agreement import WAIT
 from mama.train.zero_state import DeepSpeedEngine, adam, adam_tensors
 
 PIECE = 2**28  # bytes of tensors in one file, unless one is larger; each rank that writes holds as many in memory
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -80,7 +83,10 @@ def save(
             )
             write_marker(new, marker)
             replace_folder(new, folder)
-            _prune(run, keep)
+            try:
+                _prune(run, keep)
+            except OSError as error:  # the new one is complete all the same
+                log.warning("an old checkpoint is left: %s", error)
 
     _on_all_ranks(begin)
     written = _write_pieces(engine, new)
@@ -147,19 +153,21 @@ def _write_pieces(engine: DeepSpeedEngine, folder: Path) -> dict[str, tuple[int,
             for found in _on_all_ranks(partial(_write_piece, piece, path)):
                 written |= found
             first += count
+            piece.clear()  # before the next one is filled
     return written
 
 
 def _deal(tensors: Iterator[tuple[str, Tensor]], writers: int) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Deal tensors to the first ranks, until all have a piece; yield this rank's, and how many ranks have one.
 
-    Each tensor goes to the rank that has the fewest bytes, and only there to the CPU.
+    Each tensor goes to the rank that has the fewest bytes, and only there to the CPU. Running statistics are those of
+    rank 0: the published batch norms have their own on each rank, and mean and variance belong together.
     """
     piece: dict[str, Tensor] = {}
     held = [0] * writers
     for key, tensor in tensors:
         size = 4 * tensor.numel() + 100  # its line in the header
-        owner = held.index(min(held))
+        owner = 0 if key.startswith("buffer/") else held.index(min(held))
         if held[owner] and held[owner] + size > PIECE:
             yield piece, writers
             piece, held, owner = {}, [0] * writers, 0
@@ -195,7 +203,7 @@ def _on_all_ranks(work: Callable[[], T]) -> list[T]:
     """Do this rank's `work`; returns the results of all ranks. An error of one of them is raised on all."""
     try:
         own: T | Exception = work()
-    except TrainingError as error:
+    except (TrainingError, ConfigError) as error:
         own = error
     except OSError as error:
         own = OSError(f"rank {rank()} on {node_name()}: {error}")

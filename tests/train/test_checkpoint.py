@@ -217,6 +217,17 @@ def test_tensors_are_dealt_evenly_in_pieces(writers: int, monkeypatch: pytest.Mo
     assert all(not piece for place in range(writers, 4) for piece, _ in dealt[place])
 
 
+def test_running_statistics_are_those_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks may have batch norms of their own: a mean of one and a variance of another belong to nothing."""
+    tensors = {"weight/a": torch.ones(9), "buffer/n.running_mean": torch.ones(9), "buffer/n.running_var": torch.ones(9)}
+    found = []
+    for place in range(2):
+        monkeypatch.setattr(checkpoint, "rank", lambda place=place: place)
+        found.append({key for piece, _ in checkpoint._deal(iter(tensors.items()), 2) for key in piece})
+    assert {key for key in found[0] if key.startswith("buffer")} == {key for key in tensors if key.startswith("buffer")}
+    assert set.union(*found) == set(tensors)
+
+
 def test_a_folder_that_a_network_file_system_shows_late_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
