@@ -29,7 +29,7 @@ def results_folder(out: Path) -> Iterator[Path]:
     Raises `ConfigError` if `out` is something else; `OSError` if it cannot be written.
     """
     require_free(out)
-    with replaced(out) as new:
+    with replaced(out.resolve() if out.is_symlink() else out) as new:
         yield new
 
 

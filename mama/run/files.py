@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,9 +85,15 @@ def sha256_or_reason(path: Path) -> str:
 def replaced(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` at the end of the block; after an error it is removed.
 
-    For one process at a time. Raises `ConfigError` if it cannot be made.
+    Two processes do not mix their files: each fills one of its own, and the later one wins. Those of killed processes
+    are removed. Raises `ConfigError` if it cannot be made.
     """
-    new = folder.with_name(f".{folder.name}.partial")
+    own = f".{folder.name}.{platform.node()}-"
+    for left in folder.parent.glob(f"{glob.escape(own)}*.partial"):
+        number = left.name.removeprefix(own).removesuffix(".partial")
+        if number.isdecimal() and not Path(f"/proc/{number}").exists():
+            remove(left)
+    new = folder.with_name(f"{own}{os.getpid()}.partial")
     remove(new)
     make_folder(new)
     try:

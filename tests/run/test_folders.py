@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
-from mama.run.files import replace_folder, surviving
+from mama.run.files import replace_folder, replaced, surviving
 
 
 def made(place: Path, content: str) -> Path:
@@ -49,3 +50,17 @@ def test_a_kill_between_the_two_renames_leaves_the_old_folder(tmp_path: Path) ->
     replace_folder(new, place)
     assert (surviving(place) / "file").read_text() == "after"
     assert {path.name for path in tmp_path.iterdir()} == {"x"}
+
+
+def test_two_processes_do_not_mix_their_files(tmp_path: Path) -> None:
+    """The second begins while the first still writes; what a dead one left is removed."""
+    place = tmp_path / "x"
+    (tmp_path / f".x.{platform.node()}-999999999.partial").mkdir()
+    with replaced(place) as one:
+        (one / "file").write_text("first")
+        with patch("os.getpid", return_value=1), replaced(place) as other:
+            assert other != one
+            (other / "other").write_text("second")
+        assert [path.name for path in one.iterdir()] == ["file"]
+    assert [path.name for path in place.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
