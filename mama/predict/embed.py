@@ -50,7 +50,8 @@ def embed(request: EmbedRequest) -> list[RefusedFile]:
     model = Model(request.model, base=request.base)
     refused: list[Refusal] = []
     recipe = model.recipe(request.for_processing)
-    found, others = without_other_intents(list(model.embedded(images, recipe, request.workers, refused)))
+    embedded = list(model.embedded(images, recipe, request.workers, refused))
+    found, others = without_other_intents(embedded, model.preprocessing.intent)
     named = [RefusedFile(file=one.file, reason=one.reason, message=one.message) for one in [*refused, *others]]
     report_refused(named)
     if not found:
@@ -86,12 +87,17 @@ def _facts(one: Embedded) -> dict[str, Any]:
 def _write(out: Path, facts: pd.DataFrame, images: Sequence[Embedded], model: Model) -> None:
     embeddings, tower = (np.stack([getattr(one, name) for one in images]) for name in ("embedding", "tower"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as file:
-        if out.suffix == ".npz":
-            more: dict[str, Any] = {"embeddings": embeddings, "tower": tower, "model": np.array(model.facts["sha256"])}
-            np.savez(file, **_columns(facts), **more)
-        else:
-            facts.assign(embedding=list(embeddings), tower=list(tower), model=model.facts["sha256"]).to_parquet(file)
+    try:
+        with atomic_file(out) as file:
+            if out.suffix == ".npz":
+                more: dict[str, Any] = {"embeddings": embeddings, "tower": tower}
+                np.savez(file, **_columns(facts), **more, model=np.array(model.facts["sha256"]))
+            else:
+                vectors = {"embedding": list(embeddings), "tower": list(tower)}
+                facts.assign(**vectors, model=model.facts["sha256"]).to_parquet(file)
+    except BaseException:
+        out.with_name(f"{out.name}.part").unlink(missing_ok=True)
+        raise
 
 
 def _columns(facts: pd.DataFrame) -> dict[str, Any]:

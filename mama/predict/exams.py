@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.tasks import Unit
@@ -42,18 +42,35 @@ class Embedded:
         return self.exam, self.image.laterality, self.image.view
 
 
-def without_other_intents(images: Sequence[Embedded]) -> tuple[list[Embedded], list[Refusal]]:
-    """(scored, refused): a raw image is left out beside one FOR PRESENTATION of the same view, as packing does."""
-    shown = {one.place for one in images if not one.image.raw and None not in one.place}
+def without_other_intents(images: Sequence[Embedded], intent: str) -> tuple[list[Embedded], list[Refusal]]:
+    """(scored, refused): of a view with raw images and others, only those of the `intent` that packing kept."""
+    kinds: dict[Hashable, set[bool]] = defaultdict(set)
+    for one in images:
+        kinds[one.place].add(one.image.raw)
     kept: list[Embedded] = []
     refused: list[Refusal] = []
     for one in images:
-        if one.image.raw and not one.image.in_shards and one.place in shown:
-            message = "the image is raw (FOR PROCESSING), and its view has another one for presentation"
-            refused.append(Refusal(legible(one.image.file), "other-intent", message))
-        else:
+        alone = None in one.place or len(kinds[one.place]) == 1
+        if intent == "both" or alone or one.image.in_shards or one.image.raw == (intent == "processing"):
             kept.append(one)
+            continue
+        which, other = ("raw (FOR PROCESSING)", "for presentation") if one.image.raw else ("for presentation", "raw")
+        message = f"the image is {which}, and its view has one {other}, as the model was trained on"
+        refused.append(Refusal(legible(one.image.file), "other-intent", message))
     return kept, refused
+
+
+def with_implants_of_breasts(images: Sequence[Embedded]) -> list[Embedded]:
+    """The images, with an implant that another image of the same breast shows (`shards.pack.implants`)."""
+    breasts = {(one.exam, one.image.laterality) for one in images if one.image.facts.implant and one.image.laterality}
+    found = []
+    for one in images:
+        if (one.exam, one.image.laterality) in breasts:
+            facts = replace(one.image.facts, implant=True)
+            study = replace(one.image.study, views=(facts,))
+            one = replace(one, image=replace(one.image, facts=facts, study=study))
+        found.append(one)
+    return found
 
 
 def exams_of(

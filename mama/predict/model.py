@@ -30,7 +30,7 @@ from mama.export.training_texts import read_training_texts
 from mama.predict import arguments
 from mama.predict.arguments import Paths
 from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
-from mama.predict.exams import Embedded, exams_of, without_other_intents
+from mama.predict.exams import Embedded, exams_of, with_implants_of_breasts, without_other_intents
 from mama.predict.heat_map import has_maps, heat_maps, to_original
 from mama.predict.images import find_images
 from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
@@ -132,7 +132,8 @@ class Model:
         refused: list[Refusal] = []
         recipe = self.recipe(for_processing)
         found = list(self.embedded(images, recipe, workers, refused, sentences, draw))
-        found, others = without_other_intents(found)
+        found, others = without_other_intents(found, self.preprocessing.intent)
+        found = with_implants_of_breasts(found)
         return self._document(found, chosen, sentences, [*refused, *others], pool)
 
     def embed_images(self, paths: Paths) -> Float32s:
@@ -284,16 +285,18 @@ def _wanted(
     made: Generator[Pictured | Refusal, None, None], count: int, refused: list[Refusal]
 ) -> Generator[Pictured, None, None]:
     """The pictures, without a second file of a SOP Instance UID; the reasons against the others go to `refused`."""
-    first: dict[str, str] = {}
+    first: dict[tuple[str | None, ...], str] = {}
     with closing(made):
         for one in progress(made, count, "reading", "images"):
             if isinstance(one, Refusal):
                 refused.append(one)
-            elif one.instance and not one.in_shards and one.instance in first:
-                message = f"{first[one.instance]} has the same SOP Instance UID"
+                continue
+            own = (one.patient, one.exam, one.instance)  # some archives have one UID for all images
+            if one.instance and not one.in_shards and own in first:
+                message = f"{first[own]} has the same SOP Instance UID"
                 refused.append(Refusal(one.file, "duplicate", message))
             else:
-                first.setdefault(one.instance or one.file, one.file)
+                first.setdefault(own, one.file)
                 yield one
 
 

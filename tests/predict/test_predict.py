@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mama.evaluate.zero_shot import probabilities
 from mama.export.figures import CALIBRATION, write_with_digest
 from mama.predict.document import Document
 from mama.predict.exam_page import write_pages
+from mama.predict.exams import with_implants_of_breasts
+from mama.predict.images import find_images
 from mama.predict.model import Model
 from mama.predict.pictures import ImageFile, pictures
 from mama.predict.results import write_results
@@ -258,7 +261,7 @@ def test_everything_refused_is_named_and_the_rest_is_scored(
     assert "Not for clinical use" in document["notice"]
 
 
-def test_raw_images_are_rendered_if_asked_for(model: Model, odd: Path) -> None:
+def test_raw_images_are_rendered_if_asked_for(model: Model, odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (exam, *_) = model.predict(odd, for_processing=True)["exams"]
     raw = {Path(image["file"]).name: image for image in exam["images"]}["d-raw.dcm"]
     assert any("FOR PROCESSING" in note and "rendered" in note for note in raw["notes"])
@@ -267,6 +270,24 @@ def test_raw_images_are_rendered_if_asked_for(model: Model, odd: Path) -> None:
     dataset.save_as(odd / "z-raw-left.dcm")
     document = model.predict(odd, for_processing=True)
     assert reasons(document)["z-raw-left.dcm"] == "other-intent", "its view has an image for presentation"
+    monkeypatch.setattr(model, "preprocessing", replace(model.preprocessing, intent="processing"))
+    found = reasons(model.predict(odd, for_processing=True))
+    assert found["a-left.dcm"] == found["c-again.dcm"] == "other-intent", "as packing the training shards did"
+    assert "z-raw-left.dcm" not in found
+    monkeypatch.setattr(model, "preprocessing", replace(model.preprocessing, intent="both"))
+    assert "other-intent" not in reasons(model.predict(odd, for_processing=True)).values()
+
+
+def test_an_implant_is_one_of_the_whole_breast(model: Model, config: Config) -> None:
+    files = dicom_files(config)[:4]
+    images = list(model.embedded(find_images(files, None, config.data.cache_folder), model.recipe(), 0, []))
+    (shown, *_) = images
+    image = replace(shown.image, facts=replace(shown.image.facts, implant=True))
+    found = with_implants_of_breasts([replace(shown, image=image), *images[1:]])
+    for before, after in zip(images, found, strict=True):
+        own = (before.exam, before.image.laterality) == (shown.exam, shown.image.laterality)
+        assert after.image.facts.implant == (True if own else before.image.facts.implant)
+        assert after.image.facts.implant == after.image.study.views[0].implant
 
 
 def test_a_table_says_what_headers_do_not(model: Model, odd: Path) -> None:
