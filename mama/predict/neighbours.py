@@ -70,7 +70,8 @@ class Archive:
 
     def _neighbour(self, row: int, cosine: float) -> Neighbour:
         item, view = self.items[row], self.items[row].view
-        return Neighbour(item.key, cosine, facts(view), self.splits[row].stored(item), view.laterality, view.flipped)
+        said = facts(replace(view, report=None))  # no words of another patient's report
+        return Neighbour(item.key, cosine, said, self.splits[row].stored(item), view.laterality, view.flipped)
 
 
 @torch.inference_mode()

@@ -77,6 +77,21 @@ def test_neighbours_are_the_nearest_of_patients_that_the_model_does_not_know(
     assert len(found.nearest(seen_of(pixels, view=None), embedding(model, pixels))) == COUNT
 
 
+def test_the_words_of_another_patients_report_are_not_shown(
+    tmp_path: Path, studies: list[Study], model: Oracle
+) -> None:
+    found = archive(model, tmp_path, trained_on(studies[:6]))
+    items = [
+        replace(
+            one, study=replace(one.study, views=tuple(replace(v, report="Like her mother's.") for v in one.study.views))
+        )
+        for one in found.items
+    ]
+    near = replace(found, items=items).nearest(seen_of(found.splits[0].pixels(items[0])), found.embeddings[0])
+    assert near
+    assert not [one for one in near if "mother" in " ".join(one.facts)]
+
+
 def test_nothing_to_compare_with_is_an_error(tmp_path: Path, studies: list[Study], model: Oracle) -> None:
     with pytest.raises(ConfigError, match=r"^--neighbours: the model was trained on every patient of [^\n]*shards"):
         archive(model, tmp_path, trained_on(studies))
