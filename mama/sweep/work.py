@@ -12,6 +12,7 @@ from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.run.checkpoint_marker import steps_taken
 from mama.run.files import sha256_or_reason, write_json
 from mama.run.kept_settings import MAY_CHANGE, changed_setting, flat, is_among
+from mama.run.portable import MODEL
 from mama.runtime.ending import told_of_end
 from mama.settings.load import load_run
 from mama.settings.schema import Config
@@ -80,7 +81,7 @@ class Work:
             # Checkpoints may be deleted once there is a model.
             return steps_taken(run) >= self.config.train.steps or (run / "model").exists()
         if self.step == "consolidate":
-            return (run / "model").exists()
+            return (run / "model" / MODEL).exists()  # a model of an earlier release is written again
         if self.step == "check":
             return True
         return any(run.glob("eval*/complete.json")) or any(run.glob("eval-on/*/complete.json"))
