@@ -14,9 +14,11 @@ from mama.cli import bench, cluster, data, evaluate, jobs, predict, train
 from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
-from shards.errors import ShardError, is_machine_error
+from shards.errors import ShardError
 from slurm.profile import SlurmError
 
+# A disk that is full, damaged, read-only or gone.
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -76,7 +78,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is not None:
             _exit(console.printable(f"{error.filename}: {error.strerror}"), 2)
-        if not (is_machine_error(error) or error.errno in (errno.EIO, errno.EFBIG)):  # of a file, EIO is its own fault
+        if error.errno not in OF_DISKS:
             raise
         _exit(f"a file could not be read or written: {error.strerror}", 2)
     except StoppedError as error:

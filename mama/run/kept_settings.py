@@ -25,6 +25,7 @@ MAY_CHANGE = (
 
 # Settings that say where a run and what it was made of lie now.
 PLACES = ("runs", "name", "data.shards", "data.cache", "text.model", "vision.model")
+HOW = [key for key in MAY_CHANGE if key.startswith(("train.", "data."))]  # on how many ranks and the like it trained
 
 
 def recorded(config: Config, changes: Sequence[str]) -> Config:
@@ -39,7 +40,7 @@ def recorded(config: Config, changes: Sequence[str]) -> Config:
     made = load_run(run, changes)
     before, now = flat(asdict(load_run(run))), flat(asdict(made))
     for key in (*now, *before):
-        if before.get(key) != now.get(key) and not is_among(key, PLACES):
+        if before.get(key) != now.get(key) and not is_among(key, (*PLACES, *HOW)):
             raise ConfigError(
                 f"{key}: {now.get(key)!r}, but {run} was trained with {before.get(key)!r}, which describes its model; "
                 "leave it out"

@@ -480,7 +480,8 @@ def test_a_model_is_described_by_the_record_of_its_run(
             code, _, err = mama("consolidate", named, change)
             assert code == 2
             assert re.fullmatch(f"mama: {key}, but \\S+ was trained with [^\n]+; leave it out\n", err), err
-    moved = ("data.shards=[/new/shards]", "data.cache=/new/cache", "text.model=/new/lm", "vision.model=/new/vit")
+    places = ("data.shards=[/new/shards]", "data.cache=/new/cache", "text.model=/new/lm", "vision.model=/new/vit")
+    moved = (*places, "train.ranks=8", "train.micro_batch=4")  # these may be typed behind every verb of a job
     assert mama("consolidate", "runs/mine", *moved)[0] == 0
     assert seen.pop() == load(run / "config.yaml", moved)
     run.rename(tmp_path / "runs" / "copy")
