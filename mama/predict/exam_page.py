@@ -64,9 +64,7 @@ class _Sentence:
 def write_pages(document: Document, shown: Mapping[str, Shown], folder: Path, metrics: Metrics | None = None) -> None:
     """Write the pages of all exams, then `index.html`, into `folder`.
 
-    `shown` is by the `file` of each image.
-
-    `metrics` are those of the model folder: what is known about its maps.
+    `shown` is by the `file` of each image. `metrics` are those of the model folder: what is known about its maps.
     """
     for number, exam in enumerate(document["exams"], start=1):
         atomic_write(folder / f"exam-{number}.html", _exam_page(document, number, exam, shown, metrics).encode())
