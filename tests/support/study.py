@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.run.files import write_json
+from mama.run.portable import MODEL
 from mama.settings.load import save
 from mama.settings.schema import Config
 from mama.sweep import status
@@ -49,6 +50,7 @@ def begun(sweep: Sweep, name: str, step: str, word: Any, cause: str | None = Non
         saved(run, STEPS)
     if word == "done" and step == "consolidate":
         (run / "model").mkdir()
+        (run / "model" / MODEL).touch()
     if word == "done" and step.startswith("eval"):
         (run / "eval").mkdir(exist_ok=True)
         write_json(run / "eval" / "complete.json", {})
