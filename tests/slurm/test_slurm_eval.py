@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from mama.cli.main import cli
 from mama.evaluate.evaluation import evaluate
-from mama.export.consolidate import consolidate
+from mama.export.consolidate import LATER, consolidate
 from mama.run.files import remove
 from mama.settings.load import save
 from mama.settings.schema import Config, FinetuneConfig
@@ -58,8 +58,10 @@ def alone(run: Config) -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 
 def model_of(run: Config) -> dict[str, bytes]:
+    """The files of the model, without those that an evaluation writes into its folder."""
     folder = run.run_folder / "model"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in LATER)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def job(cluster: Cluster, folder: Path, *arguments: str) -> list[str]:
