@@ -6,8 +6,6 @@ checkpoint with weights of another kind (`dtype`, LoRA merged or apart) takes th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterable
@@ -17,7 +15,7 @@ from typing import Any, TypeVar
 
 from mama.errors import ConfigError
 from mama.export.model_folder import read_model, weights_digest
-from mama.run.files import write_json
+from mama.run.files import document_digest, write_with_digest
 from shards.errors import one_line
 from shards.files import atomic_write, read_json
 from shards.from_json import from_json
@@ -173,11 +171,6 @@ def write_figures(metrics: Metrics, calibration: Calibration, folder: Path) -> N
     write_with_digest(folder / CALIBRATION, asdict(calibration))
 
 
-def write_with_digest(path: Path, document: dict[str, Any]) -> None:
-    """Write a document and the digest of its other entries, by which it is seen that it was edited or damaged."""
-    write_json(path, {**document, "digest": _digest(document)})
-
-
 def read_metrics(folder: Path) -> Metrics | None:
     """The figures of the model in `folder`; None if it was not evaluated.
 
@@ -229,16 +222,12 @@ def _read(made: type[T], path: Path) -> T | None:
 def _load(made: type[T], path: Path) -> T:
     try:
         document = dict(read_json(path))
-        if document.pop("digest", None) != _digest(document):
+        if document.pop("digest", None) != document_digest(document):
             raise ValueError("its own digest")
         return from_json(made, document)
     except (OSError, ValueError, TypeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)[:100]
         raise ConfigError(f"{path}: was edited or damaged ({reason}); {EVALUATE}") from None
-
-
-def _digest(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mama.errors import ConfigError
-from mama.run.files import read_object, sha256_or_reason, write_json
+from mama.run.files import document_digest, read_object, sha256_or_reason, write_with_digest
 from shards.from_json import from_json
 
 log = logging.getLogger(__name__)
@@ -94,7 +91,7 @@ def read_marker(checkpoint: Path) -> Marker:
     try:
         digest = document.pop("digest", None)
         if "sha256" in document or digest is not None:
-            _require(digest == _digest(document), "its own digest")
+            _require(digest == document_digest(document), "its own digest")
         marker = from_json(Marker, document)
         _require(checkpoint.name == folder_name(marker.step), "step")
         _require(FROZEN in marker.bytes and bool(marker.pieces), "bytes")
@@ -105,15 +102,9 @@ def read_marker(checkpoint: Path) -> Marker:
 
 def write_marker(folder: Path, marker: Marker) -> None:
     """Write the marker and its own digest, atomically."""
-    document = asdict(marker)
-    write_json(folder / MARKER, {**document, "digest": _digest(document)})
+    write_with_digest(folder / MARKER, asdict(marker))
 
 
 def _require(good: bool, what: str) -> None:
     if not good:
         raise ValueError(what)
-
-
-def _digest(document: dict[str, Any]) -> str:
-    """The SHA-256 of a marker's other entries, by which damage to the marker itself is detected."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

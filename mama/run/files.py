@@ -43,6 +43,16 @@ def write_json(path: Path, document: Any) -> None:
         atomic_write(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
 
 
+def write_with_digest(path: Path, document: dict[str, Any]) -> None:
+    """Write a document and the digest of its other entries, by which it is seen that it was edited or damaged."""
+    write_json(path, {**document, "digest": document_digest(document)})
+
+
+def document_digest(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of a document that JSON can hold, in whatever order its entries are."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal; a gigabyte takes about a second. Raises `OSError`."""
     with path.open("rb") as file:

@@ -23,11 +23,11 @@ from mama.evaluate import own_figures, result_folders
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.sets import evaluate_sets
 from mama.export.consolidate import Export, consolidate
-from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics, write_with_digest
+from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics
 from mama.export.licences import TERMS, licence_of
 from mama.export.model_card import CARD, write_card
 from mama.export.model_folder import load_model, weights_digest
-from mama.run.files import DIGESTS, check_digests
+from mama.run.files import DIGESTS, check_digests, write_with_digest
 from mama.run.run_tokenizer import load_tokenizer
 from mama.settings.schema import Config
 from shards.read.manifest import load_manifest, save_manifest

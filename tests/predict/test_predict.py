@@ -22,7 +22,7 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing, generat
 from mama.cli.main import main
 from mama.errors import ConfigError
 from mama.evaluate.zero_shot import probabilities
-from mama.export.figures import CALIBRATION, write_with_digest
+from mama.export.figures import CALIBRATION
 from mama.predict.document import Document
 from mama.predict.exam_page import write_pages
 from mama.predict.exams import with_implants_of_breasts
@@ -30,6 +30,7 @@ from mama.predict.images import find_images
 from mama.predict.model import Model
 from mama.predict.pictures import ImageFile, pictures
 from mama.predict.results import write_results
+from mama.run.files import write_with_digest
 from mama.settings.schema import Config
 from shards.errors import ShardError
 from shards.pack.identity import keyed_hash, load_key
