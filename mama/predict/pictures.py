@@ -105,8 +105,6 @@ class Pictured:
     def seen(self) -> Seen:
         """The image with its decoded pixels."""
         return Seen(
-            file=self.file,
-            exam=self.exam or self.file,
             patient=self.patient,
             laterality=self.laterality,
             view=self.view,
@@ -115,7 +113,6 @@ class Pictured:
             original_size=self.facts.original_size,
             to_original=self.facts.to_original,
             flipped=self.facts.flipped,
-            notes=self.notes,
         )
 
 

@@ -16,8 +16,6 @@ class Seen:
     image (x, y), the row-major 2 x 3 affine `to_original` makes the pixel of the original file.
     """
 
-    file: str  # as it was given; of an image in a shard <folder>/<study key>/<member>
-    exam: str
     patient: str | None
     laterality: str | None  # L | R
     view: str | None  # CC | MLO
@@ -26,4 +24,3 @@ class Seen:
     original_size: tuple[int, int]  # (height, width)
     to_original: tuple[float, float, float, float, float, float]
     flipped: bool  # mirrored, so that the chest wall is on the left
-    notes: tuple[str, ...] = ()

@@ -38,10 +38,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document, shown_by_file = prediction([FOUR, MANY], SENTENCES)
     document["refused"] = [{"file": "in/b.txt", "reason": "unreadable", "message": "damaged, or not an image"}]
     first = next(iter(shown_by_file))
-    near = [Neighbour(f"key{n}", 0.9 - n / 100, ["R CC", "density B"], seen("n", "R", "CC").stored, "R", True)
+    near = [Neighbour(f"key{n}", 0.9 - n / 100, ["R CC", "density B"], seen("R", "CC").stored, "R", True)
             for n in range(5)]  # fmt: skip
     shown_by_file[first] = shown(
-        seen(first, "L", "CC"), {text: grey_map(seen(first, "L", "CC")) for text in SENTENCES[:1]}, "letterbox", near
+        seen("L", "CC"), {text: grey_map(seen("L", "CC")) for text in SENTENCES[:1]}, "letterbox", near
     )
     write_pages(document, shown_by_file, folder)
     return folder
@@ -65,7 +65,7 @@ def test_a_picture_hangs_with_its_map_on_it(side: str, flipped: bool, known: boo
 
     Box and map lie where the lesion is in the picture.
     """
-    one = seen("a", side, "CC", flipped)
+    one = seen(side, "CC", flipped)
     one = one if known else replace(one, laterality=None)
     made = shown(one, {"x": grey_map(one)}, "letterbox")
     pixels = picture(made.picture)
@@ -88,7 +88,7 @@ def test_a_picture_hangs_with_its_map_on_it(side: str, flipped: bool, known: boo
 
 def test_a_file_that_is_mirrored_hangs_all_the_same() -> None:
     """A right breast whose chest wall is at the left in its file."""
-    one = replace(seen("a", "L", "CC"), laterality="R")
+    one = replace(seen("L", "CC"), laterality="R")
     made = shown(one, {"x": grey_map(one)}, "letterbox")
     assert made.mirrored
     pixels = picture(made.picture)
@@ -102,7 +102,7 @@ def test_a_file_that_is_mirrored_hangs_all_the_same() -> None:
 def test_a_large_image_becomes_one_of_a_browsers_size() -> None:
     stored = np.zeros((4000, 3000), np.uint8)
     stored[:, :2000] = 99
-    one = replace(seen("a", "L", "CC"), stored=stored, canvas=to_canvas(stored, CANVAS, "letterbox"))
+    one = replace(seen("L", "CC"), stored=stored, canvas=to_canvas(stored, CANVAS, "letterbox"))
     made = shown(one, {"x": grey_map(one)}, "letterbox")
     assert max(picture(made.picture).shape) == 1000
     assert max(made.maps["x"].shape) < 200

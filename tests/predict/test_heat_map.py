@@ -40,7 +40,7 @@ def stored_of(original: np.ndarray, geometry: Geometry) -> np.ndarray:
 def seen_of(original: np.ndarray, geometry: Geometry, canvas: tuple[int, int], fit: Fit) -> Seen:
     stored = stored_of(original, geometry)
     size = (original.shape[0], original.shape[1])
-    return Seen("a.png", "a", None, "L", "CC", stored, to_canvas(stored, canvas, fit), size, geometry.to_original,
+    return Seen(None, "L", "CC", stored, to_canvas(stored, canvas, fit), size, geometry.to_original,
                 geometry.flipped)  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_an_image_and_its_map_from_file_to_file(tmp_path: Path) -> None:
     picture = read_picture(tmp_path / "a.png", PictureConfig(long_side=256), "R")
     assert picture.geometry.flipped
     canvas = (128, 80)
-    seen = Seen("a.png", "a", None, "R", "CC", picture.pixels, to_canvas(picture.pixels, canvas, "letterbox"),
+    seen = Seen(None, "R", "CC", picture.pixels, to_canvas(picture.pixels, canvas, "letterbox"),
                 picture.original_size, picture.geometry.to_original, True)  # fmt: skip
     grey = localisation.patch_means(seen.canvas, (16, 10))
     found = heat_map.marks(grey, seen, canvas, "letterbox")

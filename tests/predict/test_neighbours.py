@@ -42,7 +42,7 @@ def trained_on(studies: list[Study]) -> TrainedOn:
 
 
 def seen_of(pixels: np.ndarray, view: str | None = "CC", patient: str | None = None) -> Seen:
-    return Seen("a", "e", patient, "L", view, pixels, pixels, SIZE, (1, 0, 0, 0, 1, 0), False)
+    return Seen(patient, "L", view, pixels, pixels, SIZE, (1, 0, 0, 0, 1, 0), False)
 
 
 def embedding(model: Oracle, pixels: np.ndarray) -> Float32s:

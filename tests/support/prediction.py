@@ -34,14 +34,14 @@ def original(laterality: str | None) -> np.ndarray:
     return pixels[:, ::-1] if laterality == "R" else pixels
 
 
-def seen(file: str, laterality: str | None, view: str | None, flipped: bool | None = None) -> Seen:
+def seen(laterality: str | None, view: str | None, flipped: bool | None = None) -> Seen:
     """Half as large and with the chest wall at the left, as packing stores it, unless told otherwise."""
     flipped = laterality == "R" if flipped is None else flipped
     pixels = original(laterality)[10:290]
     geometry = Geometry((0, 10, 200, 290), flipped, (140, 100))
     stored = pixels.reshape(140, 2, 100, 2).mean((1, 3)).astype(np.uint8)[:, :: -1 if flipped else 1].copy()
     canvas = to_canvas(stored, CANVAS, "letterbox")
-    return Seen(file, "exam", None, laterality, view, stored, canvas, ORIGINAL, geometry.to_original, flipped)
+    return Seen(None, laterality, view, stored, canvas, ORIGINAL, geometry.to_original, flipped)
 
 
 def grey_map(one: Seen) -> np.ndarray:
@@ -84,7 +84,7 @@ def _exam(
 ) -> ExamScores:
     images = []
     for number, (side, view) in enumerate(places):
-        one = seen(f"{folder}/{name}/{number}.dcm", side, view)
+        file, one = f"{folder}/{name}/{number}.dcm", seen(side, view)
         values = grey_map(one)
         maps = {text: values * (1 - 2 * n) for n, text in enumerate(sentences)}
         facts = {}
@@ -100,7 +100,7 @@ def _exam(
             )
         images.append(
             ImageScores(
-                file=one.file,
+                file=file,
                 laterality=side,
                 view=view,
                 original_size=list(ORIGINAL),
@@ -111,7 +111,7 @@ def _exam(
                 notes=[f"note {number}"],
             )
         )
-        pages[one.file] = shown(one, maps, "letterbox")
+        pages[file] = shown(one, maps, "letterbox")
     return ExamScores(
         exam=name,
         patient="P1",
