@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from mama.errors import ConfigError
 from shards.files import named_in_errors
 
 LARGEST_HEADER = 10**8  # bytes, the limit of the format
+PORTION = 2**26  # bytes that are written, and then flushed beside the next ones
+AHEAD = 2**25  # bytes of tensors that wait for being written, beside the one that is read
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -95,8 +99,9 @@ def write_tensors(
 ) -> str:
     """Write a file, asking for one tensor at a time; returns its SHA-256.
 
-    Raises `ValueError` for a tensor that has not the shape which was announced, and `OSError` with the name of the
-    file if the disk is full.
+    Memory: the largest tensor and `AHEAD` bytes; the next ones are asked for while earlier ones are written. Raises
+    `ValueError` for a tensor that has not the shape which was announced, and `OSError` with the name of the file if the
+    disk is full.
     """
     # Wider types first, as the library does: every tensor then begins at a multiple of its item's size.
     names = sorted(shapes, key=lambda name: -shapes[name].dtype.itemsize)
@@ -109,20 +114,72 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    # Hashing takes as long as writing: it is done beside it, and neither holds Python's lock.
-    with named_in_errors(path), path.open("wb") as file, ThreadPoolExecutor(1) as beside:
-        for part in (len(text).to_bytes(8, "little"), text):
-            file.write(part)
-            digest.update(part)
+    room = AHEAD + max((shape.bytes for shape in shapes.values()), default=0)
+    under_way: deque[tuple[int, list[Future[Any]]]] = deque()
+    # Reading, hashing and writing take about as long as each other, and none holds Python's lock.
+    with (
+        named_in_errors(path),
+        _Flushed(path) as file,
+        ThreadPoolExecutor(1) as hasher,
+        ThreadPoolExecutor(1) as writer,
+    ):
+
+        def put(data: bytes | memoryview) -> None:
+            under_way.append((len(data), [hasher.submit(digest.update, data), writer.submit(file.write, data)]))
+
+        put(len(text).to_bytes(8, "little") + text)
         for name in names:
+            while under_way and sum(size for size, _ in under_way) + shapes[name].bytes > room:
+                _finish(under_way.popleft()[1])
             found = tensor(name)
             if (found.dtype, tuple(found.shape)) != (shapes[name].dtype, shapes[name].shape):
                 raise ValueError(f"{name}: {found.dtype} {list(found.shape)} is not what was announced")
-            data = bytes_of(found.contiguous())
-            hashed = beside.submit(digest.update, data)
-            file.write(data)
-            hashed.result()
+            put(bytes_of(found.contiguous()))
+            del found  # or it is held while the next one is read
+        while under_way:
+            _finish(under_way.popleft()[1])
     return digest.hexdigest()
+
+
+class _Flushed:
+    """A new file whose bytes go to the disk while others are written, and leave the cache once they are there.
+
+    The `fsync` at the end then waits for little, and gigabytes that nobody reads soon do not take the place of what
+    others read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+        self.written = 0  # bytes since the last flush
+        self.beside = ThreadPoolExecutor(1)
+        self.flushed: Future[None] | None = None
+
+    def __enter__(self) -> _Flushed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.beside.shutdown()
+        self.file.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of it; with errors of what was written before, too."""
+        for start in range(0, len(data), PORTION):
+            self.written += self.file.write(data[start : start + PORTION])
+            if self.written >= PORTION:
+                self.file.flush()
+                if self.flushed:
+                    self.flushed.result()
+                self.written, self.flushed = 0, self.beside.submit(self._flush)
+
+    def _flush(self) -> None:
+        descriptor = self.file.fileno()
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _finish(parts: list[Future[Any]]) -> None:
+    for part in parts:
+        part.result()
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

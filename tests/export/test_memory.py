@@ -44,7 +44,7 @@ model = grown(lambda: load_model(folder, torch.device("cpu")))
 def test_memory_is_that_of_a_few_tensors_and_loading_holds_the_model_once(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", {"train": 3, "test": 2})
     tiny, large = (config_of(tmp_path, name) for name in ("tiny", "large"))
-    shape: dict[str, Any] = large.text.config | {"n_embd": 768, "n_layer": 4, "n_head": 12}
+    shape: dict[str, Any] = large.text.config | {"n_embd": 768, "n_layer": 10, "n_head": 12}
     large = replace(large, text=replace(large.text, config=shape, tune="full"))
     for config in (tiny, large):
         save_run(config)
@@ -55,6 +55,6 @@ def test_memory_is_that_of_a_few_tensors_and_loading_holds_the_model_once(tmp_pa
     consolidating, loading = map(int, done.stdout.split())
     files = large.run_folder / "model" / "text"
     size = sum(path.stat().st_size for path in files.glob("*.safetensors"))
-    assert size > 110e6
-    assert consolidating < size / 3, "the largest tensor has 9 MB"
+    assert size > 280e6
+    assert consolidating < size / 3, "the largest tensor has 9 MB, and 34 MB may wait for being written"
     assert size / 2 < loading < 1.3 * size
