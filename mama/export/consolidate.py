@@ -101,26 +101,42 @@ def consolidate(config: Config, export: Export | None = None) -> Path:
     export = export or Export()
     run = config.run_folder
     require(config, export)
-    checkpoint = _checkpoint(run, export)
     warn_of_other_shards(config)
-    facts = ModelFacts(
-        format=FORMAT,
-        name=config.name,
-        step=read_marker(checkpoint).step,
-        steps=config.train.steps,
-        checkpoint=sha256(checkpoint / MARKER),
-        dtype=export.dtype,
-        lora=export.lora,
-        release=versions()["mama-clip"] or "unknown",
-    )
     folder = _place(config, export)
-    with replaced(folder) as new:
+    if export.step is not None:
+        try:
+            return _consolidate(config, export, folder, checkpoints.at(run, export.step))
+        except checkpoints.DamagedError as error:
+            raise ConfigError(f"{error}; name another step, or restore the checkpoint from a copy") from None
+    found = checkpoints.best_first(run) if export.best else checkpoints.newest_first(run)
+    if written := checkpoints.use_first(run, found, partial(_consolidate, config, export, folder)):
+        return written
+    if checkpoints.checkpoints(run):
+        raise ConfigError(
+            f"{run}: no checkpoint has a validation score; train with train.validate_every, or leave out --best"
+        )
+    raise ConfigError(f"{run}: no complete checkpoint; train first")
+
+
+def _consolidate(config: Config, export: Export, folder: Path, checkpoint: Path) -> Path:
+    """Write a checkpoint as a model `folder`; returns it. Raises `DamagedError`, and leaves what was there."""
+    with replaced(folder) as new, checkpoints.proved(checkpoint, weights_only=True):
+        facts = ModelFacts(
+            format=FORMAT,
+            name=config.name,
+            step=read_marker(checkpoint).step,
+            steps=config.train.steps,
+            checkpoint=sha256(checkpoint / MARKER),
+            dtype=export.dtype,
+            lora=export.lora,
+            release=versions()["mama-clip"] or "unknown",
+        )
         save_portable(config, new / "config.yaml")
         write_training_data(config, new)
         digests = _write_model(config, checkpoint, export, new)
         write_json(new / MODEL, vars(facts))
         write_digests(new, digests, without=LATER)
-        add_card(new, [surviving(run / "model"), surviving(folder)])
+        add_card(new, [surviving(config.run_folder / "model"), surviving(folder)])
     return folder
 
 
@@ -167,16 +183,3 @@ def _place(config: Config, export: Export) -> Path:
     """Where the model is written: a link stays, and leads to it."""
     folder = config.run_folder / "model" if export.out is None else named(export.out)
     return folder.resolve() if folder.is_symlink() else folder
-
-
-def _checkpoint(run: Path, export: Export) -> Path:
-    if export.step is not None:
-        return checkpoints.whole_at(run, export.step)
-    find = checkpoints.best_whole if export.best else checkpoints.newest
-    if found := find(run, weights_only=True):
-        return found
-    if checkpoints.checkpoints(run):
-        raise ConfigError(
-            f"{run}: no checkpoint has a validation score; train with train.validate_every, or leave out --best"
-        )
-    raise ConfigError(f"{run}: no complete checkpoint; train first")

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -20,7 +23,12 @@ from mama.run.tensor_file import Stored, stored_tensors
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 WEIGHTS = ("weight", "buffer")  # kinds of tensors that a model needs; the optimizer's are others
+
+
+class DamagedError(ConfigError):
+    """A file of a checkpoint is missing, or not as it was written; the message names it."""
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -30,32 +38,81 @@ def checkpoints(run: Path) -> list[Path]:
 
 def best(run: Path) -> Path | None:
     """Return the complete checkpoint with the highest validation score, the newest of equals; None without a score."""
-    return next(iter(_by_score(run)), None)
+    return next(iter(best_first(run)), None)
 
 
-def newest(run: Path, weights_only: bool = False) -> Path | None:
+def newest(run: Path) -> Path | None:
     """Return the newest whole checkpoint, to resume from; None if the run has saved none.
 
-    With `weights_only` the optimizer's files need not be whole, and are not read. Damaged ones are logged. Raises
-    `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
+    Damaged ones are logged. Raises `ConfigError` if all are damaged, so that no run starts again from step 0 unasked.
     """
-    return _first_whole(run, reversed(_folders(run)), weights_only)
+    return use_first(run, newest_first(run), _whole)
 
 
-def best_whole(run: Path, weights_only: bool = False) -> Path | None:
+def best_whole(run: Path) -> Path | None:
     """Return the whole checkpoint with the highest validation score; None and errors as for `newest`."""
-    return _first_whole(run, _by_score(run), weights_only)
+    return use_first(run, best_first(run), _whole)
 
 
-def whole_at(run: Path, step: int) -> Path:
-    """Return the checkpoint after `step` steps, whose weights are whole. Raises `ConfigError` otherwise."""
+def at(run: Path, step: int) -> Path:
+    """Return the checkpoint after `step` steps, in whatever state. Raises `ConfigError` if there is none."""
     folder = run / "checkpoints" / folder_name(step)
     if not folder.is_dir():
         there = ", ".join(str(_number(path)) for path in checkpoints(run))
         raise ConfigError(f"{run}: has no checkpoint of step {step}; there are {there or 'none'}")
-    if reason := _damage(folder, weights_only=True):
-        raise ConfigError(f"{reason}; name another step, or restore {folder} from a copy")
     return folder
+
+
+def newest_first(run: Path) -> Iterator[Path]:
+    """All folders with the name of a checkpoint, the newest first, whatever is in them."""
+    return reversed(_folders(run))
+
+
+def best_first(run: Path) -> list[Path]:
+    """The complete checkpoints with a validation score, best first, the newest of equals first."""
+    scored = [(score, path) for path in checkpoints(run) if (score := read_marker(path).score) is not None]
+    return [path for _, path in sorted(scored, key=lambda pair: (pair[0], _number(pair[1])), reverse=True)]
+
+
+def use_first(run: Path, folders: Iterable[Path], use: Callable[[Path], T]) -> T | None:
+    """What `use` makes of the first of these checkpoints that is not damaged; None if there are none.
+
+    It is to raise `DamagedError`, as `proved` does; damaged ones are logged. Raises `ConfigError` if all are.
+    """
+    damaged = 0
+    for folder in folders:
+        try:
+            return use(folder)
+        except DamagedError as error:
+            reason = str(error)
+            log.warning("%s; this checkpoint is skipped", reason)
+            damaged += 1
+    if damaged:
+        place = run / "checkpoints"
+        raise ConfigError(
+            f"{place}: none of {damaged} checkpoints is whole, the last: {reason}; or move {place} away to start again"
+        )
+    return None
+
+
+@contextmanager
+def proved(checkpoint: Path, weights_only: bool = False) -> Iterator[None]:
+    """Compare the digests of a checkpoint's files, or of those that hold weights, while the block reads them too.
+
+    What the block made holds if it ends without an error. Raises `DamagedError` at its end, also in place of an error
+    that damage has led to; at once if the marker or the size of a file is wrong.
+    """
+    if reason := damage(checkpoint):
+        raise DamagedError(reason)
+    with ThreadPoolExecutor(1) as beside:
+        only = {FROZEN, *_pieces_with_weights(checkpoint)} if weights_only else None
+        found = beside.submit(damage, checkpoint, contents=True, only=only)
+        try:
+            yield
+        except ConfigError:
+            _require_whole(found)
+            raise
+        _require_whole(found)
 
 
 def stored_weights(model: nn.Module, checkpoint: Path) -> dict[str, Stored]:
@@ -129,17 +186,14 @@ def _folders(run: Path) -> list[Path]:
     return sorted(found, key=_number)
 
 
-def _by_score(run: Path) -> list[Path]:
-    """The complete checkpoints with a validation score, best first, the newest of equals first."""
-    scored = [(score, path) for path in checkpoints(run) if (score := read_marker(path).score) is not None]
-    return [path for _, path in sorted(scored, key=lambda pair: (pair[0], _number(pair[1])), reverse=True)]
+def _require_whole(found: Future[str | None]) -> None:
+    if reason := found.result():
+        raise DamagedError(reason) from None
 
 
-def _damage(checkpoint: Path, weights_only: bool) -> str | None:
-    """What is wrong with the files of a checkpoint, or with those that hold its weights."""
-    if not weights_only:
-        return damage(checkpoint, contents=True)
-    return damage(checkpoint) or damage(checkpoint, contents=True, only={FROZEN, *_pieces_with_weights(checkpoint)})
+def _whole(checkpoint: Path) -> Path:
+    with proved(checkpoint):
+        return checkpoint
 
 
 def _pieces_with_weights(checkpoint: Path) -> Iterator[str]:
@@ -150,19 +204,3 @@ def _pieces_with_weights(checkpoint: Path) -> Iterator[str]:
                 yield name
         except ConfigError:
             yield name
-
-
-def _first_whole(run: Path, folders: Iterable[Path], weights_only: bool) -> Path | None:
-    damaged = 0
-    for folder in folders:
-        reason = _damage(folder, weights_only)
-        if reason is None:
-            return folder
-        log.warning("%s; this checkpoint is skipped", reason)
-        damaged += 1
-    if damaged:
-        place = run / "checkpoints"
-        raise ConfigError(
-            f"{place}: none of {damaged} checkpoints is whole, the last: {reason}; or move {place} away to start again"
-        )
-    return None

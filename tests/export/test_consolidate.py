@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -345,6 +346,27 @@ def test_a_damaged_or_foreign_file_of_a_checkpoint_is_named(run: Config, file: s
         consolidate(run, Export(step=3))
     with pytest.raises(ConfigError, match=rf"^[^\n]*{place}: [^\n]*$"):
         consolidate(run)
+
+
+@pytest.mark.parametrize("last", [b"\0\0\0\0", b"\xff\xff\xff\xff"])  # another number, and none
+def test_damage_that_shows_after_the_model_is_written_leaves_nothing_of_it(
+    run: Config, last: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The digests are compared while the tensors are read; the checkpoint before is taken."""
+    save_run(run, step=1)
+    consolidate(run)
+    save_run(run, step=3)
+    place = run.run_folder / "checkpoints" / "step-000003" / "state-00000.safetensors"
+    place.write_bytes(place.read_bytes()[:-4] + last)
+    assert read_model(consolidate(run)).step == 1
+    assert f"{place}: its content has changed since it was written; this checkpoint is skipped" in caplog.messages
+    shutil.rmtree(place.parent.with_name("step-000001"))
+    with pytest.raises(ConfigError, match=r"none of 1 checkpoints is whole, the last: "):
+        consolidate(run)
+    with pytest.raises(ConfigError, match=rf"^{place}: its content has changed [^\n]*; name another step, or restore "):
+        consolidate(run, Export(step=3))
+    assert read_model(run.run_folder / "model").step == 1
+    assert not [path for path in run.run_folder.iterdir() if path.name.endswith((".partial", ".old"))]
 
 
 def test_the_document_of_a_model_is_read_strictly(run: Config) -> None:
