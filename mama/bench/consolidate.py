@@ -28,7 +28,13 @@ from shards.pack.pack import pack
 Measured = tuple[float, int]  # seconds, and bytes of the largest resident memory
 
 # Each in a process of its own, which also says what its imports alone take.
-OURS = "from mama.cli.main import cli; import mama.export.consolidate; {}"
+OURS = """
+from mama.cli.main import cli
+from mama.cli.options import importing
+with importing():
+    import mama.export.consolidate
+{}
+"""
 THEIRS = "from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict as convert; {}"
 
 

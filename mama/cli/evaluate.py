@@ -6,7 +6,7 @@ import json
 
 import click
 
-from mama.cli.options import Verb, config_arguments, configured_model, job_options, run_or_submit
+from mama.cli.options import Verb, config_arguments, configured_model, importing, job_options, run_or_submit
 from mama.errors import ConfigError
 
 
@@ -22,9 +22,10 @@ def evaluate(config: str, overrides: tuple[str, ...], as_job: bool, profile: str
     Needs the folder model/ that mama consolidate writes; CONFIG may also be such a folder by itself, with --on. Prints
     the figures of each task when they are there. Under torchrun, srun or --slurm the tasks share the images.
     """
-    from mama.evaluate.box_files import read_box_files
-    from mama.evaluate.tasks import load_tasks
-    from mama.finetune.fine_tune import evaluate as run
+    with importing():
+        from mama.evaluate.box_files import read_box_files
+        from mama.evaluate.tasks import load_tasks
+        from mama.finetune.fine_tune import evaluate as run
 
     overrides += (f"eval.on={json.dumps(on, ensure_ascii=False)}",) if on else ()
     settings, model = configured_model(config, overrides)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from mama.cli.options import Verb, configured_model, job_options, run_or_submit
+from mama.cli.options import Verb, configured_model, importing, job_options, run_or_submit
 from mama.settings.schema import Config
 
 SOME_REFUSED = 3  # exit code: some inputs were refused, and the rest was used
@@ -71,8 +71,9 @@ def predict(
     table with a column image (and patient, study, laterality, view), or a folder of shards. Writes predictions.json and
     three tables. Exit code 3: some inputs were refused, and each is named with the reason. Not for clinical use.
     """
-    from mama.predict.predict import Request, check
-    from mama.predict.predict import predict as run
+    with importing():
+        from mama.predict.predict import Request, check
+        from mama.predict.predict import predict as run
 
     settings, folder = configured_model(model, ())
     request = Request(
@@ -117,8 +118,9 @@ def embed(
 
     MODEL and INPUT are those of mama predict. One row an image, in NumPy's format or Parquet.
     """
-    from mama.predict.embed import EmbedRequest, check
-    from mama.predict.embed import embed as run
+    with importing():
+        from mama.predict.embed import EmbedRequest, check
+        from mama.predict.embed import embed as run
 
     settings, folder = configured_model(model, ())
     count = _cores() if workers is None else workers

@@ -13,6 +13,7 @@ from mama.cli.options import (
     config_arguments,
     configured,
     configured_checkpoint,
+    importing,
     job_options,
     run_or_submit,
 )
@@ -59,8 +60,9 @@ def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: 
 
     CONFIG may also be the folder of a checkpoint, such as RUN/checkpoints/step-000500.
     """
-    from mama.export.consolidate import Export, require
-    from mama.export.consolidate import consolidate as run
+    with importing():
+        from mama.export.consolidate import Export, require
+        from mama.export.consolidate import consolidate as run
 
     settings, step = configured_checkpoint(config, overrides)
     if step is not None and (options["best"] or options["step"] is not None):
