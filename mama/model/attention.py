@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from mama.errors import ConfigError
+from mama.model.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +32,18 @@ HOPPER = (9, 0)  # compute capability from which PyTorch has cuDNN's attention, 
 CUDA_12, CUDA_12_PACKAGE = "libcudart.so.12", "nvidia-cuda-runtime-cu12"
 
 
-def choose(requested: str, device: torch.device) -> str:
+def choose(requested: str, device: torch.device, packed: bool = False) -> str:
     """The `attn_implementation` for transformers, for `requested` of `auto | xformers | sdpa`; logs the choice.
 
-    `auto` is xformers on CUDA devices older than Hopper if its operators run, else PyTorch's
-    scaled_dot_product_attention. Raises `ConfigError` if xformers is requested and cannot run.
+    `auto` is xformers on CUDA devices older than Hopper, and for `packed` sequences on all of them, if its operators
+    run, else PyTorch's scaled_dot_product_attention. Raises `ConfigError` if xformers is requested and cannot run.
     """
     kernel, reason = requested, None
     if requested == "auto":
-        reason = _newer_than_xformers(device) or _xformers_obstacle(device)
+        reason = None if packed else _newer_than_xformers(device)
+        reason = reason or _xformers_obstacle(device, packed)
         kernel = "sdpa" if reason else "xformers"
-    elif requested == "xformers" and (obstacle := _xformers_obstacle(device)):
+    elif requested == "xformers" and (obstacle := _xformers_obstacle(device, packed)):
         raise ConfigError(f"train.attention: xformers cannot run here ({obstacle}); use auto or sdpa")
     log.info("attention kernel: %s on %s%s", kernel, device.type, f" ({reason})" if reason else "")
     return KERNELS[kernel]
@@ -54,14 +56,14 @@ def _newer_than_xformers(device: torch.device) -> str | None:
     return "compute capability {}.{}: from 9.0 on PyTorch has cuDNN's kernels".format(*capability)
 
 
-def _xformers_obstacle(device: torch.device) -> str | None:
+def _xformers_obstacle(device: torch.device, packed: bool) -> str | None:
     """Why xformers cannot run on this device, in one line; None if a trial has shown that it can."""
     if device.type != "cuda":
         return f"xformers needs CUDA, the device is {device.type}"
     if unloaded := load_xformers():
         return unloaded
     try:
-        _try_xformers(device)
+        _try_xformers(device, packed)
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         return _in_one_line(error)
     return None
@@ -107,7 +109,7 @@ def _cuda_12_runtime() -> str | None:
 
 
 @torch.inference_mode(False)  # the trial needs gradients, whatever mode the caller is in
-def _try_xformers(device: torch.device) -> None:
+def _try_xformers(device: torch.device, packed: bool) -> None:
     """Run forward and backward in every precision and with every kind of mask that training uses; raises its errors."""
     length, heads = 13, 2
     padding = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
@@ -115,8 +117,9 @@ def _try_xformers(device: torch.device) -> None:
         for causal, mask in ((False, None), (True, None), (False, padding)):
             # Zeros: drawing random numbers here would change those of the run.
             tensor = torch.zeros(1, heads, length, 64, dtype=dtype, device=device, requires_grad=True)
-            out, _ = xformers(nn.Identity(), tensor, tensor, tensor, mask, is_causal=causal)
-            torch.autograd.grad(out.sum(), tensor)[0].cpu()  # synchronises, so that errors of the kernels show
+            for packing in (None, Packing([1, length - 1])) if packed and mask is None else (None,):
+                out, _ = xformers(nn.Identity(), tensor, tensor, tensor, mask, is_causal=causal, packing=packing)
+                torch.autograd.grad(out.sum(), tensor)[0].cpu()  # synchronises, so that errors of the kernels show
 
 
 def _in_one_line(error: Exception) -> str:
@@ -147,22 +150,30 @@ def sdpa(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
+    packing: Packing | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """softmax(Q K^T scaling + mask) V by PyTorch: `query` [B, H, L, d] -> [B, L, H, d], as transformers expects.
 
     `key` and `value` are [B, G, K, d]; `attention_mask` broadcasts to [B, H, L, K], bool (true: attend) or additive.
+    With `packing` the row, of B = 1, holds several sequences, and a token attends to its own alone.
     """
-    out = F.scaled_dot_product_attention(
-        query,
-        _repeat_heads(module, key),
-        _repeat_heads(module, value),
-        attn_mask=attention_mask,
-        dropout_p=dropout,
-        is_causal=_is_causal(module, attention_mask, is_causal),
-        scale=scaling,
-    )
+    heads = query, _repeat_heads(module, key), _repeat_heads(module, value)
+    causal = _is_causal(module, attention_mask, is_causal)
+    options: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "scale": scaling}
+    if packing is not None:
+        return _one_by_one(heads, packing, options), None
+    out = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask, **options)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _one_by_one(heads: tuple[Tensor, Tensor, Tensor], packing: Packing, options: dict[str, Any]) -> Tensor:
+    """Query, key and value [1, H, N, d] -> [1, N, H, d], one sequence after the other.
+
+    That costs a CPU nothing; a GPU has xformers' kernels for it.
+    """
+    parts = zip(*(part.split(packing.lengths, dim=2) for part in heads), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part, **options).transpose(1, 2) for part in parts], dim=1)
 
 
 def _additive(mask: Tensor, query: Tensor) -> Tensor:
@@ -187,6 +198,7 @@ def xformers(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
+    packing: Packing | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """`sdpa` by xformers' memory_efficient_attention."""
@@ -194,12 +206,25 @@ def xformers(
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias: Any = None
-    if _is_causal(module, attention_mask, is_causal):
+    causal = _is_causal(module, attention_mask, is_causal)
+    if packing is not None:
+        bias = _block_diagonal(packing, causal, query.device)
+    elif causal:
         bias = LowerTriangularMask()
     elif attention_mask is not None:
         bias = _additive(attention_mask, query)
     heads = [t.transpose(1, 2) for t in (query, _repeat_heads(module, key), _repeat_heads(module, value))]
     return memory_efficient_attention(*heads, attn_bias=bias, p=dropout, scale=scaling), None
+
+
+def _block_diagonal(packing: Packing, causal: bool, device: torch.device) -> Any:
+    """The mask of xformers in which a token attends to its own sequence, or to what is before it in that."""
+    if causal not in packing.masks:
+        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+        mask = BlockDiagonalMask.from_seqlens(packing.lengths, device=device)
+        packing.masks[causal] = mask.make_causal() if causal else mask
+    return packing.masks[causal]
 
 
 CAUSAL = "_causal"

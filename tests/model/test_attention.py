@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mama.errors import ConfigError
 from mama.model import attention
+from mama.model.packing import Packing
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -84,6 +85,7 @@ def memory_efficient_attention(
 ) -> Tensor:
     """The contract of xformers' function, whose kernels need CUDA: tensors are [B, L, H, d]."""
     from xformers.ops import LowerTriangularMask
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
     batch, length, heads, width = query.shape
     assert key.shape == value.shape == (batch, key.shape[1], heads, width)  # its backward knows no grouped heads
@@ -92,7 +94,7 @@ def memory_efficient_attention(
     shape = (batch, heads, length, key.shape[1])
     scores = torch.einsum("blhd,bkhd->bhlk", query.double(), key.double())
     scores = scores * (width**-0.5 if scale is None else scale)
-    if isinstance(attn_bias, LowerTriangularMask):
+    if isinstance(attn_bias, LowerTriangularMask | BlockDiagonalMask):
         scores = scores + attn_bias.materialize(shape, dtype=torch.float64)
     elif attn_bias is not None:
         assert attn_bias.shape == shape  # it does not broadcast
@@ -193,6 +195,25 @@ def test_gradients_are_those_of_the_softmax(kernel: str) -> None:
     bias = causal_bias(7).expand(2, 6, 7, 7)
     expected = torch.autograd.grad((softmax_attention(query, key, value, bias, 0.5) * weight).sum(), tensors)
     for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[1], [7], [1, 5, 1], [2, 3, 2], [4, 3]])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences_do_not_see_each_other(kernel: str, lengths: list[int], groups: int, causal: bool) -> None:
+    """Against one softmax over the whole row, with minus infinity between sequences; values and gradients."""
+    count = sum(lengths)
+    tensors = tuple(tensor[:1].requires_grad_() for tensor in drawn(6, groups, count, count))
+    weight = torch.randn(1, count, 6, 8)
+    out, _ = function_of(kernel)(Layer(causal, groups), *tensors, None, scaling=0.5, packing=Packing(lengths))
+    number = torch.tensor([sequence for sequence, length in enumerate(lengths) for _ in range(length)])
+    apart = torch.where(number[:, None] == number, 0.0, float("-inf"))
+    bias = (apart + causal_bias(count) if causal else apart).expand(1, 6, count, count)
+    expected = softmax_attention(*tensors, bias, 0.5)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+    got = torch.autograd.grad((out * weight).sum(), tensors)
+    for one, other in zip(got, torch.autograd.grad((expected * weight).sum(), tensors), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -359,10 +380,12 @@ def test_xformers_needs_cuda_and_its_package(
     assert_refused(gpu, "xformers is not installed: pip install xformers", caplog)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_xformers_is_tried_in_each_precision_with_each_mask_and_backwards(
-    gpu: torch.device, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    gpu: torch.device, packed: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from xformers import ops
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask, BlockDiagonalMask
 
     tried = []
 
@@ -374,9 +397,11 @@ def test_xformers_is_tried_in_each_precision_with_each_mask_and_backwards(
     monkeypatch.setattr(ops, "memory_efficient_attention", recorded)
     before = torch.get_rng_state()
     with caplog.at_level(logging.INFO, logger="mama.model.attention"), torch.inference_mode():
-        assert attention.choose("auto", gpu) == "mama_xformers"
+        assert attention.choose("auto", gpu, packed) == "mama_xformers"
     assert caplog.messages == ["attention kernel: xformers on cuda"]
-    masks = (type(None), ops.LowerTriangularMask, Tensor)
+    masks: tuple[type, ...] = (type(None), ops.LowerTriangularMask, Tensor)
+    if packed:
+        masks = (type(None), BlockDiagonalMask, ops.LowerTriangularMask, BlockDiagonalCausalMask, Tensor)
     assert tried == [(dtype, mask) for dtype in (torch.float32, torch.bfloat16) for mask in masks]
     assert torch.equal(before, torch.get_rng_state())  # it changes nothing of the run
 
