@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mama.bench.plain_step import plain_step
 from mama.bench.synthetic import published, synthetic, tiny
+from mama.data import augment
 from mama.data.batches import Batch
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
@@ -23,6 +24,7 @@ from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
+from mama.model.tissue import kept_patches
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, TrainConfig
 from mama.train.deepspeed_engine import join_ranks, start_engine
@@ -40,6 +42,7 @@ class Measured:
     pairs: int
     seconds: float  # median of the steps
     memory_gb: float  # peak in GiB: of tensors on CUDA, of the whole process on the CPU
+    image_tokens: float  # that the image tower encodes of an image, on average
     flops: float  # operations for a pair
     peak: float | None  # operations per second of the device, if known
     estimate_gb: float | None = None  # by `mama train --dry-run`
@@ -58,8 +61,9 @@ class Measured:
 def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Iterator[str]:
     """Measure `rounds` steps after a first one, with and without activation checkpointing; yield a table in Markdown.
 
-    Without `config`: the published shapes on CUDA, tiny ones on the CPU. On CUDA, `train.attention=auto` measures each
-    kernel, the first also at the largest micro-batch found to fit. `plain` adds the two steps of
+    Without `config`: the published shapes on CUDA, tiny ones on the CPU. With `vision.tokens` tissue each is measured
+    with all tokens too. On CUDA, `train.attention=auto` measures each kernel, the first also at the largest micro-batch
+    found to fit. `plain` adds the two steps of
     `mama.bench.plain_step`. Each row is measured in a process of its own, whose peak memory is then its own. Raises
     `ConfigError` in a rank.
     """
@@ -81,31 +85,36 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
         )
     yield ""
     yield (
-        "| step | attention | activation checkpointing | micro-batch | pairs/s | text tokens/s | peak memory, GiB "
-        "| estimated, GiB | MFU in bf16 |"
+        "| step | attention | activation checkpointing | micro-batch | tokens an image | pairs/s | text tokens/s "
+        "| peak memory, GiB | estimated, GiB | MFU in bf16 |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for number, setting in enumerate(_each_kernel(train, cuda)):
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    only_tissue = config.vision.tokens == "tissue"
+    for number, setting in enumerate(_each_kernel(config, cuda)):
         function = measure_to_the_largest if cuda and not number else measure
-        yield from _both(function, f"mama | {setting.attention}", replace(config, train=setting), rounds)
+        for tokens_of in ("all", "tissue") if only_tissue else ("all",):
+            one = replace(config, train=setting, vision=replace(config.vision, tokens=tokens_of))
+            yield from _both(function, f"mama, {tokens_of} tokens | {setting.attention}", one, rounds)
     if plain:
+        config = replace(config, vision=replace(config.vision, tokens="all"))
         yield from _both(measure_plain, "plain | sdpa", config, rounds)
         published_code = partial(measure_plain, as_published=True)
         yield from _both(published_code, "published | sdpa, text eager", config, rounds)
 
 
-def _each_kernel(train: TrainConfig, cuda: bool) -> list[TrainConfig]:
+def _each_kernel(config: Config, cuda: bool) -> list[TrainConfig]:
     """The configured kernel; xformers and then PyTorch's if `auto` would choose xformers."""
+    train = config.train
     if train.attention != "auto":
         return [train]
     both = [replace(train, attention="xformers"), replace(train, attention="sdpa")]
-    xformers = cuda and run_on_ranks(_chosen, Config()) == attention.KERNELS["xformers"]
+    # In a process of its own, since a trial of xformers takes GPU memory.
+    xformers = cuda and run_on_ranks(_chosen, replace(config, train=TrainConfig())) == attention.KERNELS["xformers"]
     return both if xformers else both[1:]
 
 
 def _chosen(config: Config) -> str:
-    """Runs in a process of its own, since a trial of xformers takes GPU memory."""
-    return attention.choose("auto", torch.device("cuda"))
+    return attention.choose("auto", torch.device("cuda"), config.packed)
 
 
 def _both(function: Callable[[Config], list[Measured]], step: str, config: Config, rounds: int) -> Iterator[str]:
@@ -123,7 +132,7 @@ def _both(function: Callable[[Config], list[Measured]], step: str, config: Confi
         label = f"| {step} | {'on' if checkpointing else 'off'}"
         measured = run_on_ranks(function, replace(config, train=train))
         if pairs not in [m.pairs for m in measured]:
-            yield f"{label} | {pairs} | does not fit | | | | |"
+            yield f"{label} | {pairs} | | does not fit | | | | |"
         for one in measured:
             yield f"{label} {_row(one, tokens)}"
 
@@ -219,23 +228,45 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    sentences = batch.texts.separators.shape[1]
-    flops = pair_flops(shape, config.data.image_size, config.data.max_tokens, sentences=sentences)
+    lengths = _image_tokens(batch, config, shape)
+    share = (statistics.mean(lengths) - shape.vision.prefix) / _patches(config, shape)
+    flops = pair_flops(
+        shape,
+        config.data.image_size,
+        [config.data.max_tokens],
+        images=lengths,
+        sentences=batch.texts.separators.shape[1],
+    )
     data = replace(config.data, pairs=["augment"], pair_weights=[])  # one text serves both views of a synthetic pair
     return Measured(
         config.train.micro_batch,
         statistics.median(seconds[1:]),
         peak_memory_gb(device),
+        statistics.mean(lengths),
         flops,
         peak_flops(device),
-        rank_bytes(replace(config, data=data), shape, 1)[0] / 2**30,
+        rank_bytes(replace(config, data=data), shape, 1, share=share)[0] / 2**30,
     )
+
+
+def _image_tokens(batch: Batch, config: Config, shape: MamaModel) -> list[int]:
+    """The tokens of each augmented image of a batch that the image tower encodes."""
+    if config.vision.tokens == "all":
+        return [shape.vision.prefix + _patches(config, shape)]
+    views = (batch.anchors, batch.anchor_changes), (batch.partners, batch.partner_changes)
+    patch = int(shape.vision.backbone.config.patch_size)
+    kept = [kept_patches(augment.apply(images, changes), patch).sum(1) for images, changes in views]
+    return [shape.vision.prefix + count for count in torch.cat(kept).tolist()]
+
+
+def _patches(config: Config, shape: MamaModel) -> int:
+    return math.prod(side // int(shape.vision.backbone.config.patch_size) for side in config.data.image_size)
 
 
 def _row(one: Measured, tokens: int) -> str:
     mfu = "unknown" if one.mfu is None else f"{one.mfu:.1%}"
     estimate = "" if one.estimate_gb is None else f"{one.estimate_gb:.2f}"
-    return f"| {one.pairs} | {one.rate:.3g} | {one.rate * tokens:,.0f} | {one.memory_gb:.2f} | {estimate} | {mfu} |"
+    return f"| {one.pairs} | {one.image_tokens:,.0f} | {one.rate:.3g} | {one.rate * tokens:,.0f} | {one.memory_gb:.2f} | {estimate} | {mfu} |"
 
 
 def _memory_of(device: torch.device) -> float:

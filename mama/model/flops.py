@@ -10,6 +10,7 @@ norms, activations, embedding tables, augmentation, objective, optimizer.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,41 +45,48 @@ def peak_flops(device: torch.device) -> float | None:
 def pair_flops(
     model: MamaModel,
     image_size: tuple[int, int],
-    tokens: float,
+    texts: Sequence[float],
     *,
-    texts: float = 1.0,
+    images: Sequence[float] = (),
+    each: float = 1.0,
     sentences: float = 10.0,
     recompute: bool = False,
 ) -> float:
-    """Operations of one training pair, forward and backward.
+    """Operations of one training pair, forward and backward, on average.
 
-    `image_size` is (H, W); the partner image counts only if a term needs it. For each pair `texts` different texts of
-    `tokens` tokens are encoded; the anchor's has `sentences` sentences. `recompute` also counts the second forward
-    pass of activation checkpointing; it overestimates slightly, as PyTorch skips the last products of a block.
+    `texts` are the tokens of each text that is encoded, `each` the different texts of a pair; the anchor's has
+    `sentences` sentences. `images` are the tokens of each image, with class and registers, if only patches with tissue
+    are encoded; else all of `image_size` (H, W) are. The partner image counts only if a term needs it. `recompute` also
+    counts the second forward pass of activation checkpointing; it overestimates slightly, as PyTorch skips the last
+    products of a block.
     """
     vision = model.vision.backbone
     patch = int(vision.config.patch_size)
-    patches = (image_size[0] // patch) * (image_size[1] // patch)
-    image = _tower(vision, model.vision.prefix + patches, recompute) + _patch_embedding(vision, patches)
-    text = _tower(model.text.backbone, tokens, recompute)
+    whole = (image_size[0] // patch) * (image_size[1] // patch)
+    lengths = images or [model.vision.prefix + whole]
+    image = _tower(vision, lengths, recompute) + _patch_embedding(vision, whole)
+    text = _tower(model.text.backbone, texts, recompute)
     return (
         (2 if model.uses_partner else 1) * (image + _matrices(model.image_head, 1) + _matrices(model.view_head, 1))
-        + texts * (text + _matrices(model.text_head, 1))
-        + _matrices(model.patch_head, patches)  # of the anchor alone, like the sentences
+        + each * (text + _matrices(model.text_head, 1))
+        # of the anchor alone, like the sentences
+        + _matrices(model.patch_head, sum(lengths) / len(lengths) - model.vision.prefix)
         + _matrices(model.sentence_head, sentences)
     )
 
 
-def _tower(backbone: Any, length: float, recompute: bool) -> float:
-    """A transformer on a sequence of `length`: weight matrices, and in each block Q K^T and the weighted sum of V."""
+def _tower(backbone: Any, lengths: Sequence[float], recompute: bool) -> float:
+    """A transformer on a sequence, the mean over those of `lengths`: weights, and Q K^T and the weighted sum of V."""
     config = backbone.config
     width = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) * (
         config.num_attention_heads
     )
-    attention = config.num_hidden_layers * 2 * 2 * length**2 * width
+    squares = sum(length**2 for length in lengths) / len(lengths)
+    attention = config.num_hidden_layers * 2 * 2 * squares * width
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     passes = 1 + 2 * trained + (recompute and trained)
-    return passes * attention + _matrices(backbone, length, trained, recompute and trained)
+    mean = sum(lengths) / len(lengths)
+    return passes * attention + _matrices(backbone, mean, trained, recompute and trained)
 
 
 def _matrices(module: nn.Module | None, positions: float, trained: bool = True, recompute: bool = False) -> float:

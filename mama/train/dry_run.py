@@ -7,14 +7,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import numpy as np
+import torch
 from torch import nn
 
+from mama.data import augment
 from mama.data.images import Images
 from mama.data.pairs import Pairs
 from mama.data.sample_weights import usable_images
 from mama.errors import ConfigError
 from mama.model.mama_model import MamaModel
 from mama.model.memory import states
+from mama.model.tissue import kept_patches
 from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import as_yaml
 from mama.settings.schema import Config
@@ -24,6 +28,7 @@ from shards.errors import ShardError
 from shards.read.remote import Remote
 
 TEXTS = 3  # shown
+IMAGES = 64  # of which the share of tissue is measured
 
 
 def dry_run(config: Config, ranks: int) -> Iterator[str]:
@@ -99,18 +104,42 @@ def state_lines(config: Config, model: nn.Module, ranks: int) -> Iterator[str]:
 
 def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[str]:
     """Yield a table of what a micro-batch keeps for its backward pass, with and without activation checkpointing."""
+    share = 1.0
+    if config.vision.tokens == "tissue":
+        share, said = _tissue(config, int(model.vision.backbone.config.patch_size))
+        yield said
     chosen = config.train.activation_checkpointing
     labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
     yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
-    for name, (kept, checkpointed) in activations(config, model).items():
+    for name, (kept, checkpointed) in activations(config, model, share=share).items():
         yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
     settings = [replace(config.train, activation_checkpointing=on) for on in (False, True)]
-    kept, checkpointed = (rank_bytes(replace(config, train=train), model, ranks)[0] for train in settings)
+    kept, checkpointed = (rank_bytes(replace(config, train=train), model, ranks, share=share)[0] for train in settings)
     yield f"{'together, with the states as configured':44} {_gib(kept):>10} {_gib(checkpointed):>15}"
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
     yield "Checkpointed: every layer's input, and one layer at a time. A frozen MLP keeps only what goes into its GELU."
     yield "Left out: augmentation, objective, the allocator's waste."
+
+
+def _tissue(config: Config, patch: int) -> tuple[float, str]:
+    """The mean share of patches with tissue in augmented images, and a line about it; 1 without shards here."""
+    if _is_remote(config):
+        return 1.0, "vision.tokens: the shards are not here; every patch is counted, as if all held tissue"
+    try:
+        pairs = Pairs(config)
+        drawn = [pairs[number] for number in range(IMAGES)]
+    except (ConfigError, ShardError, OSError) as error:
+        return 1.0, f"vision.tokens: every patch is counted, as if all held tissue ({error})"
+    images = torch.from_numpy(np.stack([pair.anchor for pair in drawn])[:, None])
+    changes = torch.from_numpy(np.stack([pair.anchor_change for pair in drawn]))
+    shares = kept_patches(augment.apply(images, changes), patch).double().mean(1)
+    low, high = shares.quantile(torch.tensor([0.1, 0.9]).double()).tolist()
+    mean = float(shares.mean())
+    return mean, (
+        f"vision.tokens: {mean:.0%} of the patches of {len(drawn)} augmented images hold tissue (10th to 90th percentile "
+        f"{low:.0%} to {high:.0%})"
+    )
 
 
 def _is_remote(config: Config) -> bool:

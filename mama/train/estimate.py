@@ -72,16 +72,17 @@ def text_transformer(shape: Any, text: TextConfig) -> Transformer:
     return Transformer.of(shape, text.tune != "full", len(TEXT_MODELS[shape.model_type].adapted) if drops else 0)
 
 
-def activations(config: Config, model: MamaModel, mask: int = 1) -> dict[str, tuple[int, int]]:
+def activations(config: Config, model: MamaModel, mask: int = 1, share: float = 1.0) -> dict[str, tuple[int, int]]:
     """Return bytes that a micro-batch keeps for its backward pass, by part: (without, with) activation checkpointing.
 
-    `mask`: bytes that dropout keeps for each number, see `mama.model.memory.Transformer.layer_bytes`.
+    `mask`: bytes that dropout keeps for each number, see `mama.model.memory.Transformer.layer_bytes`. `share` of the
+    patches that are encoded.
     """
     pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
     images = pairs * (2 if model.uses_partner else 1)
     texts = pairs * (2 if model.uses_partner_text and {"study", "contralateral"} & {*config.data.pairs} else 1)
-    patches = math.prod(side // vision.patch_size for side in config.data.image_size)
+    patches = round(share * math.prod(side // vision.patch_size for side in config.data.image_size))
     length, tokens = patches + model.vision.prefix, config.data.max_tokens
     towers = {
         f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),
@@ -99,12 +100,17 @@ def activations(config: Config, model: MamaModel, mask: int = 1) -> dict[str, tu
     return found
 
 
-def rank_bytes(config: Config, model: MamaModel, ranks: int, mask: int = 1) -> tuple[int, int]:
-    """Return the bytes of one rank: states and activations on its device, and offloaded states in CPU memory."""
+def rank_bytes(
+    config: Config, model: MamaModel, ranks: int, mask: int = 1, share: float = 1.0
+) -> tuple[int, int]:
+    """Return the bytes of one rank: states and activations on its device, and offloaded states in CPU memory.
+
+    Arguments as for `activations`.
+    """
     train = config.train
     total, trainable = parameter_count(model), parameter_count(model, trainable=True)
     of = states(total, trainable, ranks, train.zero_stage, train.precision, train.offload)
-    kept = sum(both[train.activation_checkpointing] for both in activations(config, model, mask).values())
+    kept = sum(both[train.activation_checkpointing] for both in activations(config, model, mask, share).values())
     return of.device + kept, of.host
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -24,15 +25,15 @@ class Meter:
 
     def _restart(self) -> None:
         self.started, self.waited = time.perf_counter(), 0.0
-        self.pairs = self.texts = self.tokens = 0
+        self.pairs = 0
+        self.texts: list[int] = []  # tokens of each
 
     def fetch(self, batches: Iterator[Batch]) -> Batch:
         """Return the next micro-batch, moved to the device."""
         started = time.perf_counter()
         batch = next(batches)
         self.pairs += len(batch.keys)
-        self.texts += len(batch.texts.tokens)
-        self.tokens += int(batch.texts.mask.sum())
+        self.texts += batch.texts.mask.sum(1).tolist()
         moved = batch.to(self.device)
         self.waited += time.perf_counter() - started
         return moved
@@ -41,21 +42,32 @@ class Meter:
         """Return rates since the last reading, of pairs and text tokens (without padding) on all ranks; peak memory.
 
         Every rank has as many pairs; as many tokens as this one is assumed. `mfu` is the share of the GPU's dense bf16
-        peak that the model's own operations take (`mama.model.flops`), if that peak is known.
+        peak that the model's own operations take (`mama.model.flops`), if that peak is known. With
+        `vision.tokens` tissue also the share of patches that hold any, in the latest images.
         """
         seconds = max(time.perf_counter() - self.started, 1e-9)
+        lengths = self.model.vision.lengths
         values = {
             "pairs_per_second": self.pairs * world_size() / seconds,
-            "tokens_per_second": self.tokens * world_size() / seconds,
+            "tokens_per_second": sum(self.texts) * world_size() / seconds,
             "data_wait_share": self.waited / seconds,
             "memory_gb": peak_memory_gb(self.device),
         }
+        if lengths:
+            values["tissue_share"] = tissue_share(self.model, self.image_size)
         if self.peak and self.pairs:
-            length, texts = self.tokens / self.texts, self.texts / self.pairs
-            work = pair_flops(self.model, self.image_size, length, texts=texts)
+            each = len(self.texts) / self.pairs
+            work = pair_flops(self.model, self.image_size, self.texts, images=lengths, each=each)
             values["mfu"] = work * self.pairs / seconds / self.peak
         self._restart()
         return values
+
+
+def tissue_share(model: MamaModel, image_size: tuple[int, int]) -> float:
+    """Return the share of the patches of `image_size` (H, W) that were encoded, in the latest images of the tower."""
+    lengths, patch = model.vision.lengths, int(model.vision.backbone.config.patch_size)
+    patches = sum(lengths) / len(lengths) - model.vision.prefix
+    return patches / math.prod(side // patch for side in image_size)
 
 
 def peak_memory_gb(device: torch.device) -> float:
