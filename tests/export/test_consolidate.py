@@ -122,7 +122,7 @@ def test_every_tower_is_equal_and_loads_in_transformers_alone(
     with torch.inference_mode():
         assert torch.equal(live(config).embed_images(images)[0], loaded.embed_images(images)[0])
         assert torch.equal(live(config).embed_texts(texts), loaded.embed_texts(texts))
-        patches = loaded.vision(images)[1]
+        patches = loaded.vision(images).patches.unflatten(0, (len(images), -1))
         states = plain.eval()(pixel_values=pixels, **options).last_hidden_state
     assert torch.equal(states[:, -patches.shape[1] :], patches)
     require_all_read(info)
