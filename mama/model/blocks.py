@@ -26,8 +26,9 @@ def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) 
 
     The image tower's blocks are compiled: norms, LayerScale, residuals and activations fuse into a few kernels
     (TorchInductor; Ansel et al. 2024, "PyTorch 2"), and as all images have one size, one compilation serves all
-    blocks. The language model's are not: its texts differ in length, and compiled with dropout its forward pass was
-    slower (docs/benchmarks.md). With activation checkpointing only the input of a block is kept for the backward pass.
+    blocks; two where rows differ in length (`vision.tokens`), the second for any length. The language model's are not:
+    its texts differ in length, and compiled with dropout its forward pass was slower (docs/benchmarks.md). With
+    activation checkpointing only the input of a block is kept for the backward pass.
     """
     prepare_image_tower(model.vision, config, device)
     _prepare(model.text, False, config)

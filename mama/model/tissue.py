@@ -47,7 +47,8 @@ def encode(
         cos, sin = parts.rope_embeddings(pixels)  # [P, width of a head]
         whole = F.pad(cos, (0, 0, prefix, 0), value=1.0), F.pad(sin, (0, 0, prefix, 0))  # the others not at all
         turns["position_embeddings"] = tuple(part.index_select(0, number) for part in whole)
-    row = embedded.flatten(0, 1).index_select(0, places)[None]  # [1, N, d]
+    # No view of another tensor: the first block would be compiled for one, and the others anew.
+    row = embedded.flatten(0, 1)[None].index_select(1, places)  # [1, N, d]
     for block in blocks_of(backbone):
         row = block(row, packing=packing, **turns)
     patches = row[0].index_select(0, _places(number >= prefix, sum(counts)))

@@ -27,12 +27,12 @@ def alignment_scores(
 ) -> tuple[Tensor, Tensor]:
     """V and T, [T, I] each, of unit vectors `sentences` [T, S, D] and `patches` [I, P, D].
 
-    `mask` [T, S] is true at sentences, `patch_mask` [I, P] at patches, of which an image has one at least, or None if
-    it would be true everywhere; neither `sentences` nor `patches` is read elsewhere. Memory: the cosines of all
-    sentences with `chunk` images at a time, and two bytes per text and patch for the backward pass. On a CPU nothing
-    is computed or kept for the padding. Computed and returned in at least fp32, also under autocast: a logit scale of
-    100 would amplify bf16 rounding. A text without a sentence, or an image without a patch, raises `ValueError` on a
-    CPU; on a GPU, where checking would force a synchronisation, its scores are not finite.
+    `mask` [T, S] is true at sentences; `sentences` is not read elsewhere. `patch_mask` [I, P] is true at patches, None
+    if it would be everywhere; `patches` may be any finite numbers elsewhere. Memory: the cosines of all sentences with
+    `chunk` images at a time, and two bytes per text and patch for the backward pass; on a CPU nothing for the padding
+    of patches. Computed and returned in at least fp32, also under autocast: a logit scale of 100 would amplify bf16
+    rounding. A text without a sentence raises `ValueError` on a CPU, like an image without a patch; on a GPU, where
+    checking would force a synchronisation, its visual score is NaN, and the scores of the image are not finite.
     """
     if chunk < 1:
         raise ValueError(f"chunk: {chunk} is less than 1 image")

@@ -23,7 +23,7 @@ from mama.objective.losses import objective
 from mama.settings.schema import Config, VisionConfig
 from mama.train import grad_cache
 from tests.support.tiny_backbones import KERNEL, LAST_NORM, REGISTERS, VISION
-from tests.support.tiny_model import batch_of, model_of, tiny
+from tests.support.tiny_model import batch_of, model_of, on_tissue, tiny
 from tests.support.word_tokenizer import tokenizer
 
 CPU = torch.device("cpu")
@@ -104,18 +104,19 @@ def test_features_and_gradients_are_those_of_each_image_alone(kind: str, size: t
     assert seen.kept is not None
     assert seen.kept.tolist() == kept
     assert (seen.counts, seen.tokens) == (counts, sum(counts) + 4 * PREFIX[kind])
-    torch.testing.assert_close(seen.pooled, pooled, atol=1e-6, rtol=0)  # `vit` has its softmax in fp32
-    torch.testing.assert_close(seen.patches, patches, atol=1e-6, rtol=0)
+    close = 1e-5 if kind == "vit" else 1e-6  # its attention written out has the softmax in fp32
+    torch.testing.assert_close(seen.pooled, pooled, atol=close, rtol=0)
+    torch.testing.assert_close(seen.patches, patches, atol=close, rtol=0)
     weighted(seen.pooled, seen.patches).backward()
     weighted(pooled, patches).backward()
     theirs = dict(plain.named_parameters())
     for name, parameter in tower.named_parameters():
         other = theirs[name.replace("norm.", f"{LAST_NORM[kind]}.") if name.startswith("norm.") else name[9:]]
-        if parameter.requires_grad:
+        if parameter.requires_grad and "k_proj.bias" not in name:  # softmax does not see that bias
             assert parameter.grad is not None, name
             assert other.grad is not None, name
             scale = max(1.0, float(other.grad.abs().max()))
-            torch.testing.assert_close(parameter.grad / scale, other.grad / scale, atol=1e-6, rtol=0, msg=name)
+            torch.testing.assert_close(parameter.grad / scale, other.grad / scale, atol=close, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("kind", list(VISION))
@@ -142,7 +143,7 @@ def test_tissue_begins_at_the_same_grey_level_in_every_precision(dtype: torch.dt
     assert seen.kept[0].tolist() == [level > 8 for level in range(16)]
 
 
-def test_dinov3_draws_its_positions_in_training() -> None:
+def test_dinov3_draws_its_positions_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     tower, plain = towers("dinov3_vit", pos_embed_rescale=2.0)
     levels = some_images((32, 32), {})
     images = normalise(levels).double()
@@ -150,7 +151,7 @@ def test_dinov3_draws_its_positions_in_training() -> None:
     seen = tower.train()(images)
     torch.manual_seed(7)
     drawn = cast(Any, plain.train()).rope_embeddings(images)
-    plain.rope_embeddings = lambda _: drawn  # type: ignore[assignment]  # once for all images
+    monkeypatch.setattr(cast(Any, plain).rope_embeddings, "forward", lambda _: drawn)  # once for all images
     pooled, _ = alone("dinov3_vit", plain, images[:1], has_tissue(levels[0]))
     torch.testing.assert_close(seen.pooled[0], pooled, atol=1e-6, rtol=0)
     assert (tower.eval()(images).pooled[0] - pooled).abs().max() > 1e-4
@@ -170,10 +171,6 @@ def test_an_attention_that_would_mix_images_is_refused() -> None:
 
 
 # The whole model
-
-
-def on_tissue(config: Config) -> Config:
-    return replace(config, vision=replace(config.vision, tokens="tissue"))
 
 
 def gradients(model: MamaModel, config: Config, rows: range = range(6)) -> tuple[Tensor, dict[str, Tensor]]:
@@ -208,13 +205,13 @@ def test_embeddings_are_padded_to_the_image_with_most_patches() -> None:
 
 
 def test_a_patch_that_was_not_computed_has_no_embedding() -> None:
-    config = on_tissue(replace(tiny(1), data=replace(tiny(1).data, image_size=(32, 32))))
+    config = on_tissue(tiny(1))
     model = model_of(config).eval()
-    images = normalise(some_images((32, 32), {}))
+    images = normalise(some_images((32, 16), {}))
     with torch.no_grad():
         found = model.patch_embeddings(images)
         seen = model.vision(images)
-    assert found.shape == (4, 16, 16)
+    assert found.shape == (4, 32, 16)
     assert seen.kept is not None
     assert torch.equal(found.isnan().any(2), ~seen.kept)
     torch.testing.assert_close(found[seen.kept].norm(dim=-1), torch.ones(sum(seen.counts)))
@@ -276,5 +273,5 @@ def test_compiled_blocks_serve_rows_of_any_length(monkeypatch: pytest.MonkeyPatc
         rows = range(start, start + 3)
         require_equal(gradients(compiled, config, rows), gradients(plain, config, rows))
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] < graphs[1] == graphs[-1] <= 2 * graphs[0]
+    assert graphs == [graphs[0], *[2 * graphs[0]] * 4]
     torch._dynamo.reset()
