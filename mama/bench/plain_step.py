@@ -21,7 +21,8 @@ three channels; no accuracies and no logging at every step (model.py, `precision
 cuDNN algorithms (train.py), which concern one convolution; today's libraries. And slower in others: PyTorch's attention
 in the image tower, where environment.yml has xformers; gradients are clipped if `optim.clip_norm` is set, there never;
 fp32 matrices are not multiplied in TF32, as train.py allows. Augmentation is not measured, since the published loader
-does it. Activation checkpointing, which depends on flags there, is measured on and off.
+does it. Every patch is computed, also where `vision.tokens` leaves some out here. Activation checkpointing, which
+depends on flags there, is measured on and off.
 """
 
 from __future__ import annotations

@@ -53,7 +53,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of a model. On ranks other than the first they are those of this rank's share."""
+    """The maps of a model, NaN where it computed no patch (`MamaModel.patch_embeddings`).
+
+    On ranks other than the first they are those of this rank's share.
+    """
 
     own: Float32s  # [t, gh, gw], of the sentence of each target
     any_kind: Float32s  # [n, gh, gw], of the plain sentences, for each of `Search.rows`
@@ -192,7 +195,7 @@ def sentence_vectors(
 
 
 def patch_vectors(model: MamaModel, pixels: Tensor, device: torch.device) -> Tensor:
-    """Unit embeddings [b, P, D] of the patches of uint8 [b, 1, H, W]."""
+    """Unit embeddings [b, P, D] of the patches of uint8 [b, 1, H, W]; NaN where none was computed."""
     return model.patch_embeddings(normalise(to_device(pixels, device)).to(next(model.parameters()).dtype))
 
 

@@ -40,7 +40,8 @@ def document(
 ) -> dict[str, Any]:
     """Hit rate and box AUC over the targets with boxes, and by kind and size of lesion.
 
-    `maps` [t, gh, gw] are those of each model, `grey` the mean grey values of the same patches. A hit is a map whose
+    `maps` [t, gh, gw] are those of each model, `grey` the mean grey values of the same patches; a patch whose value is
+    NaN was not computed, as it holds no tissue, and is never the highest. A hit is a map whose
     highest patch lies in a box or next to it; `chance` is the mean share of tissue patches that would be one. Source:
     Zhang et al., "Top-down neural attention by excitation backprop", 2018, section 4.2. The box AUC is that of the
     pixels of tissue, those in the boxes against all others, each with the value of its patch.
@@ -79,7 +80,7 @@ def _measure(
     found = []
     for name, values in scores.items():
         flat = values[rows].reshape(-1, cells)
-        hits = regions[np.arange(len(rows)), flat.argmax(1)].astype(np.float64)
+        hits = regions[np.arange(len(rows)), np.nanargmax(flat, 1)].astype(np.float64)
         areas = np.array([pixel_auc(*(of[i][tissue[i]] for of in (flat, inside, outside))) for i in range(len(rows))])
         found.append(
             {"model": name, "hit_rate": _mean(hits, patients, config), "box_auc": _mean(areas, patients, config)}

@@ -43,12 +43,13 @@ or `mama predict path/to/this/folder FILES --out predictions`."""
 
 PLAIN = """\
 With transformers alone. `pixels` [b, 1, H, W] are prepared as [below](#images); a text is a list of sentences, each
-ends in the token `<|sentence|>`. Both features are means over tokens, that of images before the tower's last norm:
+ends in the token `<|sentence|>`. Both features are means over tokens, that of images before the tower's last
+norm{tokens}:
 
 ```python
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear, {functions}normalize
 from transformers import AutoModel, AutoTokenizer{imports}
 
 folder = "path/to/this/folder"
@@ -59,11 +60,7 @@ tokenizer = AutoTokenizer.from_pretrained(f"{{folder}}/tokenizer")
 vision.{norm} = torch.nn.Identity()
 
 
-@torch.no_grad()
-def embed_images(pixels):
-    channels = vision.config.num_channels
-    tokens = vision(pixel_values=pixels.expand(-1, channels, -1, -1){arguments}).last_hidden_state
-    return normalize(linear(tokens.mean(1), heads["image_head.weight"], heads["image_head.bias"]), dim=-1)
+{images}
 
 
 @torch.no_grad()
@@ -77,6 +74,31 @@ def embed_text(sentences):
 
 similarity = embed_images(pixels) @ embed_text(["Impression: BI-RADS 5."]).T
 ```"""
+
+ALL_PATCHES = """\
+@torch.no_grad()
+def embed_images(pixels):
+    channels = vision.config.num_channels
+    tokens = vision(pixel_values=pixels.expand(-1, channels, -1, -1){arguments}).last_hidden_state
+    return normalize(linear(tokens.mean(1), heads["image_head.weight"], heads["image_head.bias"]), dim=-1)"""
+
+TISSUE_ONLY = """\
+def feature(image):
+    tissue = max_pool2d(image, vision.config.patch_size).flatten() > {darkest}  # of each patch
+    kept = tissue if tissue.any() else ~tissue
+    image = image.expand(-1, vision.config.num_channels, -1, -1)
+    tokens = vision.embeddings(image{arguments})
+    first = tokens.shape[1] - len(kept)  # class token and registers come before the patches
+    tokens = torch.cat([tokens[:, :first], tokens[:, first:][:, kept]], dim=1)
+    for block in vision.{blocks}:
+        tokens = block(tokens{turned})
+    return tokens.mean(1)
+
+
+@torch.no_grad()
+def embed_images(pixels):
+    features = torch.cat([feature(image) for image in pixels.split(1)])
+    return normalize(linear(features, heads["image_head.weight"], heads["image_head.bias"]), dim=-1)"""
 
 MERGED = """text = AutoModel.from_pretrained(f"{folder}/text", dtype=torch.float32).eval()"""
 

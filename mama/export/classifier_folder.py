@@ -15,6 +15,8 @@ from mama.model import attention
 from mama.model.classifier import Classifier
 from mama.run.files import check_digests, read_object, surviving, write_digests, write_json
 from mama.run.tensor_file import shape_of, write_tensors
+from mama.settings.load import load
+from mama.settings.schema import Tokens
 
 CLASSES, SHAPE, WEIGHTS = "classes.json", "vision/config.json", "model.safetensors"
 
@@ -29,7 +31,8 @@ class Named:
 
 def new_classifier(folder: Path, classes: int, kernel: str) -> Classifier:
     """The image tower of the consolidated model in `folder`, with a new head, in training mode."""
-    return Classifier(load_vision(surviving(folder) / "vision", kernel), classes).train()
+    folder = surviving(folder)
+    return Classifier(load_vision(folder / "vision", kernel, _tokens(folder)), classes).train()
 
 
 def save_classifier(named: Named, model: Path, folder: Path) -> None:
@@ -40,7 +43,7 @@ def save_classifier(named: Named, model: Path, folder: Path) -> None:
     write_tensors(folder / WEIGHTS, shapes, lambda name: tensors[name].cpu())
     (folder / SHAPE).parent.mkdir()
     shutil.copyfile(surviving(model) / SHAPE, folder / SHAPE)
-    write_json(folder / CLASSES, {"classes": named.classes})
+    write_json(folder / CLASSES, {"classes": named.classes, "tokens": _tokens(surviving(model))})
     write_digests(folder)
 
 
@@ -49,7 +52,17 @@ def load_classifier(folder: Path, device: torch.device, kernel: str = "auto") ->
     if not (folder / WEIGHTS).exists():
         raise ConfigError(f"{folder}: no {WEIGHTS}; evaluate with finetune in eval.protocols")
     check_digests(folder, f"remove {folder.parent} to fine-tune again")
-    classes = [str(name) for name in read_object(folder / CLASSES)["classes"]]
-    model = Classifier(empty_vision((folder / SHAPE).parent, attention.choose(kernel, device)), len(classes))
+    made = read_object(folder / CLASSES)
+    classes = [str(name) for name in made["classes"]]
+    tokens: Tokens = (
+        "tissue" if made.get("tokens") == "tissue" else "all"
+    )  # earlier releases computed all and say nothing
+    kernel = attention.choose(kernel, device, packed=tokens == "tissue")
+    model = Classifier(empty_vision((folder / SHAPE).parent, kernel, tokens), len(classes))
     model.load_state_dict(load_file(folder / WEIGHTS))
     return Named(model.to(device).eval(), classes)
+
+
+def _tokens(model: Path) -> Tokens:
+    """`vision.tokens` of the consolidated model in a folder."""
+    return load(model / "config.yaml").vision.tokens

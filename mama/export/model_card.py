@@ -10,6 +10,7 @@ from mama.export.card_facts import Adapter, Facts, facts_of
 from mama.export.card_head import metadata
 from mama.export.card_texts import (
     ADAPTED,
+    ALL_PATCHES,
     CALIBRATED,
     CUT,
     FROM_PYTHON,
@@ -21,15 +22,20 @@ from mama.export.card_texts import (
     PLAIN,
     POINTED,
     PREPARED,
+    TISSUE_ONLY,
 )
 from mama.export.figures import Estimate, Pointing, carry_figures
 from mama.export.licences import terms_of
 from mama.export.preprocessing import Preprocessing
 from mama.export.training_texts import TrainingTexts
+from mama.model.tissue import DARKEST
 from mama.model.towers import VISION_MODELS
 from shards.files import atomic_write
 
 CARD = "README.md"
+# Where the blocks of an image tower are, if not in `encoder.layer`, and what they need beside the tokens.
+BLOCKS = {"vit": "layers", "dinov3_vit": "model.layer"}
+TURNED = ", position_embeddings=tuple(part[kept] for part in vision.rope_embeddings(image))"
 
 
 def write_card(folder: Path) -> None:
@@ -109,11 +115,19 @@ def _pointed(found: Pointing) -> str:
 
 def _usage(facts: Facts) -> str:
     adapter = facts.adapter
+    only_tissue = facts.config.vision.tokens == "tissue"
     plain = PLAIN.format(
+        tokens=" and over those patches alone that hold tissue" if only_tissue else "",
+        functions="max_pool2d, " if only_tissue else "",
         imports="\nfrom peft import PeftModel" if adapter else "",
         text=_adapted(adapter) if adapter else MERGED,
         norm=VISION_MODELS[facts.image_model],
-        arguments=", interpolate_pos_encoding=True" if facts.image_model == "vit" else "",
+        images=(TISSUE_ONLY if only_tissue else ALL_PATCHES).format(
+            arguments=", interpolate_pos_encoding=True" if facts.image_model == "vit" else "",
+            darkest=DARKEST,
+            blocks=BLOCKS.get(facts.image_model, "encoder.layer"),
+            turned=TURNED if facts.image_model == "dinov3_vit" else "",
+        ),
         max_tokens=facts.config.data.max_tokens,
     )
     return f"{FROM_PYTHON}\n\n{plain}"

@@ -24,6 +24,7 @@ from mama.run.files import DIGESTS, check_digests, read_object, surviving
 from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.run.tensor_file import stored_tensors
 from mama.settings.load import load
+from mama.settings.schema import Tokens
 from shards.from_json import from_json
 
 FORMAT = 2
@@ -111,7 +112,7 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
     check_digests(folder, AGAIN)
     facts = read_model(folder)
     config = load(folder / "config.yaml")
-    kernel, dtype = attention.choose(config.train.attention, device), DTYPES[facts.dtype]
+    kernel, dtype = attention.choose(config.train.attention, device, config.packed), DTYPES[facts.dtype]
     tokenizer = Tokenizer.load(folder / "tokenizer")
     if facts.lora == "adapter":
         text = load_adapted(folder / "text", config, tokenizer, kernel, base)
@@ -120,7 +121,8 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
     else:
         backbone = _empty(folder / "text", kernel, dtype)
         text = TextTower(backbone, backbone.config.hidden_size)
-    model = MamaModel(VisionTower(_empty(folder / "vision", kernel, dtype)), text, config.heads, config.loss)
+    vision = VisionTower(_empty(folder / "vision", kernel, dtype), config.vision.tokens)
+    model = MamaModel(vision, text, config.heads, config.loss)
     names = parts(model)
     fill(model, names.vision, weights_in(folder / "vision"), folder / "vision")
     if facts.lora == "merged":
@@ -129,16 +131,16 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
     return model.to(device).eval(), tokenizer
 
 
-def load_vision(folder: Path, kernel: str) -> VisionTower:
-    """The image tower in the folder of its part, in fp32."""
-    tower = empty_vision(folder, kernel)
+def load_vision(folder: Path, kernel: str, tokens: Tokens) -> VisionTower:
+    """The image tower in the folder of its part, in fp32; `tokens` as in `VisionConfig`."""
+    tower = empty_vision(folder, kernel, tokens)
     fill(tower, vision_names(tower), weights_in(folder), folder, torch.float32)
     return tower
 
 
-def empty_vision(folder: Path, kernel: str) -> VisionTower:
+def empty_vision(folder: Path, kernel: str, tokens: Tokens) -> VisionTower:
     """An image tower of the shape that `folder` has in its config.json, in fp32; its weights are still to be read."""
-    return VisionTower(_empty(folder, kernel, torch.float32))
+    return VisionTower(_empty(folder, kernel, torch.float32), tokens)
 
 
 def _empty(folder: Path, kernel: str, dtype: torch.dtype) -> PreTrainedModel:

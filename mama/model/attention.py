@@ -167,6 +167,7 @@ def sdpa(
     return out.transpose(1, 2).contiguous(), None
 
 
+@torch.compiler.disable  # else a block would be compiled for the very lengths
 def _one_by_one(heads: tuple[Tensor, Tensor, Tensor], packing: Packing, options: dict[str, Any]) -> Tensor:
     """Query, key and value [1, H, N, d] -> [1, N, H, d], one sequence after the other.
 
@@ -207,14 +208,24 @@ def xformers(
 
     bias: Any = None
     causal = _is_causal(module, attention_mask, is_causal)
+    heads = [t.transpose(1, 2) for t in (query, _repeat_heads(module, key), _repeat_heads(module, value))]
     if packing is not None:
-        bias = _block_diagonal(packing, causal, query.device)
-    elif causal:
+        return _together(heads, packing, causal, {"p": dropout, "scale": scaling}), None
+    if causal:
         bias = LowerTriangularMask()
     elif attention_mask is not None:
         bias = _additive(attention_mask, query)
-    heads = [t.transpose(1, 2) for t in (query, _repeat_heads(module, key), _repeat_heads(module, value))]
     return memory_efficient_attention(*heads, attn_bias=bias, p=dropout, scale=scaling), None
+
+
+@torch.compiler.disable  # as `_one_by_one`
+def _together(heads: list[Tensor], packing: Packing, causal: bool, options: dict[str, Any]) -> Tensor:
+    """Query, key and value [1, N, H, d] -> [1, N, H, d], all sequences at once."""
+    from xformers.ops import memory_efficient_attention
+
+    bias = _block_diagonal(packing, causal, heads[0].device)
+    out: Tensor = memory_efficient_attention(*heads, attn_bias=bias, **options)
+    return out
 
 
 def _block_diagonal(packing: Packing, causal: bool, device: torch.device) -> Any:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mama.errors import ConfigError
 from mama.model.mama_model import MamaModel
+from mama.model.tissue import blocks_of
 from mama.settings.schema import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -27,8 +26,9 @@ def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) 
 
     The image tower's blocks are compiled: norms, LayerScale, residuals and activations fuse into a few kernels
     (TorchInductor; Ansel et al. 2024, "PyTorch 2"), and as all images have one size, one compilation serves all
-    blocks. The language model's are not: its texts differ in length, and compiled with dropout its forward pass was
-    slower (docs/benchmarks.md). With activation checkpointing only the input of a block is kept for the backward pass.
+    blocks; two where rows differ in length (`vision.tokens`), the second for any length. The language model's are not:
+    its texts differ in length, and compiled with dropout its forward pass was slower (docs/benchmarks.md). With
+    activation checkpointing only the input of a block is kept for the backward pass.
     """
     prepare_image_tower(model.vision, config, device)
     _prepare(model.text, False, config)
@@ -49,16 +49,6 @@ def _prepare(tower: nn.Module, compiled: bool, config: TrainConfig) -> None:
         if kind not in kinds:
             kinds[kind] = _trained(kind, compiled, config.activation_checkpointing)
         block.__class__ = kinds[kind]
-
-
-def blocks_of(tower: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a tower: those that transformers itself would checkpoint."""
-    blocks: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not blocks:
-        raise ConfigError(
-            f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
-        )
-    return blocks
 
 
 def _obstacle(config: TrainConfig, device: torch.device) -> str | None:

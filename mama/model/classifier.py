@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mama.model.blocks import blocks_of
+from mama.model.tissue import blocks_of
 from mama.model.towers import VisionTower
 
 
@@ -22,8 +22,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[b, 1, H, W] in [-1, 1] -> logits [b, K] in fp32."""
-        features, _ = self.vision(images)
-        logits: Tensor = self.head(features)
+        logits: Tensor = self.head(self.vision(images).pooled)
         return logits.float()
 
     def depths(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The model: two towers, the heads that the objective's terms need, and learnable logit scales.
 
-Letters: b pairs on this rank, u distinct texts, P patches, S sentences of the longest text, d width of a tower,
-D width of the shared space.
+Letters: b pairs on this rank, u distinct texts, P patches of an image, Q patches that were computed of the image with
+most of them, n those of all images, S sentences of the longest text, d width of a tower, D width of the shared space.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from mama.data.batches import Batch, Texts
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.model.heads import LocalHead, LogitScale, ViewHead, countable
-from mama.model.towers import TextTower, VisionTower, build_text, build_vision
+from mama.model.packing import padded
+from mama.model.towers import ImageFeatures, TextTower, VisionTower, build_text, build_vision
 from mama.settings.schema import Config, HeadsConfig, LossConfig
 
 
@@ -40,7 +41,9 @@ class Embeddings(NamedTuple):
     partner_text: Tensor | None = None  # [b, D] global text embedding of w's report
     anchor_view: Tensor | None = None  # [b, D] view-head embedding of v
     partner_view: Tensor | None = None  # [b, D] of w
-    patches: Tensor | None = None  # [b, P, D] of v
+    patches: Tensor | None = None  # [b, Q, D] of v, zeros at padding
+    patch_mask: Tensor | None = None  # bool [b, Q]; None: all patches were computed
+    kept: Tensor | None = None  # bool [b, P], which patches these are; None: all
     sentences: Tensor | None = None  # [b, S, D] of v's text
     sentence_mask: Tensor | None = None  # bool [b, S]
 
@@ -77,7 +80,8 @@ class MamaModel(nn.Module):
         if self.uses_partner:
             images, changes = torch.cat([images, batch.partners]), torch.cat([changes, batch.partner_changes])
         pixels = augment.apply(images, changes, self.image_head.weight.dtype)
-        features, patches = self.vision(pixels)  # [b or 2b, d], [b or 2b, P, d]
+        seen = self.vision(pixels)
+        features = seen.pooled  # [b or 2b, d]
         text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
         texts = _unit(self.text_head(text_features))  # [u, D]
         embedded = _unit(self.image_head(features))  # [b or 2b, D]
@@ -92,7 +96,7 @@ class MamaModel(nn.Module):
             mask = batch.texts.sentence_mask[batch.anchor_text_row]  # [b, S]
             sentences = self.sentence_rows(sentence_features[batch.anchor_text_row], mask)  # [b, S, D]
             optional |= {
-                "patches": _unit(self.patch_rows(patches[:pairs])),
+                **self._patches(seen, pairs),
                 "sentences": _unit(sentences),
                 "sentence_mask": mask,
             }
@@ -114,9 +118,20 @@ class MamaModel(nn.Module):
         return self.view_head(features)
 
     def patch_rows(self, patches: Tensor) -> Tensor:
-        """Patch head: [b, P, d] -> [b, P, D]."""
+        """Patch head: [n, d] -> [n, D]. Batch norms see the patches of all images."""
         assert self.patch_head is not None
-        return self.patch_head(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        rows: Tensor = self.patch_head(patches)
+        return rows
+
+    def _patches(self, seen: ImageFeatures, images: int) -> dict[str, Tensor]:
+        """The patches of the first `images`, as `Embeddings` has them."""
+        counts = seen.counts[:images]
+        rows = _unit(self.patch_rows(seen.patches[: sum(counts)]))
+        if seen.kept is None:
+            return {"patches": rows.unflatten(0, (images, -1))}
+        kept, most = seen.kept[:images], max(counts)
+        mask = torch.arange(most, device=kept.device) < kept.sum(1, keepdim=True)
+        return {"patches": padded(rows, counts), "patch_mask": mask, "kept": kept}
 
     def sentence_rows(self, sentences: Tensor, mask: Tensor) -> Tensor:
         """Sentence head: [b, S, d] with bool `mask` [b, S] -> [b, S, D], zeros at padding.
@@ -137,7 +152,7 @@ class MamaModel(nn.Module):
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[b, 1, H, W] in [-1, 1] -> unit embeddings [b, D], and tower features [b, d] for probes."""
-        features, _ = self.vision(images)
+        features = self.vision(images).pooled
         return _unit(self.image_head(features)), features
 
     def embed_texts(self, texts: Texts) -> Tensor:
@@ -145,8 +160,15 @@ class MamaModel(nn.Module):
         return _unit(self.text_head(self.text(texts)[0]))
 
     def patch_embeddings(self, images: Tensor) -> Tensor:
-        """Unit embeddings [b, P, D] of patches, for a model trained with the local term; as for `embed_images`."""
-        return _unit(self.patch_rows(self.vision(images)[1]))
+        """Unit embeddings [b, P, D] of patches, for a model trained with the local term; as for `embed_images`.
+
+        NaN at a patch that was not computed, as it holds no tissue (`vision.tokens`).
+        """
+        seen = self.vision(images)
+        rows = _unit(self.patch_rows(seen.patches))
+        if seen.kept is None:
+            return rows.unflatten(0, (len(images), -1))
+        return rows.new_full((*seen.kept.shape, rows.shape[1]), torch.nan).masked_scatter(seen.kept[..., None], rows)
 
     def sentence_embeddings(self, texts: Texts) -> Tensor:
         """Unit embeddings [u, S, D] of sentences, zeros at padding, for a model trained with the local term."""

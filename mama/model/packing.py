@@ -41,3 +41,11 @@ class Packing:
         sums.index_add_(0, self.segments(tokens.device), tokens.to(sums.dtype))
         counts = torch.tensor(self.lengths, dtype=sums.dtype).to(tokens.device, non_blocking=True)
         return (sums / counts[:, None]).to(tokens.dtype)
+
+
+def padded(rows: Tensor, lengths: list[int]) -> Tensor:
+    """[N, d] -> [n, longest, d]: the sequences of a row apart, with zeros behind those that are shorter."""
+    longest = max(lengths)
+    places = torch.cat([torch.arange(number * longest, number * longest + own) for number, own in enumerate(lengths)])
+    apart = rows.new_zeros(len(lengths) * longest, rows.shape[1])
+    return apart.index_copy(0, places.to(rows.device, non_blocking=True), rows).unflatten(0, (-1, longest))

@@ -1,13 +1,13 @@
 """The two towers: transformers backbones that return one global feature and many local ones.
 
-Letters: b images, u distinct texts, P patches, S sentences of the longest text, L tokens, d width of the tower,
-V tokens of the vocabulary.
+Letters: b images, u distinct texts, P patches, n patches of all images that are computed, N tokens of all images,
+S sentences of the longest text, L tokens, d width of the tower, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from transformers.activations import NewGELUActivation
 from mama.data.batches import Texts
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
+from mama.model import tissue
 from mama.model.attention import without_mask
 from mama.model.backbones import build_backbone
-from mama.settings.schema import TextConfig, VisionConfig
+from mama.settings.schema import TextConfig, Tokens, VisionConfig
 
 # The name of the norm after the last block in each image architecture.
 VISION_MODELS = {"dinov2": "layernorm", "dinov2_with_registers": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}
@@ -46,15 +47,29 @@ TEXT_MODELS = {
 }
 
 
+class ImageFeatures(NamedTuple):
+    """What the image tower makes of b images. A tuple, so that ZeRO-3 finds the tensors in it."""
+
+    pooled: Tensor  # [b, d], the global feature: the mean over all tokens before the last norm
+    patches: Tensor  # [n, d], normed, those of one image behind those of the one before
+    counts: list[int]  # patches of each image, n together
+    kept: Tensor | None  # bool [b, P], which patches these are; None: all
+    tokens: int  # tokens of all images, with class and register tokens
+
+
 class VisionTower(nn.Module):
     """A ViT from transformers, DINOv2 with registers by default; every trainable parameter serves its two features."""
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, tokens: Tokens = "all") -> None:
+        """`tokens` as in `VisionConfig`. Raises `ConfigError` for a backbone that the tower cannot be built of."""
         super().__init__()
         shape = backbone.config
         for name in ("image_size", "patch_size"):
             if not isinstance(getattr(shape, name), int):  # position embeddings are resized as a square
                 raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, but must be one number of pixels")
+        self.only_tissue = tokens == "tissue"
+        if self.only_tissue:
+            tissue.require_packing(backbone)
         _drop_pooler(backbone)
         self.backbone = backbone
         # The tower applies the last norm itself: the global feature is read before it, the patches after it.
@@ -78,11 +93,18 @@ class VisionTower(nn.Module):
         """d, of both features."""
         return int(self.backbone.config.hidden_size)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, 1, H, W] in [-1, 1] -> global feature [b, d] and normed patches [b, P, d]."""
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Encode [b, 1, H, W] in [-1, 1]."""
         pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
+        if self.only_tissue:
+            kept = tissue.kept_patches(images, int(self.backbone.config.patch_size))
+            counts = kept.sum(1).tolist()  # the one place where a GPU is waited for
+            pooled, patches = tissue.encode(self.backbone, pixels, self.arguments, self.prefix, kept, counts)
+            return ImageFeatures(pooled, self.norm(patches), counts, kept, sum(counts) + self.prefix * len(counts))
         tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state  # [b, prefix + P, d]
-        return tokens.mean(1), self.norm(tokens[:, self.prefix :])
+        patches = self.norm(tokens[:, self.prefix :])
+        counts = [patches.shape[1]] * len(patches)
+        return ImageFeatures(tokens.mean(1), patches.flatten(0, 1), counts, None, len(tokens) * tokens.shape[1])
 
 
 class PatchProjection(nn.Conv2d):
@@ -151,7 +173,7 @@ class TextTower(nn.Module):
 
 def build_vision(config: VisionConfig, attention: str, empty: bool = False) -> VisionTower:
     """The image tower, pretrained or random, see `VisionConfig`. Raises `ConfigError` as `build_backbone` does."""
-    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention, empty))
+    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention, empty), config.tokens)
     if config.freeze_norm:
         tower.norm.requires_grad_(False)
     return tower

@@ -7,12 +7,13 @@ and patch p,
     V[i, j] = mean over s in text i of max over p in image j of C[s, p]      visual score
     T[i, j] = mean over p in image j of max over s in text i of C[s, p]      textual score
 
-Letters: T texts, S sentences of the longest text, M rows (the sentences of all texts), I images, P patches,
-D width, c images of a chunk.
+Letters: T texts, S sentences of the longest text, M rows (the sentences of all texts), I images, P patches of the image
+with most of them, N patches of all images, D width, c images of a chunk, n patches of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,13 +22,17 @@ from torch import Tensor
 from mama.model.heads import countable
 
 
-def alignment_scores(sentences: Tensor, mask: Tensor, patches: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def alignment_scores(
+    sentences: Tensor, mask: Tensor, patches: Tensor, chunk: int, patch_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """V and T, [T, I] each, of unit vectors `sentences` [T, S, D] and `patches` [I, P, D].
 
-    `mask` [T, S] is true at sentences; `sentences` is not read elsewhere. Memory: the cosines of all sentences with
-    `chunk` images at a time, and two bytes per text and patch for the backward pass. Computed and returned in at
-    least fp32, also under autocast: a logit scale of 100 would amplify bf16 rounding. A text without a sentence
-    raises `ValueError` on a CPU; on a GPU, where checking would force a synchronisation, its visual score is NaN.
+    `mask` [T, S] is true at sentences; `sentences` is not read elsewhere. `patch_mask` [I, P] is true at patches, None
+    if it would be everywhere; `patches` may be any finite numbers elsewhere. Memory: the cosines of all sentences with
+    `chunk` images at a time, and two bytes per text and patch for the backward pass; on a CPU nothing for the padding
+    of patches. Computed and returned in at least fp32, also under autocast: a logit scale of 100 would amplify bf16
+    rounding. A text without a sentence raises `ValueError` on a CPU, like an image without a patch; on a GPU, where
+    checking would force a synchronisation, its visual score is NaN, and the scores of the image are not finite.
     """
     if chunk < 1:
         raise ValueError(f"chunk: {chunk} is less than 1 image")
@@ -35,7 +40,13 @@ def alignment_scores(sentences: Tensor, mask: Tensor, patches: Tensor, chunk: in
     dtype = torch.promote_types(torch.promote_types(sentences.dtype, patches.dtype), torch.float32)
     rows, row_numbers = _rows(sentences.to(dtype), mask)
     with torch.autocast(mask.device.type, enabled=False):
-        best_patch, textual = _Alignment.apply(rows, patches.to(dtype), row_numbers, chunk)
+        if patch_mask is not None and countable(patch_mask):
+            own = patch_mask.sum(1).tolist()
+            if not all(own):
+                raise ValueError(f"patch_mask: image {own.index(0)} has no patch")
+            best_patch, textual = _PackedAlignment.apply(rows, patches[patch_mask].to(dtype), row_numbers, own, chunk)
+        else:
+            best_patch, textual = _Alignment.apply(rows, patches.to(dtype), row_numbers, chunk, patch_mask)
     return (best_patch[row_numbers] * mask[..., None]).sum(1) / counts, textual
 
 
@@ -64,7 +75,9 @@ class _Alignment(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, patches: Tensor, row_numbers: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, rows: Tensor, patches: Tensor, row_numbers: Tensor, chunk: int, patch_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The best cosine of each row [M, D] in each image [M, I], and T [T, I]; `row_numbers` is [T, S]."""
         ctx.chunk, (images, size, _) = chunk, patches.shape
         best_patch, patch = rows.new_empty(len(rows), images), row_numbers.new_empty(len(rows), images)
@@ -72,28 +85,91 @@ class _Alignment(torch.autograd.Function):
         sentence = row_numbers.new_empty(len(row_numbers), images, size, dtype=torch.int16)
         for span in _spans(images, chunk):
             cosines = (rows @ patches[span].flatten(0, 1).t()).unflatten(1, (-1, size))  # [M, c, P]
+            if patch_mask is not None:
+                cosines.masked_fill_(~patch_mask[span], -torch.inf)
             best_patch[:, span], patch[:, span] = cosines.max(-1)
             best_sentence, sentence[:, span] = cosines[row_numbers].max(1)  # [T, c, P]
-            textual[:, span] = best_sentence.mean(-1)
-        ctx.save_for_backward(rows, patches, row_numbers, patch, sentence)
+            if patch_mask is None:
+                textual[:, span] = best_sentence.mean(-1)
+            else:
+                best_sentence.masked_fill_(~patch_mask[span], 0)
+                textual[:, span] = best_sentence.sum(-1) / patch_mask[span].sum(1)
+        ctx.save_for_backward(rows, patches, row_numbers, patch, sentence, patch_mask)
         return best_patch, textual
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of `rows` [M, D] and `patches` [I, P, D]."""
-        rows, patches, row_numbers, patch, sentence = ctx.saved_tensors
-        of_best_patch, of_best_sentence = gradients[0], gradients[1] / patches.shape[1]  # [M, I], [T, I]
+        rows, patches, row_numbers, patch, sentence, patch_mask = ctx.saved_tensors
+        sizes = patches.shape[1] if patch_mask is None else patch_mask.sum(1)
+        of_best_patch, of_best_sentence = gradients[0], gradients[1] / sizes  # [M, I], [T, I]
         of_rows, of_patches = torch.zeros_like(rows), torch.empty_like(patches)
         for span in _spans(len(patches), ctx.chunk):
             images = patches[span].flatten(0, 1)  # [c P, D]
             best = row_numbers.gather(1, sentence[:, span].flatten(1).long()).view_as(sentence[:, span])  # [T, c, P]
+            own = of_best_sentence[:, span, None].expand_as(best)
+            if patch_mask is not None:
+                own = own * patch_mask[span]
             cosines = rows.new_zeros(len(rows), *best.shape[1:])  # their gradient, [M, c, P]
-            cosines.scatter_(0, best, of_best_sentence[:, span, None].expand_as(best))
+            cosines.scatter_(0, best, own)
             cosines.scatter_add_(2, patch[:, span, None], of_best_patch[:, span, None])
             of_rows.addmm_(cosines.flatten(1), images)
             of_patches[span] = (cosines.flatten(1).t() @ rows).view_as(patches[span])
-        return of_rows, of_patches, None, None
+        return of_rows, of_patches, None, None, None
+
+
+class _PackedAlignment(torch.autograd.Function):
+    """`_Alignment` of images that differ in their patches, [N, D] one image behind the other; `counts` are on the host.
+
+    What is kept of an image is the place of a patch in its own image.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, patches: Tensor, row_numbers: Tensor, counts: list[int], chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best cosine of each row [M, D] in each image [M, I], and T [T, I]; `row_numbers` is [T, S]."""
+        ctx.counts, ctx.chunk = counts, chunk
+        best_patch, patch = rows.new_empty(len(rows), len(counts)), row_numbers.new_empty(len(rows), len(counts))
+        textual = rows.new_empty(len(row_numbers), len(counts))
+        sentence = row_numbers.new_empty(len(row_numbers), len(patches), dtype=torch.int16)
+        for images, span in _packed_spans(counts, chunk):
+            cosines = rows @ patches[span].t()  # [M, n]
+            best_sentence, sentence[:, span] = cosines[row_numbers].max(1)  # [T, n]
+            own = cosines.split(counts[images], 1), best_sentence.split(counts[images], 1)
+            for image, (of_image, best) in enumerate(zip(*own, strict=True), images.start):
+                best_patch[:, image], patch[:, image] = of_image.max(1)
+                textual[:, image] = best.mean(1)
+        ctx.save_for_backward(rows, patches, row_numbers, patch, sentence)
+        return best_patch, textual
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Gradients of `rows` [M, D] and `patches` [N, D]."""
+        rows, patches, row_numbers, patch, sentence = ctx.saved_tensors
+        sizes = torch.tensor(ctx.counts)
+        starts = sizes.cumsum(0) - sizes  # [I], the first patch of each image
+        of_best_patch, of_best_sentence = gradients[0], gradients[1] / sizes  # [M, I], [T, I]
+        of_rows, of_patches = torch.zeros_like(rows), torch.empty_like(patches)
+        for images, span in _packed_spans(ctx.counts, ctx.chunk):
+            best = row_numbers.gather(1, sentence[:, span].long())  # [T, n]
+            cosines = rows.new_zeros(len(rows), best.shape[1])  # their gradient, [M, n]
+            cosines.scatter_(0, best, of_best_sentence[:, images].repeat_interleave(sizes[images], 1))
+            cosines.scatter_add_(1, patch[:, images] + starts[images] - span.start, of_best_patch[:, images])
+            of_rows.addmm_(cosines, patches[span])
+            of_patches[span] = cosines.t() @ rows
+        return of_rows, of_patches, None, None, None
 
 
 def _spans(count: int, chunk: int) -> list[slice]:
     return [slice(first, first + chunk) for first in range(0, count, chunk)]
+
+
+def _packed_spans(counts: list[int], chunk: int) -> Iterator[tuple[slice, slice]]:
+    """The images of each chunk, and their patches in a row, of which each image has so many."""
+    first = 0
+    for start in range(0, len(counts), chunk):
+        own = slice(start, start + chunk)
+        past = first + sum(counts[own])
+        yield own, slice(first, past)
+        first = past

@@ -78,17 +78,18 @@ def local_loss(
     targets: Tensor,
     config: LossConfig,
     share: Share = gather,
+    patch_mask: Tensor | None = None,
 ) -> Tensor:
     """L_local = (CE(scale V) + CE(scale T)) / 2, or the one that `config.local_scores` names.
 
-    Unit vectors `sentences` [b, S, D] with bool `mask` [b, S], and `patches` [b, P, D]; `targets` [B, B]. Only the
-    few sentence embeddings cross ranks: each rank scores all texts against its own images, and the columns of V
-    and T are gathered.
+    Unit vectors `sentences` [b, S, D] with bool `mask` [b, S], and `patches` [b, P, D] with bool `patch_mask` [b, P] if
+    there is padding; `targets` [B, B]. Only the few sentence embeddings cross ranks: each rank scores all texts against
+    its own images, and the columns of V and T are gathered.
     """
     missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # pad S to the longest text of all ranks
     sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
     visual, textual = alignment_scores(
-        share(sentences), share(mask), patches, config.local_chunk
+        share(sentences), share(mask), patches, config.local_chunk, patch_mask
     )  # [B, b], rows are texts
     sides = {"both": (visual, textual), "visual": (visual,), "textual": (textual,)}[config.local_scores]
     losses = [info_nce(scale * share(side.t()).t(), targets) for side in sides]
@@ -140,7 +141,9 @@ def objective(e: Embeddings, config: LossConfig, step: int) -> tuple[Tensor, dic
         partner_targets = positives(e.partner_text_ids, same_text, share)
         terms["partner_text"] = clip_loss(e.partner, e.partner_text, e.scale, partner_targets, share)
     if e.patches is not None and e.sentences is not None and e.sentence_mask is not None:
-        terms["local"] = local_loss(e.sentences, e.sentence_mask, e.patches, e.local_scale, targets, config, share)
+        terms["local"] = local_loss(
+            e.sentences, e.sentence_mask, e.patches, e.local_scale, targets, config, share, e.patch_mask
+        )
     weights = weights_at(config, step)
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return total, terms

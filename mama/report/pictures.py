@@ -49,6 +49,7 @@ class Pictures:
     def heat_map(self, key: str, boxes: list[Box], values: NDArray[np.float32]) -> Document | None:
         """The image with its `boxes`, in pixels of the canvas, and the same under the map `values` [gh, gw].
 
+        The map is NaN, and the image bare, where no patch was computed.
         Both are enlarged, and without the background that the letterbox added.
         """
         height, width = self.split.size
@@ -65,8 +66,8 @@ class Pictures:
         return {
             "plain": jpeg(draw_boxes(fitted, scaled)[rows, columns]),
             "heat": jpeg(draw_boxes(blend(fitted, values), scaled)[rows, columns]),
-            "smallest": float(values.min()),
-            "largest": float(values.max()),
+            "smallest": float(np.nanmin(values)),
+            "largest": float(np.nanmax(values)),
         }
 
 
@@ -102,10 +103,15 @@ def draw_boxes(pixels: NDArray[np.uint8], boxes: list[Box]) -> NDArray[np.uint8]
 
 
 def blend(pixels: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The map `values` [gh, gw] over grey [h, w] as BGR: transparent at its minimum, bright at its maximum."""
-    span = float(values.max() - values.min())
-    shares = (values - values.min()) / span if span > 0 else np.zeros_like(values)
+    """The map `values` [gh, gw] over grey [h, w] as BGR: transparent at its minimum, bright at its maximum.
+
+    Where it is NaN the picture stays as it is.
+    """
+    low, span = float(np.nanmin(values)), float(np.nanmax(values) - np.nanmin(values))
+    shares = np.nan_to_num((values - low) / span) if span > 0 else np.zeros_like(values)
     smooth = np.clip(cv2.resize(shares.astype(np.float32), pixels.shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
+    computed = np.isfinite(values).astype(np.uint8)  # smoothing would colour the patches beside them too
+    smooth = smooth * cv2.resize(computed, pixels.shape[::-1], interpolation=cv2.INTER_NEAREST)
     colours = inferno((smooth * 255).astype(np.uint8)).astype(np.float32)
     opacity = 0.75 * smooth[..., None]
     grey = np.repeat(pixels[..., None], 3, axis=2).astype(np.float32)

@@ -18,6 +18,7 @@ from shards.pack.settings import PackConfig
 Style = Literal["report", "sentence", "caption"]
 Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
+Tokens = Literal["all", "tissue"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
 # The shipped tasks, configs/tasks/*.yaml.
@@ -119,6 +120,9 @@ class VisionConfig:
     config: dict[str, Any] = field(default_factory=dict)  # with model null: a transformers config, with `model_type`
     ignore: list[str] = field(default_factory=list)  # name prefixes of tensors that may be missing or left over
     freeze_norm: bool = False  # keep the last norm, which only patch features pass, at its initial weights
+    # Which patches of an image are computed. all: each. tissue: those with a pixel brighter than the background, after
+    # augmentation; the others are left out before the first block. An image without any keeps them all.
+    tokens: Tokens = "all"
 
     def __post_init__(self) -> None:
         prefixes("vision.ignore", self.ignore)
@@ -429,6 +433,11 @@ class Config:
         if self.loss.negatives != "global":
             return self.train.micro_batch
         return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * ranks
+
+    @property
+    def packed(self) -> bool:
+        """Whether a tower computes sequences of different lengths, which stand in one row (`mama.model.packing`)."""
+        return self.vision.tokens == "tissue"
 
     @property
     def run_folder(self) -> Path:

@@ -20,6 +20,7 @@ from mama.settings.schema import LossConfig
 from mama.train.zero_state import DeepSpeedEngine
 
 SCALES = ("scale", "local_scale")
+PADDED = ("sentences", "sentence_mask", "patches", "patch_mask")
 
 
 def backward(
@@ -50,15 +51,18 @@ def backward(
 
 
 def _join(parts: Sequence[Embeddings]) -> Embeddings:
-    """Concatenate embeddings, padding sentences to the longest text; the scales are equal in all parts."""
-    most = max(0 if part.sentence_mask is None else part.sentence_mask.shape[1] for part in parts)
+    """Concatenate embeddings, padding sentences to the longest text and patches to the image with most of them.
+
+    The scales are equal in all parts.
+    """
     joined = {}
     for name in Embeddings._fields:
         values = [getattr(part, name) for part in parts]
         if name in SCALES or values[0] is None:
             joined[name] = values[0]
             continue
-        if name in ("sentences", "sentence_mask"):
+        if name in PADDED:
+            most = max(v.shape[1] for v in values)
             values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, most - v.shape[1])) for v in values]
         joined[name] = torch.cat(values)
     return Embeddings(**joined)
@@ -80,6 +84,6 @@ def _surrogate(part: Embeddings, gradients: Mapping[str, Tensor | None], start: 
         if name in SCALES:  # shared by all micro-batches
             terms.append(value * gradient)
         else:
-            part_of = gradient[start : start + len(value), : value.shape[1]]  # without the padding of sentences
+            part_of = gradient[start : start + len(value), : value.shape[1]]  # without its padding
             terms.append(count * (value * part_of).sum())
     return torch.stack(terms).sum()

@@ -77,18 +77,21 @@ class Monitor:
     def show_maps(self, step: int, image: Tensor, sentences: list[str], cosines: Tensor) -> None:
         """Show where each sentence of a text matches its image [1, H, W] in [-1, 1]: `cosines` [S, P] with its patches.
 
+        They are NaN at patches that were not computed, which are shown like the smallest one.
         The picture holds the image and then one numbered map for each sentence, dark to bright on one scale: from the
         smallest to the largest cosine of all sentences. The text beside it lists the sentences.
         """
         grey = _grey(image)
         patch = (grey.size / cosines.shape[1]) ** 0.5  # side of a patch in pixels: they tile the image
         grids = cosines.detach().float().cpu().numpy().reshape(len(cosines), round(grey.shape[0] / patch), -1)
-        low, high = float(grids.min()), float(grids.max())
+        low, high = float(np.nanmin(grids)), float(np.nanmax(grids))
         tiles = [np.repeat(grey[..., None], 3, axis=2)]
         for number, grid in enumerate(grids, start=1):
-            shares = (grid - low) / max(high - low, 1e-6) * 255
+            shares = np.nan_to_num((grid - low) / max(high - low, 1e-6) * 255)
             tiles.append(_map(shares.astype(np.uint8), grey.shape, str(number)))
-        lines = [f"{s} (cosine {g.min():.3f} to {g.max():.3f})" for s, g in zip(sentences, grids, strict=True)]
+        lines = [
+            f"{s} (cosine {np.nanmin(g):.3f} to {np.nanmax(g):.3f})" for s, g in zip(sentences, grids, strict=True)
+        ]
         self.board.add_image("alignment", _mosaic(tiles), step, dataformats="HWC")
         self.board.add_text("alignment", _numbered(lines), step)
 

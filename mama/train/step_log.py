@@ -100,6 +100,11 @@ def show_pair(monitor: Monitor, step: int, batch: Batch, e: Embeddings, tokenize
     if e.patches is not None and e.sentences is not None:
         first = len(e.patches) - len(batch.keys)
         cosines = e.sentences[first, : len(sentences)] @ e.patches[first].t()  # [S, P]
+        if e.kept is not None:
+            kept = e.kept[first]
+            found = cosines[:, : int(kept.sum())]
+            cosines = found.new_full((len(found), len(kept)), torch.nan)
+            cosines[:, kept] = found
         monitor.show_maps(step, anchor, sentences, cosines)
 
 

@@ -266,6 +266,29 @@ def test_pointing_by_kind_has_the_targets_of_that_kind() -> None:
     assert by_name["up to 5 % of the image's height"]["rows"][0]["hit_rate"]["value"] is None
 
 
+def test_a_patch_that_was_not_computed_is_never_pointed_at() -> None:
+    """Its value is NaN: the figures are those of a map that is lowest there."""
+    item, box = Item(0, 0, study(1, "test")), (lesion(0, 0, 8, 8),)
+    grey = np.full((1, 4, 4), 100, np.float32)
+    grey[:, :, 2:] = 0
+    maps = np.random.default_rng(0).random((1, 4, 4), dtype=np.float32)
+    maps[0, 0, 0] = 0.9
+    found = []
+    for value in (np.nan, -1.0):
+        maps[:, :, 2:] = value
+        figures = pointing.document(
+            {"trained": maps},
+            grey,
+            [pointing.Target(0, item, ["x"], 0, box)],
+            (32, 32),
+            Config(eval=EvalConfig(bootstrap=0)),
+        )
+        (boxes,) = detection.boxes_of_maps({"trained": maps}, grey, (32, 32), 0)["trained"]
+        found.append((figures, [part.tolist() for part in boxes]))
+    assert found[0] == found[1]
+    assert found[0][0]["rows"][0]["hit_rate"]["value"] == 1
+
+
 def test_what_is_looked_for_and_in_which_images(tmp_path: Path) -> None:
     config = oracle_config(tmp_path)
     split = Split(config, "test")

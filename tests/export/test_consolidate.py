@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel, Pre
 from mama.data.batches import tokenise
 from mama.errors import ConfigError
 from mama.export import frozen_weights, model_tensors
+from mama.export.classifier_folder import Named, load_classifier, new_classifier, save_classifier
 from mama.export.consolidate import Export, consolidate
 from mama.export.model_folder import load_model, read_model, weights_digest
 from mama.model.mama_model import MamaModel, build
@@ -32,7 +33,7 @@ from mama.settings.schema import Config, HeadsConfig, VisionConfig
 from tests.support import saved_run
 from tests.support.cohort import SIZE, write_shards
 from tests.support.saved_run import save_run
-from tests.support.tiny_backbones import TEXT, VISION
+from tests.support.tiny_backbones import KERNEL, TEXT, VISION
 from tests.support.tiny_run import config_of
 from tests.support.word_tokenizer import tokenizer
 
@@ -57,7 +58,7 @@ def run(shards: Path, tmp_path: Path) -> Config:
 
 def live(config: Config) -> MamaModel:
     """What an engine is started with at the newest checkpoint, merged by peft."""
-    model = build(config, load_tokenizer(config.run_folder), "sdpa")
+    model = build(config, load_tokenizer(config.run_folder), KERNEL)
     found = checkpoints.newest(config.run_folder)
     assert found
     checkpoints.load_weights(model, found, digests(model))
@@ -122,7 +123,7 @@ def test_every_tower_is_equal_and_loads_in_transformers_alone(
     with torch.inference_mode():
         assert torch.equal(live(config).embed_images(images)[0], loaded.embed_images(images)[0])
         assert torch.equal(live(config).embed_texts(texts), loaded.embed_texts(texts))
-        patches = loaded.vision(images)[1]
+        patches = loaded.vision(images).patches.unflatten(0, (len(images), -1))
         states = plain.eval()(pixel_values=pixels, **options).last_hidden_state
     assert torch.equal(states[:, -patches.shape[1] :], patches)
     require_all_read(info)
@@ -133,6 +134,26 @@ def test_every_tower_is_equal_and_loads_in_transformers_alone(
     consolidate(config, Export(dtype="bf16"))
     require_equal(config, torch.bfloat16)
     assert AutoModel.from_pretrained(folder / "vision").dtype == torch.bfloat16
+
+
+def test_a_model_of_tissue_alone_stays_one(run: Config) -> None:
+    """Consolidated, and fine-tuned."""
+    config = replace(run, vision=replace(run.vision, tokens="tissue"))
+    save_run(config)
+    folder = consolidate(config)
+    loaded = require_equal(config)
+    images = torch.randn(2, 1, *SIZE)
+    images[0, ..., 20:] = -1
+    with torch.inference_mode():
+        assert torch.equal(live(config).embed_images(images)[0], loaded.embed_images(images)[0])
+        seen = loaded.vision(images)
+        assert seen.counts == [24, 48]
+        classifier = new_classifier(folder, 2, KERNEL).eval()
+        classifier.head.weight.copy_(torch.randn(2, 24))
+        save_classifier(Named(classifier, ["no", "yes"]), folder, folder.parent / "classifier")
+        again = load_classifier(folder.parent / "classifier", CPU).model
+        torch.testing.assert_close(classifier(images), seen.pooled @ classifier.head.weight.t(), atol=1e-5, rtol=0)
+        assert torch.equal(again(images), classifier(images))
 
 
 def require_all_read(info: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from mama.export.model_card import CARD, write_card
 from mama.export.model_folder import load_model, weights_digest
 from mama.run.files import DIGESTS, check_digests, write_with_digest
 from mama.run.run_tokenizer import load_tokenizer
-from mama.settings.schema import Config
+from mama.settings.schema import Config, Tokens
 from shards.read.manifest import load_manifest, save_manifest
 from shards.sources.all_sources import SOURCES
 from tests.support.cohort import write_shards
@@ -179,7 +179,8 @@ def test_nothing_names_a_person_or_a_place(evaluated: Config) -> None:
 def require_same_by_code_of_the_card(config: Config, model: Path, base: str | None = None) -> None:
     """What plain transformers make of the folder is what the model makes of it."""
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", (model / CARD).read_text(), re.S) if "transformers" in c)
-    pixels = torch.rand(2, 1, *config.data.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(3, 1, *config.data.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels[0, ..., 13:] = pixels[1] = -1  # one image has background, one is nothing else
     names: dict[str, Any] = {"pixels": pixels}
     exec(code.replace("path/to/this/folder", str(model)).replace('"base"', f'"{base}"'), names)
     loaded, tokenizer = load_model(model, torch.device("cpu"), base)
@@ -191,9 +192,24 @@ def require_same_by_code_of_the_card(config: Config, model: Path, base: str | No
     torch.testing.assert_close(names["embed_text"](sentences)[0], text, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("vision", "text"), [(None, None), ("vit", "llama"), ("dinov3_vit", "bert")])
+@pytest.mark.parametrize(
+    ("vision", "text", "tokens"),
+    [
+        (None, None, "all"),
+        ("vit", "llama", "all"),
+        ("dinov3_vit", "bert", "all"),
+        ("dinov2_with_registers", "llama", "tissue"),
+        ("vit", "llama", "tissue"),
+        ("dinov3_vit", "bert", "tissue"),
+    ],
+)
 def test_the_code_of_the_card_runs(
-    evaluated: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision: str | None, text: str | None
+    evaluated: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vision: str | None,
+    text: str | None,
+    tokens: Tokens,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = evaluated
@@ -202,7 +218,7 @@ def test_the_code_of_the_card_runs(
         config = replace(
             evaluated,
             runs=str(tmp_path / "runs"),
-            vision=replace(evaluated.vision, config=VISION[vision]),
+            vision=replace(evaluated.vision, config=VISION[vision], tokens=tokens),
             text=replace(evaluated.text, config=TEXT[text] | {"vocab_size": 300, longer: 256}),
         )
         save_run(config)

@@ -186,6 +186,7 @@ def outputs_and_gradients(kind: str, kernel: str, dtype: torch.dtype) -> list[Te
     tower = tower.to(dtype)
     out = tower(given.to(dtype) if isinstance(given, Tensor) else given)
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    out = out[:2]
     total = torch.stack([(x.float() * torch.linspace(-1, 1, x.shape[-1], device=x.device)).sum() for x in out]).sum()
     gradients = torch.autograd.grad(total, trained, allow_unused=True)
     together = torch.cat([x.flatten() for x in gradients if x is not None])  # key biases': 0 but for rounding

@@ -17,6 +17,7 @@ from mama.errors import ConfigError
 from mama.model import blocks
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import MamaModel, build
+from mama.model.tissue import blocks_of
 from mama.objective.losses import objective
 from mama.settings.schema import Config, TrainConfig, VisionConfig
 from tests.support.tiny_model import batch_of, tiny
@@ -107,4 +108,4 @@ def test_what_stands_in_the_way_is_logged(
 
 def test_a_tower_without_blocks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^Linear: this version of transformers marks no blocks in it"):
-        blocks.blocks_of(torch.nn.Linear(1, 1))
+        blocks_of(torch.nn.Linear(1, 1))

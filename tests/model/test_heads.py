@@ -107,7 +107,12 @@ def test_published_heads_compute_what_the_authors_code_computes() -> None:
         hidden = batch_norm(rows @ head["0.weight"].T + head["0.bias"], head["1.weight"], head["1.bias"]).relu()
         return batch_norm(hidden @ head["3.weight"].T + head["3.bias"])
 
-    torch.testing.assert_close(model.patch_rows(patches), local(patches, model.patch_head), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.patch_rows(patches.flatten(0, 1)).unflatten(0, (3, -1)),
+        local(patches, model.patch_head),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     found = model.sentence_rows(sentences, mask)
     for row, own, text in zip(found, mask, sentences, strict=True):
         torch.testing.assert_close(row[own], local(text[own], model.sentence_head), atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mama.model.packing import Packing
+from mama.model.packing import Packing, padded
 
 CPU = torch.device("cpu")
 
@@ -32,3 +32,14 @@ def test_means_are_those_of_each_sequence(dtype: torch.dtype) -> None:
 def test_a_sequence_without_a_token_is_refused(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match=r"has no token in a sequence"):
         Packing(lengths)
+
+
+def test_sequences_of_a_row_apart_have_zeros_behind_them() -> None:
+    rows = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    apart = padded(rows, [2, 1, 3])
+    assert apart.shape == (3, 3, 3)
+    parts = rows.split([2, 1, 3])
+    for found, own in zip(apart, parts, strict=True):
+        assert torch.equal(found[: len(own)], own)
+        assert not found[len(own) :].any()
+    assert torch.autograd.gradcheck(lambda x: padded(x, [2, 1, 3]), rows)

@@ -301,11 +301,13 @@ def test_global_and_patch_features_are_those_of_the_plain_model(kind: str, size:
     tower, plain = vision_tower(kind)
     images = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
-        feature, patches = tower(images)
+        seen = tower(images)
+    feature, patches = seen.pooled, seen.patches.unflatten(0, (2, -1))
     before, after = plain_states(kind, plain, images)
     count = size[0] * size[1] // 64
     assert before.shape == (2, PREFIX[kind] + count, 24)
     assert patches.shape == (2, count, 24)
+    assert (seen.counts, seen.kept, seen.tokens) == ([count] * 2, None, before.shape[0] * before.shape[1])
     torch.testing.assert_close(feature, before.mean(1), atol=1e-5, rtol=0)
     torch.testing.assert_close(patches, after[:, PREFIX[kind] :], atol=1e-5, rtol=0)
     assert (before.mean(1) - after.mean(1)).abs().max() > 0.1  # before and after the norm differ
@@ -319,7 +321,7 @@ def test_patches_stand_in_row_major_order(kind: str) -> None:
     changed = images.clone()
     changed[0, 0, 3 * 8 + 2, 8 + 5] = 1.0  # row 3, column 1
     with torch.no_grad():
-        difference = (tower(changed)[1] - tower(images)[1])[0].abs().amax(1)
+        difference = (tower(changed).patches - tower(images).patches).abs().amax(1)
     assert difference.nonzero().flatten().tolist() == [3 * 2 + 1]
 
 
@@ -332,8 +334,8 @@ def test_a_rectangular_image_has_its_positions_interpolated(kind: str, smooth: b
     resized = F.interpolate(table, size=(6, 2), mode="bicubic", align_corners=False, antialias=smooth)
     expected = resized.flatten(2).transpose(1, 2) + embeddings.patch_embeddings.projection.bias
     with torch.no_grad():
-        patches = tower(images)[1]
-        torch.testing.assert_close(patches, tower.norm(expected), atol=1e-5, rtol=0)
+        patches = tower(images).patches
+        torch.testing.assert_close(patches, tower.norm(expected)[0], atol=1e-5, rtol=0)
 
 
 def test_dinov3_knows_where_a_patch_is() -> None:
@@ -342,7 +344,7 @@ def test_dinov3_knows_where_a_patch_is() -> None:
     images = torch.zeros(1, 1, 48, 16)
     images[0, 0, :8, :8] = torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        patches = tower(images)[1][0]
+        patches = tower(images).patches
     distances = (patches[3] - patches[5:]).abs().amax(1)  # black patches, all but the first
     assert distances.min() > 1e-3
 
@@ -352,8 +354,8 @@ def test_dinov3_trains_after_it_has_embedded_the_same_size() -> None:
     tower = vision_tower("dinov3_vit", pos_embed_rescale=None)[0]
     images = torch.rand(1, 1, 40, 56)
     with torch.inference_mode():
-        expected = tower(images)[0].clone()
-    got = tower.train()(images)[0]
+        expected = tower(images).pooled.clone()
+    got = tower.train()(images).pooled
     got.sum().backward()
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
@@ -362,7 +364,7 @@ def test_grey_images_reach_every_channel() -> None:
     tower, plain = vision_tower("dinov2_with_registers", num_channels=3)
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        patches = tower(images)[1]
+        patches = tower(images).patches.unflatten(0, (2, -1))
         expected = plain(pixel_values=images.repeat(1, 3, 1, 1)).last_hidden_state[:, 1 + REGISTERS :]
     torch.testing.assert_close(patches, expected, atol=1e-5, rtol=0)
 
@@ -371,8 +373,8 @@ def test_grey_images_reach_every_channel() -> None:
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
 def test_everything_in_the_image_tower_is_trained(kind: str, size: tuple[int, int]) -> None:
     tower = vision_tower(kind)[0].train()
-    feature, patches = tower(torch.rand(2, 1, *size))
-    (feature[:, 0].sum() + (patches * torch.randn(patches.shape)).sum()).backward()
+    seen = tower(torch.rand(2, 1, *size))
+    (seen.pooled[:, 0].sum() + (seen.patches * torch.randn(seen.patches.shape)).sum()).backward()
     for name, parameter in tower.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -385,21 +387,21 @@ def test_everything_in_the_image_tower_is_trained(kind: str, size: tuple[int, in
 def test_the_last_norm_alone_serves_the_patches_alone(kind: str) -> None:
     """Which is what the groups of the optimizer rest on: `norm.` is moved by the local term and no other."""
     tower = vision_tower(kind)[0]
-    tower(torch.rand(2, 1, 32, 32))[0].square().sum().backward()
+    tower(torch.rand(2, 1, 32, 32)).pooled.square().sum().backward()
     without = {name for name, p in tower.named_parameters() if p.requires_grad and p.grad is None}
     assert without == {"norm.weight", "norm.bias"}
 
 
 def test_no_registers_leave_no_empty_parameter_to_train() -> None:
     tower = vision_tower("dinov3_vit", num_register_tokens=0)[0]
-    assert tower(torch.zeros(1, 1, 32, 16))[1].shape == (1, 8, 24)
+    assert tower(torch.zeros(1, 1, 32, 16)).patches.shape == (8, 24)
     assert all(p.numel() for p in tower.parameters()), "ZeRO-3 knows none without an element"
     named = {name: tensor for name, tensor in tower.state_dict().items() if not tensor.numel()}
     assert list(named) == ["backbone.embeddings.register_tokens"], (
         "files of the weights have the same tensors as before"
     )
     tower.bfloat16()
-    assert tower(torch.zeros(1, 1, 32, 16, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
+    assert tower(torch.zeros(1, 1, 32, 16, dtype=torch.bfloat16)).pooled.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["image_size", "patch_size"])
@@ -449,8 +451,8 @@ def test_forward_projects_every_view_and_text_of_the_batch(
         e = model(batch)
         anchors = augment.apply(batch.anchors, batch.anchor_changes)
         partners = augment.apply(batch.partners, batch.partner_changes)
-        anchor, patches = model.vision(anchors)
-        partner, _ = model.vision(partners)
+        anchor, partner = model.vision(anchors).pooled, model.vision(partners).pooled
+        patches = model.vision(anchors).patches.unflatten(0, (8, -1))
         expected = {
             "anchor": unit(model.image_head(anchor)),
             "partner": unit(model.image_head(partner)),
@@ -499,7 +501,7 @@ def test_alignment_is_the_cosine_of_each_sentence_with_each_patch(config: Config
     texts = tokenise(tokenizer(), [["alpha", "beta gamma", "delta"], ["epsilon epsilon", "alpha"]], 64)
     with torch.no_grad():
         got = model.sentence_embeddings(texts) @ model.patch_embeddings(images).mT
-        patches = head(model.patch_head)(model.vision(images)[1]).double()
+        patches = head(model.patch_head)(model.vision(images).patches).double().unflatten(0, (2, -1))
         sentences = head(model.sentence_head)(model.text(texts)[1]).double()
     assert got.shape == (2, 3, 8)
     for i, count in enumerate((3, 2)):
@@ -599,13 +601,15 @@ def test_activation_checkpointing_changes_no_gradient(config: Config, image: str
 
 # Towers of every architecture under ZeRO-3, which takes their weights apart
 
-TOGETHER = [("dinov2", "llama"), ("vit", "bert"), ("dinov3_vit", "gpt2")]
+TOGETHER = [("dinov2", "llama"), ("vit", "bert"), ("dinov3_vit", "gpt2")]  # the last one on tissue
 
 
 def with_towers(config: Config, vision: str, text: str) -> Config:
     return replace(
         config,
-        vision=VisionConfig(model=None, config=VISION[vision]),
+        vision=VisionConfig(
+            model=None, config=VISION[vision], tokens="tissue" if (vision, text) == TOGETHER[-1] else "all"
+        ),
         text=TextConfig(model=None, config={**TEXT[text], "vocab_size": 64}, lora_rank=2, lora_dropout=0.0),
     )
 

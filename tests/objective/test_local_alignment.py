@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mama.objective import local_alignment
 from mama.objective.local_alignment import alignment_scores
-from tests.support.alignment_loop import IMAGES, MASK, inputs, loop
+from tests.support.alignment_loop import IMAGES, MASK, PATCH_MASK, inputs, loop
 
 
 def differentiated(visual: Tensor, textual: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
@@ -113,3 +113,69 @@ def test_a_text_without_sentences_and_an_empty_chunk_are_refused() -> None:
         assert not visual[:3].isnan().any()
     with pytest.raises(ValueError, match=r"^chunk: 0 is less than 1 image$"):
         alignment_scores(sentences, MASK, patches, 0)
+
+
+# Images that differ in their patches
+
+
+def spoilt(patches: Tensor) -> Tensor:
+    """With cosines that would be the highest where there is no patch."""
+    return patches.detach().masked_fill(~PATCH_MASK[..., None], 1e3).requires_grad_()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, IMAGES, 100])
+@pytest.mark.parametrize(
+    ("dtype", "close", "gradient_close"),
+    [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-6), (torch.bfloat16, 1e-6, 4e-3)],
+)
+def test_of_each_image_its_own_patches_count(
+    dtype: torch.dtype, close: float, gradient_close: float, chunk: int
+) -> None:
+    sentences, patches = inputs(dtype)
+    patches = spoilt(patches)
+    exact = [x.detach().double().requires_grad_() for x in (sentences, patches)]
+    wanted = loop(exact[0], MASK, exact[1], PATCH_MASK)
+    got = alignment_scores(sentences, MASK, patches, chunk, PATCH_MASK)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert mine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(mine.double(), theirs, atol=close, rtol=0)
+    gradients = differentiated(*got, sentences, patches)
+    expected = differentiated(*wanted, *exact)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(mine.double(), theirs, atol=gradient_close * max(scale, 1), rtol=0)
+    assert not gradients[1][~PATCH_MASK].any()
+
+
+def test_a_mask_without_padding_changes_nothing() -> None:
+    sentences, patches = inputs(torch.float64)
+    everywhere = torch.ones_like(PATCH_MASK)
+    masked, plain = (alignment_scores(sentences, MASK, patches, 2, mask) for mask in (everywhere, None))
+    for mine, theirs in zip(masked, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-14, rtol=0)
+    gradients = (differentiated(*scores, sentences, patches) for scores in (masked, plain))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-14, rtol=0)
+
+
+def test_of_equal_patches_of_an_image_one_takes_the_whole_gradient() -> None:
+    sentences = F.normalize(torch.ones(1, 2, 3), dim=-1).requires_grad_()
+    patches = F.normalize(torch.ones(2, 4, 3), dim=-1).requires_grad_()
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    visual, textual = alignment_scores(sentences, torch.ones(1, 2, dtype=torch.bool), patches, 2, mask)
+    of_sentences, of_patches = torch.autograd.grad((visual + textual).sum(), (sentences, patches))
+    torch.testing.assert_close(of_sentences.sum((0, 1)), torch.full((3,), 4 / 3**0.5))
+    torch.testing.assert_close(of_patches.sum(1), torch.full((2, 3), 2 / 3**0.5))
+    assert not of_patches[~mask].any()
+
+
+def test_an_image_without_patches_is_refused() -> None:
+    sentences, patches = inputs(torch.float32)
+    missing = PATCH_MASK & (torch.arange(IMAGES) != 2)[:, None]
+    if local_alignment.countable(MASK):
+        with pytest.raises(ValueError, match=r"^patch_mask: image 2 has no patch$"):
+            alignment_scores(sentences, MASK, patches, 2, missing)
+    else:
+        for scores in alignment_scores(sentences, MASK, patches, 2, missing):
+            assert not scores[:, 2].isfinite().any()
+            assert scores[:, 3].isfinite().all()

@@ -9,6 +9,10 @@ from torch import Tensor
 # Sentences of each text: unsorted, with a gap in the middle of the third and one in front of the fourth.
 MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()
 IMAGES, PATCHES, WIDTH = 7, 11, 6
+# Patches of each image, where they differ: all, one alone, and with gaps.
+PATCH_MASK = torch.arange(PATCHES) < torch.tensor([11, 1, 4, 7, 11, 2, 5])[:, None]
+PATCH_MASK[3] = torch.arange(PATCHES) % 3 == 1
+PATCH_MASK[5] = torch.arange(PATCHES) == 10
 
 
 def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -20,12 +24,13 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return sentences.to(dtype).requires_grad_(), patches.to(dtype).requires_grad_()
 
 
-def loop(sentences: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+def loop(sentences: Tensor, mask: Tensor, patches: Tensor, patch_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The definition, word for word, one text and one image at a time."""
     visual, textual = [], []
+    kept = torch.ones(patches.shape[:2], dtype=torch.bool) if patch_mask is None else patch_mask
     for text, own in zip(sentences, mask, strict=True):
-        for image in patches:
-            cosines = text[own] @ image.t()
+        for image, seen in zip(patches, kept, strict=True):
+            cosines = text[own] @ image[seen].t()
             visual.append(cosines.max(1).values.mean())
             textual.append(cosines.max(0).values.mean())
     shape = len(sentences), len(patches)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mama.export.consolidate import consolidate
-from mama.settings.schema import Config, EvalConfig
+from mama.settings.schema import Config, EvalConfig, Tokens
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
 from shards.sources.phantom.studies import write_archive
@@ -17,7 +17,7 @@ SEED, PATIENTS = 927, 4  # by the hash two train, one in val, one in test; exams
 TASKS = ["cancer", "birads", "density"]
 
 
-def phantom_run(folder: Path) -> Config:
+def phantom_run(folder: Path, tokens: Tokens = "all") -> Config:
     """The archive in <folder>/dicom, its shards, and the run with model/; the key of hashes is <folder>/hash.key."""
     write_archive(folder / "dicom", PATIENTS, SEED, workers=1)
     packed = PackConfig(
@@ -34,6 +34,7 @@ def phantom_run(folder: Path) -> Config:
     config = replace(
         base,
         data=replace(base.data, image_size=(64, 32), workers=0, max_tokens=200),
+        vision=replace(base.vision, tokens=tokens),
         text=replace(base.text, config=base.text.config | {"n_positions": 256}),
         eval=EvalConfig(tasks=TASKS, batch=3, bootstrap=0, protocols=["zeroshot"]),
     )

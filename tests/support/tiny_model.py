@@ -57,8 +57,23 @@ def tiny(ranks: int, **train: Any) -> Config:
     )  # fmt: skip
 
 
+def on_tissue(config: Config) -> Config:
+    """The same with the image tower on tissue alone, in smaller patches, of which images have different numbers."""
+    vision = replace(config.vision, tokens="tissue", config=config.vision.config | {"patch_size": 4})
+    return replace(config, vision=vision)
+
+
+def breast(size: tuple[int, int], width: float) -> np.ndarray:
+    """Whether a pixel [H, W] is of a breast that is `width` of the canvas wide in its middle."""
+    y = np.linspace(-1, 1, size[0])[:, None]
+    return np.linspace(0, 1, size[1]) < width * (1 - y**2)
+
+
 def batch_of(config: Config, rows: range) -> Batch:
-    """Pairs whose texts have 1 to 4 sentences, so that ranks differ in their longest text."""
+    """Pairs whose texts have 1 to 4 sentences, so that ranks differ in their longest text; noise all over the images.
+
+    With `vision.tokens=tissue` breasts are of different width, so that ranks differ in their patches too.
+    """
     pairs = []
     for row in rows:
         rng = np.random.default_rng(row)
@@ -68,6 +83,8 @@ def batch_of(config: Config, rows: range) -> Batch:
         count = 4 if row == 7 else int(text_rng.integers(1, 3))
         text = [" ".join(text_rng.choice(WORDS[1:], 3)) for _ in range(count)]
         v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
+        if config.vision.tokens == "tissue":
+            v, w = v * breast(size, 0.2 + row / 10), w * breast(size, 0.8)
         change_v, change_w = (augment.draw(config.data.augment, pixels, rng) for pixels in (v, w))
         pairs.append(Pair(str(row), v, w, change_v, change_w, text, text if row % 2 else ["beta"]))
     return Collate(tokenizer(), config.data.max_tokens)(pairs)

@@ -17,10 +17,10 @@ from mama.errors import RankError
 from mama.model.heads import LogitScale
 from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, LossConfig, Norm
+from mama.settings.schema import Config, LossConfig, Norm, Tokens
 from mama.train import grad_cache
 from tests.support.gradients import Result, assert_equal, by_autograd, by_engine
-from tests.support.tiny_model import PAIRS, batch_of, model_of, tiny
+from tests.support.tiny_model import PAIRS, batch_of, model_of, on_tissue, tiny
 
 pytestmark = pytest.mark.ranks
 
@@ -34,7 +34,9 @@ def by_stage(config: Config) -> list[tuple[str, Result]]:
     return results
 
 
-NORMS: tuple[Norm, ...] = ("layer", "batch", "published")
+CASES: tuple[tuple[Norm, Tokens], ...] = (
+    ("layer", "all"), ("batch", "all"), ("published", "all"), ("layer", "tissue"), ("batch", "tissue"),
+)  # fmt: skip
 
 
 def with_norm(config: Config, norm: Norm) -> Config:
@@ -43,12 +45,19 @@ def with_norm(config: Config, norm: Norm) -> Config:
     return replace(config, heads=replace(config.heads, norm=norm), loss=loss)
 
 
+def on_patches(config: Config, norm: Norm, tokens: Tokens) -> Config:
+    """With patches of tissue alone, of which ranks differ in number, or with all."""
+    return with_norm(on_tissue(config) if tokens == "tissue" else config, norm)
+
+
 def by_norm(config: Config) -> list[tuple[str, Result]]:
     from mama.train.deepspeed_engine import join_ranks
 
     join_ranks()
     results = [
-        (f"{norm}, stage {stage}", by_engine(with_norm(config, norm), stage)) for norm in NORMS for stage in range(4)
+        (f"{norm}, {tokens}, stage {stage}", by_engine(on_patches(config, norm, tokens), stage))
+        for norm, tokens in CASES
+        for stage in range(4)
     ]
     torch.distributed.destroy_process_group()
     return results
@@ -71,12 +80,16 @@ def test_two_ranks_equal_one_rank_on_the_concatenated_batch() -> None:
     """Loss and every gradient, for every ZeRO stage; batch norms take the rows of both ranks, published ones do not."""
     config = tiny(2)
     whole = replace(config, train=replace(config.train, micro_batch=PAIRS))
-    expected: dict[str, Result] = {norm: by_autograd(with_norm(whole, norm)) for norm in NORMS[:2]}
-    expected["published"] = by_halves(with_norm(config, "published"))
-    assert any("lora_A" in name for name in expected["layer"][2])
+    expected: dict[tuple[str, str], Result] = {
+        case: by_halves(with_norm(config, "published"))
+        if "published" in case
+        else by_autograd(on_patches(whole, *case))
+        for case in CASES
+    }
+    assert any("lora_A" in name for name in expected["layer", "all"][2])
     for where, found in run_on_ranks(by_norm, config):
-        norm, _, _ = where.partition(",")
-        assert_equal(found, expected[norm], 1e-6 if norm == "layer" else 5e-6, where)
+        norm, tokens, _ = where.split(", ")
+        assert_equal(found, expected[norm, tokens], 1e-6 if norm == "layer" else 5e-6, where)
 
 
 def clipped(config: Config) -> list[tuple[str, float, float, dict[str, torch.Tensor]]]:
@@ -130,11 +143,12 @@ def test_the_norm_is_that_of_all_gradients_and_clips_them_on_every_rank() -> Non
 def test_cached_gradients_are_those_of_the_whole_batch(ranks: int) -> None:
     """Dropout is replayed: on one rank the micro-batches' masks are known, and the gradients are the same.
 
-    On two ranks the logit scales are above their cap, and get the gradient that leads them back.
+    There micro-batches differ in their patches too. On two ranks the logit scales are above their cap, and get the
+    gradient that leads them back.
     """
     config = tiny(ranks, grad_cache=True, micro_batch=2)
     if ranks == 1:
-        config = replace(config, text=replace(config.text, lora_dropout=0.3))
+        config = on_tissue(replace(config, text=replace(config.text, lora_dropout=0.3)))
     else:
         config = replace(config, loss=replace(config.loss, initial_scale=40.0, max_scale=20.0))
     expected = by_autograd(config)
