@@ -32,7 +32,7 @@ class Meter:
         batch = next(batches)
         self.pairs += len(batch.keys)
         self.texts += len(batch.texts.tokens)
-        self.tokens += int(batch.texts.mask.sum())
+        self.tokens += sum(batch.texts.lengths)
         moved = batch.to(self.device)
         self.waited += time.perf_counter() - started
         return moved

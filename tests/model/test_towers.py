@@ -70,7 +70,7 @@ def padded(texts: Texts, more: int) -> Texts:
     pad = tokenizer().pad_id
     return Texts(
         F.pad(texts.tokens, (0, more), value=pad),
-        F.pad(texts.mask, (0, more)),
+        texts.lengths,
         F.pad(texts.separators, (0, 2)),
         F.pad(texts.sentence_mask, (0, 2)),
     )
@@ -138,7 +138,7 @@ def test_a_step_moves_the_adapters_and_the_two_own_rows_and_nothing_else(kind: s
     embedding = base_of(tower).get_input_embeddings()
     rows_before = embedding(ids).detach().clone()
     # Steps on all that is trainable; the padding token only speaks where a text is read up to it.
-    everything = replace(texts, mask=torch.ones_like(texts.mask))
+    everything = replace(texts, lengths=[texts.tokens.shape[1]] * len(texts.tokens))
     optimizer = torch.optim.SGD(tower.parameters(), lr=0.5)
     for step in range(2):  # lora_A has a gradient as soon as lora_B is not zero
         optimizer.zero_grad()
@@ -212,9 +212,8 @@ def test_a_word_with_the_number_of_the_models_own_padding_is_trained() -> None:
     """BERT's tables are built with a row, 0, that PyTorch gives no gradient; here it is a word."""
     tower = text_tower("bert", tune="full")
     texts = Texts(
-        torch.tensor([[0, 1, tokenizer().separator_id]]), torch.ones(1, 3, dtype=torch.bool),
-        torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool),
-    )  # fmt: skip
+        torch.tensor([[0, 1, tokenizer().separator_id]]), [3], torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool)
+    )
     tower(texts)[1][..., 0].sum().backward()
     assert gradient_of(words_of(tower).weight)[0].abs().max() > 0
 
