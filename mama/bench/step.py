@@ -198,7 +198,7 @@ def _measured(
 def framework_step(config: Config, tokenizer: Tokenizer, device: torch.device) -> Step:
     """Return the training step of `mama train`, for a model under its engine."""
     with device:  # on a CPU, random numbers for billions of parameters take minutes
-        model = build(config, tokenizer, attention.choose(config.train.attention, device))
+        model = build(config, tokenizer, *attention.choose_both(config, device))
     prepare_blocks(model, config.train, device)
     engine = start_engine(model, config)
     engine.train()

@@ -1,7 +1,7 @@
 """The two towers: transformers backbones that return one global feature and many local ones.
 
-Letters: b images, u distinct texts, P patches, S sentences of the longest text, L tokens, d width of the tower,
-V tokens of the vocabulary.
+Letters: b images, u distinct texts, P patches, S sentences of the longest text, L tokens, N tokens of all texts,
+d width of the tower, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from transformers.activations import NewGELUActivation
 from mama.data.batches import Texts
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
-from mama.model.attention import without_mask
+from mama.model.attention import packs, without_mask
 from mama.model.backbones import build_backbone
+from mama.model.packing import Packing
 from mama.settings.schema import TextConfig, VisionConfig
 
 # The name of the norm after the last block in each image architecture.
@@ -114,28 +115,48 @@ class OwnTokens(TrainableTokensLayer):
 
 
 class TextTower(nn.Module):
-    """A language model from transformers, causal or bidirectional, without its head."""
+    """A language model from transformers, causal or bidirectional, without its head; with `packing` texts share a row."""
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int) -> None:
+    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool) -> None:
+        """Raises `ValueError` for an attention in which packed texts would see each other."""
         super().__init__()
         base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
         _drop_pooler(base)
         _fuse_gelu(base)
         self.backbone = backbone
         self.width = width
-        self.causal = TEXT_MODELS[base.config.model_type].causal
+        self.packing = packing
+        self.masked = not (packing or TEXT_MODELS[base.config.model_type].causal)
+        attention = str(base.config._attn_implementation)
+        if packing and not packs(attention):
+            raise ValueError(f"attention: {attention} does not know packed texts; use one of ours, or text.packing=false")
+        if not self.masked:
+            base.set_attn_implementation(without_mask(attention))
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d].
+        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d]."""
+        return self._packed(texts) if self.packing else self._padded(texts)
+
+    def _packed(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """All texts one behind the other in one row, at positions that begin anew; nothing is computed on padding."""
+        packing, device = Packing(texts.lengths), texts.tokens.device
+        rows, places = packing.segments(device), packing.positions(device)
+        states = self.backbone(
+            input_ids=texts.tokens[rows, places][None], position_ids=places[None], packing=packing, use_cache=False
+        ).last_hidden_state[0]  # [N, d]
+        return packing.mean(states), states[packing.starts(device)[:, None] + texts.separators]
+
+    def _padded(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """A row for each text.
 
         A causal model gets no mask: padding is on the right, where no token attends to it, and the kernels keep their
         fast causal path. A bidirectional one gets the padding mask.
         """
-        mask = None if self.causal else texts.mask
+        mask = texts.mask
         states = self.backbone(
-            input_ids=texts.tokens, attention_mask=mask, use_cache=False
+            input_ids=texts.tokens, attention_mask=mask if self.masked else None, use_cache=False
         ).last_hidden_state  # [u, L, d]
-        weights = texts.mask.to(states.dtype)[..., None]
+        weights = mask.to(states.dtype)[..., None]
         mean = (states * weights).sum(1) / weights.sum(1)
         rows = torch.arange(len(states), device=states.device)[:, None]
         return mean, states[rows, texts.separators]
@@ -170,11 +191,11 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str, empty: 
     model = TEXT_MODELS[backbone.config.model_type]
     if model.causal:  # gets no mask; keep transformers from searching for padding, which synchronises with the GPU
         backbone.config.pad_token_id = None
-        backbone.set_attn_implementation(without_mask(attention))
     if config.layers is not None:
         _keep_layers(backbone, model.blocks, config.layers)
     width = int(backbone.config.hidden_size)
-    return TextTower(_tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id]), width)
+    tuned = _tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id])
+    return TextTower(tuned, width, config.packing)
 
 
 def _tuned(

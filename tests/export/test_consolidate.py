@@ -57,7 +57,7 @@ def run(shards: Path, tmp_path: Path) -> Config:
 
 def live(config: Config) -> MamaModel:
     """What an engine is started with at the newest checkpoint, merged by peft."""
-    model = build(config, load_tokenizer(config.run_folder), "sdpa")
+    model = build(config, load_tokenizer(config.run_folder), "mama_sdpa")
     found = checkpoints.newest(config.run_folder)
     assert found
     checkpoints.load_weights(model, found, digests(model))

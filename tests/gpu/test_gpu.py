@@ -164,9 +164,7 @@ def test_dropout_has_its_rate_and_the_same_mask_in_the_backward_pass(kernel: str
 
 def padded(texts: Texts) -> Texts:
     """Every second row 19 tokens shorter."""
-    mask = texts.mask.clone()
-    mask[::2, -19:] = False
-    return replace(texts, mask=mask)
+    return replace(texts, lengths=[n if row % 2 else n - 19 for row, n in enumerate(texts.lengths)])
 
 
 def tower_and_input(kind: str, kernel: str, config: Config) -> tuple[nn.Module, Any]:
@@ -253,7 +251,7 @@ def test_batches_are_pinned_and_fetched_while_the_gpu_is_busy(workers: int) -> N
     wanted = list(load(range(6), config, numbered, batch_size=2))  # type: ignore[arg-type]
     with closing(load(range(6), config, numbered, DEVICE, batch_size=2)) as batches:  # type: ignore[arg-type]
         pinned = list(batches)
-    meter = Meter(build(config, stand_in(config.text), "sdpa"), config.data.image_size, DEVICE)
+    meter = Meter(build(config, stand_in(config.text), "mama_sdpa"), config.data.image_size, DEVICE)
     assert not any(tensor.is_pinned() for batch in wanted for tensor in tensors_of(batch))
     assert all(tensor.is_pinned() for batch in pinned for tensor in tensors_of(batch))
     meter.fetch(iter(wanted))  # reserves memory on the device
@@ -339,7 +337,7 @@ def halves(batch: Batch) -> list[Batch]:
     found = []
     for rows in (slice(0, 4), slice(4, 8)):
         texts = batch.texts
-        own = Texts(texts.tokens[rows], texts.mask[rows], texts.separators[rows], texts.sentence_mask[rows])
+        own = Texts(texts.tokens[rows], texts.lengths[rows], texts.separators[rows], texts.sentence_mask[rows])
         numbers = torch.arange(4, device=batch.anchors.device)
         parts = {name: getattr(batch, name)[rows] for name in names}
         found.append(Batch(**parts, texts=own, anchor_text_row=numbers, partner_text_row=numbers))

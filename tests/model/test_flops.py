@@ -24,7 +24,7 @@ from tests.support.word_tokenizer import tokenizer
 
 def model_of(config: Config, kind: str) -> MamaModel:
     text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0)
-    model = build(replace(config, text=text), tokenizer(), "sdpa")
+    model = build(replace(config, text=text), tokenizer(), "mama_sdpa")
     prepare_blocks(model, config.train, torch.device("cpu"))
     return model
 
@@ -97,7 +97,7 @@ def test_the_published_model_takes_what_its_parameters_say() -> None:
         }  # fmt: skip
         size = replace(config.data, image_size=(518, 518))
         config = replace(config, vision=replace(config.vision, config=shape), data=size)
-        model = build(config, tokenizer(), "sdpa")
+        model = build(config, tokenizer(), "mama_sdpa")
     tokens, blocks = 1369 + 5, 12 * 12 * 768**2
     image = 6 * tokens * blocks + 12 * 12 * tokens**2 * 768
     assert pair_flops(model, (518, 518), 100) == pytest.approx(2 * image, rel=0.01)

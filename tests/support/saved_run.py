@@ -46,7 +46,7 @@ def results_of(config: Config) -> dict[str, bytes]:
 def save_run(config: Config, step: int = 3) -> None:
     """The run folder of `config`, with one checkpoint whose trained weights are away from their first values."""
     prepare(config)
-    model = build(config, load_tokenizer(config.run_folder), "sdpa")
+    model = build(config, load_tokenizer(config.run_folder), "mama_sdpa")
     random = torch.Generator().manual_seed(step)  # weights of its own for each step
     weights = {
         f"weight/{name}": (p + 0.1 * torch.randn(p.shape, generator=random)).detach()

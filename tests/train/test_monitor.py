@@ -244,7 +244,7 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(throughput, "peak_flops", lambda device: 1e9)
     config = tiny(1)
-    model, batch = build(config, tokenizer(), "sdpa"), batch_of(config, range(PAIRS))
+    model, batch = build(config, tokenizer(), "mama_sdpa"), batch_of(config, range(PAIRS))
 
     def loader() -> Iterator[Any]:
         while True:
@@ -261,9 +261,8 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
         took = micro_batches * (0.5 + seconds)
         tokens = int(batch.texts.mask.sum())
         assert values.pop("memory_gb") > 0.1
-        work = pair_flops(
-            model, config.data.image_size, tokens / len(batch.texts.mask), texts=len(batch.texts.mask) / PAIRS
-        )
+        texts = len(batch.texts.tokens)
+        work = pair_flops(model, config.data.image_size, tokens / texts, texts=texts / PAIRS)
         assert values == pytest.approx(
             {
                 "pairs_per_second": micro_batches * PAIRS / took,
