@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mama.data import sample_order
-from mama.data.loader import CPU, load, to_device
+from mama.data.loader import CPU, load, numbers_on, to_device
 from mama.data.pairs import Pair, Pairs
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config
@@ -56,8 +56,7 @@ class Texts(Tensors):
     def mask(self) -> Tensor:
         """bool [u, L], false at padding; made anew at each call."""
         device = self.tokens.device
-        lengths = torch.tensor(self.lengths).to(device, non_blocking=True)
-        return torch.arange(self.tokens.shape[1], device=device) < lengths[:, None]
+        return torch.arange(self.tokens.shape[1], device=device) < numbers_on(device, self.lengths)[:, None]
 
 
 @dataclass

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mama.data.loader import numbers_on
+
 
 class Packing:
     """The lengths of n sequences in a row of N tokens; what a kernel makes of them serves all layers.
@@ -22,12 +24,15 @@ class Packing:
         """Raises `ValueError` for a sequence without a token, which attention has no result for."""
         self.lengths = list(lengths)
         self.masks: dict[bool, Any] = {}  # what a kernel makes of them, by whether it is causal
+        self._counts: dict[torch.device, Tensor] = {}
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths: {self.lengths} has no token in a sequence")
 
     def counts(self, device: torch.device) -> Tensor:
         """int64 [n]: the lengths."""
-        return torch.tensor(self.lengths).to(device, non_blocking=True)
+        if device not in self._counts:
+            self._counts[device] = numbers_on(device, self.lengths)
+        return self._counts[device]
 
     def starts(self, device: torch.device) -> Tensor:
         """int64 [n]: the place in the row of the first token of each sequence."""
