@@ -115,7 +115,10 @@ class OwnTokens(TrainableTokensLayer):
 
 
 class TextTower(nn.Module):
-    """A language model from transformers, causal or bidirectional, without its head; with `packing` texts share a row."""
+    """A language model from transformers, causal or bidirectional, without its head.
+
+    With `packing` all texts share one row, in which they do not see each other.
+    """
 
     def __init__(self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool) -> None:
         """Raises `ValueError` for an attention in which packed texts would see each other."""
@@ -129,7 +132,7 @@ class TextTower(nn.Module):
         self.masked = not (packing or TEXT_MODELS[base.config.model_type].causal)
         attention = str(base.config._attn_implementation)
         if packing and not packs(attention):
-            raise ValueError(f"attention: {attention} does not know packed texts; use one of ours, or text.packing=false")
+            raise ValueError(f"attention: {attention} knows no packed texts; use one of ours, or text.packing=false")
         if not self.masked:
             base.set_attn_implementation(without_mask(attention))
 

@@ -196,7 +196,7 @@ def test_a_run_of_an_earlier_release_is_resumed_with_a_warning(whole: Config, ca
     assert prepare(whole)
     assert "earlier release" not in caplog.text
     try:
-        file.write_text(re.sub(r"\n +(min_tissue|timeout): .*", "", written))
+        file.write_text(re.sub(r"\n +(min_tissue|timeout|packing): .*", "", written))
         assert prepare(whole)
     finally:
         file.write_text(written)
