@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.packing import Packing
+from mama.settings.schema import Config, TextConfig
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -398,7 +399,8 @@ def test_xformers_is_tried_in_each_precision_with_each_mask_and_backwards(
     before = torch.get_rng_state()
     with caplog.at_level(logging.INFO, logger="mama.model.attention"), torch.inference_mode():
         assert attention.choose("auto", gpu, packed) == "mama_xformers"
-    assert caplog.messages == ["attention kernel: xformers on cuda"]
+    of = " of packed texts" if packed else ""
+    assert caplog.messages == [f"attention kernel{of}: xformers on cuda"]
     masks: tuple[type, ...] = (type(None), ops.LowerTriangularMask, Tensor)
     if packed:
         masks = (type(None), BlockDiagonalMask, ops.LowerTriangularMask, BlockDiagonalCausalMask, Tensor)
@@ -461,6 +463,16 @@ def test_auto_takes_what_is_faster_on_newer_gpus(
         assert attention.choose("xformers", gpu) == "mama_xformers"
     known = "compute capability {}.{}: from 9.0 on PyTorch has cuDNN's kernels".format(*capability)
     assert caplog.messages == [f"attention kernel: sdpa on cuda ({known})", "attention kernel: xformers on cuda"]
+
+
+@pytest.mark.parametrize(("packing", "kernel"), [(True, "mama_xformers"), (False, "mama_sdpa")])
+def test_the_text_tower_has_the_kernel_for_packed_texts(
+    gpu: torch.device, packing: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    config = Config(text=TextConfig(packing=packing))
+    assert attention.choose_both(config, gpu) == ("mama_sdpa", kernel)
+    assert attention.choose_both(config, CPU) == ("mama_sdpa", "mama_sdpa")
 
 
 MISSING = "libcudart.so.12: cannot open shared object file: No such file or directory"

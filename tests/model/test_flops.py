@@ -22,8 +22,8 @@ from tests.support.tiny_model import PAIRS, batch_of, tiny
 from tests.support.word_tokenizer import tokenizer
 
 
-def model_of(config: Config, kind: str) -> MamaModel:
-    text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0)
+def model_of(config: Config, kind: str, packing: bool = False) -> MamaModel:
+    text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0, packing=packing)
     model = build(replace(config, text=text), tokenizer(), "mama_sdpa")
     prepare_blocks(model, config.train, torch.device("cpu"))
     return model
@@ -44,22 +44,28 @@ def counted(model: MamaModel, batch: Batch) -> int:
 
 
 def expected(model: MamaModel, batch: Batch, config: Config) -> float:
+    """Of images and heads, and of each text with its length."""
     texts = batch.texts
-    return PAIRS * pair_flops(
-        model,
-        config.data.image_size,
-        tokens=texts.tokens.shape[1],
-        texts=len(texts.tokens) / PAIRS,
-        sentences=int(texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
-        recompute=config.train.activation_checkpointing,
-    )
+
+    def of(tokens: int, texts: int) -> float:
+        return PAIRS * pair_flops(
+            model,
+            config.data.image_size,
+            tokens=tokens,
+            texts=texts / PAIRS,
+            sentences=int(batch.texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
+            recompute=config.train.activation_checkpointing,
+        )
+
+    lengths = texts.lengths if model.text.packing else [texts.tokens.shape[1]] * len(texts.tokens)
+    return of(0, 0) + sum(of(length, 1) - of(0, 0) for length in lengths)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_count_is_that_of_pytorch(kind: str, recompute: bool) -> None:
+@pytest.mark.parametrize(("kind", "packing"), [("gpt2", False), ("gpt2", True), ("llama", False)])
+def test_the_count_is_that_of_pytorch(kind: str, packing: bool, recompute: bool) -> None:
     config = tiny(1, activation_checkpointing=recompute)
-    model, batch = model_of(config, kind).train(), batch_of(config, range(PAIRS))
+    model, batch = model_of(config, kind, packing).train(), batch_of(config, range(PAIRS))
     # Llama's table of rotary angles, a product of nothing with nothing, is all that may be between them.
     assert counted(model, batch) == pytest.approx(expected(model, batch, config), rel=0 if kind == "gpt2" else 1e-3)
 
