@@ -114,7 +114,7 @@ def _each_kernel(config: Config, cuda: bool) -> list[TrainConfig]:
 
 
 def _chosen(config: Config) -> str:
-    return attention.choose("auto", torch.device("cuda"), config.packed)
+    return attention.choose_both(config, torch.device("cuda"))[0]
 
 
 def _both(function: Callable[[Config], list[Measured]], step: str, config: Config, rounds: int) -> Iterator[str]:
@@ -207,7 +207,7 @@ def _measured(
 def framework_step(config: Config, tokenizer: Tokenizer, device: torch.device) -> Step:
     """Return the training step of `mama train`, for a model under its engine."""
     with device:  # on a CPU, random numbers for billions of parameters take minutes
-        model = build(config, tokenizer, attention.choose(config.train.attention, device, config.packed))
+        model = build(config, tokenizer, *attention.choose_both(config, device))
     prepare_blocks(model, config.train, device)
     engine = start_engine(model, config)
     engine.train()
@@ -266,7 +266,8 @@ def _patches(config: Config, shape: MamaModel) -> int:
 def _row(one: Measured, tokens: int) -> str:
     mfu = "unknown" if one.mfu is None else f"{one.mfu:.1%}"
     estimate = "" if one.estimate_gb is None else f"{one.estimate_gb:.2f}"
-    return f"| {one.pairs} | {one.image_tokens:,.0f} | {one.rate:.3g} | {one.rate * tokens:,.0f} | {one.memory_gb:.2f} | {estimate} | {mfu} |"
+    rates = f"{one.rate:.3g} | {one.rate * tokens:,.0f}"
+    return f"| {one.pairs} | {one.image_tokens:,.0f} | {rates} | {one.memory_gb:.2f} | {estimate} | {mfu} |"
 
 
 def _memory_of(device: torch.device) -> float:

@@ -66,7 +66,6 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
     tokens = torch.randint(len(tokenizer) - 2, (pairs, length), generator=generator)
     ends = torch.arange(min(length, TOKENS_OF_A_SENTENCE) - 1, length, TOKENS_OF_A_SENTENCE).expand(pairs, -1)
     tokens.scatter_(1, ends, tokenizer.separator_id)
-    whole = torch.ones_like(tokens, dtype=torch.bool)
     noise = torch.randint(256, (2, pairs, 1, *size), generator=generator, dtype=torch.uint8)
     images = noise * torch.from_numpy(_breasts(rng.uniform(*WIDTHS, (2, pairs, 1)), size))
     drawn = [augment.draw(config.data.augment, image.numpy(), rng) for image in images.flatten(0, 2)]
@@ -78,7 +77,7 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
         partners=images[1],
         anchor_changes=changes[:pairs],
         partner_changes=changes[pairs:],
-        texts=Texts(tokens, whole, ends.contiguous(), torch.ones_like(ends, dtype=torch.bool)),
+        texts=Texts(tokens, [length] * pairs, ends.contiguous(), torch.ones_like(ends, dtype=torch.bool)),
         anchor_text_row=numbers,
         partner_text_row=numbers,
         text_ids=numbers,

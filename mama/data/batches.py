@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mama.data import sample_order
-from mama.data.loader import CPU, load, to_device
+from mama.data.loader import CPU, load, numbers_on, to_device
 from mama.data.pairs import Pair, Pairs
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config
@@ -48,9 +48,15 @@ class Texts(Tensors):
     """Tokenised texts, each once, padded on the right."""
 
     tokens: Tensor  # int64 [u, L]
-    mask: Tensor  # bool [u, L], false at padding
+    lengths: list[int]  # tokens of each text, without padding; on the host, which a GPU need not be asked for them
     separators: Tensor  # int64 [u, S], positions of the tokens at which sentence embeddings are read
     sentence_mask: Tensor  # bool [u, S], false at padding
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [u, L], false at padding; made anew at each call."""
+        device = self.tokens.device
+        return torch.arange(self.tokens.shape[1], device=device) < numbers_on(device, self.lengths)[:, None]
 
 
 @dataclass
@@ -106,15 +112,13 @@ def tokenise(tokenizer: Tokenizer, texts: list[list[str]], max_tokens: int) -> T
     length = max(len(e.tokens) for e in encoded)
     sentences = max(len(e.separators) for e in encoded)
     tokens = torch.full((len(encoded), length), tokenizer.pad_id)
-    mask = torch.zeros(len(encoded), length, dtype=torch.bool)
     separators = torch.zeros(len(encoded), sentences, dtype=torch.long)
     sentence_mask = torch.zeros(len(encoded), sentences, dtype=torch.bool)
     for row, e in enumerate(encoded):
         tokens[row, : len(e.tokens)] = torch.tensor(e.tokens)
-        mask[row, : len(e.tokens)] = True
         separators[row, : len(e.separators)] = torch.tensor(e.separators)
         sentence_mask[row, : len(e.separators)] = True
-    return Texts(tokens, mask, separators, sentence_mask)
+    return Texts(tokens, [len(e.tokens) for e in encoded], separators, sentence_mask)
 
 
 def _text_id(sentences: list[str]) -> int:

@@ -71,6 +71,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
+def numbers_on(device: torch.device, numbers: list[int]) -> Tensor:
+    """int64 [n], copied without waiting for a GPU, which a copy from memory that is not pinned may do."""
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
 def require_shared_memory(config: Config, images: int, ranks_here: int = 1) -> None:
     """Raise `ConfigError` if /dev/shm cannot hold the prefetched batches, of `images` each, of all ranks on this node.
 

@@ -191,7 +191,7 @@ def _models(
     yield "trained", model, tokenizer
     del model
     if not is_bare(run):
-        untrained = build(config, tokenizer, attention.choose(config.train.attention, device, config.packed))
+        untrained = build(config, tokenizer, *attention.choose_both(config, device))
         yield "untrained", untrained.to(device).eval(), tokenizer
 
 

@@ -10,13 +10,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
@@ -134,5 +132,4 @@ def load_adapted(folder: Path, config: Config, tokenizer: Tokenizer, kernel: str
     names = {stored: origin.removeprefix("text.") for stored, origin in adapter_names(tower).items()}
     fill(tower, names, stored_tensors(folder / ADAPTER), folder / ADAPTER)
     tower.merge_adapters()
-    cast(PreTrainedModel, tower.backbone).set_attn_implementation(kernel)  # as of a model that is loaded merged
     return tower

@@ -112,15 +112,15 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
     check_digests(folder, AGAIN)
     facts = read_model(folder)
     config = load(folder / "config.yaml")
-    kernel, dtype = attention.choose(config.train.attention, device, config.packed), DTYPES[facts.dtype]
+    dtype, (kernel, text_kernel) = DTYPES[facts.dtype], attention.choose_both(config, device)
     tokenizer = Tokenizer.load(folder / "tokenizer")
     if facts.lora == "adapter":
-        text = load_adapted(folder / "text", config, tokenizer, kernel, base)
+        text = load_adapted(folder / "text", config, tokenizer, text_kernel, base)
         for parameter in text.parameters():
             parameter.data = parameter.data.to(dtype)
     else:
-        backbone = _empty(folder / "text", kernel, dtype)
-        text = TextTower(backbone, backbone.config.hidden_size)
+        backbone = _empty(folder / "text", text_kernel, dtype)
+        text = TextTower(backbone, backbone.config.hidden_size, config.text.packing)
     vision = VisionTower(_empty(folder / "vision", kernel, dtype), config.vision.tokens)
     model = MamaModel(vision, text, config.heads, config.loss)
     names = parts(model)

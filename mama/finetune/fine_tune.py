@@ -230,7 +230,7 @@ class _Tunings:
         """Build the classifier and start its engine, from the newest checkpoint if there is one."""
         self.heartbeat.doing(f"preparing {one.name}")
         resumed = prepare_and_agree(one, partial(_prepare, job.identity))
-        kernel = attention.choose(one.train.attention, self.device, one.packed)
+        kernel = attention.choose(one.train.attention, self.device, one.vision.tokens == "tissue")
         model = new_classifier(self.model, len(labels.classes), kernel)
         prepare_image_tower(model.vision, one.train, self.device)
         frozen = digests(model)

@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from mama.errors import ConfigError
 from mama.model.packing import Packing
+from mama.settings.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,16 @@ def choose(requested: str, device: torch.device, packed: bool = False) -> str:
         kernel = "sdpa" if reason else "xformers"
     elif requested == "xformers" and (obstacle := _xformers_obstacle(device, packed)):
         raise ConfigError(f"train.attention: xformers cannot run here ({obstacle}); use auto or sdpa")
-    log.info("attention kernel: %s on %s%s", kernel, device.type, f" ({reason})" if reason else "")
+    of = " of packed sequences" if packed else ""
+    log.info("attention kernel%s: %s on %s%s", of, kernel, device.type, f" ({reason})" if reason else "")
     return KERNELS[kernel]
+
+
+def choose_both(config: Config, device: torch.device) -> tuple[str, str]:
+    """The `attn_implementation` of the image and of the text tower; raises `ConfigError` as `choose` does."""
+    packed = config.vision.tokens == "tissue", config.text.packing
+    image = choose(config.train.attention, device, packed[0])
+    return image, image if packed[0] == packed[1] else choose(config.train.attention, device, packed[1])
 
 
 def _newer_than_xformers(device: torch.device) -> str | None:
@@ -238,19 +247,24 @@ def _block_diagonal(packing: Packing, causal: bool, device: torch.device) -> Any
     return packing.masks[causal]
 
 
-CAUSAL = "_causal"
+WITHOUT_MASK = "_without_mask"
 
 
 def without_mask(name: str) -> str:
     """The variant of kernel `name` for a model that never gets a mask, for which transformers builds none.
 
-    It would check whether texts are packed, which synchronises with the GPU.
+    It would look for packed texts in the positions, which synchronises with the GPU, and make a mask of them.
     """
-    return f"{name}{CAUSAL}" if name in KERNELS.values() else name
+    return f"{name}{WITHOUT_MASK}" if name in KERNELS.values() else name
+
+
+def packs(name: str) -> bool:
+    """Whether the attention of this name is a kernel that knows packed sequences, which no other does."""
+    return name.removesuffix(WITHOUT_MASK) in KERNELS.values()
 
 
 for _name, _function in (("mama_xformers", xformers), ("mama_sdpa", sdpa)):
     AttentionInterface.register(_name, _function)
-    AttentionInterface.register(_name + CAUSAL, _function)
+    AttentionInterface.register(_name + WITHOUT_MASK, _function)
     # transformers passes a mask to a custom attention only if a mask function is registered under its name.
     AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -175,16 +175,19 @@ class MamaModel(nn.Module):
         return _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
 
 
-def build(config: Config, tokenizer: Tokenizer, attention: str, empty: bool = False) -> MamaModel:
+def build(
+    config: Config, tokenizer: Tokenizer, attention: str, text_attention: str | None = None, empty: bool = False
+) -> MamaModel:
     """The untrained model of a configuration, in training mode; random weights depend on `config.seed` alone.
 
+    Both towers have the kernel `attention` (`mama.model.attention.choose_both`), or the text tower `text_attention`.
     With `empty` it is on the meta device: names and shapes without weights, which are not read either. Raises
     `ConfigError` if a tower cannot be built, or cannot take `data.image_size` or `data.max_tokens`.
     """
     torch.manual_seed(config.seed)
     with quiet(), torch.device("meta") if empty else nullcontext():
         vision = build_vision(config.vision, attention, empty)
-        text = build_text(config.text, tokenizer, attention, empty)
+        text = build_text(config.text, tokenizer, text_attention or attention, empty)
         _check_sizes(config, vision, text)
         # Pretrained models come in evaluation mode, without dropout and without activation checkpointing.
         return MamaModel(vision, text, config.heads, config.loss).train()

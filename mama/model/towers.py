@@ -1,11 +1,12 @@
 """The two towers: transformers backbones that return one global feature and many local ones.
 
-Letters: b images, u distinct texts, P patches, n patches of all images that are computed, N tokens of all images,
-S sentences of the longest text, L tokens, d width of the tower, V tokens of the vocabulary.
+Letters: b images, u distinct texts, P patches, n patches of all images that are computed, N tokens of all images or
+texts, S sentences of the longest text, L tokens, d width of the tower, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -21,8 +22,9 @@ from mama.data.batches import Texts
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.model import tissue
-from mama.model.attention import without_mask
+from mama.model.attention import packs, without_mask
 from mama.model.backbones import build_backbone
+from mama.model.packing import Packing
 from mama.settings.schema import TextConfig, Tokens, VisionConfig
 
 # The name of the norm after the last block in each image architecture.
@@ -47,6 +49,9 @@ TEXT_MODELS = {
 }
 
 
+LATEST = 4096  # images
+
+
 class ImageFeatures(NamedTuple):
     """What the image tower makes of b images. A tuple, so that ZeRO-3 finds the tensors in it."""
 
@@ -68,6 +73,7 @@ class VisionTower(nn.Module):
             if not isinstance(getattr(shape, name), int):  # position embeddings are resized as a square
                 raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, but must be one number of pixels")
         self.only_tissue = tokens == "tissue"
+        self.lengths: deque[int] = deque(maxlen=LATEST)  # tokens of the latest images, where they differ
         if self.only_tissue:
             tissue.require_packing(backbone)
         _drop_pooler(backbone)
@@ -99,6 +105,7 @@ class VisionTower(nn.Module):
         if self.only_tissue:
             kept = tissue.kept_patches(images, int(self.backbone.config.patch_size))
             counts = kept.sum(1).tolist()  # the one place where a GPU is waited for
+            self.lengths += [self.prefix + count for count in counts]
             pooled, patches = tissue.encode(self.backbone, pixels, self.arguments, self.prefix, kept, counts)
             return ImageFeatures(pooled, self.norm(patches), counts, kept, sum(counts) + self.prefix * len(counts))
         tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state  # [b, prefix + P, d]
@@ -136,28 +143,51 @@ class OwnTokens(TrainableTokensLayer):
 
 
 class TextTower(nn.Module):
-    """A language model from transformers, causal or bidirectional, without its head."""
+    """A language model from transformers, causal or bidirectional, without its head.
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int) -> None:
+    With `packing` all texts share one row, in which they do not see each other.
+    """
+
+    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool) -> None:
+        """Raises `ValueError` for an attention in which packed texts would see each other."""
         super().__init__()
         base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
         _drop_pooler(base)
         _fuse_gelu(base)
         self.backbone = backbone
         self.width = width
-        self.causal = TEXT_MODELS[base.config.model_type].causal
+        self.packing = packing
+        self.masked = not (packing or TEXT_MODELS[base.config.model_type].causal)
+        attention = str(base.config._attn_implementation)
+        if packing and not packs(attention):
+            raise ValueError(f"attention: {attention} knows no packed texts; use one of ours, or text.packing=false")
+        if not self.masked:
+            base.set_attn_implementation(without_mask(attention))
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d].
+        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d]."""
+        return self._packed(texts) if self.packing else self._padded(texts)
+
+    def _packed(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """All texts one behind the other in one row, at positions that begin anew; nothing is computed on padding."""
+        packing, device = Packing(texts.lengths), texts.tokens.device
+        rows, places = packing.segments(device), packing.positions(device)
+        states = self.backbone(
+            input_ids=texts.tokens[rows, places][None], position_ids=places[None], packing=packing, use_cache=False
+        ).last_hidden_state[0]  # [N, d]
+        return packing.mean(states), states[packing.starts(device)[:, None] + texts.separators]
+
+    def _padded(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """A row for each text.
 
         A causal model gets no mask: padding is on the right, where no token attends to it, and the kernels keep their
         fast causal path. A bidirectional one gets the padding mask.
         """
-        mask = None if self.causal else texts.mask
+        mask = texts.mask
         states = self.backbone(
-            input_ids=texts.tokens, attention_mask=mask, use_cache=False
+            input_ids=texts.tokens, attention_mask=mask if self.masked else None, use_cache=False
         ).last_hidden_state  # [u, L, d]
-        weights = texts.mask.to(states.dtype)[..., None]
+        weights = mask.to(states.dtype)[..., None]
         mean = (states * weights).sum(1) / weights.sum(1)
         rows = torch.arange(len(states), device=states.device)[:, None]
         return mean, states[rows, texts.separators]
@@ -192,11 +222,11 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str, empty: 
     model = TEXT_MODELS[backbone.config.model_type]
     if model.causal:  # gets no mask; keep transformers from searching for padding, which synchronises with the GPU
         backbone.config.pad_token_id = None
-        backbone.set_attn_implementation(without_mask(attention))
     if config.layers is not None:
         _keep_layers(backbone, model.blocks, config.layers)
     width = int(backbone.config.hidden_size)
-    return TextTower(_tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id]), width)
+    tuned = _tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id])
+    return TextTower(tuned, width, config.packing)
 
 
 def _tuned(

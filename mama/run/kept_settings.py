@@ -20,12 +20,13 @@ MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.keep_checkpoints", "train.validate_every", "train.max_skips"),
     *("train.ranks", "train.micro_batch", "train.zero_stage", "train.offload"),
     *("train.attention", "train.activation_checkpointing", "train.compile", "train.timeout", "train.patience"),
-    *("train.oversubscribe",),
+    *("train.oversubscribe", "text.packing"),
 )
 
 # Settings that say where a run and what it was made of lie now.
 PLACES = ("runs", "name", "data.shards", "data.cache", "text.model", "vision.model")
-HOW = [key for key in MAY_CHANGE if key.startswith(("train.", "data."))]  # on how many ranks and the like it trained
+# On how many ranks and the like it trained.
+HOW = [key for key in MAY_CHANGE if key.startswith(("train.", "data.", "text."))]
 
 
 def recorded(config: Config, changes: Sequence[str]) -> Config:

@@ -141,6 +141,8 @@ class TextConfig:
     lora_rank: int = 8  # rank of the LoRA adapters, at least 1
     lora_alpha: int = 32  # scale of the LoRA update: it is multiplied by lora_alpha / lora_rank
     lora_dropout: float = 0.1  # dropout before the LoRA adapters, in [0, 1]
+    # Texts of a micro-batch one behind the other in one row, so that nothing is computed on padding; same features.
+    packing: bool = True
     ignore: list[str] = field(default_factory=lambda: ["lm_head."])  # as vision.ignore; the LM head is never used
 
     def __post_init__(self) -> None:
@@ -433,11 +435,6 @@ class Config:
         if self.loss.negatives != "global":
             return self.train.micro_batch
         return self.train.global_batch if self.train.grad_cache else self.train.micro_batch * ranks
-
-    @property
-    def packed(self) -> bool:
-        """Whether a tower computes sequences of different lengths, which stand in one row (`mama.model.packing`)."""
-        return self.vision.tokens == "tissue"
 
     @property
     def run_folder(self) -> Path:

@@ -135,11 +135,9 @@ def _tissue(config: Config, patch: int) -> tuple[float, str]:
     changes = torch.from_numpy(np.stack([pair.anchor_change for pair in drawn]))
     shares = kept_patches(augment.apply(images, changes), patch).double().mean(1)
     low, high = shares.quantile(torch.tensor([0.1, 0.9]).double()).tolist()
-    mean = float(shares.mean())
-    return mean, (
-        f"vision.tokens: {mean:.0%} of the patches of {len(drawn)} augmented images hold tissue (10th to 90th percentile "
-        f"{low:.0%} to {high:.0%})"
-    )
+    mean, of = float(shares.mean()), f"{len(drawn)} augmented images"
+    spread = f"10th to 90th percentile {low:.0%} to {high:.0%}"
+    return mean, f"vision.tokens: {mean:.0%} of the patches of {of} hold tissue ({spread})"
 
 
 def _is_remote(config: Config) -> bool:

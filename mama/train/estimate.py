@@ -100,9 +100,7 @@ def activations(config: Config, model: MamaModel, mask: int = 1, share: float = 
     return found
 
 
-def rank_bytes(
-    config: Config, model: MamaModel, ranks: int, mask: int = 1, share: float = 1.0
-) -> tuple[int, int]:
+def rank_bytes(config: Config, model: MamaModel, ranks: int, mask: int = 1, share: float = 1.0) -> tuple[int, int]:
     """Return the bytes of one rank: states and activations on its device, and offloaded states in CPU memory.
 
     Arguments as for `activations`.

@@ -113,7 +113,7 @@ def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat:
     resumed = prepare_and_agree(config)
     tokenizer = load_tokenizer(config.run_folder)
     heartbeat.doing("building the model")
-    model = build(config, tokenizer, attention.choose(config.train.attention, device, config.packed))
+    model = build(config, tokenizer, *attention.choose_both(config, device))
     prepare_blocks(model, config.train, device)
     frozen = digests(model)
     heartbeat.doing("starting the engine")

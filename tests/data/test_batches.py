@@ -292,6 +292,7 @@ def test_collate_tokenises_each_distinct_text_once_and_points_to_its_row() -> No
     )
     sep, pad = tokenizer().separator_id, tokenizer().pad_id
     assert batch.texts.tokens.tolist() == [[1, 2, sep, 3, sep], [4, sep, pad, pad, pad], [5, 5, 5, sep, pad]]
+    assert batch.texts.lengths == [5, 2, 4]
     assert batch.texts.mask.tolist() == [[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]]
     assert batch.texts.separators[0].tolist() == [2, 4]
     assert batch.texts.separators[1:, 0].tolist() == [1, 3]

@@ -63,7 +63,7 @@ def cases_of(run: Config) -> list[Config]:
 
     The first has a fine-tuned classifier as well, the second a detector; the third is by the paper's protocol.
     """
-    classifier = Classifier(build(run, load_tokenizer(run.run_folder), "sdpa").vision, 2)
+    classifier = Classifier(build(run, load_tokenizer(run.run_folder), "mama_sdpa").vision, 2)
     torch.nn.init.ones_(classifier.head.weight[0])
     place = run.run_folder / "finetune" / "cancer-100-0" / "classifier"
     save_classifier(Named(classifier, ["no cancer", "cancer"]), run.run_folder / "model", place)

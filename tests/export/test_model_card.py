@@ -184,12 +184,13 @@ def require_same_by_code_of_the_card(config: Config, model: Path, base: str | No
     names: dict[str, Any] = {"pixels": pixels}
     exec(code.replace("path/to/this/folder", str(model)).replace('"base"', f'"{base}"'), names)
     loaded, tokenizer = load_model(model, torch.device("cpu"), base)
-    sentences = ["Findings: irregular mass, spiculated margin.", "Impression: BI-RADS 5."]
+    texts = [["Findings: irregular mass, spiculated margin.", "Impression: BI-RADS 5."], ["Impression: BI-RADS 2."]]
     with torch.no_grad():
         images, _ = loaded.embed_images(pixels)
-        (text,) = loaded.embed_texts(tokenise(tokenizer, [sentences], config.data.max_tokens))
+        embedded = loaded.embed_texts(tokenise(tokenizer, texts, config.data.max_tokens))
     torch.testing.assert_close(names["embed_images"](pixels), images, atol=1e-5, rtol=0)
-    torch.testing.assert_close(names["embed_text"](sentences)[0], text, atol=1e-5, rtol=0)
+    alone = torch.cat([names["embed_text"](sentences) for sentences in texts])
+    torch.testing.assert_close(alone, embedded, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

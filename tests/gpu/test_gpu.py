@@ -25,6 +25,7 @@ from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
+from mama.model.packing import Packing
 from mama.model.towers import build_text, build_vision
 from mama.objective.local_alignment import alignment_scores
 from mama.objective.losses import objective
@@ -55,10 +56,10 @@ BERT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def choose(kernel: str) -> str:
+def choose(kernel: str, packed: bool = False) -> str:
     """The kernel by our own name, as a run would choose it; skips where xformers cannot run."""
     try:
-        return attention.choose(kernel, DEVICE)
+        return attention.choose(kernel, DEVICE, packed)
     except ConfigError as error:
         pytest.skip(str(error))
 
@@ -133,6 +134,55 @@ def test_attention_and_its_gradients_are_the_softmax_in_float64(
         assert apart(mine, theirs) < close, name
 
 
+PACKED = [1, 7, 77, 143, 144]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("width", [64, 72, 80, 128])
+@pytest.mark.parametrize(("dtype", "close"), CLOSE)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_attention_of_packed_sequences_and_its_gradients_are_those_of_each_alone(
+    kernel: str, dtype: torch.dtype, close: float, width: int, groups: int, causal: bool
+) -> None:
+    """Of each by the softmax in float64, and by PyTorch's kernel in the same type; without dropout."""
+    choose(kernel, packed=True)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def draw(heads: int) -> Tensor:
+        return torch.randn(1, heads, sum(PACKED), width, generator=generator, device=DEVICE).to(dtype)
+
+    inputs, direction = (draw(6), draw(6 // groups), draw(6 // groups)), draw(6).transpose(1, 2)
+    layer, scale = Layer(causal, groups), width**-0.5
+    function = {"sdpa": attention.sdpa, "xformers": attention.xformers}[kernel]
+
+    def in_one_row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return function(layer, query, key, value, None, scaling=scale, packing=Packing(PACKED))[0]
+
+    def each(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+        def joined(*row: Tensor) -> Tensor:
+            parts = zip(*(tensor.split(PACKED, dim=2) for tensor in row), strict=True)
+            return torch.cat([attend(*part) for part in parts], dim=1)
+
+        return joined
+
+    def in_float64(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        length = query.shape[2]
+        seen = torch.ones(length, length, dtype=torch.bool, device=DEVICE).tril() if causal else None
+        return written_out(query, key, value, seen, scale)
+
+    def by_pytorch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention.sdpa(layer, query, key, value, None, scaling=scale)[0]
+
+    got = with_gradients(in_one_row, inputs, direction)
+    exact = with_gradients(each(in_float64), [x.double() for x in inputs], direction)
+    usual = with_gradients(each(by_pytorch), inputs, direction)
+    for name, mine, wanted, theirs in zip(("out", "query", "key", "value"), got, exact, usual, strict=True):
+        assert mine.dtype == dtype
+        assert apart(mine, wanted) < close, name
+        assert apart(mine, theirs) < close, name
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_has_its_rate_and_the_same_mask_in_the_backward_pass(kernel: str, dtype: torch.dtype) -> None:
@@ -164,12 +214,10 @@ def test_dropout_has_its_rate_and_the_same_mask_in_the_backward_pass(kernel: str
 
 def padded(texts: Texts) -> Texts:
     """Every second row 19 tokens shorter."""
-    mask = texts.mask.clone()
-    mask[::2, -19:] = False
-    return replace(texts, mask=mask)
+    return replace(texts, lengths=[n if row % 2 else n - 19 for row, n in enumerate(texts.lengths)])
 
 
-def tower_and_input(kind: str, kernel: str, config: Config) -> tuple[nn.Module, Any]:
+def tower_and_input(kind: str, kernel: str, packing: bool, config: Config) -> tuple[nn.Module, Any]:
     """The same weights for every kernel."""
     torch.manual_seed(0)
     batch = synthetic(config, stand_in(config.text)).to(DEVICE)
@@ -178,11 +226,12 @@ def tower_and_input(kind: str, kernel: str, config: Config) -> tuple[nn.Module, 
         return build_vision(config.vision, kernel).to(DEVICE).eval(), images
     shapes = {"llama": LLAMA | {"vocab_size": 512}, "bert": BERT | {"vocab_size": 512}}
     text = TextConfig(model=None, config=shapes[kind]) if kind in shapes else config.text
+    text = replace(text, packing=packing)
     return build_text(text, stand_in(text), kernel).to(DEVICE).eval(), padded(batch.texts)
 
 
-def outputs_and_gradients(kind: str, kernel: str, dtype: torch.dtype) -> list[Tensor]:
-    tower, given = tower_and_input(kind, kernel, tiny())
+def outputs_and_gradients(kind: str, kernel: str, packing: bool, dtype: torch.dtype) -> list[Tensor]:
+    tower, given = tower_and_input(kind, kernel, packing, tiny())
     tower = tower.to(dtype)
     out = tower(given.to(dtype) if isinstance(given, Tensor) else given)
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
@@ -195,12 +244,31 @@ def outputs_and_gradients(kind: str, kernel: str, dtype: torch.dtype) -> list[Te
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("kind", ["vision", "gpt2", "llama", "bert"])
-def test_towers_agree_with_attention_written_out(kind: str, kernel: str, dtype: torch.dtype, close: float) -> None:
-    """Global feature, local features and all gradients, by the norm of the difference."""
-    wanted = outputs_and_gradients(kind, "eager", dtype)
-    for mine, theirs in zip(outputs_and_gradients(kind, choose(kernel), dtype), wanted, strict=True):
+@pytest.mark.parametrize(
+    ("kind", "packing"), [("vision", False), *((kind, p) for kind in ("gpt2", "llama", "bert") for p in (False, True))]
+)
+def test_towers_agree_with_attention_written_out(
+    kind: str, packing: bool, kernel: str, dtype: torch.dtype, close: float
+) -> None:
+    """Global feature, local features and all gradients, by the norm of the difference; of padded texts if of texts."""
+    wanted = outputs_and_gradients(kind, "eager", False, dtype)
+    got = outputs_and_gradients(kind, choose(kernel, packing), packing, dtype)
+    for mine, theirs in zip(got, wanted, strict=True):
         assert apart(mine, theirs) < close
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_texts_are_packed_while_the_gpu_is_busy(kernel: str) -> None:
+    tower, texts = tower_and_input("gpt2", choose(kernel, packed=True), True, tiny())
+    waited = []
+    for _ in range(3):  # the first reserves memory on the device, the second in pinned memory, and may wait for that
+        torch.cuda.synchronize()
+        torch.cuda._sleep(2 * 10**9)  # cycles: about a second
+        awake = torch.cuda.Event()
+        awake.record()
+        tower(texts)[0].sum().backward()
+        waited.append(awake.query())
+    assert not waited[-1], "the host has waited for the GPU"
 
 
 # The rest of the model
@@ -254,7 +322,7 @@ def test_batches_are_pinned_and_fetched_while_the_gpu_is_busy(workers: int) -> N
     wanted = list(load(range(6), config, numbered, batch_size=2))  # type: ignore[arg-type]
     with closing(load(range(6), config, numbered, DEVICE, batch_size=2)) as batches:  # type: ignore[arg-type]
         pinned = list(batches)
-    meter = Meter(build(config, stand_in(config.text), "sdpa"), config.data.image_size, DEVICE)
+    meter = Meter(build(config, stand_in(config.text), "mama_sdpa"), config.data.image_size, DEVICE)
     assert not any(tensor.is_pinned() for batch in wanted for tensor in tensors_of(batch))
     assert all(tensor.is_pinned() for batch in pinned for tensor in tensors_of(batch))
     meter.fetch(iter(wanted))  # reserves memory on the device
@@ -340,7 +408,7 @@ def halves(batch: Batch) -> list[Batch]:
     found = []
     for rows in (slice(0, 4), slice(4, 8)):
         texts = batch.texts
-        own = Texts(texts.tokens[rows], texts.mask[rows], texts.separators[rows], texts.sentence_mask[rows])
+        own = Texts(texts.tokens[rows], texts.lengths[rows], texts.separators[rows], texts.sentence_mask[rows])
         numbers = torch.arange(4, device=batch.anchors.device)
         parts = {name: getattr(batch, name)[rows] for name in names}
         found.append(Batch(**parts, texts=own, anchor_text_row=numbers, partner_text_row=numbers))
@@ -350,7 +418,7 @@ def halves(batch: Batch) -> list[Batch]:
 def updates(config: Config, batch: Batch, steps: range, resumed: Path | None) -> list[float]:
     """The loss before each update of a model that starts anew or from a checkpoint; saved after each of them."""
     torch._dynamo.reset()  # its limit on compilations is of the process
-    model = build(config, stand_in(config.text), attention.choose(config.train.attention, batch.anchors.device))
+    model = build(config, stand_in(config.text), *attention.choose_both(config, batch.anchors.device))
     prepare_blocks(model, config.train, batch.anchors.device)
     frozen = digests(model)
     if resumed:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.packing import Packing
+from mama.settings.schema import Config, TextConfig
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -204,13 +205,13 @@ def test_gradients_are_those_of_the_softmax(kernel: str) -> None:
 def test_packed_sequences_do_not_see_each_other(kernel: str, lengths: list[int], groups: int, causal: bool) -> None:
     """Against one softmax over the whole row, with minus infinity between sequences; values and gradients."""
     count = sum(lengths)
-    tensors = tuple(tensor[:1].requires_grad_() for tensor in drawn(6, groups, count, count))
+    query, key, value = tensors = [tensor[:1].requires_grad_() for tensor in drawn(6, groups, count, count)]
     weight = torch.randn(1, count, 6, 8)
     out, _ = function_of(kernel)(Layer(causal, groups), *tensors, None, scaling=0.5, packing=Packing(lengths))
     number = torch.tensor([sequence for sequence, length in enumerate(lengths) for _ in range(length)])
     apart = torch.where(number[:, None] == number, 0.0, float("-inf"))
     bias = (apart + causal_bias(count) if causal else apart).expand(1, 6, count, count)
-    expected = softmax_attention(*tensors, bias, 0.5)
+    expected = softmax_attention(query, key, value, bias, 0.5)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
     got = torch.autograd.grad((out * weight).sum(), tensors)
     for one, other in zip(got, torch.autograd.grad((expected * weight).sum(), tensors), strict=True):
@@ -398,7 +399,8 @@ def test_xformers_is_tried_in_each_precision_with_each_mask_and_backwards(
     before = torch.get_rng_state()
     with caplog.at_level(logging.INFO, logger="mama.model.attention"), torch.inference_mode():
         assert attention.choose("auto", gpu, packed) == "mama_xformers"
-    assert caplog.messages == ["attention kernel: xformers on cuda"]
+    of = " of packed sequences" if packed else ""
+    assert caplog.messages == [f"attention kernel{of}: xformers on cuda"]
     masks: tuple[type, ...] = (type(None), ops.LowerTriangularMask, Tensor)
     if packed:
         masks = (type(None), BlockDiagonalMask, ops.LowerTriangularMask, BlockDiagonalCausalMask, Tensor)
@@ -461,6 +463,16 @@ def test_auto_takes_what_is_faster_on_newer_gpus(
         assert attention.choose("xformers", gpu) == "mama_xformers"
     known = "compute capability {}.{}: from 9.0 on PyTorch has cuDNN's kernels".format(*capability)
     assert caplog.messages == [f"attention kernel: sdpa on cuda ({known})", "attention kernel: xformers on cuda"]
+
+
+@pytest.mark.parametrize(("packing", "kernel"), [(True, "mama_xformers"), (False, "mama_sdpa")])
+def test_the_text_tower_has_the_kernel_for_packed_texts(
+    gpu: torch.device, packing: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    config = Config(text=TextConfig(packing=packing))
+    assert attention.choose_both(config, gpu) == ("mama_sdpa", kernel)
+    assert attention.choose_both(config, CPU) == ("mama_sdpa", "mama_sdpa")
 
 
 MISSING = "libcudart.so.12: cannot open shared object file: No such file or directory"

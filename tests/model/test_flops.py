@@ -18,13 +18,13 @@ from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
 from mama.settings.schema import Config, TextConfig
 from tests.support.tiny_backbones import TEXT
-from tests.support.tiny_model import PAIRS, batch_of, tiny
+from tests.support.tiny_model import PAIRS, batch_of, on_tissue, tiny
 from tests.support.word_tokenizer import tokenizer
 
 
-def model_of(config: Config, kind: str) -> MamaModel:
-    text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0)
-    model = build(replace(config, text=text), tokenizer(), "sdpa")
+def model_of(config: Config, kind: str, packing: bool = False) -> MamaModel:
+    text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0, packing=packing)
+    model = build(replace(config, text=text), tokenizer(), "mama_sdpa")
     prepare_blocks(model, config.train, torch.device("cpu"))
     return model
 
@@ -44,24 +44,38 @@ def counted(model: MamaModel, batch: Batch) -> int:
 
 
 def expected(model: MamaModel, batch: Batch, config: Config) -> float:
+    """Of images and texts with the lengths that are computed."""
     texts = batch.texts
+    padded = [texts.tokens.shape[1]] * len(texts.tokens)
     return PAIRS * pair_flops(
         model,
         config.data.image_size,
-        tokens=texts.tokens.shape[1],
-        texts=len(texts.tokens) / PAIRS,
+        texts.lengths if model.text.packing else padded,
+        images=model.vision.lengths,
+        each=len(texts.tokens) / PAIRS,
         sentences=int(texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
         recompute=config.train.activation_checkpointing,
     )
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_count_is_that_of_pytorch(kind: str, recompute: bool) -> None:
+@pytest.mark.parametrize(("kind", "packing"), [("gpt2", False), ("gpt2", True), ("llama", False)])
+def test_the_count_is_that_of_pytorch(kind: str, packing: bool, recompute: bool) -> None:
     config = tiny(1, activation_checkpointing=recompute)
-    model, batch = model_of(config, kind).train(), batch_of(config, range(PAIRS))
+    model, batch = model_of(config, kind, packing).train(), batch_of(config, range(PAIRS))
     # Llama's table of rotary angles, a product of nothing with nothing, is all that may be between them.
     assert counted(model, batch) == pytest.approx(expected(model, batch, config), rel=0 if kind == "gpt2" else 1e-3)
+
+
+def test_of_images_in_one_row_what_is_computed_is_counted() -> None:
+    config = on_tissue(tiny(1, activation_checkpointing=False))
+    model, batch = model_of(config, "gpt2", packing=True).train(), batch_of(config, range(PAIRS))
+    found = counted(model, batch)
+    assert len(set(model.vision.lengths)) > 1
+    # The patch head sees the anchors alone, and is counted for the mean of all images.
+    assert found == pytest.approx(expected(model, batch, config), rel=0.01)
+    model.vision.lengths.clear()
+    assert expected(model, batch, config) > 1.15 * found, "of all patches"
 
 
 def test_what_no_term_needs_is_not_counted() -> None:
@@ -97,10 +111,10 @@ def test_the_published_model_takes_what_its_parameters_say() -> None:
         }  # fmt: skip
         size = replace(config.data, image_size=(518, 518))
         config = replace(config, vision=replace(config.vision, config=shape), data=size)
-        model = build(config, tokenizer(), "sdpa")
+        model = build(config, tokenizer(), "mama_sdpa")
     tokens, blocks = 1369 + 5, 12 * 12 * 768**2
     image = 6 * tokens * blocks + 12 * 12 * tokens**2 * 768
-    assert pair_flops(model, (518, 518), 100) == pytest.approx(2 * image, rel=0.01)
+    assert pair_flops(model, (518, 518), [100]) == pytest.approx(2 * image, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.data import augment
 from mama.data.batches import Texts, tokenise
 from mama.errors import ConfigError
+from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.heads import LogitScale
 from mama.model.mama_model import MamaModel, build
@@ -34,6 +35,7 @@ PREFIX = {"dinov2_with_registers": 1 + REGISTERS, "dinov2": 1, "vit": 1, "dinov3
 EMBEDDINGS = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings"}
 LORA_PER_BLOCK = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "bert": ("query", "value")}
 KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+PACKING = pytest.mark.parametrize("packing", [True, False])
 TUNES = pytest.mark.parametrize("tune", ["lora", "frozen", "full"])
 VISIONS = pytest.mark.parametrize("kind", list(VISION))
 
@@ -70,7 +72,7 @@ def padded(texts: Texts, more: int) -> Texts:
     pad = tokenizer().pad_id
     return Texts(
         F.pad(texts.tokens, (0, more), value=pad),
-        F.pad(texts.mask, (0, more)),
+        texts.lengths,
         F.pad(texts.separators, (0, 2)),
         F.pad(texts.sentence_mask, (0, 2)),
     )
@@ -86,8 +88,9 @@ def some_texts() -> Texts:
 
 
 @KINDS
-def test_padding_changes_nothing(kind: str) -> None:
-    tower, texts = tuned(kind), some_texts()
+@PACKING
+def test_padding_changes_nothing(kind: str, packing: bool) -> None:
+    tower, texts = tuned(kind, packing=packing), some_texts()
     more = padded(texts, 11)
     assert more.tokens.shape[1] == texts.tokens.shape[1] + 11
     with torch.no_grad():
@@ -100,9 +103,10 @@ def test_padding_changes_nothing(kind: str) -> None:
 
 
 @KINDS
-def test_features_are_read_from_the_states_of_the_plain_language_model(kind: str) -> None:
+@PACKING
+def test_features_are_read_from_the_states_of_the_plain_language_model(kind: str, packing: bool) -> None:
     """Each text by itself, unpadded and unbatched: its mean, and its state behind each sentence."""
-    tower, texts = text_tower(kind).eval(), some_texts()
+    tower, texts = text_tower(kind, packing=packing).eval(), some_texts()
     torch.manual_seed(0)
     shape = AutoConfig.for_model(**TEXT[kind], vocab_size=len(tokenizer()))
     plain = AutoModel.from_config(shape, attn_implementation="eager")  # the same seed, the same weights
@@ -115,6 +119,92 @@ def test_features_are_read_from_the_states_of_the_plain_language_model(kind: str
             torch.testing.assert_close(mean[row], states.mean(0), atol=1e-5, rtol=0)
             assert (ids == sep).sum() == count
             torch.testing.assert_close(sentences[row, :count], states[ids == sep], atol=1e-5, rtol=0)
+
+
+def texts_of(lengths: list[int]) -> Texts:
+    """Random words; a sentence ends at the last token of each text, and in the middle of those that have one."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(len(tokenizer()), (len(lengths), max(lengths)), generator=generator)
+    ends = torch.tensor([[n // 2, n - 1] if n > 1 else [0, 0] for n in lengths])
+    return Texts(tokens, lengths, ends, torch.tensor([[True, n > 1] for n in lengths]))
+
+
+LENGTHS = pytest.mark.parametrize("lengths", [[3, 1, 64, 7], [5], [1], [6, 6, 6]], ids=str)  # 64: as many as fit
+
+
+def features_and_gradients(tower: TextTower, texts: Texts) -> dict[str, Tensor]:
+    mean, sentences = tower(texts)
+    directions = torch.Generator().manual_seed(0)
+    total = sum((x * torch.randn(x.shape, generator=directions).to(x)).sum() for x in (mean, sentences))
+    trained = {name: p for name, p in tower.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(cast(Tensor, total), list(trained.values()))
+    return {"mean": mean, "sentences": sentences, **dict(zip(trained, gradients, strict=True))}
+
+
+@KINDS
+@TUNES
+@LENGTHS
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+def test_packed_texts_have_the_features_and_gradients_of_padded_ones(
+    kind: str, tune: str, lengths: list[int], dtype: torch.dtype, close: float
+) -> None:
+    """Of every trained parameter; what is far from 0 by its size."""
+    packed, padded = (
+        features_and_gradients(tuned(kind, tune=tune, packing=packing).to(dtype), texts_of(lengths))
+        for packing in (True, False)
+    )
+    assert packed.keys() == padded.keys()
+    for name, wanted in padded.items():
+        size = max(1.0, float(wanted.abs().max()))
+        assert packed[name].dtype == dtype
+        torch.testing.assert_close(packed[name] / size, wanted / size, atol=close, rtol=0, msg=name)
+
+
+@KINDS
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_packed_texts_reach_the_kernel_in_one_row_without_a_mask(
+    kind: str, tune: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed on padding, and transformers neither looks for packed texts nor makes a mask of them."""
+    calls = []
+
+    def kernel(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        calls.append((tuple(query.shape[::2]), mask, options["packing"].lengths))
+        return attention.sdpa(module, query, key, value, mask, **options)
+
+    tower = text_tower(kind, tune=tune)
+    name = base_of(tower).config._attn_implementation
+    monkeypatch.setitem(AttentionInterface._global_mapping, name, kernel)
+    tower(texts_of([4, 1, 9]))
+    assert calls == [((1, 14), None, [4, 1, 9])] * 3
+
+
+@KINDS
+def test_dropout_of_packed_texts_is_a_function_of_the_seed(kind: str) -> None:
+    drops = {"attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob"}
+    shape = {name: 0.2 if name in drops else value for name, value in TEXT[kind].items()}
+    config = TextConfig(model=None, config=shape, lora_rank=2, lora_dropout=0.2)
+    torch.manual_seed(0)
+    tower, texts = build_text(config, tokenizer(), KERNEL).train(), some_texts()
+    for name, parameter in tower.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        found.append(features_and_gradients(tower, texts))
+    for name, first in found[0].items():
+        assert torch.equal(found[2][name], first), name
+    assert not torch.equal(found[1]["mean"], found[0]["mean"])
+
+
+def test_packed_texts_need_a_kernel_of_ours() -> None:
+    shape = TextConfig(model=None, config=TEXT["gpt2"])
+    with pytest.raises(ValueError, match=r"^attention: eager knows no packed texts; .* or text\.packing=false$"):
+        build_text(shape, tokenizer(), "eager")
+    build_text(replace(shape, packing=False), tokenizer(), "eager")
 
 
 @KINDS
@@ -138,7 +228,7 @@ def test_a_step_moves_the_adapters_and_the_two_own_rows_and_nothing_else(kind: s
     embedding = base_of(tower).get_input_embeddings()
     rows_before = embedding(ids).detach().clone()
     # Steps on all that is trainable; the padding token only speaks where a text is read up to it.
-    everything = replace(texts, mask=torch.ones_like(texts.mask))
+    everything = replace(texts, lengths=[texts.tokens.shape[1]] * len(texts.tokens))
     optimizer = torch.optim.SGD(tower.parameters(), lr=0.5)
     for step in range(2):  # lora_A has a gradient as soon as lora_B is not zero
         optimizer.zero_grad()
@@ -212,9 +302,8 @@ def test_a_word_with_the_number_of_the_models_own_padding_is_trained() -> None:
     """BERT's tables are built with a row, 0, that PyTorch gives no gradient; here it is a word."""
     tower = text_tower("bert", tune="full")
     texts = Texts(
-        torch.tensor([[0, 1, tokenizer().separator_id]]), torch.ones(1, 3, dtype=torch.bool),
-        torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool),
-    )  # fmt: skip
+        torch.tensor([[0, 1, tokenizer().separator_id]]), [3], torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool)
+    )
     tower(texts)[1][..., 0].sum().backward()
     assert gradient_of(words_of(tower).weight)[0].abs().max() > 0
 
@@ -496,6 +585,17 @@ def test_embedding_images_and_texts_gives_what_training_compares(config: Config,
     torch.testing.assert_close(texts[batch.anchor_text_row], e.anchor_text, atol=1e-6, rtol=0)
 
 
+def test_what_is_embedded_of_packed_texts_is_that_of_padded_ones(config: Config, model: MamaModel) -> None:
+    """As evaluation and predictions ask for it."""
+    padded = build(replace(config, text=replace(config.text, packing=False)), tokenizer(), KERNEL).eval()
+    texts = batch_of(config, range(8)).texts
+    assert len(set(texts.lengths)) > 1
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed_texts(texts), padded.embed_texts(texts), atol=1e-6, rtol=0)
+        sentences = [one.sentence_embeddings(texts) for one in (model, padded)]
+    torch.testing.assert_close(*sentences, atol=1e-6, rtol=0)
+
+
 def test_alignment_is_the_cosine_of_each_sentence_with_each_patch(config: Config, model: MamaModel) -> None:
     images = torch.rand(2, 1, 32, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     texts = tokenise(tokenizer(), [["alpha", "beta gamma", "delta"], ["epsilon epsilon", "alpha"]], 64)
@@ -562,22 +662,24 @@ def count_calls(tower: nn.Module, calls: dict[str, int], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "text", "tune"),
+    ("image", "text", "tune", "packing"),
     [
-        ("dinov2_with_registers", "gpt2", "lora"),
-        ("dinov2", "llama", "frozen"),
-        ("vit", "bert", "lora"),
-        ("dinov3_vit", "bert", "full"),
-        ("vit", "bert", "frozen"),
+        ("dinov2_with_registers", "gpt2", "lora", True),
+        ("dinov2", "llama", "frozen", True),
+        ("vit", "bert", "lora", True),
+        ("dinov3_vit", "bert", "full", False),
+        ("vit", "bert", "frozen", True),
     ],
 )
-def test_activation_checkpointing_changes_no_gradient(config: Config, image: str, text: str, tune: Any) -> None:
+def test_activation_checkpointing_changes_no_gradient(
+    config: Config, image: str, text: str, tune: Any, packing: bool
+) -> None:
     found = []
     batch = batch_of(config, range(4))
     towers = replace(
         config,
         vision=VisionConfig(model=None, config=VISION[image]),
-        text=TextConfig(model=None, config=TEXT[text], lora_rank=2, lora_dropout=0.1, tune=tune),
+        text=TextConfig(model=None, config=TEXT[text], lora_rank=2, lora_dropout=0.1, tune=tune, packing=packing),
     )
     for checkpointing in (False, True):
         train = replace(config.train, activation_checkpointing=checkpointing)
@@ -628,4 +730,6 @@ def test_every_architecture_has_the_same_gradients_under_zero_3() -> None:
     config = tiny(2)
     for kinds, found in zip(TOGETHER, run_on_ranks(under_zero_3, config), strict=True):
         alone = replace(config, train=replace(config.train, micro_batch=PAIRS))
-        assert_equal(found, by_autograd(with_towers(alone, *kinds)), 1e-6, " and ".join(kinds))
+        whole = with_towers(alone, *kinds)
+        padded = replace(whole, text=replace(whole.text, packing=False))
+        assert_equal(found, by_autograd(padded), 1e-6, " and ".join(kinds))

@@ -167,7 +167,8 @@ def test_a_map_is_the_one_that_the_evaluation_measures(tmp_path: Path) -> None:
     words = learn((s for i in split.items for s in report_text.text(i.study, i.view, "report")), 400)
     torch.manual_seed(0)
     config = replace(config, **{name: getattr(tiny(1), name) for name in ("vision", "text", "heads", "loss")})
-    text = replace(config.text, config=config.text.config | {"vocab_size": len(words), "n_positions": 200})
+    shape = config.text.config | {"vocab_size": len(words), "n_positions": 200}
+    text = replace(config.text, config=shape, packing=False)
     vision = replace(config.vision, config=config.vision.config | {"image_size": 64})
     model = build(replace(config, text=text, vision=vision), words, "eager").eval()
     assert heat_map.has_maps(model)

@@ -11,7 +11,9 @@ from mama.settings.schema import Config
 
 # A new setting belongs here or in MAY_CHANGE: decide which.
 COMPARED = (
-    *("name", "seed", "vision", "text", "heads", "loss", "optim", "data.augment"),
+    *("name", "seed", "vision", "heads", "loss", "optim", "data.augment"),
+    *("text.model", "text.config", "text.layers", "text.tune", "text.ignore"),
+    *("text.lora_rank", "text.lora_alpha", "text.lora_dropout"),
     *("data.shards", "data.shard_weights", "data.balance", "data.require", "data.image_size", "data.fit", "data.pairs"),
     *("data.pair_weights", "data.style", "data.tell_pathology", "data.mask_probability", "data.max_tokens"),
     *("train.steps", "train.global_batch", "train.grad_cache", "train.precision"),

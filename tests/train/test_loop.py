@@ -144,7 +144,7 @@ def test_a_finished_run_is_left_as_it_is(whole: Config) -> None:
 
 def test_frozen_weights_never_move_and_local_heads_wait_for_their_term(whole: Config) -> None:
     tokenizer = Tokenizer.load(whole.run_folder / "tokenizer")
-    model = build(whole, tokenizer, "sdpa")
+    model = build(whole, tokenizer, "mama_sdpa")
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     early, late = weights(whole, 2), weights(whole, STEPS)
     local = [
@@ -196,7 +196,7 @@ def test_a_run_of_an_earlier_release_is_resumed_with_a_warning(whole: Config, ca
     assert prepare(whole)
     assert "earlier release" not in caplog.text
     try:
-        file.write_text(re.sub(r"\n +(min_tissue|timeout): .*", "", written))
+        file.write_text(re.sub(r"\n +(min_tissue|timeout|packing): .*", "", written))
         assert prepare(whole)
     finally:
         file.write_text(written)
@@ -315,7 +315,7 @@ def portable(whole: Config) -> Path:
 
 def test_the_consolidated_model_embeds_as_the_trained_one(whole: Config, portable: Path) -> None:
     tokenizer = Tokenizer.load(whole.run_folder / "tokenizer")
-    trained: MamaModel = build(whole, tokenizer, "sdpa")
+    trained: MamaModel = build(whole, tokenizer, "mama_sdpa")
     trained.load_state_dict(weights(whole, STEPS), strict=False)  # the rest is frozen
     trained.eval()
     loaded, its_tokenizer = load_model(portable, CPU)

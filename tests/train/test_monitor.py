@@ -244,7 +244,7 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(throughput, "peak_flops", lambda device: 1e9)
     config = tiny(1)
-    model, batch = build(config, tokenizer(), "sdpa"), batch_of(config, range(PAIRS))
+    model, batch = build(config, tokenizer(), "mama_sdpa"), batch_of(config, range(PAIRS))
 
     def loader() -> Iterator[Any]:
         while True:
@@ -259,15 +259,13 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
             clock[0] += seconds
         values = meter.read()
         took = micro_batches * (0.5 + seconds)
-        tokens = int(batch.texts.mask.sum())
+        lengths = batch.texts.lengths
         assert values.pop("memory_gb") > 0.1
-        work = pair_flops(
-            model, config.data.image_size, tokens / len(batch.texts.mask), texts=len(batch.texts.mask) / PAIRS
-        )
+        work = pair_flops(model, config.data.image_size, lengths, each=len(lengths) / PAIRS)
         assert values == pytest.approx(
             {
                 "pairs_per_second": micro_batches * PAIRS / took,
-                "tokens_per_second": micro_batches * tokens / took,
+                "tokens_per_second": micro_batches * sum(lengths) / took,
                 "data_wait_share": 0.5 / (0.5 + seconds),
                 "mfu": work * micro_batches * PAIRS / took / 1e9,
             }

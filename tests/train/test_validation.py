@@ -68,7 +68,7 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 def model_of(config: Config, tokenizer: Tokenizer) -> MamaModel:
     """Random towers whose embeddings differ enough to be told apart."""
-    model = build(config, tokenizer, "sdpa")
+    model = build(config, tokenizer, "mama_sdpa")
     for head in (model.image_head, model.text_head):
         torch.nn.init.normal_(head.weight, std=1.0, generator=torch.Generator().manual_seed(3))
     return model
