@@ -204,13 +204,13 @@ def test_gradients_are_those_of_the_softmax(kernel: str) -> None:
 def test_packed_sequences_do_not_see_each_other(kernel: str, lengths: list[int], groups: int, causal: bool) -> None:
     """Against one softmax over the whole row, with minus infinity between sequences; values and gradients."""
     count = sum(lengths)
-    tensors = tuple(tensor[:1].requires_grad_() for tensor in drawn(6, groups, count, count))
+    query, key, value = tensors = [tensor[:1].requires_grad_() for tensor in drawn(6, groups, count, count)]
     weight = torch.randn(1, count, 6, 8)
     out, _ = function_of(kernel)(Layer(causal, groups), *tensors, None, scaling=0.5, packing=Packing(lengths))
     number = torch.tensor([sequence for sequence, length in enumerate(lengths) for _ in range(length)])
     apart = torch.where(number[:, None] == number, 0.0, float("-inf"))
     bias = (apart + causal_bias(count) if causal else apart).expand(1, 6, count, count)
-    expected = softmax_attention(*tensors, bias, 0.5)
+    expected = softmax_attention(query, key, value, bias, 0.5)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
     got = torch.autograd.grad((out * weight).sum(), tensors)
     for one, other in zip(got, torch.autograd.grad((expected * weight).sum(), tensors), strict=True):
