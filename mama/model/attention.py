@@ -176,7 +176,7 @@ def sdpa(
     return out.transpose(1, 2).contiguous(), None
 
 
-@torch.compiler.disable  # else a block would be compiled for the very lengths
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # else blocks would be compiled for the very lengths
 def _one_by_one(heads: tuple[Tensor, Tensor, Tensor], packing: Packing, options: dict[str, Any]) -> Tensor:
     """Query, key and value [1, H, N, d] -> [1, N, H, d], one sequence after the other.
 
@@ -227,7 +227,7 @@ def xformers(
     return memory_efficient_attention(*heads, attn_bias=bias, p=dropout, scale=scaling), None
 
 
-@torch.compiler.disable  # as `_one_by_one`
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # as `_one_by_one`
 def _together(heads: list[Tensor], packing: Packing, causal: bool, options: dict[str, Any]) -> Tensor:
     """Query, key and value [1, N, H, d] -> [1, N, H, d], all sequences at once."""
     from xformers.ops import memory_efficient_attention

@@ -13,9 +13,9 @@ from mama.evaluate.evaluation import evaluate
 from mama.predict.images import find_images
 from mama.predict.model import Model
 from mama.predict.pictures import Pictured, pictures
+from mama.predict.predict import Request, predict
 from mama.report.page import write_report
 from mama.settings.schema import Config
-from tests.predict.test_predict import run
 from tests.support.phantom_run import dicom_files, phantom_run
 
 
@@ -48,9 +48,7 @@ def test_predictions_are_those_of_each_image_alone(config: Config) -> None:
         np.testing.assert_allclose(model.embed_images([file])[0], row, atol=1e-5)
 
 
-def test_a_heat_map_has_values_where_there_is_tissue(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heat_map_has_values_where_there_is_tissue(config: Config, tmp_path: Path) -> None:
     model = Model(config.run_folder, device="cpu")
     file = dicom_files(config)[0]
     values = model.heat_map(file, "Findings: mass.")
@@ -61,12 +59,11 @@ def test_a_heat_map_has_values_where_there_is_tissue(
     kept = model.model.vision(canvas.float() / 127.5 - 1).counts[0]
     assert kept < 32
     assert len(np.unique(values[np.isfinite(values)])) <= kept
-    assert (
-        run(monkeypatch, "predict", config.run_folder, file, "--out", tmp_path / "out", "--ask", "Findings: mass.") == 0
-    )
-    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    request = Request(config.run_folder, (str(file),), tmp_path / "out", ask=("Findings: mass.",), html=True)
+    document = predict(request)
     (image,) = (image for exam in document["exams"] for image in exam["images"])
     (found,) = image["maps"].values()
+    assert found["peak"]
     finite = values[np.isfinite(values)]
     assert (found["low"], found["high"]) == pytest.approx((finite.min(), finite.max()), abs=1e-5)
     x, y = found["peak"]
