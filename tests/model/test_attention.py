@@ -211,7 +211,8 @@ def test_packed_sequences_do_not_see_each_other(kernel: str, lengths: list[int],
     number = torch.tensor([sequence for sequence, length in enumerate(lengths) for _ in range(length)])
     apart = torch.where(number[:, None] == number, 0.0, float("-inf"))
     bias = (apart + causal_bias(count) if causal else apart).expand(1, 6, count, count)
-    expected = softmax_attention(*tensors, bias, 0.5)
+    query, key, value = tensors
+    expected = softmax_attention(query, key, value, bias, 0.5)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
     got = torch.autograd.grad((out * weight).sum(), tensors)
     for one, other in zip(got, torch.autograd.grad((expected * weight).sum(), tensors), strict=True):
