@@ -160,9 +160,11 @@ class _Flushed:
     def __exit__(self, *error: object) -> None:
         self.beside.shutdown()
         self.file.close()
+        if self.flushed:
+            self.flushed.result()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write all of it; with errors of what was written before, too."""
+        """Write all of it. Raises `OSError`, also for what was written before."""
         for start in range(0, len(data), PORTION):
             self.written += self.file.write(data[start : start + PORTION])
             if self.written >= PORTION:
