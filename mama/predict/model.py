@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mama.data.augment import normalise
 from mama.data.batches import tokenise
@@ -31,7 +32,7 @@ from mama.predict import arguments
 from mama.predict.arguments import Paths
 from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
 from mama.predict.exams import Embedded, exams_of, with_implants_of_breasts, without_other_intents
-from mama.predict.heat_map import has_maps, heat_maps, to_original
+from mama.predict.heat_map import asked_vectors, embed_with_maps, has_maps, to_original
 from mama.predict.images import find_images
 from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
 from mama.predict.scores import ScoredTask, require_known_facts, score, scored_tasks
@@ -49,8 +50,9 @@ BATCH = {"cpu": 8, "cuda": 64}  # images per forward pass: on a CPU few, so that
 TEXTS = 64  # texts per forward pass, as in an evaluation
 NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
 
-# Pictures and their embeddings [b, D] -> the heat maps of each picture, by sentence
-Draw = Callable[[Sequence[Pictured], Float32s], list[dict[str, MapFacts]]]
+# Pictures, their embeddings [b, D] and cosines with sentences by patch [b, s, gh, gw] (or [b, 0], where there are none)
+# -> the heat maps of each picture, by sentence
+Draw = Callable[[Sequence[Pictured], Float32s, Float32s], list[dict[str, MapFacts]]]
 
 
 class Model:
@@ -186,10 +188,8 @@ class Model:
         (found,) = pictures(self.recipe(), images, 0)
         if isinstance(found, Refusal):
             raise ConfigError(f"{found.file}: {found.reason}: {found.message}")
-        data, canvas = self.config.data, self.preprocessing.canvas
-        values = heat_maps(
-            self.model, self.tokenizer, found.canvas[None], [text], data.max_tokens, self.device, data.style
-        )
+        canvas = self.preprocessing.canvas
+        _, _, values = self.forward(found.canvas[None], self._asked([text]))
         return to_original(values[0, 0], found.seen(), canvas.size, canvas.fit)
 
     def recipe(self, for_processing: bool = False) -> Recipe:
@@ -213,22 +213,36 @@ class Model:
     ) -> Generator[Embedded, None, None]:
         """Embed images in their order, and decode the next ones meanwhile; those without a picture go to `refused`."""
         asked = self.embed_sentences([self._split(text, "ask") for text in sentences]) if sentences else None
+        mapped = self._asked(sentences) if draw and sentences and has_maps(self.model) else None
         made = pictures(recipe, images, workers)
         with closing(_wanted(made, len(images), refused)) as wanted:
             while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
-                embeddings, tower = self.forward(np.stack([one.canvas for one in batch]))
-                maps = draw(batch, embeddings) if draw else [{} for _ in batch]
+                embeddings, tower, values = self.forward(np.stack([one.canvas for one in batch]), mapped)
+                maps = draw(batch, embeddings, values) if draw else [{} for _ in batch]
                 for one, embedding, features, own in zip(batch, embeddings, tower, maps, strict=True):
                     cosines = (asked.astype(np.float64) @ embedding).tolist() if asked is not None else []
                     light = replace(one, data=b"", canvas=NO_PIXELS)
                     yield Embedded(light, embedding, features, dict(zip(sentences, cosines, strict=True)), own)
 
     @torch.inference_mode()
-    def forward(self, canvases: NDArray[np.uint8]) -> tuple[Float32s, Float32s]:
-        """uint8 [b, H, W] -> unit embeddings [b, D], and features of the image tower [b, d]."""
+    def forward(self, canvases: NDArray[np.uint8], asked: Tensor | None = None) -> tuple[Float32s, Float32s, Float32s]:
+        """uint8 [b, H, W] -> unit embeddings [b, D], features of the image tower [b, d], maps [b, s, gh, gw].
+
+        The maps are those of the sentences `asked` [s, D], from the same pass; without any [b, 0].
+        """
         pixels = normalise(torch.from_numpy(canvases)[:, None].to(self.device))
-        unit, tower = self.model.embed_images(pixels.to(next(self.model.parameters()).dtype))
-        return unit.float().cpu().numpy(), tower.float().cpu().numpy()
+        pixels = pixels.to(next(self.model.parameters()).dtype)
+        if asked is None:
+            unit, tower = self.model.embed_images(pixels)
+            maps: Float32s = np.zeros((len(canvases), 0), np.float32)
+        else:
+            unit, tower, maps = embed_with_maps(self.model, pixels, asked)
+        return unit.float().cpu().numpy(), tower.float().cpu().numpy(), maps
+
+    def _asked(self, sentences: Sequence[str]) -> Tensor:
+        """`asked_vectors` [s, D] of this model."""
+        data = self.config.data
+        return asked_vectors(self.model, self.tokenizer, sentences, data.max_tokens, self.device, data.style)
 
     def sentences(self, ask: Sequence[str]) -> list[str]:
         """The distinct sentences asked for. Raises `ConfigError` for one that is empty, or too long for the model."""
