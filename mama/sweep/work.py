@@ -24,7 +24,7 @@ from shards.errors import ShardError, one_line
 from shards.pack.settings import PackConfig
 from shards.read.manifest import MANIFEST
 from slurm.profile import SlurmError
-from slurm.rank_environment import first_task, job_id
+from slurm.task import first_task, job_id
 
 ON_ALL_TASKS = ("train", "eval")  # these share the work over the tasks of a job; in other steps the first one does all
 PLACES = ("name", "runs")  # settings that say where a run lies; a point may be moved
