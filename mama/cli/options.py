@@ -31,8 +31,8 @@ T = TypeVar("T")
 LEFT_TO_FIRST = "this is the work of one task: it is left to the first one of this step (SLURM_PROCID is not 0)"
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", re.IGNORECASE)
-UNITS = {"B": 1, "IB": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
-UNITS |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", 1)}
+BYTES = {"B": 1, "IB": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
+BYTES |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", 1)}
 
 
 class Verb(click.Command):
@@ -138,10 +138,10 @@ def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config
     return recorded(configured(str(run), overrides), overrides), int(found[1])
 
 
-def bytes_of(option: str, size: str) -> int:
+def size_in_bytes(option: str, size: str) -> int:
     """Bytes of a size such as 4GB or 500MiB. Raises `ConfigError` for anything else."""
     found = SIZE.fullmatch(size.strip())
-    count = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    count = int(float(found[1]) * BYTES[found[2].upper()]) if found else 0
     if count < 1:
         raise ConfigError(f"{option}: {size!r} is no size; write it as 4GB or 500MB")
     return count

@@ -50,7 +50,7 @@ def evaluations(run: Path) -> list[tuple[Path, Document]]:
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def replaced_results(folder: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `folder` if the block ends without an error.
 
     Two processes at the same time do not mix their files: the later one wins.

@@ -27,7 +27,7 @@ from mama.model.towers import OwnTokens, TextTower, build_text
 from mama.run.files import read_object, write_json
 from mama.run.model_state import digest_of
 from mama.run.portable import portable, rewrite_without_paths
-from mama.run.tensor_file import shape_of, stored_tensors, write_tensors
+from mama.run.tensor_file import Shape, stored_tensors, write_tensors
 from mama.settings.schema import Config
 
 ADAPTER, BASE = "adapter_model.safetensors", "base.json"
@@ -93,7 +93,7 @@ def write_adapter(
     Returns the SHA-256 of each tensor, as of `write_tensors`.
     """
     each: dict[str, str] = {}
-    write_tensors(folder / ADAPTER, {n: shape_of(t) for n, t in own.items()}, own.__getitem__, {"format": "pt"}, each)
+    write_tensors(folder / ADAPTER, {n: Shape.of(t) for n, t in own.items()}, own.__getitem__, {"format": "pt"}, each)
     assert isinstance(tower.backbone, PeftModel)
     tower.backbone.peft_config[NAME].base_model_name_or_path = portable(config).text.model
     tower.backbone.peft_config[NAME].inference_mode = True

@@ -37,7 +37,7 @@ from mama.run.files import (
 from mama.run.portable import MODEL, rewrite_without_paths, save_portable
 from mama.run.run_folder import warn_of_other_shards
 from mama.run.run_tokenizer import load_tokenizer
-from mama.run.tensor_file import Shape, shape_of, write_tensors
+from mama.run.tensor_file import Shape, write_tensors
 from mama.settings.checks import one_of
 from mama.settings.schema import Config
 
@@ -182,7 +182,7 @@ def _write_model(config: Config, checkpoint: Path, export: Export, folder: Path)
 
 def _shapes(tensors: ModelTensors, names: dict[str, str], dtype: torch.dtype) -> dict[str, Shape]:
     state = tensors.model.state_dict()
-    return {stored: shape_of(state[name], _dtype(name, dtype)) for stored, name in names.items()}
+    return {stored: Shape.of(state[name], _dtype(name, dtype)) for stored, name in names.items()}
 
 
 def _tensor(tensors: ModelTensors, names: dict[str, str], dtype: torch.dtype, stored: str) -> Tensor:

@@ -30,7 +30,7 @@ from mama.export.preprocessing import read_preprocessing
 from mama.export.training_texts import read_training_texts
 from mama.predict import arguments
 from mama.predict.arguments import Paths
-from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
+from mama.predict.document import NOTICE, Document, MapFacts, RefusedFile, ScoringModel, TaskFacts
 from mama.predict.exams import Embedded, exams_of, with_implants_of_breasts, without_other_intents
 from mama.predict.heat_map import asked_vectors, embed_with_maps, has_maps, to_original
 from mama.predict.images import find_images
@@ -71,7 +71,7 @@ class Model:
         facts = read_model(self.folder)
         self.preprocessing = read_preprocessing(self.folder)
         self.texts = read_training_texts(self.folder)
-        self.facts = ModelFacts(
+        self.facts = ScoringModel(
             name=facts.name,
             step=facts.step,
             sha256=weights_digest(self.folder),

@@ -28,11 +28,11 @@ from shards.files import named_in_errors
 LARGEST_HEADER = 10**8  # bytes, the limit of the format
 PORTION = 2**26  # bytes that are written, and then flushed beside the next ones
 AHEAD = 2**25  # bytes of tensors that wait for being written, beside the one that is read
-DTYPES = {
+STORED_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Shape:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: Tensor, dtype: torch.dtype | None = None) -> Shape:
+        """That of a tensor, which may be on the meta device, or of one like it in another dtype."""
+        return Shape(dtype or tensor.dtype, tuple(tensor.shape))
 
     @property
     def bytes(self) -> int:
@@ -208,15 +213,10 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return array.data
 
 
-def shape_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Shape:
-    """The shape of a tensor, which may be on the meta device, or of one like it in another dtype."""
-    return Shape(dtype or tensor.dtype, tuple(tensor.shape))
-
-
 def _stored(path: Path, start: int, entry: dict[str, Any]) -> Stored:
     begin, end = entry["data_offsets"]
     sizes: Sequence[int] = entry["shape"]
-    found = Stored(DTYPES[entry["dtype"]], tuple(map(int, sizes)), path, start + int(begin))
+    found = Stored(STORED_DTYPES[entry["dtype"]], tuple(map(int, sizes)), path, start + int(begin))
     if int(end) - int(begin) != found.bytes:
         raise ValueError("offsets")
     return found
