@@ -20,7 +20,7 @@ from shards.files import atomic_write, legible
 
 @dataclass
 class Drawing:
-    """Draws below `folder`: a `Draw` of `mama.predict.model`. With `pages` it keeps what these need of each image.
+    """Draws below `folder`: a `Draw` of `mama.predict.encoder`. With `pages` it keeps what these need of each image.
 
     Without the local term in training there are no maps.
     """

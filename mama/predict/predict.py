@@ -60,7 +60,7 @@ def predict(request: Request) -> Document:
         log.info("the model was trained without the local term: there are no heat maps")
     metrics = _metrics(model.folder) if request.html else None
     with results_folder(request.out) as folder:
-        canvas, sentences = model.preprocessing.canvas, model.sentences(request.ask)
+        canvas, sentences = model.preprocessing.canvas, model.encoder.sentences(request.ask)
         drawing = Drawing(canvas, sentences, folder, request.html, _archive(request, model))
         document = model.scores(
             images,

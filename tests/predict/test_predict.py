@@ -283,7 +283,7 @@ def test_raw_images_are_rendered_if_asked_for(model: Model, odd: Path, monkeypat
 
 def test_an_implant_is_one_of_the_whole_breast(model: Model, config: Config) -> None:
     files = dicom_files(config)[:4]
-    images = list(model.embedded(find_images(files, None, config.data.cache_folder), model.recipe(), 0, []))
+    images = list(model.encoder.embedded(find_images(files, None, config.data.cache_folder), model.recipe(), 0, []))
     (shown, *_) = images
     image = replace(shown.image, facts=replace(shown.image.facts, implant=True))
     found = with_implants_of_breasts([replace(shown, image=image), *images[1:]])
