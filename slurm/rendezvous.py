@@ -21,7 +21,7 @@ PATIENCE = 1800.0  # seconds in which all tasks must have started, some after th
 FIRST_WORD = 60.0  # seconds after which a task that waits says so
 ANSWER = 2.0  # seconds for a connection and for an answer
 LONGER = 60.0  # seconds for which task 0 answers after it has told all
-PLACES = 8  # ports on which task 0 may answer: as many programs would have to occupy them all
+PORTS = 8  # ports on which task 0 may answer: as many programs would have to occupy them all
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")  # ports that the kernel gives to outgoing connections
 
 
@@ -34,7 +34,7 @@ def agreed_port(step: str, rank: int, tasks: int, host: str) -> int:
 
     Raises `SlurmError` if a task does not appear within half an hour, or the nodes cannot reach `host`.
     """
-    places = random.Random(step).sample(range(20_000, 32_768), PLACES)
+    places = random.Random(step).sample(range(20_000, 32_768), PORTS)
     return _tell(step, tasks, places) if rank == 0 else _ask(step, rank, host, places)
 
 

@@ -148,6 +148,7 @@ def test_a_package_has_one_importer(package: str) -> None:
 
 def test_the_command_line_is_there_before_the_heavy_libraries() -> None:
     """Its answers come at once; and every worker of `mama pack` imports it anew."""
-    program = "import sys, mama.cli.main; print(*{'pandas', 'torch', 'transformers', 'deepspeed'} & set(sys.modules))"
+    heavy = {"pandas", "torch", "transformers", "deepspeed", "submitit"}
+    program = f"import sys, mama.cli.main; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +23,16 @@ from mama.runtime import console
 from mama.settings.load import is_shipped, load, load_profile, load_run, setting_for, shipped_configs
 from mama.settings.schema import Config
 from slurm.queue import waits_for_ever
+from slurm.task import first_task
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LEFT_TO_FIRST = "this is the work of one task: it is left to the first one of this step (SLURM_PROCID is not 0)"
+
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", re.IGNORECASE)
-UNITS = {"B": 1, "IB": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
-UNITS |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", 1)}
+BYTES = {"B": 1, "IB": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
+BYTES |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", 1)}
 
 
 class Verb(click.Command):
@@ -133,10 +138,10 @@ def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config
     return recorded(configured(str(run), overrides), overrides), int(found[1])
 
 
-def bytes_of(option: str, size: str) -> int:
+def size_in_bytes(option: str, size: str) -> int:
     """Bytes of a size such as 4GB or 500MiB. Raises `ConfigError` for anything else."""
     found = SIZE.fullmatch(size.strip())
-    count = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    count = int(float(found[1]) * BYTES[found[2].upper()]) if found else 0
     if count < 1:
         raise ConfigError(f"{option}: {size!r} is no size; write it as 4GB or 500MB")
     return count
@@ -158,10 +163,15 @@ def run_or_submit(
     """Call `function(*arguments)` here and return its result, or submit the same call as a job and print its log.
 
     If the profile has several tasks, all of them call a function whose work `tasks_share`; any other is called in the
-    first task alone. Raises `ConfigError` or `SlurmError` if it cannot be submitted.
+    first task alone. Of several tasks that `srun` started, the first alone submits.
+
+    Raises `ConfigError` or `SlurmError` if it cannot be submitted.
     """
     if not as_job:
         return function(*arguments)
+    if not first_task():
+        log.info(LEFT_TO_FIRST)
+        return None
     from mama.run.environment import copy_code  # torch and submitit take a while to import
     from slurm.submit import submit
 
@@ -178,8 +188,6 @@ def run_or_submit(
 
 def call_in_task(function: Callable[..., T], arguments: tuple[Any, ...], tasks_share: bool) -> T | None:
     """In each task of a job: `function(*arguments)`, or nothing if another task does all the work."""
-    from slurm.rank_environment import first_task  # it imports submitit, see above
-
     console.configure_logging()
     return function(*arguments) if tasks_share or first_task() else None
 

@@ -9,13 +9,13 @@ import click
 
 from mama.cli.options import (
     Verb,
-    bytes_of,
     config_arguments,
     configured,
     configured_checkpoint,
     importing,
     job_options,
     run_or_submit,
+    size_in_bytes,
 )
 from mama.errors import ConfigError
 from mama.settings.load import load_profile
@@ -74,7 +74,7 @@ def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: 
         best=options["best"],
         dtype=options["dtype"],
         lora=options["lora"],
-        largest=None if options["shard_size"] is None else bytes_of("--shard-size", options["shard_size"]),
+        largest=None if options["shard_size"] is None else size_in_bytes("--shard-size", options["shard_size"]),
         out=None if options["out"] is None else Path(options["out"]),
     )
     require(settings, export)  # fail now, not in the job

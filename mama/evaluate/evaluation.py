@@ -113,12 +113,14 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
     if show and (lines := results.localisation_lines(documents["alignment"])):
         show("\n".join(lines))
     examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
-    folder = result_folders.folder_of(measured["shards"], _place(config, run))
-    log.info("writing the results to %s", folder)
-    with result_folders.replaced(folder) as new:
-        results.write(documents, tasks, items, examples, maps["trained"].own[shown], new)
-        result_folders.finish(config, measured, folder, new)
-    own_figures.record(config, trained_with, run, folder)
+    place = _place(config, run)
+    with result_folders.one_writer(place):
+        folder = result_folders.folder_of(measured["shards"], place)
+        log.info("writing the results to %s", folder)
+        with result_folders.replaced_results(folder) as new:
+            results.write(documents, tasks, items, examples, maps["trained"].own[shown], new)
+            result_folders.finish(config, measured, folder, new)
+        own_figures.record(config, trained_with, run, folder)
     return documents
 
 

@@ -85,7 +85,7 @@ class KeptFeatures:
         }
 
 
-def weights_digest(model: nn.Module) -> str:
+def state_digest(model: nn.Module) -> str:
     """A digest of all weights of a model that has no file of its own."""
     digests = {name: digest_of(tensor) for name, tensor in model.state_dict().items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

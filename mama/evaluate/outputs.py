@@ -19,7 +19,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.evaluate import linear_probe, localisation
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.embeddings import embed_images, embed_texts
-from mama.evaluate.kept_features import KeptFeatures, weights_digest
+from mama.evaluate.kept_features import KeptFeatures, state_digest
 from mama.evaluate.localisation import Maps, Search
 from mama.evaluate.provenance import Document, object_in
 from mama.model.mama_model import MamaModel
@@ -69,7 +69,7 @@ def identity(name: str, model: MamaModel, folder: Path, weights: str | None) -> 
     """What decides about the outputs of a model: its `weights`, or a digest of them, and its tokenizer and settings."""
     digests = object_in(folder / DIGESTS) or {}
     files = {file: digest for file, digest in digests.items() if file == "config.yaml" or file.startswith("tokenizer/")}
-    return {"name": name, "weights": weights or weights_digest(model), "files": files}
+    return {"name": name, "weights": weights or state_digest(model), "files": files}
 
 
 def of_model(

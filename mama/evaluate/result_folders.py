@@ -5,14 +5,15 @@ A folder holds one evaluation and is replaced as a whole; its `complete.json` re
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from errno import EEXIST, ENOTDIR, ENOTEMPTY
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EACCES, EAGAIN, EEXIST, ENOTDIR, ENOTEMPTY
 from pathlib import Path
 
 from mama.evaluate.provenance import IDENTITY, Document, is_own, object_in, same
@@ -23,6 +24,7 @@ from mama.settings.schema import Config
 log = logging.getLogger(__name__)
 
 MARKER, METRICS = "complete.json", "metrics.json"
+LOCK = ".eval.lock"  # in the run folder
 
 
 def folder_of(shards: Document, run: Path) -> Path:
@@ -48,7 +50,7 @@ def evaluations(run: Path) -> list[tuple[Path, Document]]:
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def replaced_results(folder: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `folder` if the block ends without an error.
 
     Two processes at the same time do not mix their files: the later one wins.
@@ -67,6 +69,29 @@ def replaced(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
                 with suppress(FileNotFoundError):  # another evaluation has just moved it
                     os.rename(folder, old)
+
+
+@contextmanager
+def one_writer(run: Path) -> Iterator[None]:
+    """Hold the lock on the results of a run, in its folders and in its model; another evaluation waits for its end.
+
+    What is there already is read, merged and written again: two at a time would lose each other's tasks. A POSIX lock,
+    which network file systems support, too. Where there are no locks, a warning is logged and nothing is held.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            file = held.enter_context((run / LOCK).open("ab"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (EACCES, EAGAIN):
+                    raise
+                log.info("%s: another evaluation is writing its results; waiting for it", run)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s): evaluate one set of tasks at a time", run / LOCK, error.strerror)
+        yield
 
 
 def finish(config: Config, measured: Document, folder: Path, new: Path) -> None:

@@ -14,7 +14,7 @@ from mama.export.model_folder import empty_vision, load_vision
 from mama.model import attention
 from mama.model.classifier import Classifier
 from mama.run.files import check_digests, read_object, surviving, write_digests, write_json
-from mama.run.tensor_file import shape_of, write_tensors
+from mama.run.tensor_file import Shape, write_tensors
 from mama.settings.load import load
 from mama.settings.schema import Tokens
 
@@ -39,7 +39,7 @@ def save_classifier(named: Named, model: Path, folder: Path) -> None:
     """Write to the new folder `folder`, digests last; the shape is that of the consolidated model in `model`."""
     folder.mkdir(parents=True)
     tensors = named.model.state_dict()
-    shapes = {name: shape_of(tensor) for name, tensor in tensors.items()}
+    shapes = {name: Shape.of(tensor) for name, tensor in tensors.items()}
     write_tensors(folder / WEIGHTS, shapes, lambda name: tensors[name].cpu())
     (folder / SHAPE).parent.mkdir()
     shutil.copyfile(surviving(model) / SHAPE, folder / SHAPE)

@@ -24,7 +24,7 @@ from mama.export.card_texts import (
     PREPARED,
     TISSUE_ONLY,
 )
-from mama.export.figures import Estimate, Pointing, carry_figures
+from mama.export.figures import Estimate, Pointing, Weights, carry_figures
 from mama.export.licences import terms_of
 from mama.export.preprocessing import Preprocessing
 from mama.export.training_texts import TrainingTexts
@@ -88,15 +88,22 @@ def _figures(facts: Facts) -> str:
     where = f"The split `{data.split}` of {_listed(data.names)}: {data.patients} patients, {data.images} images"
     lines = [f"{where}. {_known(data.known)} {HOW_MEASURED}"]
     if facts.weights.model != metrics.model:
-        kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[metrics.lora]
-        lines.append(
-            f"They were measured with other weights of the same checkpoint: {metrics.dtype}, {kind}. These here are "
-            f"{facts.weights.dtype}, and their scores may differ in the last digits."
-        )
+        lines.append(_other_weights(metrics, facts.weights))
     lines += [_table(head, rows), "\n".join(tasks)]
     if metrics.pointing:
         lines.append(_pointed(metrics.pointing))
     return "\n\n".join([*lines, CALIBRATED] if facts.calibrated else lines)
+
+
+def _other_weights(measured: Weights, own: Weights) -> str:
+    """A sentence: figures of the same checkpoint were not measured with these very weights."""
+    if (measured.dtype, measured.lora) == (own.dtype, own.lora):
+        return "They were measured with an earlier export of this checkpoint: scores may differ in the last digits."
+    kind = {"merged": "LoRA merged", "adapter": "LoRA as an adapter"}[measured.lora]
+    return (
+        f"They were measured with other weights of the same checkpoint: {measured.dtype}, {kind}. These here are "
+        f"{own.dtype}, and their scores may differ in the last digits."
+    )
 
 
 def _known(patients: int | None) -> str:

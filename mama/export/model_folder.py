@@ -45,6 +45,7 @@ class ModelFacts:
     dtype: str  # fp32 or bf16
     lora: str  # merged or adapter
     release: str  # of mama, that wrote the folder
+    weights: str | None = None  # SHA-256 over all tensors, whatever files they are in; an earlier release has none
 
 
 def is_bare(folder: Path) -> bool:
@@ -88,10 +89,13 @@ def read_model(folder: Path) -> ModelFacts:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the names and digests of the files that hold weights, or name the base of an adapter.
+    """The SHA-256 of the weights: over the tensors, and the base of an adapter, as model.json has it.
 
-    Raises `ConfigError` if the folder has no digests.
+    Of a folder that an earlier release wrote, over the names and digests of the files that hold them. Raises
+    `ConfigError` as `read_model`, or if there are no digests.
     """
+    if (found := read_model(folder).weights) is not None:
+        return found
     digests = read_object(folder / DIGESTS)
     weights = {
         name: digest

@@ -155,6 +155,11 @@ class MamaModel(nn.Module):
         features = self.vision(images).pooled
         return _unit(self.image_head(features)), features
 
+    def embed_images_and_patches(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `embed_images`, and the `patch_embeddings` [b, P, D] from the same pass of the image tower."""
+        features, patches = self.vision(images)
+        return _unit(self.image_head(features)), features, _unit(self.patch_rows(patches))
+
     def embed_texts(self, texts: Texts) -> Tensor:
         """`Texts` of u rows -> unit embeddings [u, D]."""
         return _unit(self.text_head(self.text(texts)[0]))

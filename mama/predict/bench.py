@@ -62,11 +62,11 @@ def _row(label: str, folder: Path, model: Model, rounds: int, workers: int) -> s
     """A row of the table. The three are timed in turn, so that they see the same load of the machine."""
     images, recipe = find_images([folder], None, model.config.data.cache_folder), model.recipe()
     found = [one for one in pictures(recipe, images, workers) if isinstance(one, Pictured)]
-    canvases = np.stack([one.canvas for one in found])
+    parts = np.array_split(np.stack([one.canvas for one in found]), -(-len(found) // 8))
     times: list[tuple[float, float, float]] = []
     for _ in range(rounds + 1):
         decoding = _seconds(lambda: list(pictures(recipe, images, workers)))
-        forward = _seconds(lambda: [model.forward(part) for part in np.array_split(canvases, -(-len(canvases) // 8))])
+        forward = _seconds(lambda: [model.encoder.forward(part) for part in parts])
         times.append((decoding, forward, _seconds(lambda: model.predict(folder, workers=workers))))
     times = times[1:]  # without the first round
     medians = [statistics.median(column) for column in zip(*times, strict=True)]

@@ -11,7 +11,7 @@ NOTICE = (
 )
 
 
-class ModelFacts(TypedDict):
+class ScoringModel(TypedDict):
     """The model that scored: `sha256` is over its weight files, `trained_on` names the archives of its training."""
 
     name: str
@@ -92,7 +92,7 @@ class RefusedFile(TypedDict):
 class Document(TypedDict):
     """All of a prediction. `calibrated` lacks tasks without calibration; a task of some images lacks the others."""
 
-    model: ModelFacts
+    model: ScoringModel
     notice: str
     pool: str  # mean or max, over the images of a breast or exam
     tasks: dict[str, TaskFacts]

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from mama.evaluate.arrays import Float32s
+from mama.export.preprocessing import Canvas
 from mama.predict.document import MapFacts
-from mama.predict.heat_map import has_maps, heat_maps, map_png, marks, to_original
-from mama.predict.model import Model
+from mama.predict.heat_map import map_png, marks, to_original
 from mama.predict.neighbours import Archive
 from mama.predict.pictures import Pictured
 from mama.predict.results import MAPS
@@ -22,12 +20,12 @@ from shards.files import atomic_write, legible
 
 @dataclass
 class Drawing:
-    """Draws below `folder`: a `Draw` of `mama.predict.model`. With `pages` it keeps what these need of each image.
+    """Draws below `folder`: a `Draw` of `mama.predict.encoder`. With `pages` it keeps what these need of each image.
 
     Without the local term in training there are no maps.
     """
 
-    model: Model
+    canvas: Canvas
     sentences: Sequence[str]
     folder: Path
     pages: bool = False
@@ -35,21 +33,12 @@ class Drawing:
     shown: dict[str, Shown] = field(default_factory=dict)  # by file
     images: int = 0
 
-    def __call__(self, batch: Sequence[Pictured], embeddings: Float32s) -> list[dict[str, MapFacts]]:
-        """Draw a batch with its unit embeddings [b, D]; an image without tissue has no map."""
-        values = self._values(batch)
+    def __call__(self, batch: Sequence[Pictured], embeddings: Float32s, values: Float32s) -> list[dict[str, MapFacts]]:
+        """Draw a batch with its unit embeddings [b, D] and maps [b, s, gh, gw]; one without tissue has no map."""
         return [
             self._draw(one, dict(zip(self.sentences, of_image, strict=True)) if len(of_image) else {}, embedding)
             for one, of_image, embedding in zip(batch, values, embeddings, strict=True)
         ]
-
-    def _values(self, batch: Sequence[Pictured]) -> Float32s:
-        """The maps [b, s, gh, gw]; [b, 0] if there are none."""
-        if not self.sentences or not has_maps(self.model.model):
-            return np.zeros((len(batch), 0), np.float32)
-        made, data = self.model, self.model.config.data
-        canvases = np.stack([one.canvas for one in batch])
-        return heat_maps(made.model, made.tokenizer, canvases, self.sentences, data.max_tokens, made.device, data.style)
 
     def _draw(self, one: Pictured, maps: Mapping[str, Float32s], embedding: Float32s) -> dict[str, MapFacts]:
         self.images += 1
@@ -58,7 +47,7 @@ class Drawing:
         seen = one.seen()
         if self.pages:
             near = self.archive.nearest(seen, embedding) if self.archive else []
-            self.shown[legible(one.file)] = shown(seen, maps, self.model.preprocessing.canvas.fit, near)
+            self.shown[legible(one.file)] = shown(seen, maps, self.canvas.fit, near)
         return {
             sentence: found
             for number, (sentence, values) in enumerate(maps.items(), 1)
@@ -67,12 +56,11 @@ class Drawing:
 
     def _map(self, seen: Seen, values: Float32s, file: str) -> MapFacts | None:
         """Write a map [gh, gw] in the pixels of the original file."""
-        canvas = self.model.preprocessing.canvas
-        found = marks(values, seen, canvas.size, canvas.fit)
+        found = marks(values, seen, self.canvas.size, self.canvas.fit)
         if found is None:
             return None
         (self.folder / MAPS).mkdir(exist_ok=True)
-        atomic_write(self.folder / file, map_png(to_original(values, seen, canvas.size, canvas.fit)))
+        atomic_write(self.folder / file, map_png(to_original(values, seen, self.canvas.size, self.canvas.fit)))
         return MapFacts(
             file=file,
             low=found.low,

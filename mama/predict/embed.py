@@ -50,7 +50,7 @@ def embed(request: EmbedRequest) -> list[RefusedFile]:
     model = Model(request.model, base=request.base)
     refused: list[Refusal] = []
     recipe = model.recipe(request.for_processing)
-    embedded = list(model.embedded(images, recipe, request.workers, refused))
+    embedded = list(model.encoder.embedded(images, recipe, request.workers, refused))
     found, others = without_other_intents(embedded, model.preprocessing.intent)
     named = [RefusedFile(file=one.file, reason=one.reason, message=one.message) for one in [*refused, *others]]
     report_refused(named)

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mama.data.images import BACKGROUND, canvas_extent
 from mama.data.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ from mama.evaluate.localisation import (
     on_grid,
     patch_grid,
     patch_means,
-    patch_vectors,
     sentence_vectors,
 )
 from mama.model.mama_model import MamaModel
@@ -61,16 +61,15 @@ def has_maps(model: MamaModel) -> bool:
 
 
 @torch.inference_mode()
-def heat_maps(
+def asked_vectors(
     model: MamaModel,
     tokenizer: Tokenizer,
-    canvases: NDArray[np.uint8],
     sentences: Sequence[str],
     max_tokens: int,
     device: torch.device,
     style: Style,
-) -> Float32s:
-    """Cosines [b, s, gh, gw] of `sentences` with the patches of `canvases` [b, H, W], for a model that `has_maps`.
+) -> Tensor:
+    """Unit embeddings [s, D] of sentences that maps are asked for, of a model that `has_maps`.
 
     A sentence is read in the place that the model knows for it, as in the evaluation: in a report text of the training
     `style` (`data.style`) of which nothing else is known. Raises `ConfigError` for one that does not fit
@@ -84,10 +83,18 @@ def heat_maps(
             raise ConfigError(
                 f"{text[number][:40]!r}: {before}it has {needed} tokens, and the model reads {max_tokens}; shorten it"
             )
-    grid = patch_grid(model, (canvases.shape[1], canvases.shape[2]))
-    vectors = sentence_vectors(model, tokenizer, asked, max_tokens, device)
-    patches = patch_vectors(model, torch.from_numpy(canvases)[:, None], device)
-    return on_grid(cosines_with(vectors, patches), grid)
+    return sentence_vectors(model, tokenizer, asked, max_tokens, device)
+
+
+@torch.inference_mode()
+def embed_with_maps(model: MamaModel, pixels: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Float32s]:
+    """`MamaModel.embed_images` of [b, 1, H, W], and from the same pass the maps [b, s, gh, gw].
+
+    These are the cosines of the sentences `asked` [s, D] with the patches.
+    """
+    unit, tower, patches = model.embed_images_and_patches(pixels)
+    grid = patch_grid(model, (pixels.shape[2], pixels.shape[3]))
+    return unit, tower, on_grid(cosines_with(asked, patches), grid)
 
 
 def to_original(values: Float32s, seen: Seen, canvas_size: tuple[int, int], fit: Fit) -> Float32s:

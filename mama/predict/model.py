@@ -1,27 +1,21 @@
 """A trained model in Python: scores of image files, embeddings of images and texts, heat maps. `mama.load` makes it.
 
-Letters: n images, t texts, b images of a batch, H x W canvas, D shared width, d width of the image tower.
+Letters: n images, t texts, D shared width.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mama.data.augment import normalise
-from mama.data.batches import tokenise
 from mama.errors import ConfigError
 from mama.evaluate.arrays import Float32s
-from mama.evaluate.class_prompts import SENTENCE_END
 from mama.evaluate.units import Pool
 from mama.export.licences import terms_of
 from mama.export.model_folder import load_model, model_folder, read_model, weights_digest
@@ -29,11 +23,12 @@ from mama.export.preprocessing import read_preprocessing
 from mama.export.training_texts import read_training_texts
 from mama.predict import arguments
 from mama.predict.arguments import Paths
-from mama.predict.document import NOTICE, Document, MapFacts, ModelFacts, RefusedFile, TaskFacts
+from mama.predict.document import NOTICE, Document, RefusedFile, ScoringModel, TaskFacts
+from mama.predict.encoder import Draw, Encoder
 from mama.predict.exams import Embedded, exams_of, with_implants_of_breasts, without_other_intents
-from mama.predict.heat_map import has_maps, heat_maps, to_original
+from mama.predict.heat_map import has_maps, to_original
 from mama.predict.images import find_images
-from mama.predict.pictures import Input, Pictured, Recipe, ShardImage, pictures
+from mama.predict.pictures import Input, Recipe, ShardImage, pictures
 from mama.predict.scores import ScoredTask, require_known_facts, score, scored_tasks
 from mama.run.files import named
 from mama.run.model_place import require_place
@@ -41,16 +36,8 @@ from mama.runtime.collectives import local_device
 from mama.settings.load import load
 from shards.errors import one_line
 from shards.pack.sample import Refusal
-from shards.progress import progress
 
 log = logging.getLogger(__name__)
-
-BATCH = {"cpu": 8, "cuda": 64}  # images per forward pass: on a CPU few, so that decoding goes on beside it
-TEXTS = 64  # texts per forward pass, as in an evaluation
-NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
-
-# Pictures and their embeddings [b, D] -> the heat maps of each picture, by sentence
-Draw = Callable[[Sequence[Pictured], Float32s], list[dict[str, MapFacts]]]
 
 
 class Model:
@@ -69,7 +56,7 @@ class Model:
         facts = read_model(self.folder)
         self.preprocessing = read_preprocessing(self.folder)
         self.texts = read_training_texts(self.folder)
-        self.facts = ModelFacts(
+        self.facts = ScoringModel(
             name=facts.name,
             step=facts.step,
             sha256=weights_digest(self.folder),
@@ -82,7 +69,7 @@ class Model:
         base = None if base is None else arguments.path("base", base)
         self.device = local_device() if device is None else _device(device)
         self.model, self.tokenizer = load_model(self.folder, self.device, base)
-        self._embedded: dict[tuple[str, ...], Float32s] = {}  # text -> its embedding
+        self.encoder = Encoder(self.model, self.tokenizer, self.config.data, self.device)
 
     def predict(
         self,
@@ -123,7 +110,7 @@ class Model:
     ) -> Document:
         """As `predict`, of images that `find_images` found."""
         arguments.require_choices(pool, workers)
-        sentences = self.sentences(ask)
+        sentences = self.encoder.sentences(ask)
         names = None if tasks is None else arguments.texts("tasks", tasks)
         chosen = scored_tasks(names, self.texts, self.folder, pool)
         if not chosen and not sentences:
@@ -131,7 +118,7 @@ class Model:
         require_known_facts(chosen, all(isinstance(image, ShardImage) for image in images))
         refused: list[Refusal] = []
         recipe = self.recipe(for_processing)
-        found = list(self.embedded(images, recipe, workers, refused, sentences, draw))
+        found = list(self.encoder.embedded(images, recipe, workers, refused, sentences, draw))
         found, others = without_other_intents(found, self.preprocessing.intent)
         found = with_implants_of_breasts(found)
         return self._document(found, chosen, sentences, [*refused, *others], pool)
@@ -143,7 +130,7 @@ class Model:
         """
         images = find_images(paths, None, self.config.data.cache_folder)
         refused: list[Refusal] = []
-        rows = [one.embedding for one in self.embedded(images, self.recipe(), 0, refused)]
+        rows = [one.embedding for one in self.encoder.embedded(images, self.recipe(), 0, refused)]
         for one in refused:
             raise ConfigError(f"{one.file}: {one.reason}: {one.message}")
         return np.stack(rows)
@@ -155,21 +142,10 @@ class Model:
         model.
         """
         given = arguments.texts("texts", texts)
-        split = [self._split(text, "texts") for text in given]
+        split = [self.encoder.split(text, "texts") for text in given]
         if not split:
             raise ConfigError("texts: is empty; give a list of texts")
-        return self.embed_sentences(split)
-
-    def embed_sentences(self, texts: Sequence[list[str]]) -> Float32s:
-        """Unit embeddings [t, D] of texts given as lists of sentences; each distinct one is computed once."""
-        new = list(dict.fromkeys(tuple(text) for text in texts if tuple(text) not in self._embedded))
-        for start in range(0, len(new), TEXTS):
-            part = new[start : start + TEXTS]
-            tokens = tokenise(self.tokenizer, [list(text) for text in part], self.config.data.max_tokens)
-            with torch.inference_mode():
-                vectors = self.model.embed_texts(tokens.to(self.device)).float().cpu().numpy()
-            self._embedded.update(zip(part, vectors, strict=True))
-        return np.stack([self._embedded[tuple(text)] for text in texts])
+        return self.encoder.embed_sentences(split)
 
     def heat_map(self, path: str | Path, sentence: str) -> Float32s:
         """The cosines of a sentence with the patches of an image, float32 [H0, W0] in the pixels of its file.
@@ -179,17 +155,15 @@ class Model:
         """
         if not has_maps(self.model):
             raise ConfigError(f"{self.folder}: was trained without the local term, so it has no heat maps")
-        (text,) = self.sentences([sentence])
+        (text,) = self.encoder.sentences([sentence])
         images = find_images([path], None, self.config.data.cache_folder)
         if len(images) != 1:
             raise ConfigError(f"{path}: holds {len(images)} images; name one file")
         (found,) = pictures(self.recipe(), images, 0)
         if isinstance(found, Refusal):
             raise ConfigError(f"{found.file}: {found.reason}: {found.message}")
-        data, canvas = self.config.data, self.preprocessing.canvas
-        values = heat_maps(
-            self.model, self.tokenizer, found.canvas[None], [text], data.max_tokens, self.device, data.style
-        )
+        canvas = self.preprocessing.canvas
+        _, _, values = self.encoder.forward(found.canvas[None], self.encoder.asked([text]))
         return to_original(values[0, 0], found.seen(), canvas.size, canvas.fit)
 
     def recipe(self, for_processing: bool = False) -> Recipe:
@@ -201,55 +175,6 @@ class Model:
         if for_processing and made.intent == "presentation":
             picture = replace(picture, process_raw=True)
         return Recipe(picture, made.quality, made.canvas.size, made.canvas.fit, for_processing)
-
-    def embedded(
-        self,
-        images: Sequence[Input],
-        recipe: Recipe,
-        workers: int,
-        refused: list[Refusal],
-        sentences: Sequence[str] = (),
-        draw: Draw | None = None,
-    ) -> Generator[Embedded, None, None]:
-        """Embed images in their order, and decode the next ones meanwhile; those without a picture go to `refused`."""
-        asked = self.embed_sentences([self._split(text, "ask") for text in sentences]) if sentences else None
-        made = pictures(recipe, images, workers)
-        with closing(_wanted(made, len(images), refused)) as wanted:
-            while batch := list(islice(wanted, BATCH.get(self.device.type, BATCH["cuda"]))):
-                embeddings, tower = self.forward(np.stack([one.canvas for one in batch]))
-                maps = draw(batch, embeddings) if draw else [{} for _ in batch]
-                for one, embedding, features, own in zip(batch, embeddings, tower, maps, strict=True):
-                    cosines = (asked.astype(np.float64) @ embedding).tolist() if asked is not None else []
-                    light = replace(one, data=b"", canvas=NO_PIXELS)
-                    yield Embedded(light, embedding, features, dict(zip(sentences, cosines, strict=True)), own)
-
-    @torch.inference_mode()
-    def forward(self, canvases: NDArray[np.uint8]) -> tuple[Float32s, Float32s]:
-        """uint8 [b, H, W] -> unit embeddings [b, D], and features of the image tower [b, d]."""
-        pixels = normalise(torch.from_numpy(canvases)[:, None].to(self.device))
-        unit, tower = self.model.embed_images(pixels.to(next(self.model.parameters()).dtype))
-        return unit.float().cpu().numpy(), tower.float().cpu().numpy()
-
-    def sentences(self, ask: Sequence[str]) -> list[str]:
-        """The distinct sentences asked for. Raises `ConfigError` for one that is empty, or too long for the model."""
-        sentences = list(dict.fromkeys(text.strip() for text in arguments.texts("ask", ask)))
-        for text in sentences:
-            self._split(text, "ask")
-        return sentences
-
-    def _split(self, text: str, what: str) -> list[str]:
-        """The sentences of a text. Raises `ConfigError` if there is none, or more than the model can read."""
-        sentences = [part for part in SENTENCE_END.split(text.strip()) if part]
-        if not sentences:
-            raise ConfigError(f"{what}: {text!r} is an empty text; write a sentence")
-        if special := [token for token in self.tokenizer.base.all_special_tokens if token in text]:
-            raise ConfigError(f"{what}: {special[0]!r} is a mark of the tokenizer and no word; take it out")
-        most = self.config.data.max_tokens
-        if len(self.tokenizer.encode(sentences, 2**31).tokens) > most:
-            raise ConfigError(
-                f"{what}: {text[:40]!r}... has more than the {most} tokens that the model reads; shorten it"
-            )
-        return sentences
 
     def _document(
         self,
@@ -263,7 +188,8 @@ class Model:
         if images:
             vectors, scale = np.stack([one.embedding for one in images]), self.model.scale().item()
             scores = [
-                score(one, vectors, [self.embed_sentences(texts) for texts in one.ensembles], scale) for one in tasks
+                score(one, vectors, [self.encoder.embed_sentences(texts) for texts in one.ensembles], scale)
+                for one in tasks
             ]
             exams = exams_of(images, tasks, scores, pool)
         for one in tasks:
@@ -279,25 +205,6 @@ class Model:
             exams=exams,
             refused=[RefusedFile(file=one.file, reason=one.reason, message=one.message) for one in refused],
         )
-
-
-def _wanted(
-    made: Generator[Pictured | Refusal, None, None], count: int, refused: list[Refusal]
-) -> Generator[Pictured, None, None]:
-    """The pictures, without a second file of a SOP Instance UID; the reasons against the others go to `refused`."""
-    first: dict[tuple[str | None, ...], str] = {}
-    with closing(made):
-        for one in progress(made, count, "reading", "images"):
-            if isinstance(one, Refusal):
-                refused.append(one)
-                continue
-            own = (one.patient, one.exam, one.instance)  # some archives have one UID for all images
-            if one.instance and not one.in_shards and own in first:
-                message = f"{first[own]} has the same SOP Instance UID"
-                refused.append(Refusal(one.file, "duplicate", message))
-            else:
-                first.setdefault(own, one.file)
-                yield one
 
 
 def _task_facts(one: ScoredTask) -> TaskFacts:

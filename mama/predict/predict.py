@@ -60,7 +60,8 @@ def predict(request: Request) -> Document:
         log.info("the model was trained without the local term: there are no heat maps")
     metrics = _metrics(model.folder) if request.html else None
     with results_folder(request.out) as folder:
-        drawing = Drawing(model, model.sentences(request.ask), folder, request.html, _archive(request, model))
+        canvas, sentences = model.preprocessing.canvas, model.encoder.sentences(request.ask)
+        drawing = Drawing(canvas, sentences, folder, request.html, _archive(request, model))
         document = model.scores(
             images,
             request.ask,

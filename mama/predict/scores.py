@@ -35,7 +35,7 @@ OTHER_PROMPTS = (
     "it was fitted to scores by other class prompts: `mama eval` words them after the reports of its images, "
     "`mama predict` after the training texts"
 )
-UNITS: tuple[Unit, ...] = ("image", "breast", "exam")
+SCORED_UNITS: tuple[Unit, ...] = ("image", "breast", "exam")
 
 Recalibrate = Callable[[Float64s], Float64s]  # [u, K] -> [u, K]
 
@@ -119,8 +119,8 @@ def _scored(task: Task, texts: TrainingTexts, calibration: Calibration | str, po
 
 def _method(units: dict[str, UnitCalibration], pool: Pool) -> tuple[str | None, str | None, dict[Unit, Recalibrate]]:
     """(method, why units have none, recalibration of each unit that has one): a single method for all units."""
-    missing = {kind: reason for kind in UNITS if (reason := _no_calibration(units.get(kind), pool))}
-    fitted = {kind: units[kind] for kind in UNITS if kind not in missing}
+    missing = {kind: reason for kind in SCORED_UNITS if (reason := _no_calibration(units.get(kind), pool))}
+    fitted = {kind: units[kind] for kind in SCORED_UNITS if kind not in missing}
     reason = _together(missing)
     if not fitted:
         return None, reason, {}
@@ -145,7 +145,7 @@ def _together(reasons: dict[Unit, str]) -> str | None:
     kinds: dict[str, list[str]] = {}
     for kind, reason in reasons.items():
         kinds.setdefault(reason, []).append(f"{kind}s")
-    if len(reasons) == len(UNITS) and len(kinds) == 1:
+    if len(reasons) == len(SCORED_UNITS) and len(kinds) == 1:
         return next(iter(kinds))
     return "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in kinds.items()) or None
 

@@ -28,11 +28,11 @@ from shards.files import named_in_errors
 LARGEST_HEADER = 10**8  # bytes, the limit of the format
 PORTION = 2**26  # bytes that are written, and then flushed beside the next ones
 AHEAD = 2**25  # bytes of tensors that wait for being written, beside the one that is read
-DTYPES = {
+STORED_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Shape:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: Tensor, dtype: torch.dtype | None = None) -> Shape:
+        """That of a tensor, which may be on the meta device, or of one like it in another dtype."""
+        return Shape(dtype or tensor.dtype, tuple(tensor.shape))
 
     @property
     def bytes(self) -> int:
@@ -95,9 +100,15 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
 
 
 def write_tensors(
-    path: Path, shapes: Mapping[str, Shape], tensor: Callable[[str], Tensor], metadata: dict[str, str] | None = None
+    path: Path,
+    shapes: Mapping[str, Shape],
+    tensor: Callable[[str], Tensor],
+    metadata: dict[str, str] | None = None,
+    each: dict[str, str] | None = None,
 ) -> str:
     """Write a file, asking for one tensor at a time; returns its SHA-256.
+
+    `each` gets the SHA-256 of every tensor (dtype, shape and bytes) by its name: the same in whatever file it is.
 
     Memory: the largest tensor and `AHEAD` bytes; the next ones are asked for while earlier ones are written. Raises
     `ValueError` for a tensor that has not the shape which was announced, and `OSError` with the name of the file if the
@@ -116,11 +127,13 @@ def write_tensors(
     digest = hashlib.sha256()
     room = AHEAD + max((shape.bytes for shape in shapes.values()), default=0)
     under_way: deque[tuple[int, list[Future[Any]]]] = deque()
+    hashed: dict[str, Future[str]] = {}
     # Reading, hashing and writing take about as long as each other, and none holds Python's lock.
     with (
         named_in_errors(path),
         _Flushed(path) as file,
         ThreadPoolExecutor(1) as hasher,
+        ThreadPoolExecutor(1) as own_hasher,
         ThreadPoolExecutor(1) as writer,
     ):
 
@@ -134,10 +147,16 @@ def write_tensors(
             found = tensor(name)
             if (found.dtype, tuple(found.shape)) != (shapes[name].dtype, shapes[name].shape):
                 raise ValueError(f"{name}: {found.dtype} {list(found.shape)} is not what was announced")
-            put(bytes_of(found.contiguous()))
-            del found  # or it is held while the next one is read
+            data = bytes_of(found.contiguous())
+            put(data)
+            if each is not None:
+                hashed[name] = own_hasher.submit(_digest, shapes[name], data)
+                under_way[-1][1].append(hashed[name])
+            del found, data  # or they are held while the next one is read
         while under_way:
             _finish(under_way.popleft()[1])
+    if each is not None:
+        each.update({name: found.result() for name, found in hashed.items()})
     return digest.hexdigest()
 
 
@@ -179,6 +198,12 @@ class _Flushed:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _digest(shape: Shape, data: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps([NAMES[shape.dtype], list(shape.shape)]).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
 def _finish(parts: list[Future[Any]]) -> None:
     for part in parts:
         part.result()
@@ -190,15 +215,10 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return array.data
 
 
-def shape_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Shape:
-    """The shape of a tensor, which may be on the meta device, or of one like it in another dtype."""
-    return Shape(dtype or tensor.dtype, tuple(tensor.shape))
-
-
 def _stored(path: Path, start: int, entry: dict[str, Any]) -> Stored:
     begin, end = entry["data_offsets"]
     sizes: Sequence[int] = entry["shape"]
-    found = Stored(DTYPES[entry["dtype"]], tuple(map(int, sizes)), path, start + int(begin))
+    found = Stored(STORED_DTYPES[entry["dtype"]], tuple(map(int, sizes)), path, start + int(begin))
     if int(end) - int(begin) != found.bytes:
         raise ValueError("offsets")
     return found

@@ -24,10 +24,10 @@ from shards.errors import ShardError, one_line
 from shards.pack.settings import PackConfig
 from shards.read.manifest import MANIFEST
 from slurm.profile import SlurmError
-from slurm.rank_environment import first_task, job_id
+from slurm.task import first_task, job_id
 
 ON_ALL_TASKS = ("train", "eval")  # these share the work over the tasks of a job; in other steps the first one does all
-PLACES = ("name", "runs")  # settings that say where a run lies; a point may be moved
+MOVABLE = ("name", "runs")  # settings that say where a run lies; a point may be moved
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Work:
             if self.step == "check":
                 packed["manifest"] = sha256_or_reason(Path(self.config.pack.out) / MANIFEST)
             return packed
-        ignored = (*MAY_CHANGE, *PLACES) if self.step in ("train", "consolidate") else ("pack", "train", *PLACES)
+        ignored = (*MAY_CHANGE, *MOVABLE) if self.step in ("train", "consolidate") else ("pack", "train", *MOVABLE)
         relevant = {key: value for key, value in flat(asdict(self.config)).items() if not is_among(key, ignored)}
         if self.step not in ("train", "consolidate"):
             relevant["eval.boxes"] = [sha256_or_reason(Path(file).expanduser()) for file in self.config.eval.boxes]

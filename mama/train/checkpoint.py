@@ -32,7 +32,7 @@ from mama.run.checkpoint_marker import FROZEN, MARKER, Marker, folder_name, read
 from mama.run.checkpoints import WEIGHTS, best, checkpoints, read_tensors
 from mama.run.files import remove, replace_folder, sha256, sync
 from mama.run.model_state import is_finite, trained
-from mama.run.tensor_file import shape_of, write_tensors
+from mama.run.tensor_file import Shape, write_tensors
 from mama.runtime.collectives import node_name, rank, world_size
 from mama.train import zero_state
 from mama.train.agreement import WAIT
@@ -185,7 +185,7 @@ def _write_piece(piece: dict[str, Tensor], path: Path) -> dict[str, tuple[int, s
     if not piece:
         return {}
     _wait_for(path.parent)
-    digest = write_tensors(path, {key: shape_of(tensor) for key, tensor in piece.items()}, piece.__getitem__)
+    digest = write_tensors(path, {key: Shape.of(tensor) for key, tensor in piece.items()}, piece.__getitem__)
     sync(path)
     return {path.name: (path.stat().st_size, digest)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from click.testing import CliRunner
 
 from mama import __main__ as entry_point
 from mama.cli.main import cli, main
-from mama.cli.options import call_in_task, complete_config, configured
+from mama.cli.options import LEFT_TO_FIRST, call_in_task, complete_config, configured
 from mama.errors import RankError, TrainingError
 from mama.export.consolidate import Export
 from mama.settings.load import load, save
@@ -545,6 +546,52 @@ def test_a_verb_runs_the_same_call_here_and_as_a_job(
 
     mama(*arguments, "--slurm")
     assert jobs[1][2]["profile"].cluster == "local"
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "eval")])
+def test_of_the_tasks_of_a_step_the_first_alone_does_what_is_no_work_of_ranks(
+    mama: Mama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, verb: str
+) -> None:
+    """As `srun -n 4 mama consolidate RUN`: the others read no word of it, leave nothing and end well."""
+    caplog.set_level(logging.INFO)
+    arguments = ["nowhere"] * (verb != "quickstart")
+    for executor, name in ((None, "SLURM_PROCID"), ("slurm", "SLURM_PROCID"), ("local", "SUBMITIT_LOCAL_GLOBALID")):
+        with monkeypatch.context() as task:
+            task.delenv("SUBMITIT_EXECUTOR", raising=False)
+            if executor:
+                task.setenv("SUBMITIT_EXECUTOR", executor)
+            task.setenv(name, "3")
+            caplog.clear()
+            assert mama(verb, *arguments) == (0, "", "")
+            assert [record.getMessage() for record in caplog.records] == [LEFT_TO_FIRST]
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_task_of_a_step_works_and_the_others_log_one_line(tmp_path: Path) -> None:
+    mistake = "mama: runs/quickstart: no complete checkpoint; train first\n"
+    for task, expected in (("0", (2, mistake)), ("1", (0, f"{LEFT_TO_FIRST}\n"))):
+        done = typed("consolidate", "quickstart", cwd=tmp_path, SLURM_PROCID=task, SLURM_STEP_NUM_TASKS="2")
+        assert (done.returncode, done.stderr) == expected
+
+
+def test_every_task_of_a_step_is_a_rank_of_train_and_eval_but_one_alone_submits(
+    mama: Mama, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ranks: list[str] = []
+    monkeypatch.setattr("mama.train.loop.train", lambda config: ranks.append("train"))
+    monkeypatch.setattr("mama.finetune.fine_tune.evaluate", lambda config, *more: ranks.append("eval"))
+    monkeypatch.setattr("slurm.submit.submit", lambda *values, **words: ranks.append("submitted"))
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    for verb in ("train", "eval"):
+        assert mama(verb, "quickstart")[0] == 0
+    assert ranks == ["train", "eval"]
+    for verb in ("train", "eval"):
+        caplog.clear()
+        assert mama(verb, "quickstart", "--slurm")[0] == 0
+        assert [record.getMessage() for record in caplog.records] == [LEFT_TO_FIRST]
+    assert ranks == ["train", "eval"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -150,7 +150,9 @@ def test_an_evaluation_replaces_the_last_one_as_a_whole_or_not_at_all(
     with pytest.raises(KeyboardInterrupt):
         evaluate(reseeded, run)
     assert contents(run / "eval") == before
-    assert {path.name for path in run.iterdir()} == {"data.json", "eval", "features", "model", "report.html"}
+    assert {path.name for path in run.iterdir()} == {
+        *(".eval.lock", "data.json", "eval", "features", "model", "report.html")
+    }
     monkeypatch.undo()
 
 
@@ -282,9 +284,9 @@ def test_own_shards_are_recognised_by_their_contents_and_not_by_their_place(conf
 
 def test_of_two_concurrent_evaluations_the_last_one_wins_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "eval"
-    with result_folders.replaced(folder) as one:
+    with result_folders.replaced_results(folder) as one:
         (one / "of-one").touch()
-        with result_folders.replaced(folder) as two:
+        with result_folders.replaced_results(folder) as two:
             (two / "of-two").touch()
         assert [path.name for path in folder.iterdir()] == ["of-two"]
     assert [path.name for path in folder.iterdir()] == ["of-one"]

@@ -66,7 +66,7 @@ def test_a_model_folder_alone_is_evaluated_on_several_sets(
     said = mama("eval", str(bare), "--on", others[0], "--on", others[1], *near)
     assert said.exit_code == 0
     beside = bare.with_name("oracle-5-eval")
-    assert {path.name for path in beside.iterdir()} == {"eval-on", "features"}
+    assert {path.name for path in beside.iterdir()} == {".eval.lock", "eval-on", "features"}
     assert set(bare.rglob("*")) == files
     abroad, of_near = sorted((beside / "eval-on").iterdir())
     assert {row["protocol"] for row in metrics(abroad, "cancer")["rows"]} == {"zero-shot"}  # type: ignore[attr-defined]

@@ -21,13 +21,14 @@ from mama.data.batches import tokenise
 from mama.errors import ConfigError
 from mama.evaluate import own_figures, result_folders
 from mama.evaluate.evaluation import evaluate
+from mama.evaluate.provenance import model_of as model_of_run
 from mama.evaluate.sets import evaluate_sets
 from mama.export.consolidate import Export, consolidate
 from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics
 from mama.export.licences import TERMS, licence_of
 from mama.export.model_card import CARD, write_card
 from mama.export.model_folder import load_model, weights_digest
-from mama.run.files import DIGESTS, check_digests, write_with_digest
+from mama.run.files import DIGESTS, check_digests, write_digests, write_with_digest
 from mama.run.run_tokenizer import load_tokenizer
 from mama.settings.schema import Config, Tokens
 from shards.read.manifest import load_manifest, save_manifest
@@ -262,6 +263,40 @@ def test_figures_stay_with_their_checkpoint(own: Config, tmp_path: Path) -> None
     assert not (model / METRICS).exists()
     assert "It has not been evaluated yet" in (model / CARD).read_text()
     assert ModelCard.load(model / CARD).data.eval_results is None
+
+
+def test_the_size_of_files_makes_no_other_weights(own: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """Figures stay as they are, those of another task come beside them, and no image is embedded again."""
+    model, measured = model_of(own), model_of_run(own.run_folder)
+    before = {name: (model / name).read_bytes() for name in BESIDE}
+    consolidate(own, Export(largest=10_000))
+    assert len(list((model / "vision").glob("*.safetensors"))) > 1
+    assert model_of_run(own.run_folder) == measured
+    assert {name: (model / name).read_bytes() for name in BESIDE} == before
+    (features,) = (own.run_folder / "features").glob("test-*-trained-images.npz")
+    written = features.stat().st_mtime_ns
+    evaluate(quick(own), own.run_folder)
+    assert features.stat().st_mtime_ns == written
+
+
+def test_figures_of_a_folder_of_an_earlier_release_stay(own: Config) -> None:
+    """Its weights have a digest over files: it keeps its figures, and a new export of the checkpoint has them too."""
+    model = model_of(own)
+    facts = json.loads((model / "model.json").read_text())
+    del facts["weights"]
+    (model / "model.json").write_text(json.dumps(facts))
+    write_digests(model, without=(*BESIDE, DIGESTS))
+    for name in (METRICS, CALIBRATION):
+        write_with_digest(model / name, figures(model / name) | {"model": weights_digest(model)})
+    before = {name: (model / name).read_bytes() for name in (METRICS, CALIBRATION)}
+    write_card(model)
+    assert "They were measured with" not in (model / CARD).read_text()
+    assert read_metrics(model)
+    assert read_calibration(model)
+    consolidate(own)
+    assert {name: (model / name).read_bytes() for name in before} == before
+    assert read_metrics(model)
+    assert "They were measured with an earlier export of this checkpoint: " in (model / CARD).read_text()
 
 
 def test_figures_of_another_checkpoint_are_refused(own: Config) -> None:

@@ -180,12 +180,17 @@ def test_a_map_is_the_one_that_the_evaluation_measures(tmp_path: Path) -> None:
     ]
     canvases = np.stack([split.pixels(split.items[row]) for row in rows])
     asked = [text[number] for text, number in plain]
-    found = heat_map.heat_maps(model, words, canvases, asked, 200, CPU, "report")
+    pixels = torch.from_numpy(canvases)[:, None].float() / 127.5 - 1
+    vectors = heat_map.asked_vectors(model, words, asked, 200, CPU, "report")
+    unit, tower, found = heat_map.embed_with_maps(model, pixels, vectors)
+    with torch.no_grad():
+        torch.testing.assert_close((unit, tower), model.embed_images(pixels))
     assert found.shape == (3, 2, 8, 6)
     np.testing.assert_allclose(found, np.stack(measured, 1), atol=1e-6)
     assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
     needed = len(words.encode(list(localisation.asked_sentence("round mass", "report")[0][:4]), 999).tokens)
-    assert heat_map.heat_maps(model, words, canvases, ["round mass"], needed, CPU, "report").shape == (3, 1, 8, 6)
+    one = ["round mass"]
+    assert len(heat_map.asked_vectors(model, words, one, needed, CPU, "report")) == 1
     with pytest.raises(ConfigError, match=f"^'round mass': with the text before it, it has {needed} tokens, and"):
-        heat_map.heat_maps(model, words, canvases, ["round mass"], needed - 1, CPU, "report")
-    assert heat_map.heat_maps(model, words, canvases, ["round mass"], 10, CPU, "caption").shape == (3, 1, 8, 6)
+        heat_map.asked_vectors(model, words, one, needed - 1, CPU, "report")
+    assert len(heat_map.asked_vectors(model, words, one, 10, CPU, "caption")) == 1

@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing, generate_uid
 
 from mama.cli.main import main
 from mama.errors import ConfigError
 from mama.evaluate.zero_shot import probabilities
 from mama.export.figures import CALIBRATION
+from mama.model.towers import VisionTower
 from mama.predict.document import Document
 from mama.predict.exam_page import write_pages
 from mama.predict.exams import with_implants_of_breasts
@@ -281,7 +283,7 @@ def test_raw_images_are_rendered_if_asked_for(model: Model, odd: Path, monkeypat
 
 def test_an_implant_is_one_of_the_whole_breast(model: Model, config: Config) -> None:
     files = dicom_files(config)[:4]
-    images = list(model.embedded(find_images(files, None, config.data.cache_folder), model.recipe(), 0, []))
+    images = list(model.encoder.embedded(find_images(files, None, config.data.cache_folder), model.recipe(), 0, []))
     (shown, *_) = images
     image = replace(shown.image, facts=replace(shown.image.facts, implant=True))
     found = with_implants_of_breasts([replace(shown, image=image), *images[1:]])
@@ -473,6 +475,31 @@ def test_a_heat_map_has_the_size_of_the_file(config: Config, model: Model) -> No
     assert found.shape == (640, 512)
     assert np.isfinite(found).any()
     assert np.nanmax(np.abs(found)) <= 1
+
+
+def test_the_image_tower_sees_a_picture_once_for_scores_and_maps(
+    config: Config, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, out, asked = dicom_files(config)[:3], tmp_path / "out", ("A mass.", "Clustered calcifications.")
+    passed, forward = [], VisionTower.forward
+
+    def counted(self: VisionTower, pixels: torch.Tensor) -> Any:
+        passed.append(len(pixels))
+        return forward(self, pixels)
+
+    sentences = [word for text in asked for word in ("--ask", text)]
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionTower, "forward", counted)
+        assert run(patched, "predict", config.run_folder, *files, "--out", out, *sentences, "--workers", 0) == 0
+    assert sum(passed) == len(files)
+    found = images(json.loads((out / "predictions.json").read_text()))
+    for file in files:
+        for text, facts in found[file.name]["maps"].items():
+            grey = cv2.imread(str(out / facts["file"]), cv2.IMREAD_GRAYSCALE)
+            assert grey is not None
+            values = facts["low"] + (np.where(grey, grey, np.nan) - 1) / 254 * (facts["high"] - facts["low"])
+            step = (facts["high"] - facts["low"]) / 254
+            np.testing.assert_allclose(values, model.heat_map(file, text), atol=0.51 * step + 1e-6)
 
 
 def test_pages_and_neighbours_are_written_beside_the_scores(

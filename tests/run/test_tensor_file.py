@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mama.run import tensor_file
-from mama.run.tensor_file import shape_of, stored_tensors, write_tensors
+from mama.run.tensor_file import Shape, stored_tensors, write_tensors
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_library_reads_what_was_written(
     monkeypatch.setattr(tensor_file, "PORTION", portion)
     monkeypatch.setattr(tensor_file, "AHEAD", ahead)
     path = tmp_path / "x.safetensors"
-    shapes = {name: shape_of(tensor) for name, tensor in tensors.items()}
+    shapes = {name: Shape.of(tensor) for name, tensor in tensors.items()}
     digest = write_tensors(path, shapes, tensors.__getitem__, {"format": "pt"})
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     found = load_file(path)
@@ -57,7 +57,7 @@ def test_a_disk_that_fails_beside_the_writing_is_an_error_of_the_file(
     """Also the last portion: a later fsync may not see its error again."""
     monkeypatch.setattr(tensor_file, "PORTION", 500)
     path = tmp_path / "x.safetensors"
-    shapes = {name: shape_of(tensor) for name, tensor in tensors.items()}
+    shapes = {name: Shape.of(tensor) for name, tensor in tensors.items()}
     flush, calls = os.fdatasync, 0
 
     def count(descriptor: int) -> None:
@@ -77,6 +77,6 @@ def test_a_disk_that_fails_beside_the_writing_is_an_error_of_the_file(
 
 
 def test_a_tensor_that_was_not_announced_is_refused(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
-    shapes = {name: shape_of(tensor, torch.float32) for name, tensor in tensors.items()}
+    shapes = {name: Shape.of(tensor, torch.float32) for name, tensor in tensors.items()}
     with pytest.raises(ValueError, match=r"^numbers: torch\.int64 \[11\] is not what was announced$"):
         write_tensors(tmp_path / "x", {"numbers": shapes["numbers"]}, tensors.__getitem__)

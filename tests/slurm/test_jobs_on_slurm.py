@@ -23,7 +23,7 @@ import submitit
 from mama.cli.options import tell_if_it_never_starts
 from slurm.profile import Profile, SlurmError
 from slurm.queue import cancel, ended, limits, queue, release, waits_for_ever
-from slurm.rendezvous import PLACES
+from slurm.rendezvous import PORTS
 from slurm.snapshot import snapshot
 from slurm.submit import Request, submit, submit_calls
 from tests.support.checkout import CHECKOUT
@@ -202,7 +202,7 @@ def test_nodes_with_uneven_tasks_meet_at_a_port_though_the_first_places_are_occu
     """The next job of this cluster, and its first step: what else the ports would be a function of is known."""
     last = int(slurm_cluster.run("sbatch", "--parsable", "--hold", "--wrap", "true"))
     cancel([str(last)])
-    places = random.Random(f"{last + 1}.0.0").sample(range(20_000, 32_768), PLACES)
+    places = random.Random(f"{last + 1}.0.0").sample(range(20_000, 32_768), PORTS)
     servers = [socket.create_server(("", place)) for place in places[:2]]
     command = ["srun", "--nodes=2", "--ntasks=3", sys.executable, "-c", RANKS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=CHECKOUT)

@@ -11,7 +11,7 @@ import pytest
 
 import slurm.rendezvous
 from slurm.profile import SlurmError
-from slurm.rendezvous import PLACES, agreed_port
+from slurm.rendezvous import PORTS, agreed_port
 
 LOCAL = "127.0.0.1"
 
@@ -22,7 +22,7 @@ def forget() -> None:
 
 
 def places(step: str) -> list[int]:
-    return random.Random(step).sample(range(20_000, 32_768), PLACES)
+    return random.Random(step).sample(range(20_000, 32_768), PORTS)
 
 
 def agree(step: str, tasks: int) -> set[int]:

@@ -85,7 +85,7 @@ def write_evaluation(config: Config, skill: float) -> Path:
     pointing = {"findings": 6, "patients": 6, "rows": [{"model": "trained", "hit_rate": rate}], "examples": []}
     documents["alignment"] = measured | pointing
     folder = result_folders.folder_of(measured["shards"], run)
-    with result_folders.replaced(folder) as new:
+    with result_folders.replaced_results(folder) as new:
         results.write(documents, tasks, held_out, measured, np.zeros((0, 1, 1), np.float32), new)
         result_folders.finish(config, measured, folder, new)
     return folder
