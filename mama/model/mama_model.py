@@ -42,10 +42,10 @@ class Embeddings(NamedTuple):
     anchor_view: Tensor | None = None  # [b, D] view-head embedding of v
     partner_view: Tensor | None = None  # [b, D] of w
     patches: Tensor | None = None  # [b, Q, D] of v, zeros at padding
-    patch_mask: Tensor | None = None  # bool [b, Q]; None: all patches were computed
-    kept: Tensor | None = None  # bool [b, P], which patches these are; None: all
     sentences: Tensor | None = None  # [b, S, D] of v's text
     sentence_mask: Tensor | None = None  # bool [b, S]
+    patch_mask: Tensor | None = None  # bool [b, Q]; None: all patches were computed
+    kept: Tensor | None = None  # bool [b, P], which patches these are; None: all
 
 
 class MamaModel(nn.Module):

@@ -271,6 +271,30 @@ def test_texts_are_packed_while_the_gpu_is_busy(kernel: str) -> None:
     assert not waited[-1], "the host has waited for the GPU"
 
 
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_tower_on_tissue_alone_is_that_of_the_cpu(kernel: str, dtype: torch.dtype, close: float) -> None:
+    """Both features and all gradients, of images that differ in their patches."""
+    config, found = tiny(), []
+    batch = synthetic(config, stand_in(config.text))
+    images = batch.anchors.float() / 127.5 - 1
+    for number, image in enumerate(images):
+        image[..., (number + 1) * image.shape[-1] // (len(images) + 1) :] = -1
+    for device, name in ((torch.device("cpu"), "mama_sdpa"), (DEVICE, choose(kernel))):
+        torch.manual_seed(0)
+        tower = build_vision(replace(config.vision, tokens="tissue"), name).to(device, dtype).eval()
+        seen = tower(images.to(device, dtype))
+        out = seen.pooled, seen.patches
+        total = torch.stack([(x.float() * torch.linspace(-1, 1, x.shape[-1], device=device)).sum() for x in out]).sum()
+        trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        together = torch.cat([x.flatten() for x in gradients if x is not None])
+        found.append([x.detach().float().cpu() for x in (*out, together)])
+        assert len(set(seen.counts)) > 1
+    for theirs, mine in zip(*found, strict=True):
+        assert apart(mine, theirs) < close
+
+
 # The rest of the model
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -20,16 +21,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from mama.data import augment
 from mama.data.batches import tokenise
 from mama.model.flops import pair_flops
 from mama.model.mama_model import build
 from mama.settings.schema import Config, TrainConfig
-from mama.train import throughput
+from mama.train import grad_cache, throughput
 from mama.train.monitor import Monitor
-from mama.train.step_log import sentences_of
+from mama.train.step_log import sentences_of, show_pair
 from mama.train.throughput import Meter
 from tests.support.browser import tensorboard
-from tests.support.tiny_model import PAIRS, batch_of, tiny
+from tests.support.tiny_model import PAIRS, batch_of, model_of, on_tissue, tiny
 from tests.support.word_tokenizer import WORDS, tokenizer
 
 
@@ -227,6 +229,29 @@ def test_the_map_of_a_sentence_is_bright_where_it_points(tmp_path: Path) -> None
     ((_, said),) = texts(tmp_path, "alignment")
     assert said.splitlines()[1] == "2. sentence b (cosine -0.200 to 0.600)"
     assert [line[:13] for line in said.splitlines()] == [f"{n}. sentence {s}" for n, s in enumerate("abcde", start=1)]
+
+
+def test_the_map_of_tissue_alone_lies_on_its_patches(tmp_path: Path) -> None:
+    """Of the last of two joined micro-batches; a patch that was not computed is dark, and has no cosine."""
+    config = on_tissue(tiny(1))
+    model = model_of(config).eval()
+    batch = batch_of(config, range(1, 3))
+    with torch.no_grad():
+        joined = grad_cache._join([model(batch_of(config, range(6, 8))), model(batch)])
+        anchor = augment.apply(batch.anchors[:1], batch.anchor_changes[:1])
+        patches = model.patch_embeddings(anchor)[0]
+    monitor = Monitor(tmp_path, 0)
+    with mock.patch.object(monitor, "show_maps", wraps=monitor.show_maps) as shown:
+        show_pair(monitor, 5, batch, joined, tokenizer())
+    monitor.close()
+    cosines = shown.call_args.args[3]
+    assert joined.sentences is not None
+    expected = joined.sentences[2, : len(cosines)] @ patches.t()
+    assert 0 < expected.isnan().sum() < expected.numel()
+    torch.testing.assert_close(cosines, expected, equal_nan=True, atol=1e-5, rtol=0)
+    ((_, said),) = texts(tmp_path, "alignment")
+    assert "nan" not in said
+    assert pictures(tmp_path, "alignment")
 
 
 def test_sentences_are_read_back_from_tokens() -> None:
