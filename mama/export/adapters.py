@@ -85,13 +85,9 @@ def adapter_names(tower: TextTower) -> dict[str, str]:
 
 def write_adapter(
     config: Config, tower: TextTower, own: Mapping[str, Tensor], digest: str, vocabulary: int, folder: Path
-) -> dict[str, str]:
-    """Write the tensors of `adapter_names`, in fp32, in which they are merged, and which base has the `digest`.
-
-    Returns the SHA-256 of each tensor, as of `write_tensors`.
-    """
-    each: dict[str, str] = {}
-    write_tensors(folder / ADAPTER, {n: Shape.of(t) for n, t in own.items()}, own.__getitem__, {"format": "pt"}, each)
+) -> None:
+    """Write the tensors of `adapter_names`, in fp32, in which they are merged, and which base has the `digest`."""
+    write_tensors(folder / ADAPTER, {n: Shape.of(t) for n, t in own.items()}, own.__getitem__, {"format": "pt"})
     assert isinstance(tower.backbone, PeftModel)
     tower.backbone.peft_config[NAME].base_model_name_or_path = portable(config).text.model
     tower.backbone.peft_config[NAME].inference_mode = True
@@ -99,7 +95,6 @@ def write_adapter(
     rewrite_without_paths(folder / "adapter_config.json")
     name, layers = portable(config).text.model, config.text.layers
     write_json(folder / BASE, {"name": name, "sha256": digest, "vocabulary": vocabulary, "layers": layers})
-    return each
 
 
 def base_digest(tower: TextTower, digests: Mapping[str, str], read: Read) -> str:

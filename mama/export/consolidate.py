@@ -5,7 +5,7 @@ Tensor by tensor: memory is that of the largest tensor, not that of the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,17 +23,7 @@ from mama.export.weight_files import write_weights
 from mama.run import checkpoints
 from mama.run.checkpoint_marker import MARKER, read_marker
 from mama.run.environment import versions
-from mama.run.files import (
-    DIGESTS,
-    document_digest,
-    named,
-    read_object,
-    replaced,
-    sha256,
-    surviving,
-    write_digests,
-    write_json,
-)
+from mama.run.files import DIGESTS, named, read_object, replaced, sha256, surviving, write_digests, write_json
 from mama.run.portable import MODEL, rewrite_without_paths, save_portable
 from mama.run.run_folder import warn_of_other_shards
 from mama.run.run_tokenizer import load_tokenizer
@@ -143,15 +133,15 @@ def _consolidate(config: Config, export: Export, folder: Path, checkpoint: Path)
         )
         save_portable(config, new / "config.yaml")
         write_training_data(config, new)
-        digests, weights = _write_model(config, checkpoint, export, new)
-        write_json(new / MODEL, vars(replace(facts, weights=weights)))
+        digests = _write_model(config, checkpoint, export, new)
+        write_json(new / MODEL, vars(facts))
         write_digests(new, digests, without=LATER)
         add_card(new, [surviving(config.run_folder / "model"), surviving(folder)])
     return folder
 
 
-def _write_model(config: Config, checkpoint: Path, export: Export, folder: Path) -> tuple[dict[Path, str], str]:
-    """Write tokenizer and weights; returns the digests of the files that hold weights, and one of all their tensors."""
+def _write_model(config: Config, checkpoint: Path, export: Export, folder: Path) -> dict[Path, str]:
+    """Write tokenizer and weights; returns the digests of the files that hold weights."""
     tokenizer = load_tokenizer(config.run_folder)
     tokenizer.save(folder / "tokenizer")
     rewrite_without_paths(folder / "tokenizer" / "tokenizer_config.json")
@@ -161,23 +151,19 @@ def _write_model(config: Config, checkpoint: Path, export: Export, folder: Path)
         backbone.config.dtype, backbone.config.architectures = dtype, [type(backbone).__name__]
         backbone.config.save_pretrained(folder / part)
         rewrite_without_paths(folder / part / "config.json")
-    each: dict[str, dict[str, str]] = {"vision": {}, "text": {}, "heads": {}}  # digests of the tensors of each part
-    base = None
     if export.lora == "adapter":
         del towers["text"]
         text = tensors.model.text
         own = {name: tensors.read(origin) for name, origin in adapter_names(text).items()}
-        base = tensors.base_digest()
-        each["text"] = write_adapter(config, text, own, base, len(tokenizer), folder / "text")
+        write_adapter(config, text, own, tensors.base_digest(), len(tokenizer), folder / "text")
     digests: dict[Path, str] = {}
     for part in towers:
         names: dict[str, str] = getattr(tensors.names, part)
         read = partial(_tensor, tensors, names, dtype)
-        digests |= write_weights(folder / part, _shapes(tensors, names, dtype), read, export.largest, each[part])
+        digests |= write_weights(folder / part, _shapes(tensors, names, dtype), read, export.largest)
     heads = tensors.names.heads
     read = partial(_tensor, tensors, heads, dtype)
-    written = write_tensors(folder / HEADS, _shapes(tensors, heads, dtype), read, each=each["heads"])
-    return digests | {folder / HEADS: written}, document_digest({"tensors": each, "base": base})
+    return digests | {folder / HEADS: write_tensors(folder / HEADS, _shapes(tensors, heads, dtype), read)}
 
 
 def _shapes(tensors: ModelTensors, names: dict[str, str], dtype: torch.dtype) -> dict[str, Shape]:

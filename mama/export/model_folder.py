@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +11,13 @@ from transformers.initialization import no_init_weights
 
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
-from mama.export.adapters import BASE, load_adapted
+from mama.export.adapters import load_adapted
 from mama.export.parts import parts, vision_names
-from mama.export.trained_on import TRAINED_ON
 from mama.export.weight_files import AGAIN, fill, weights_in
 from mama.model import attention
 from mama.model.mama_model import MamaModel
 from mama.model.towers import TextTower, VisionTower
-from mama.run.files import DIGESTS, check_digests, read_object, surviving
+from mama.run.files import check_digests, document_digest, read_object, surviving
 from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.run.tensor_file import stored_tensors
 from mama.settings.load import load
@@ -45,7 +42,6 @@ class ModelFacts:
     dtype: str  # fp32 or bf16
     lora: str  # merged or adapter
     release: str  # of mama, that wrote the folder
-    weights: str | None = None  # SHA-256 over all tensors, whatever files they are in; an earlier release has none
 
 
 def is_bare(folder: Path) -> bool:
@@ -89,20 +85,13 @@ def read_model(folder: Path) -> ModelFacts:
 
 
 def weights_digest(folder: Path) -> str:
-    """The SHA-256 of the weights: over the tensors, and the base of an adapter, as model.json has it.
+    """What the weights of a model are known by: the digest of their checkpoint, their type, and how LoRA is in them.
 
-    Of a folder that an earlier release wrote, over the names and digests of the files that hold them. Raises
-    `ConfigError` as `read_model`, or if there are no digests.
+    The same whatever files they are in; the release is part of it, as it computes what is merged. Raises `ConfigError`
+    as `read_model`.
     """
-    if (found := read_model(folder).weights) is not None:
-        return found
-    digests = read_object(folder / DIGESTS)
-    weights = {
-        name: digest
-        for name, digest in digests.items()
-        if (name.endswith(".safetensors") and name != TRAINED_ON) or name == f"text/{BASE}"
-    }
-    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    facts = read_model(folder)
+    return document_digest({name: getattr(facts, name) for name in ("checkpoint", "dtype", "lora", "release")})
 
 
 def load_model(folder: Path, device: torch.device, base: str | None = None) -> tuple[MamaModel, Tokenizer]:

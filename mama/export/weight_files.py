@@ -17,25 +17,17 @@ ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write_weights(
-    folder: Path,
-    shapes: Mapping[str, Shape],
-    tensor: Callable[[str], Tensor],
-    largest: int | None = None,
-    each: dict[str, str] | None = None,
+    folder: Path, shapes: Mapping[str, Shape], tensor: Callable[[str], Tensor], largest: int | None = None
 ) -> dict[Path, str]:
-    """Write tensors in files of at most `largest` bytes, or one tensor each; returns the SHA-256 of each file.
-
-    `each` gets that of every tensor, as of `write_tensors`.
-    """
+    """Write tensors in files of at most `largest` bytes, or one tensor each; returns the SHA-256 of each file."""
     files = _cut(shapes, largest)
     if len(files) == 1:
-        return {folder / ONE: write_tensors(folder / ONE, shapes, tensor, {"format": "pt"}, each)}
+        return {folder / ONE: write_tensors(folder / ONE, shapes, tensor, {"format": "pt"})}
     written: dict[Path, str] = {}
     places: dict[str, str] = {}
     for number, names in enumerate(files, start=1):
         path = folder / f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        own = {name: shapes[name] for name in names}
-        written[path] = write_tensors(path, own, tensor, {"format": "pt"}, each)
+        written[path] = write_tensors(path, {name: shapes[name] for name in names}, tensor, {"format": "pt"})
         places |= dict.fromkeys(names, path.name)
     total = sum(shape.bytes for shape in shapes.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})

@@ -100,15 +100,9 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
 
 
 def write_tensors(
-    path: Path,
-    shapes: Mapping[str, Shape],
-    tensor: Callable[[str], Tensor],
-    metadata: dict[str, str] | None = None,
-    each: dict[str, str] | None = None,
+    path: Path, shapes: Mapping[str, Shape], tensor: Callable[[str], Tensor], metadata: dict[str, str] | None = None
 ) -> str:
     """Write a file, asking for one tensor at a time; returns its SHA-256.
-
-    `each` gets the SHA-256 of every tensor (dtype, shape and bytes) by its name: the same in whatever file it is.
 
     Memory: the largest tensor and `AHEAD` bytes; the next ones are asked for while earlier ones are written. Raises
     `ValueError` for a tensor that has not the shape which was announced, and `OSError` with the name of the file if the
@@ -127,13 +121,11 @@ def write_tensors(
     digest = hashlib.sha256()
     room = AHEAD + max((shape.bytes for shape in shapes.values()), default=0)
     under_way: deque[tuple[int, list[Future[Any]]]] = deque()
-    hashed: dict[str, Future[str]] = {}
     # Reading, hashing and writing take about as long as each other, and none holds Python's lock.
     with (
         named_in_errors(path),
         _Flushed(path) as file,
         ThreadPoolExecutor(1) as hasher,
-        ThreadPoolExecutor(1) as own_hasher,
         ThreadPoolExecutor(1) as writer,
     ):
 
@@ -147,16 +139,10 @@ def write_tensors(
             found = tensor(name)
             if (found.dtype, tuple(found.shape)) != (shapes[name].dtype, shapes[name].shape):
                 raise ValueError(f"{name}: {found.dtype} {list(found.shape)} is not what was announced")
-            data = bytes_of(found.contiguous())
-            put(data)
-            if each is not None:
-                hashed[name] = own_hasher.submit(_digest, shapes[name], data)
-                under_way[-1][1].append(hashed[name])
-            del found, data  # or they are held while the next one is read
+            put(bytes_of(found.contiguous()))
+            del found  # or it is held while the next one is read
         while under_way:
             _finish(under_way.popleft()[1])
-    if each is not None:
-        each.update({name: found.result() for name, found in hashed.items()})
     return digest.hexdigest()
 
 
@@ -196,12 +182,6 @@ class _Flushed:
         descriptor = self.file.fileno()
         os.fdatasync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _digest(shape: Shape, data: memoryview) -> str:
-    digest = hashlib.sha256(json.dumps([NAMES[shape.dtype], list(shape.shape)]).encode())
-    digest.update(data)
-    return digest.hexdigest()
 
 
 def _finish(parts: list[Future[Any]]) -> None:

@@ -280,7 +280,7 @@ def test_the_tower_on_tissue_alone_is_that_of_the_cpu(kernel: str, dtype: torch.
     images = batch.anchors.float() / 127.5 - 1
     for number, image in enumerate(images):
         image[..., (number + 1) * image.shape[-1] // (len(images) + 1) :] = -1
-    for device, name in ((torch.device("cpu"), "mama_sdpa"), (DEVICE, choose(kernel))):
+    for device, name in ((torch.device("cpu"), "mama_sdpa"), (DEVICE, choose(kernel, packed=True))):
         torch.manual_seed(0)
         tower = build_vision(replace(config.vision, tokens="tissue"), name).to(device, dtype).eval()
         seen = tower(images.to(device, dtype))
