@@ -59,5 +59,5 @@ def install_oracle(config: Config, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     model = Oracle(tokenizer)
     consolidated(config, step=240)
     monkeypatch.setattr(evaluation, "load_model", lambda folder, device, base: (model, tokenizer))
-    monkeypatch.setattr(evaluation, "build", lambda config, tokenizer, kernel: Oracle(tokenizer, blind=True))
+    monkeypatch.setattr(evaluation, "build", lambda config, tokenizer, *kernels: Oracle(tokenizer, blind=True))
     return model
