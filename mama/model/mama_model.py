@@ -157,8 +157,8 @@ class MamaModel(nn.Module):
 
     def embed_images_and_patches(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `embed_images`, and the `patch_embeddings` [b, P, D] from the same pass of the image tower."""
-        features, patches = self.vision(images)
-        return _unit(self.image_head(features)), features, _unit(self.patch_rows(patches))
+        seen = self.vision(images)
+        return _unit(self.image_head(seen.pooled)), seen.pooled, self._patch_grid(seen)
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """`Texts` of u rows -> unit embeddings [u, D]."""
@@ -169,10 +169,12 @@ class MamaModel(nn.Module):
 
         NaN at a patch that was not computed, as it holds no tissue (`vision.tokens`).
         """
-        seen = self.vision(images)
+        return self._patch_grid(self.vision(images))
+
+    def _patch_grid(self, seen: ImageFeatures) -> Tensor:
         rows = _unit(self.patch_rows(seen.patches))
         if seen.kept is None:
-            return rows.unflatten(0, (len(images), -1))
+            return rows.unflatten(0, (len(seen.counts), -1))
         return rows.new_full((*seen.kept.shape, rows.shape[1]), torch.nan).masked_scatter(seen.kept[..., None], rows)
 
     def sentence_embeddings(self, texts: Texts) -> Tensor:

@@ -142,7 +142,7 @@ class TextConfig:
     lora_alpha: int = 32  # scale of the LoRA update: it is multiplied by lora_alpha / lora_rank
     lora_dropout: float = 0.1  # dropout before the LoRA adapters, in [0, 1]
     # Texts of a micro-batch one behind the other in one row, so that nothing is computed on padding; same features.
-    packing: bool = True
+    packing: bool = False
     ignore: list[str] = field(default_factory=lambda: ["lm_head."])  # as vision.ignore; the LM head is never used
 
     def __post_init__(self) -> None:
