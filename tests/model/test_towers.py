@@ -48,7 +48,9 @@ def head(module: nn.Module | None) -> nn.Module:
 
 def text_tower(kind: str, **settings: Any) -> TextTower:
     torch.manual_seed(0)
-    config = TextConfig(model=None, config=TEXT[kind], lora_rank=2, **{"lora_dropout": 0.0, **settings})
+    config = TextConfig(
+        model=None, config=TEXT[kind], lora_rank=2, **{"lora_dropout": 0.0, "packing": True, **settings}
+    )
     return build_text(config, tokenizer(), KERNEL)
 
 
@@ -195,7 +197,7 @@ def test_packed_texts_reach_the_kernel_in_one_row_without_a_mask(
 def test_dropout_of_packed_texts_is_a_function_of_the_seed(kind: str) -> None:
     drops = {"attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob"}
     shape = {name: 0.2 if name in drops else value for name, value in TEXT[kind].items()}
-    config = TextConfig(model=None, config=shape, lora_rank=2, lora_dropout=0.2)
+    config = TextConfig(model=None, config=shape, lora_rank=2, lora_dropout=0.2, packing=True)
     torch.manual_seed(0)
     tower, texts = with_adapters(build_text(config, tokenizer(), KERNEL), std=0.3).train(), some_texts()
     found = []
@@ -208,7 +210,7 @@ def test_dropout_of_packed_texts_is_a_function_of_the_seed(kind: str) -> None:
 
 
 def test_packed_texts_need_a_kernel_of_ours() -> None:
-    shape = TextConfig(model=None, config=TEXT["gpt2"])
+    shape = TextConfig(model=None, config=TEXT["gpt2"], packing=True)
     with pytest.raises(ValueError, match=r"^attention: eager knows no packed texts; .* or text\.packing=false$"):
         build_text(shape, tokenizer(), "eager")
     build_text(replace(shape, packing=False), tokenizer(), "eager")
@@ -719,7 +721,9 @@ def with_towers(config: Config, vision: str, text: str) -> Config:
         vision=VisionConfig(
             model=None, config=VISION[vision], tokens="tissue" if (vision, text) == TOGETHER[-1] else "all"
         ),
-        text=TextConfig(model=None, config={**TEXT[text], "vocab_size": 64}, lora_rank=2, lora_dropout=0.0),
+        text=TextConfig(
+            model=None, config={**TEXT[text], "vocab_size": 64}, lora_rank=2, lora_dropout=0.0, packing=True
+        ),
     )
 
 

@@ -43,7 +43,7 @@ def tiny(ranks: int, **train: Any) -> Config:
         seed=1,
         data=DataConfig(image_size=(32, 16), max_tokens=64, workers=0),
         vision=VisionConfig(model=None, config=vision),
-        text=TextConfig(model=None, config=text, lora_rank=2, lora_dropout=0.0),
+        text=TextConfig(model=None, config=text, lora_rank=2, lora_dropout=0.0, packing=True),
         heads=HeadsConfig(embed_dim=16, hidden_dim=16, view_hidden_dim=16),
         loss=LossConfig(local_start=0, positives="text"),
         optim=OptimConfig(clip_norm=0.0, warmup_steps=1),
