@@ -73,7 +73,7 @@ class VisionTower(nn.Module):
             if not isinstance(getattr(shape, name), int):  # position embeddings are resized as a square
                 raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, but must be one number of pixels")
         self.only_tissue = tokens == "tissue"
-        self.lengths: deque[int] = deque(maxlen=LATEST)  # tokens of the latest images, where they differ
+        self.lengths: deque[int] = deque(maxlen=LATEST)  # tokens of the latest images in training, where they differ
         if self.only_tissue:
             tissue.require_packing(backbone)
         _drop_pooler(backbone)
@@ -105,7 +105,8 @@ class VisionTower(nn.Module):
         if self.only_tissue:
             kept = tissue.kept_patches(images, int(self.backbone.config.patch_size))
             counts = kept.sum(1).tolist()  # the one place where a GPU is waited for
-            self.lengths += [self.prefix + count for count in counts]
+            if self.training:
+                self.lengths += [self.prefix + count for count in counts]
             pooled, patches = tissue.encode(self.backbone, pixels, self.arguments, self.prefix, kept, counts)
             return ImageFeatures(pooled, self.norm(patches), counts, kept, sum(counts) + self.prefix * len(counts))
         tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state  # [b, prefix + P, d]

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from transformers import AutoConfig
 
 from mama.cli.main import main
+from mama.data import augment
 from mama.data.batches import Texts
 from mama.data.images import Images
 from mama.data.pairs import Pairs
@@ -27,10 +29,10 @@ from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import load, save
 from mama.settings.schema import TextConfig, VisionConfig
 from mama.train.deepspeed_config import deepspeed_settings
-from mama.train.dry_run import dry_run, text_lines
+from mama.train.dry_run import activation_lines, dry_run, text_lines
 from mama.train.estimate import shape_of, text_transformer
 from tests.support.cohort import write_shards
-from tests.support.tiny_model import tiny
+from tests.support.tiny_model import on_tissue, tiny
 from tests.support.word_tokenizer import tokenizer
 
 Mama = Callable[..., tuple[int, str, str]]
@@ -123,6 +125,31 @@ def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) ->
         assert start.startswith("64 tokens, ")
         assert whole.startswith(said.removesuffix("<|sentence|>"))
         assert said.count("<|sentence|>") >= 2
+
+
+def test_of_tissue_alone_its_share_in_augmented_images_is_counted(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", {"train": 3, "test": 1})
+    config = on_tissue(tiny(1))
+    config = replace(config, data=replace(config.data, shards=[str(tmp_path / "shards")]))
+    model, pairs = shape_of(config), Pairs(config)
+    shares = []
+    for pair in (pairs[number] for number in range(64)):
+        image, change = torch.from_numpy(pair.anchor)[None, None], torch.from_numpy(pair.anchor_change)[None]
+        blocks = (augment.apply(image, change) > 8.5 / 127.5 - 1).unflatten(3, (-1, 4)).unflatten(2, (-1, 4))
+        kept = blocks.any(5).any(3)
+        shares.append(float(kept.double().mean()) if kept.any() else 1.0)
+    share, patches = np.mean(shares), len(blocks[0, 0]) * len(blocks[0, 0, 0, 0])
+    said, _, first, *_ = activation_lines(config, model, 1)
+    low, high = np.quantile(shares, [0.1, 0.9])
+    spread = f"(10th to 90th percentile {low:.0%} to {high:.0%})"
+    assert said == f"vision.tokens: {share:.0%} of the patches of 64 augmented images hold tissue {spread}"
+    assert share < 0.99
+    images = 2 * config.train.micro_batch
+    assert first.startswith(f"image tower, {images} x {round(share * patches) + model.vision.prefix:,} tokens ")
+    elsewhere = replace(config, data=replace(config.data, shards=[str(tmp_path / "nowhere")]))
+    said, _, first, *_ = activation_lines(elsewhere, model, 1)
+    assert said.startswith("vision.tokens: every patch is counted, as if all held tissue (")
+    assert first.startswith(f"image tower, {images} x {patches + model.vision.prefix:,} tokens ")
 
 
 @pytest.mark.parametrize(

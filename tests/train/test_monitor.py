@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -297,6 +298,31 @@ def test_the_meter_gives_rates_since_the_last_reading(monkeypatch: pytest.Monkey
         )
     monkeypatch.setattr(throughput, "peak_flops", lambda device: None)
     assert "mfu" not in Meter(model, config.data.image_size, device).read()
+
+
+def test_the_meter_counts_the_patches_that_training_has_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the images of training, not of those of a validation between its steps."""
+    monkeypatch.setattr(throughput, "peak_flops", lambda device: 1e9)
+    config = on_tissue(tiny(1))
+    model, batch = build(config, tokenizer(), "mama_sdpa"), batch_of(config, range(PAIRS))
+    meter = Meter(model, config.data.image_size, torch.device("cpu"))
+    whole = prod(side // 4 for side in config.data.image_size)
+    assert "tissue_share" not in meter.read(), "before the first step"
+    model(batch)
+    model.eval()(batch)
+    images = torch.cat([batch.anchors, batch.partners])
+    pixels = augment.apply(images, torch.cat([batch.anchor_changes, batch.partner_changes]))
+    blocks = (pixels > 8.5 / 127.5 - 1).unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).any(5).any(3)
+    counts = blocks.flatten(1).sum(1).tolist()
+    assert list(model.vision.lengths) == [model.vision.prefix + count for count in counts]
+    meter.fetch(iter([batch]))
+    values = meter.read()
+    assert values["tissue_share"] == pytest.approx(sum(counts) / len(counts) / whole)
+    texts = batch.texts.lengths
+    each = len(texts) / PAIRS
+    of_tissue = pair_flops(model, config.data.image_size, texts, images=list(model.vision.lengths), each=each)
+    assert values["mfu"] == pytest.approx(of_tissue * values["pairs_per_second"] / 1e9)
+    assert of_tissue < pair_flops(model, config.data.image_size, texts, each=each)
 
 
 def ask(address: str, document: dict[str, Any] | None = None) -> Any:
