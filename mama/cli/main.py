@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,14 @@ import click
 import click.shell_completion
 
 from mama.cli import bench, cluster, data, evaluate, jobs, predict, train
-from mama.cli.options import LEFT_TO_FIRST, Verb
+from mama.cli.options import Verb
 from mama.errors import ConfigError, RankError, StoppedError, TrainingError
 from mama.runtime import console, preemption
 from shards.errors import ShardError
 from slurm.profile import SlurmError
-from slurm.task import first_task
-
-log = logging.getLogger(__name__)
 
 # A disk that is full, damaged, read-only or gone.
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
-OF_RANKS = ("train", "eval")  # verbs whose work the tasks of a step share; any other is the work of one process
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -37,9 +32,6 @@ def cli(context: click.Context) -> None:
     key=value behind it changes any setting, for example train.steps=100.
     """
     console.configure_logging()
-    if context.invoked_subcommand not in OF_RANKS and not first_task():
-        log.info(LEFT_TO_FIRST)
-        context.exit()
     if context.invoked_subcommand != "train":  # which imports for seconds, then installs handlers of its own
         preemption.restore_default_handlers()
 

@@ -169,8 +169,7 @@ def run_or_submit(
     """
     if not as_job:
         return function(*arguments)
-    if not first_task():
-        log.info(LEFT_TO_FIRST)
+    if is_left_to_first_task():
         return None
     from mama.run.environment import copy_code  # torch and submitit take a while to import
     from slurm.submit import submit
@@ -184,6 +183,14 @@ def run_or_submit(
     if resources.cluster == "slurm":
         tell_if_it_never_starts(job.job_id, profile)
     return None
+
+
+def is_left_to_first_task() -> bool:
+    """Whether `srun` started several tasks and this is not the first one, which logs that it has nothing to do."""
+    if first_task():
+        return False
+    log.info(LEFT_TO_FIRST)
+    return True
 
 
 def call_in_task(function: Callable[..., T], arguments: tuple[Any, ...], tasks_share: bool) -> T | None:

@@ -13,6 +13,7 @@ from mama.cli.options import (
     configured,
     configured_checkpoint,
     importing,
+    is_left_to_first_task,
     job_options,
     run_or_submit,
     size_in_bytes,
@@ -60,6 +61,8 @@ def consolidate(config: str, overrides: tuple[str, ...], as_job: bool, profile: 
 
     CONFIG may also be the folder of a checkpoint, such as RUN/checkpoints/step-000500.
     """
+    if is_left_to_first_task():  # ranks of training may consolidate at its end
+        return
     with importing():
         from mama.export.consolidate import Export, require
         from mama.export.consolidate import consolidate as run

@@ -32,7 +32,7 @@ class Named:
 def new_classifier(folder: Path, classes: int, kernel: str) -> Classifier:
     """The image tower of the consolidated model in `folder`, with a new head, in training mode."""
     folder = surviving(folder)
-    return Classifier(load_vision(folder / "vision", kernel, _tokens(folder)), classes).train()
+    return Classifier(load_vision(folder / "vision", kernel, tokens_of(folder)), classes).train()
 
 
 def save_classifier(named: Named, model: Path, folder: Path) -> None:
@@ -43,7 +43,7 @@ def save_classifier(named: Named, model: Path, folder: Path) -> None:
     write_tensors(folder / WEIGHTS, shapes, lambda name: tensors[name].cpu())
     (folder / SHAPE).parent.mkdir()
     shutil.copyfile(surviving(model) / SHAPE, folder / SHAPE)
-    write_json(folder / CLASSES, {"classes": named.classes, "tokens": _tokens(surviving(model))})
+    write_json(folder / CLASSES, {"classes": named.classes, "tokens": tokens_of(model)})
     write_digests(folder)
 
 
@@ -63,6 +63,6 @@ def load_classifier(folder: Path, device: torch.device, kernel: str = "auto") ->
     return Named(model.to(device).eval(), classes)
 
 
-def _tokens(model: Path) -> Tokens:
+def tokens_of(model: Path) -> Tokens:
     """`vision.tokens` of the consolidated model in a folder."""
-    return load(model / "config.yaml").vision.tokens
+    return load(surviving(model) / "config.yaml").vision.tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +13,14 @@ from transformers.initialization import no_init_weights
 
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
-from mama.export.adapters import load_adapted
+from mama.export.adapters import BASE, load_adapted
 from mama.export.parts import parts, vision_names
+from mama.export.trained_on import TRAINED_ON
 from mama.export.weight_files import AGAIN, fill, weights_in
 from mama.model import attention
 from mama.model.mama_model import MamaModel
 from mama.model.towers import TextTower, VisionTower
-from mama.run.files import check_digests, document_digest, read_object, surviving
+from mama.run.files import DIGESTS, check_digests, read_object, surviving
 from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.run.tensor_file import stored_tensors
 from mama.settings.load import load
@@ -85,13 +88,17 @@ def read_model(folder: Path) -> ModelFacts:
 
 
 def weights_digest(folder: Path) -> str:
-    """What the weights of a model are known by: the digest of their checkpoint, their type, and how LoRA is in them.
+    """SHA-256 over the names and digests of the files that hold weights, or name the base of an adapter.
 
-    The same whatever files they are in; the release is part of it, as it computes what is merged. Raises `ConfigError`
-    as `read_model`.
+    Raises `ConfigError` if the folder has no digests.
     """
-    facts = read_model(folder)
-    return document_digest({name: getattr(facts, name) for name in ("checkpoint", "dtype", "lora", "release")})
+    digests = read_object(folder / DIGESTS)
+    weights = {
+        name: digest
+        for name, digest in digests.items()
+        if (name.endswith(".safetensors") and name != TRAINED_ON) or name == f"text/{BASE}"
+    }
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
 
 def load_model(folder: Path, device: torch.device, base: str | None = None) -> tuple[MamaModel, Tokenizer]:

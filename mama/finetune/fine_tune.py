@@ -28,7 +28,7 @@ from mama.evaluate.fine_tuned import CLASSIFIER, MARKER, Tuning, digest_of, fold
 from mama.evaluate.results import Results
 from mama.evaluate.sets import evaluate_sets, require_sets, sets_of
 from mama.evaluate.tasks import Task, load_tasks
-from mama.export.classifier_folder import Named, new_classifier, save_classifier
+from mama.export.classifier_folder import Named, new_classifier, save_classifier, tokens_of
 from mama.export.model_folder import is_bare
 from mama.finetune.fine_tuning import FineTuning
 from mama.finetune.labels import Labels, items_of, labels_of
@@ -230,7 +230,7 @@ class _Tunings:
         """Build the classifier and start its engine, from the newest checkpoint if there is one."""
         self.heartbeat.doing(f"preparing {one.name}")
         resumed = prepare_and_agree(one, partial(_prepare, job.identity))
-        kernel = attention.choose(one.train.attention, self.device, one.vision.tokens == "tissue")
+        kernel = attention.choose(one.train.attention, self.device, tokens_of(self.model) == "tissue")
         model = new_classifier(self.model, len(labels.classes), kernel)
         prepare_image_tower(model.vision, one.train, self.device)
         frozen = digests(model)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 
 from mama.errors import ConfigError
 from mama.run.files import document_digest, read_object, sha256_or_reason, write_with_digest
@@ -46,10 +47,13 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | None = None) -> str | None:
+def damage(
+    checkpoint: Path, contents: bool = False, only: Collection[str] | None = None, stop: Event | None = None
+) -> str | None:
     """Describe what is wrong with the marker, the sizes of the files or, with `contents`, their digests; else None.
 
-    The digests of `only` these files, if they are named. A marker of another run is wrong too.
+    The digests of `only` these files, if they are named; once `stop` is set, of no further file. A marker of another
+    run is wrong too.
     """
     try:
         marker = read_marker(checkpoint)
@@ -66,8 +70,12 @@ def damage(checkpoint: Path, contents: bool = False, only: Collection[str] | Non
         log.info("%s: was written without digests by an earlier version; only sizes are compared", checkpoint)
     expected = {name: digest for name, digest in (marker.sha256 or {}).items() if only is None or name in only}
     if contents:
+
+        def hashed(name: str) -> str:
+            return "not read" if stop and stop.is_set() else sha256_or_reason(checkpoint / name)
+
         with ThreadPoolExecutor(HASHERS) as pool:
-            found = pool.map(sha256_or_reason, (checkpoint / name for name in expected))
+            found = pool.map(hashed, expected)
             for (name, digest), own in zip(expected.items(), found, strict=True):
                 if own != digest:
                     return f"{checkpoint / name}: its content has changed since it was written"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
@@ -104,13 +105,17 @@ def proved(checkpoint: Path, weights_only: bool = False) -> Iterator[None]:
     """
     if reason := damage(checkpoint):
         raise DamagedError(reason)
+    stop = Event()
     with ThreadPoolExecutor(1) as beside:
         only = {FROZEN, *_pieces_with_weights(checkpoint)} if weights_only else None
-        found = beside.submit(damage, checkpoint, contents=True, only=only)
+        found = beside.submit(damage, checkpoint, contents=True, only=only, stop=stop)
         try:
             yield
         except ConfigError:
             _require_whole(found)
+            raise
+        except BaseException:  # of the disk, or a signal: nobody waits for gigabytes to be hashed
+            stop.set()
             raise
         _require_whole(found)
 

@@ -548,13 +548,11 @@ def test_a_verb_runs_the_same_call_here_and_as_a_job(
     assert jobs[1][2]["profile"].cluster == "local"
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "eval")])
-def test_of_the_tasks_of_a_step_the_first_alone_does_what_is_no_work_of_ranks(
-    mama: Mama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, verb: str
+def test_of_the_tasks_of_a_step_the_first_alone_consolidates(
+    mama: Mama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As `srun -n 4 mama consolidate RUN`: the others read no word of it, leave nothing and end well."""
+    """The others of `srun -n 4 mama consolidate RUN` leave nothing and end well; they do work that was cut for them."""
     caplog.set_level(logging.INFO)
-    arguments = ["nowhere"] * (verb != "quickstart")
     for executor, name in ((None, "SLURM_PROCID"), ("slurm", "SLURM_PROCID"), ("local", "SUBMITIT_LOCAL_GLOBALID")):
         with monkeypatch.context() as task:
             task.delenv("SUBMITIT_EXECUTOR", raising=False)
@@ -562,9 +560,11 @@ def test_of_the_tasks_of_a_step_the_first_alone_does_what_is_no_work_of_ranks(
                 task.setenv("SUBMITIT_EXECUTOR", executor)
             task.setenv(name, "3")
             caplog.clear()
-            assert mama(verb, *arguments) == (0, "", "")
+            assert mama("consolidate", "nowhere") == (0, "", "")
             assert [record.getMessage() for record in caplog.records] == [LEFT_TO_FIRST]
             assert list(tmp_path.iterdir()) == []
+            assert "Export a run's newest checkpoint" in mama("consolidate", "--help")[1]
+            assert mama("predict", "nowhere", "nothing")[0] == 2
 
 
 def test_the_first_task_of_a_step_works_and_the_others_log_one_line(tmp_path: Path) -> None:

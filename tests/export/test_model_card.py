@@ -21,7 +21,6 @@ from mama.data.batches import tokenise
 from mama.errors import ConfigError
 from mama.evaluate import own_figures, result_folders
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.provenance import model_of as model_of_run
 from mama.evaluate.sets import evaluate_sets
 from mama.export.consolidate import Export, consolidate
 from mama.export.figures import CALIBRATION, METRICS, read_calibration, read_metrics
@@ -265,24 +264,10 @@ def test_figures_stay_with_their_checkpoint(own: Config, tmp_path: Path) -> None
     assert ModelCard.load(model / CARD).data.eval_results is None
 
 
-def test_the_size_of_files_makes_no_other_weights(own: Config, caplog: pytest.LogCaptureFixture) -> None:
-    """Figures stay as they are, those of another task come beside them, and no image is embedded again."""
-    model, measured = model_of(own), model_of_run(own.run_folder)
-    before = {name: (model / name).read_bytes() for name in BESIDE}
-    consolidate(own, Export(largest=10_000))
-    assert len(list((model / "vision").glob("*.safetensors"))) > 1
-    assert model_of_run(own.run_folder) == measured
-    assert {name: (model / name).read_bytes() for name in BESIDE} == before
-    (features,) = (own.run_folder / "features").glob("test-*-trained-images.npz")
-    written = features.stat().st_mtime_ns
-    evaluate(quick(own), own.run_folder)
-    assert features.stat().st_mtime_ns == written
-
-
-def test_figures_of_an_export_by_an_earlier_release_are_said_to_be_its(own: Config) -> None:
+def test_figures_of_another_export_are_said_to_be_its(own: Config) -> None:
     model = model_of(own)
     for name in (METRICS, CALIBRATION):
-        write_with_digest(model / name, figures(model / name) | {"model": "of an earlier release"})
+        write_with_digest(model / name, figures(model / name) | {"model": "of an earlier export"})
     before = {name: (model / name).read_bytes() for name in (METRICS, CALIBRATION)}
     consolidate(own)
     assert {name: (model / name).read_bytes() for name in before} == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from mama.errors import ConfigError
-from mama.run import checkpoints
+from mama.run import checkpoint_marker, checkpoints
 from mama.run.checkpoint_marker import FROZEN, MARKER, read_marker
 from mama.run.run_folder import prepare
 from mama.train import checkpoint
@@ -69,6 +70,31 @@ def test_any_byte_that_changed_is_noticed_and_the_one_before_is_taken(
     (before / "state-00000.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"^\S+/checkpoints: none of 2 checkpoints is whole, the last: [^\n]+again$"):
         checkpoints.newest(tmp_path)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_error_while_a_checkpoint_is_proved_waits_for_no_further_file(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = saved(tmp_path, 1)
+    read, begun, go_on = [], Event(), Event()
+
+    def slowly(path: Path) -> str:
+        read.append(path)
+        begun.set()
+        go_on.wait(60)
+        return "0"
+
+    def fail() -> None:
+        begun.wait(60)
+        Timer(0.2, go_on.set).start()
+        raise error
+
+    monkeypatch.setattr(checkpoint_marker, "sha256_or_reason", slowly)
+    monkeypatch.setattr(checkpoint_marker, "HASHERS", 1)
+    with pytest.raises(type(error)), checkpoints.proved(place):
+        fail()
+    assert len(read) == 1 < len(read_marker(place).sha256 or {})
 
 
 @pytest.mark.parametrize(
