@@ -63,9 +63,8 @@ def bench_step(config: Config | None, rounds: int, plain: bool = False) -> Itera
 
     Without `config`: the published shapes on CUDA, tiny ones on the CPU. With `vision.tokens` tissue each is measured
     with all tokens too. On CUDA, `train.attention=auto` measures each kernel, the first also at the largest micro-batch
-    found to fit. `plain` adds the two steps of
-    `mama.bench.plain_step`. Each row is measured in a process of its own, whose peak memory is then its own. Raises
-    `ConfigError` in a rank.
+    found to fit. `plain` adds the two steps of `mama.bench.plain_step`. Each row is measured in a process of its own,
+    whose peak memory is then its own. Raises `ConfigError` in a rank.
     """
     if "RANK" in os.environ:
         raise ConfigError(
@@ -229,7 +228,7 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     lengths = _image_tokens(batch, config, shape)
-    share = (statistics.mean(lengths) - shape.vision.prefix) / _patches(config, shape)
+    share = (statistics.mean(lengths) - shape.vision.prefix) / shape.vision.patches_of(config.data.image_size)
     flops = pair_flops(
         shape,
         config.data.image_size,
@@ -252,15 +251,10 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
 def _image_tokens(batch: Batch, config: Config, shape: MamaModel) -> list[int]:
     """The tokens of each augmented image of a batch that the image tower encodes."""
     if config.vision.tokens == "all":
-        return [shape.vision.prefix + _patches(config, shape)]
+        return [shape.vision.prefix + shape.vision.patches_of(config.data.image_size)]
     views = (batch.anchors, batch.anchor_changes), (batch.partners, batch.partner_changes)
-    patch = int(shape.vision.backbone.config.patch_size)
-    kept = [kept_patches(augment.apply(images, changes), patch).sum(1) for images, changes in views]
+    kept = [kept_patches(augment.apply(images, changes), shape.vision.patch).sum(1) for images, changes in views]
     return [shape.vision.prefix + count for count in torch.cat(kept).tolist()]
-
-
-def _patches(config: Config, shape: MamaModel) -> int:
-    return math.prod(side // int(shape.vision.backbone.config.patch_size) for side in config.data.image_size)
 
 
 def _row(one: Measured, tokens: int) -> str:

@@ -149,7 +149,7 @@ def size_in_bytes(option: str, size: str) -> int:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A block that imports torch and transformers: without garbage collection they take a sixth less of seconds."""
+    """A block that imports torch and transformers, which takes a sixth less time without garbage collection."""
     gc.disable()
     try:
         yield

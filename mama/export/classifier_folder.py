@@ -54,9 +54,8 @@ def load_classifier(folder: Path, device: torch.device, kernel: str = "auto") ->
     check_digests(folder, f"remove {folder.parent} to fine-tune again")
     made = read_object(folder / CLASSES)
     classes = [str(name) for name in made["classes"]]
-    tokens: Tokens = (
-        "tissue" if made.get("tokens") == "tissue" else "all"
-    )  # earlier releases computed all and say nothing
+    # Earlier releases computed all patches and say nothing.
+    tokens: Tokens = "tissue" if made.get("tokens") == "tissue" else "all"
     kernel = attention.choose(kernel, device, packed=tokens == "tissue")
     model = Classifier(empty_vision((folder / SHAPE).parent, kernel, tokens), len(classes))
     model.load_state_dict(load_file(folder / WEIGHTS))

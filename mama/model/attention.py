@@ -180,7 +180,7 @@ def sdpa(
 def _one_by_one(heads: tuple[Tensor, Tensor, Tensor], packing: Packing, options: dict[str, Any]) -> Tensor:
     """Query, key and value [1, H, N, d] -> [1, N, H, d], one sequence after the other.
 
-    That costs a CPU nothing; a GPU has xformers' kernels for it.
+    A CPU loses little by it (docs/recipes.md); a GPU has xformers' kernels.
     """
     parts = zip(*(part.split(packing.lengths, dim=2) for part in heads), strict=True)
     return torch.cat([F.scaled_dot_product_attention(*part, **options).transpose(1, 2) for part in parts], dim=1)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.errors import ConfigError
 from mama.settings.pretrained import loading_errors, locate
@@ -43,6 +45,16 @@ def build_backbone(
     shape = _architecture(section, {**config.config, **sizes})
     _check_known(section, shape, known)
     return AutoModel.from_config(shape, attn_implementation=attention, trust_remote_code=False)
+
+
+def blocks_of(tower: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a tower, in order: those that transformers itself would checkpoint."""
+    blocks: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise ConfigError(
+            f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
+        )
+    return blocks
 
 
 def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:

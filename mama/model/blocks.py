@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mama.model.backbones import blocks_of
 from mama.model.mama_model import MamaModel
-from mama.model.tissue import blocks_of
 from mama.settings.schema import TrainConfig
 
 log = logging.getLogger(__name__)

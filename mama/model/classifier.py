@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mama.model.tissue import blocks_of
+from mama.model.backbones import blocks_of
 from mama.model.towers import VisionTower
 
 

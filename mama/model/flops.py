@@ -60,9 +60,7 @@ def pair_flops(
     counts the second forward pass of activation checkpointing; it overestimates slightly, as PyTorch skips the last
     products of a block.
     """
-    vision = model.vision.backbone
-    patch = int(vision.config.patch_size)
-    whole = (image_size[0] // patch) * (image_size[1] // patch)
+    vision, whole = model.vision.backbone, model.vision.patches_of(image_size)
     lengths = images or [model.vision.prefix + whole]
     image = _tower(vision, lengths, recompute) + _patch_embedding(vision, whole)
     text = _tower(model.text.backbone, texts, recompute)
@@ -81,11 +79,10 @@ def _tower(backbone: Any, lengths: Sequence[float], recompute: bool) -> float:
     width = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) * (
         config.num_attention_heads
     )
-    squares = sum(length**2 for length in lengths) / len(lengths)
+    mean, squares = (sum(length**power for length in lengths) / len(lengths) for power in (1, 2))
     attention = config.num_hidden_layers * 2 * 2 * squares * width
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     passes = 1 + 2 * trained + (recompute and trained)
-    mean = sum(lengths) / len(lengths)
     return passes * attention + _matrices(backbone, mean, trained, recompute and trained)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.data.images import BACKGROUND
 from mama.errors import ConfigError
 from mama.model.attention import KERNELS
+from mama.model.backbones import blocks_of
 from mama.model.packing import Packing
 
 # In [-1, 1], half a grey level above the background: bfloat16, which resolves half levels there, has the same tissue.
@@ -53,16 +53,6 @@ def encode(
         row = block(row, packing=packing, **turns)
     patches = row[0].index_select(0, _places(number >= prefix, sum(counts)))
     return packing.mean(row[0]), patches
-
-
-def blocks_of(tower: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a tower, in order: those that transformers itself would checkpoint."""
-    blocks: list[nn.Module] = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not blocks:
-        raise ConfigError(
-            f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
-        )
-    return blocks
 
 
 def require_packing(backbone: PreTrainedModel) -> None:

@@ -6,7 +6,9 @@ texts, S sentences of the longest text, L tokens, d width of the tower, V tokens
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -59,7 +61,6 @@ class ImageFeatures(NamedTuple):
     patches: Tensor  # [n, d], normed, those of one image behind those of the one before
     counts: list[int]  # patches of each image, n together
     kept: Tensor | None  # bool [b, P], which patches these are; None: all
-    tokens: int  # tokens of all images, with class and register tokens
 
 
 class VisionTower(nn.Module):
@@ -99,20 +100,29 @@ class VisionTower(nn.Module):
         """d, of both features."""
         return int(self.backbone.config.hidden_size)
 
+    @property
+    def patch(self) -> int:
+        """The side of a patch in pixels."""
+        return int(self.backbone.config.patch_size)
+
+    def patches_of(self, image_size: Sequence[int]) -> int:
+        """P, the patches of an image (H, W)."""
+        return math.prod(side // self.patch for side in image_size)
+
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encode [b, 1, H, W] in [-1, 1]."""
         pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
         if self.only_tissue:
-            kept = tissue.kept_patches(images, int(self.backbone.config.patch_size))
+            kept = tissue.kept_patches(images, self.patch)
             counts = kept.sum(1).tolist()  # the one place where a GPU is waited for
             if self.training:
                 self.lengths += [self.prefix + count for count in counts]
             pooled, patches = tissue.encode(self.backbone, pixels, self.arguments, self.prefix, kept, counts)
-            return ImageFeatures(pooled, self.norm(patches), counts, kept, sum(counts) + self.prefix * len(counts))
+            return ImageFeatures(pooled, self.norm(patches), counts, kept)
         tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state  # [b, prefix + P, d]
         patches = self.norm(tokens[:, self.prefix :])
         counts = [patches.shape[1]] * len(patches)
-        return ImageFeatures(tokens.mean(1), patches.flatten(0, 1), counts, None, len(tokens) * tokens.shape[1])
+        return ImageFeatures(tokens.mean(1), patches.flatten(0, 1), counts, None)
 
 
 class PatchProjection(nn.Conv2d):

@@ -114,10 +114,10 @@ def proved(checkpoint: Path, weights_only: bool = False) -> Iterator[None]:
         except ConfigError:
             _require_whole(found)
             raise
-        except BaseException:  # of the disk, or a signal: nobody waits for gigabytes to be hashed
+        else:
+            _require_whole(found)
+        finally:  # after an error of the disk, or a signal, nobody waits for gigabytes to be hashed
             stop.set()
-            raise
-        _require_whole(found)
 
 
 def stored_weights(model: nn.Module, checkpoint: Path) -> dict[str, Stored]:

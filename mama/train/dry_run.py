@@ -106,7 +106,7 @@ def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[s
     """Yield a table of what a micro-batch keeps for its backward pass, with and without activation checkpointing."""
     share = 1.0
     if config.vision.tokens == "tissue":
-        share, said = _tissue(config, int(model.vision.backbone.config.patch_size))
+        share, said = _tissue(config, model.vision.patch)
         yield said
     chosen = config.train.activation_checkpointing
     labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -82,7 +81,7 @@ def activations(config: Config, model: MamaModel, mask: int = 1, share: float = 
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config
     images = pairs * (2 if model.uses_partner else 1)
     texts = pairs * (2 if model.uses_partner_text and {"study", "contralateral"} & {*config.data.pairs} else 1)
-    patches = round(share * math.prod(side // vision.patch_size for side in config.data.image_size))
+    patches = round(share * model.vision.patches_of(config.data.image_size))
     length, tokens = patches + model.vision.prefix, config.data.max_tokens
     towers = {
         f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),

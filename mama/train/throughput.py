@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Iterator
@@ -65,9 +64,8 @@ class Meter:
 
 def tissue_share(model: MamaModel, image_size: tuple[int, int]) -> float:
     """Return the share of the patches of `image_size` (H, W) that were encoded, in the latest images of the tower."""
-    lengths, patch = model.vision.lengths, int(model.vision.backbone.config.patch_size)
-    patches = sum(lengths) / len(lengths) - model.vision.prefix
-    return patches / math.prod(side // patch for side in image_size)
+    lengths = model.vision.lengths
+    return (sum(lengths) / len(lengths) - model.vision.prefix) / model.vision.patches_of(image_size)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -15,9 +15,9 @@ from torch._dynamo.utils import counters
 
 from mama.errors import ConfigError
 from mama.model import blocks
+from mama.model.backbones import blocks_of
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import MamaModel, build
-from mama.model.tissue import blocks_of
 from mama.objective.losses import objective
 from mama.settings.schema import Config, TrainConfig, VisionConfig
 from tests.support.tiny_model import batch_of, tiny

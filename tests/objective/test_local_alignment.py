@@ -25,18 +25,25 @@ def _counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(local_alignment, "countable", lambda mask: False)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, IMAGES, 100])
+def spoilt(patches: Tensor) -> Tensor:
+    """With cosines that would be the highest where there is no patch."""
+    return patches.detach().masked_fill(~PATCH_MASK[..., None], 1e3).requires_grad_()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, IMAGES, 100])
+@pytest.mark.parametrize("patch_mask", [None, PATCH_MASK], ids=["all patches", "some patches"])
 @pytest.mark.parametrize(
     ("dtype", "close", "gradient_close"),
     [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-6), (torch.bfloat16, 1e-6, 4e-3)],
 )
 def test_scores_and_gradients_are_those_of_the_loop(
-    dtype: torch.dtype, close: float, gradient_close: float, chunk: int
+    dtype: torch.dtype, close: float, gradient_close: float, patch_mask: Tensor | None, chunk: int
 ) -> None:
     sentences, patches = inputs(dtype)
+    patches = patches if patch_mask is None else spoilt(patches)
     exact = [x.detach().double().requires_grad_() for x in (sentences, patches)]
-    wanted = loop(exact[0], MASK, exact[1])
-    got = alignment_scores(sentences, MASK, patches, chunk)
+    wanted = loop(exact[0], MASK, exact[1], patch_mask)
+    got = alignment_scores(sentences, MASK, patches, chunk, patch_mask)
     for mine, theirs in zip(got, wanted, strict=True):
         assert mine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(mine.double(), theirs, atol=close, rtol=0)
@@ -47,6 +54,8 @@ def test_scores_and_gradients_are_those_of_the_loop(
         scale = float(theirs.abs().max())
         torch.testing.assert_close(mine.double(), theirs, atol=gradient_close * max(scale, 1), rtol=0)
     assert not gradients[0][~MASK].any()
+    if patch_mask is not None:
+        assert not gradients[1][~patch_mask].any()
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -116,35 +125,6 @@ def test_a_text_without_sentences_and_an_empty_chunk_are_refused() -> None:
 
 
 # Images that differ in their patches
-
-
-def spoilt(patches: Tensor) -> Tensor:
-    """With cosines that would be the highest where there is no patch."""
-    return patches.detach().masked_fill(~PATCH_MASK[..., None], 1e3).requires_grad_()
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, IMAGES, 100])
-@pytest.mark.parametrize(
-    ("dtype", "close", "gradient_close"),
-    [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-6), (torch.bfloat16, 1e-6, 4e-3)],
-)
-def test_of_each_image_its_own_patches_count(
-    dtype: torch.dtype, close: float, gradient_close: float, chunk: int
-) -> None:
-    sentences, patches = inputs(dtype)
-    patches = spoilt(patches)
-    exact = [x.detach().double().requires_grad_() for x in (sentences, patches)]
-    wanted = loop(exact[0], MASK, exact[1], PATCH_MASK)
-    got = alignment_scores(sentences, MASK, patches, chunk, PATCH_MASK)
-    for mine, theirs in zip(got, wanted, strict=True):
-        assert mine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(mine.double(), theirs, atol=close, rtol=0)
-    gradients = differentiated(*got, sentences, patches)
-    expected = differentiated(*wanted, *exact)
-    for mine, theirs in zip(gradients, expected, strict=True):
-        scale = float(theirs.abs().max())
-        torch.testing.assert_close(mine.double(), theirs, atol=gradient_close * max(scale, 1), rtol=0)
-    assert not gradients[1][~PATCH_MASK].any()
 
 
 def test_a_mask_without_padding_changes_nothing() -> None:
