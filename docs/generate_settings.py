@@ -84,7 +84,7 @@ def kind(hint: Any) -> str:
         some = next(argument for argument in arguments if argument is not NoneType)
         return f"{kind(some)}, or `null`"
     if origin is Literal:
-        return " or ".join(f"`{choice}`" for choice in arguments)
+        return " or ".join(f"`{_yaml(choice)}`" for choice in arguments)
     if origin is list:
         return f"list of {kind(arguments[0])}s"
     if origin is tuple:

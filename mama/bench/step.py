@@ -236,6 +236,7 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
         images=lengths,
         sentences=batch.texts.separators.shape[1],
     )
+    checkpointed = config.train.activation_checkpointing is True
     data = replace(config.data, pairs=["augment"], pair_weights=[])  # one text serves both views of a synthetic pair
     return Measured(
         config.train.micro_batch,
@@ -244,7 +245,7 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
         statistics.mean(lengths),
         flops,
         peak_flops(device),
-        rank_bytes(replace(config, data=data), shape, 1, share=share)[0] / 2**30,
+        rank_bytes(replace(config, data=data), shape, 1, checkpointed, share=share)[0] / 2**30,
     )
 
 

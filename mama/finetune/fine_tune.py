@@ -48,8 +48,9 @@ from mama.settings.paper import resolved
 from mama.settings.schema import Config
 from mama.train import checkpoint
 from mama.train.agreement import prepare_and_agree
-from mama.train.capacity import require_capacity
+from mama.train.capacity import decided, require_capacity
 from mama.train.deepspeed_engine import start_engine
+from mama.train.estimate import classifier_bytes
 from mama.train.heartbeat import Heartbeat
 from mama.train.lease import Lease
 from mama.train.loop import Training, Work, goes_on_later, on_rank
@@ -232,6 +233,7 @@ class _Tunings:
         resumed = prepare_and_agree(one, partial(_prepare, job.identity))
         kernel = attention.choose(one.train.attention, self.device, tokens_of(self.model) == "tissue")
         model = new_classifier(self.model, len(labels.classes), kernel)
+        one = decided(one, classifier_bytes(one, model, world_size()), self.device)
         prepare_image_tower(model.vision, one.train, self.device)
         frozen = digests(model)
         if resumed:

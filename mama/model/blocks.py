@@ -28,7 +28,8 @@ def prepare_blocks(model: MamaModel, config: TrainConfig, device: torch.device) 
     (TorchInductor; Ansel et al. 2024, "PyTorch 2"), and as all images have one size, one compilation serves all
     blocks; two where rows differ in length (`vision.tokens`), the second for any length. The language model's are not:
     its texts differ in length, and compiled with dropout its forward pass was slower (docs/benchmarks.md). With
-    activation checkpointing only the input of a block is kept for the backward pass.
+    activation checkpointing only the input of a block is kept for the backward pass; `auto` must have been decided
+    (`mama.train.capacity`).
     """
     prepare_image_tower(model.vision, config, device)
     _prepare(model.text, False, config)
@@ -47,7 +48,7 @@ def _prepare(tower: nn.Module, compiled: bool, config: TrainConfig) -> None:
     for block in blocks_of(tower):
         kind = type(block)
         if kind not in kinds:
-            kinds[kind] = _trained(kind, compiled, config.activation_checkpointing)
+            kinds[kind] = _trained(kind, compiled, config.activation_checkpointing is True)
         block.__class__ = kinds[kind]
 
 

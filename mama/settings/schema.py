@@ -249,7 +249,8 @@ class TrainConfig:
     offload: bool = False  # keep the optimizer state in CPU memory; needs zero_stage 3
     precision: Literal["fp32", "bf16"] = "bf16"  # number format of forward and backward pass
     attention: Literal["auto", "xformers", "sdpa"] = "auto"  # auto: xformers on CUDA before Hopper, else PyTorch's sdpa
-    activation_checkpointing: bool = True  # recompute activations in the backward pass: less memory, slower
+    # Recompute activations in the backward pass: less memory, slower. auto: where they would not fit into memory.
+    activation_checkpointing: Literal["auto", True, False] = "auto"
     # Compile the image tower's blocks; only on CUDA, with zero_stage below 3, a C compiler and Python.h.
     compile: bool = True
     log_every: int = 10  # steps between two log entries, at least 1

@@ -109,10 +109,12 @@ def _tuple(of: tuple[Any, ...], node: yaml.Node, key: str) -> tuple[Any, ...]:
 
 
 def _choice(known: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
+    text = node.value.strip() if isinstance(node, yaml.ScalarNode) else None
     for choice in known:
-        if isinstance(node, yaml.ScalarNode) and node.value.strip() == str(choice):
+        if text == str(choice) or (text in TRUTH and TRUTH[text] is choice):
             return choice
-    raise ConfigError(f"{key}: {shown(node)} is not one of {', '.join(repr(choice) for choice in known)}")
+    choices = ", ".join(str(choice).lower() if isinstance(choice, bool) else repr(choice) for choice in known)
+    raise ConfigError(f"{key}: {shown(node)} is not one of {choices}")
 
 
 def _text(node: yaml.ScalarNode, key: str) -> str:

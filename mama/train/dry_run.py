@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from mama.model.tissue import kept_patches
 from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import as_yaml
 from mama.settings.schema import Config
+from mama.train.capacity import MARGIN
 from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.estimate import activations, parameter_count, rank_bytes, shape_of
 from shards.errors import ShardError
@@ -109,13 +109,16 @@ def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[s
         share, said = _tissue(config, model.vision.patch)
         yield said
     chosen = config.train.activation_checkpointing
-    labels = ("kept *" if not chosen else "kept", "checkpointed *" if chosen else "checkpointed")
+    labels = ("kept *" if chosen is False else "kept", "checkpointed *" if chosen is True else "checkpointed")
     yield f"{'part':44} {labels[0]:>10} {labels[1]:>15}"
     for name, (kept, checkpointed) in activations(config, model, share=share).items():
         yield f"{name:44} {_gib(kept):>10} {_gib(checkpointed):>15}"
-    settings = [replace(config.train, activation_checkpointing=on) for on in (False, True)]
-    kept, checkpointed = (rank_bytes(replace(config, train=train), model, ranks, share=share)[0] for train in settings)
+    kept, checkpointed = (rank_bytes(config, model, ranks, on, share=share)[0] for on in (False, True))
     yield f"{'together, with the states as configured':44} {_gib(kept):>10} {_gib(checkpointed):>15}"
+    if chosen == "auto":
+        most = round(rank_bytes(config, model, ranks, checkpointed=False)[0] / (1 - MARGIN))
+        whole = ", were all images tissue" if config.vision.tokens == "tissue" else ""
+        yield f"train.activation_checkpointing: auto keeps all where {_gib(most)} GiB are free{whole}."
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
     yield "Checkpointed: every layer's input, and one layer at a time. A frozen MLP keeps only what goes into its GELU."

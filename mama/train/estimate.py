@@ -15,8 +15,9 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.model.attention import KERNELS
+from mama.model.classifier import Classifier
 from mama.model.mama_model import MamaModel, build
-from mama.model.memory import Transformer, local_head_bytes, states
+from mama.model.memory import States, Transformer, local_head_bytes, states
 from mama.model.towers import TEXT_MODELS
 from mama.run.run_tokenizer import VOCABULARY
 from mama.settings.pretrained import loading_errors, locate
@@ -99,16 +100,30 @@ def activations(config: Config, model: MamaModel, mask: int = 1, share: float = 
     return found
 
 
-def rank_bytes(config: Config, model: MamaModel, ranks: int, mask: int = 1, share: float = 1.0) -> tuple[int, int]:
+def rank_bytes(
+    config: Config, model: MamaModel, ranks: int, checkpointed: bool, mask: int = 1, share: float = 1.0
+) -> tuple[int, int]:
     """Return the bytes of one rank: states and activations on its device, and offloaded states in CPU memory.
 
-    Arguments as for `activations`.
+    `checkpointed`: with activation checkpointing. Other arguments as for `activations`.
     """
-    train = config.train
-    total, trainable = parameter_count(model), parameter_count(model, trainable=True)
-    of = states(total, trainable, ranks, train.zero_stage, train.precision, train.offload)
-    kept = sum(both[train.activation_checkpointing] for both in activations(config, model, mask, share).values())
+    of = states_of(config, model, ranks)
+    kept = sum(both[checkpointed] for both in activations(config, model, mask, share).values())
     return of.device + kept, of.host
+
+
+def classifier_bytes(config: Config, model: Classifier, ranks: int) -> int:
+    """Return the bytes of one rank that fine-tunes `model` and keeps all activations; its images may be all tissue."""
+    size = 2 if config.train.precision == "bf16" else 4
+    tokens = model.vision.prefix + model.vision.patches_of(config.data.image_size)
+    tower = Transformer.of(model.vision.backbone.config)
+    return states_of(config, model, ranks).device + tower.activations(config.train.micro_batch * tokens, size, size)
+
+
+def states_of(config: Config, model: nn.Module, ranks: int) -> States:
+    """Return the bytes of weights, gradients and AdamW's state of `model` on one rank."""
+    total, trainable, train = parameter_count(model), parameter_count(model, trainable=True), config.train
+    return states(total, trainable, ranks, train.zero_stage, train.precision, train.offload)
 
 
 def _published(field: str, name: str) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from mama.runtime.launch import is_rank, run_on_ranks
 from mama.settings.schema import Config
 from mama.train import checkpoint, start_check
 from mama.train.agreement import prepare_and_agree
-from mama.train.capacity import require_capacity
+from mama.train.capacity import decided, require_capacity
 from mama.train.deepspeed_engine import start_engine
+from mama.train.estimate import rank_bytes
 from mama.train.first_step import FirstStep
 from mama.train.hang import judged
 from mama.train.heartbeat import Heartbeat
@@ -114,6 +115,8 @@ def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat:
     tokenizer = load_tokenizer(config.run_folder)
     heartbeat.doing("building the model")
     model = build(config, tokenizer, *attention.choose_both(config, device))
+    need, _ = rank_bytes(config, model, world_size(), checkpointed=False, mask=1 if device.type == "cuda" else 4)
+    config = decided(config, need, device)
     prepare_blocks(model, config.train, device)
     frozen = digests(model)
     heartbeat.doing("starting the engine")

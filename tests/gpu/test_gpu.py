@@ -34,6 +34,7 @@ from mama.run.model_state import digests
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, TextConfig
 from mama.train import checkpoint, grad_cache
+from mama.train.capacity import room
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.estimate import stand_in
 from mama.train.throughput import Meter
@@ -365,6 +366,14 @@ def test_batches_are_pinned_and_fetched_while_the_gpu_is_busy(workers: int) -> N
         assert (one.keys, one.unreadable) == (two.keys, two.unreadable)
         assert {tensor.device.type for tensor in tensors_of(two)} == {"cuda"}
         assert all(map(torch.equal, tensors_of(one), (tensor.cpu() for tensor in tensors_of(two))))
+
+
+def test_the_memory_that_a_rank_may_take_is_what_is_free_or_its_own() -> None:
+    free, total = torch.cuda.mem_get_info(DEVICE)
+    held = torch.empty(2**28, dtype=torch.uint8, device=DEVICE)
+    assert free // 2 < room(DEVICE) <= total
+    del held
+    assert free // 2 < room(DEVICE) <= total
 
 
 # Training: every way to make the same three updates, in one process for each precision

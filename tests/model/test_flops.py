@@ -54,7 +54,7 @@ def expected(model: MamaModel, batch: Batch, config: Config) -> float:
         images=model.vision.lengths,
         each=len(texts.tokens) / PAIRS,
         sentences=int(texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
-        recompute=config.train.activation_checkpointing,
+        recompute=config.train.activation_checkpointing is True,
     )
 
 

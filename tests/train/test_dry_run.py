@@ -21,16 +21,17 @@ from mama.data import augment
 from mama.data.batches import Texts
 from mama.data.images import Images
 from mama.data.pairs import Pairs
+from mama.model.classifier import Classifier
 from mama.model.heads import LocalHead
 from mama.model.mama_model import build
 from mama.model.memory import Transformer, local_head_bytes, states
 from mama.model.towers import build_text, build_vision
 from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import load, save
-from mama.settings.schema import TextConfig, VisionConfig
+from mama.settings.schema import TextConfig, Tokens, VisionConfig
 from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.dry_run import activation_lines, dry_run, text_lines
-from mama.train.estimate import shape_of, text_transformer
+from mama.train.estimate import classifier_bytes, rank_bytes, shape_of, text_transformer
 from tests.support.cohort import write_shards
 from tests.support.tiny_model import on_tissue, tiny
 from tests.support.word_tokenizer import tokenizer
@@ -207,6 +208,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(file: Path, mama: Mama, change: s
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("tokens", ["all", "tissue"])
+def test_auto_says_how_much_memory_keeps_all_activations(tokens: Tokens) -> None:
+    chosen = tiny(2, activation_checkpointing=False)
+    chosen = on_tissue(chosen) if tokens == "tissue" else chosen
+    config = replace(chosen, train=replace(chosen.train, activation_checkpointing="auto"))
+    model = shape_of(config)
+    (said,) = (line for line in activation_lines(config, model, 2) if "auto" in line)
+    need = rank_bytes(chosen, model, 2, checkpointed=False)[0] / 0.9 / 2**30
+    assert f" {need:.2f} GiB" in said
+    assert ("tissue" in said) == (tokens == "tissue")
+    assert not any("auto" in line for line in activation_lines(chosen, model, 2))
+    assert not any("*" in line for line in activation_lines(config, model, 2))
+
+
 @pytest.mark.parametrize("ranks", [1, 8])
 def test_states_are_those_that_deepspeed_estimates(ranks: int) -> None:
     """Its estimates are for a model that is all trained, in 16 bits."""
@@ -257,6 +272,17 @@ def test_activations_of_the_image_tower_are_what_autograd_keeps(dtype: torch.dty
     counted = kept(lambda: tower(torch.randn(3, 1, SIZE, SIZE, dtype=dtype)), tower)
     formula = Transformer.of(tower.backbone.config).activations(tokens, dtype.itemsize)
     assert counted == pytest.approx(formula, rel=0.2)
+
+
+def test_a_classifier_takes_its_states_and_the_activations_of_its_tower() -> None:
+    base = tiny(1, zero_stage=0)
+    config = replace(base, data=replace(base.data, image_size=(SIZE, SIZE)))
+    model = Classifier(build_vision(VisionConfig(model=None, config=VISION), "mama_sdpa"), 3)
+    images = torch.randn(config.train.micro_batch, 1, SIZE, SIZE)
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+    states = 4 * trained + frozen  # a weight, its gradient and two moments
+    assert classifier_bytes(config, model, 1) == pytest.approx(states + kept(lambda: model(images), model), rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

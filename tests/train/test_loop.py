@@ -102,7 +102,9 @@ def wait_for(process: subprocess.Popen[str], config: Config, lines: int) -> None
 
 
 def test_a_run_told_to_stop_and_then_killed_resumes_to_the_same_weights(folder: Path, whole: Config) -> None:
+    """Its activations are kept, as there is memory for them; those of the whole run are computed again."""
     config = config_of(folder, "killed")
+    config = replace(config, train=replace(config.train, activation_checkpointing="auto"))
     process = start(folder, config)
     wait_for(process, config, 1)
     os.kill(process.pid, signal.SIGTERM)  # the launcher alone, as a cluster's step manager does
@@ -113,6 +115,7 @@ def test_a_run_told_to_stop_and_then_killed_resumes_to_the_same_weights(folder: 
     known = run_digest(config.run_folder)
     assert known
     assert {read_marker(path).run for path in checkpoints.checkpoints(config.run_folder)} == {known}
+    assert "activations: kept (all take about 0.0 GiB, " in said
     assert f"a signal ended it after {stopped} of {STEPS} steps; run it again to continue" in said
 
     if stopped < STEPS - 1:
