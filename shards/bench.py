@@ -26,8 +26,7 @@ from shards.image.picture import PictureConfig, read_picture
 from shards.pack import stored_image
 from shards.pack.pack import pack
 from shards.pack.settings import PackConfig
-from shards.pack.workers import start_worker
-from shards.processes import start_single_threaded
+from shards.processes import start_single_threaded, start_worker
 from shards.sources.all_sources import resolve_root
 from shards.sources.table.studies import table
 

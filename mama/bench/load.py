@@ -21,8 +21,8 @@ from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.pack.plan import Plan
 from shards.pack.sample import Sample
 from shards.pack.shard_record import Tally, manifest_of
-from shards.pack.workers import configure_process
 from shards.pack.writer import write_shard
+from shards.processes import configure_process
 from shards.read.manifest import save_manifest
 from shards.schema import DENSITIES, Finding, Labels, Study, View
 

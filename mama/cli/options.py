@@ -149,11 +149,15 @@ def size_in_bytes(option: str, size: str) -> int:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A block that imports torch and transformers, which takes a sixth less time without garbage collection."""
+    """A block that imports torch and transformers: without garbage collection, which takes a sixth less time.
+
+    What it has imported is there to stay, so later collections, and that at the end of the process, leave it out.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -25,7 +25,7 @@ from mama.errors import ConfigError, HungError, TrainingError
 from mama.runtime import preemption
 from mama.settings.schema import Config
 from shards.errors import ShardError
-from shards.pack.workers import start_worker as start_process
+from shards.processes import start_worker as start_process
 
 SHARED = Path("/dev/shm")  # shared memory, through which loader processes pass batches to the training process
 AHEAD = 2  # batches that each process prefetches

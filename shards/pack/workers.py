@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import signal
 from collections import deque
@@ -14,14 +13,11 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-import cv2
-
 from shards.pack.sample import Sample, SampleConfig, build_sample
-from shards.processes import die_with_parent
+from shards.processes import configure_process, start_worker
 from shards.schema import SourceStudy
 
 IN_FLIGHT = 4  # studies or images per worker, running or queued
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 CRASH = ("crash", "reading an image of this study killed the process twice: the decoder crashed or memory ran out")
 
 T = TypeVar("T")
@@ -105,22 +101,3 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes, and the one that waits ends these
     start_worker()
-
-
-def start_worker() -> None:
-    """Initialise a worker process of a pool or of a data loader."""
-    die_with_parent()
-    configure_process()
-
-
-def configure_process() -> None:
-    """Configure this process for decoding: one OpenCV thread, and keep freed memory for the next image.
-
-    By default glibc returns tens of megabytes to the kernel after each image and requests them again at once, and the
-    page faults take as long as the decoding. No effect on other C libraries.
-    """
-    cv2.setNumThreads(1)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**30)

@@ -29,7 +29,7 @@ from mama.data.pairs import Pair, Pairs, partner_of
 from mama.errors import ConfigError
 from mama.settings.schema import Config, DataConfig, TrainConfig
 from shards.errors import ShardError
-from shards.pack.workers import configure_process
+from shards.processes import configure_process
 from tests.support.checkout import CHECKOUT
 from tests.support.letter_shards import GLOBAL_BATCH, STORED, STUDIES, config_of, content, fingerprint, study_of, write
 from tests.support.word_tokenizer import tokenizer
