@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from mama.errors import ConfigError
 from mama.run.checkpoint_marker import STEP
 from mama.run.files import named, surviving
-from mama.run.kept_settings import recorded
+from mama.run.kept_settings import recorded, require_own_model
 from mama.run.model_place import MEANT, require_place
 from mama.run.portable import MODEL
 from mama.runtime import console
@@ -111,11 +111,14 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
         require_place(model)
     if not (model / MODEL).is_file():
         config = configured(path, overrides)
+        require_own_model(surviving(config.run_folder / "model"), config, overrides)
         return config, config.run_folder
     if not (model / "config.yaml").is_file():
         raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")
     beside = (f"runs={folder.parent}", f"name={folder.name}-eval")
-    return load(model / "config.yaml", (*beside, *overrides)), model
+    config = load(model / "config.yaml", (*beside, *overrides))
+    require_own_model(model, config, overrides)
+    return config, model
 
 
 def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config, int | None]:

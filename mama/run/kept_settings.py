@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
-from mama.settings.load import load_run
+from mama.settings.load import load, load_run
 from mama.settings.schema import Config
+from mama.settings.values import override
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ MAY_CHANGE = (
 
 # Settings that say where a run and what it was made of lie now.
 PLACES = ("runs", "name", "data.shards", "data.cache", "text.model", "vision.model")
+# Sections that describe a model; they are those of its training, whatever it is used for.
+OF_MODEL = ("vision", "text", "heads", "loss")
 # On how many ranks and the like it trained.
 HOW = [key for key in MAY_CHANGE if key.startswith(("train.", "data.", "text."))]
 
@@ -50,6 +54,21 @@ def recorded(config: Config, changes: Sequence[str]) -> Config:
     if other := changed_setting(flat(asdict(made)), flat(asdict(config))):
         log.warning("%s: was trained with another %s than this configuration has; its own settings hold", run, other)
     return made
+
+
+def require_own_model(model: Path, config: Config, changes: Sequence[str]) -> None:
+    """Raise `ConfigError` if a `key=value` change, made in `config`, describes another model than that in `model`."""
+    file = model / "config.yaml"
+    if not file.is_file():
+        return
+    given = {key for change in changes for key in override(change) if is_among(key, OF_MODEL)}
+    if not given:
+        return
+    before, now = flat(asdict(load(file))), flat(asdict(config))
+    for key in (*now, *before):
+        given_here = any(is_among(key, [name]) or is_among(name, [key]) for name in given)
+        if given_here and before.get(key) != now.get(key) and not is_among(key, (*PLACES, *HOW)):
+            raise ConfigError(f"{key}: {now.get(key)!r}, but {model} has {before.get(key)!r}; leave it out")
 
 
 def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
