@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -45,6 +46,7 @@ class Resumable:
         # submitit's handlers are installed now: that of SIGUSR2 requeues the job, but that of SIGTERM would forget it.
         signal.signal(signal.SIGTERM, blocked_signals.note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked_signals.SIGNALS)
+        gc.freeze()  # what was imported with the function stays: later collections, and that at the end, leave it out
         return self.function(*self.args)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import shutil
@@ -75,6 +76,10 @@ LONG = (
     *("test_backbones", "test_page", "test_fine_tune", "test_batches", "test_phantom", "test_evaluation"),
     "test_processes",
 )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays: collections in the tests leave it out
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

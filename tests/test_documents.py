@@ -17,6 +17,7 @@ from mama.errors import ConfigError
 from mama.evaluate.tasks import load_task
 from mama.settings.load import find, is_shipped, load, load_profile
 from mama.sweep.definition import load_sweep
+from mama.sweep.recognised import is_sweep
 from mama.train.dry_run import dry_run
 from slurm.submit import Request
 from tests.support.checkout import CHECKOUT
@@ -122,6 +123,9 @@ def test_a_command_parses_and_its_settings_resolve(number: int) -> None:
     if (name := given.get("sweep")) and not OWN.fullmatch(name):
         assert load_sweep(name, given["overrides"]).points
     if not given.get("config"):
+        return
+    if command[0] == "report" and is_sweep(given["config"]):
+        assert load_sweep(given["config"], given["overrides"]).points
         return
     own = OWN.fullmatch(given["config"])
     config = load("table" if own else given["config"], given["overrides"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 import logging
 import multiprocessing
@@ -111,6 +112,7 @@ def _run_while_launcher_lives(function: Callable[[Config], T], config: Config) -
 
     PyTorch would only interrupt the rank, and then wait forever for the launcher to take its result.
     """
+    gc.freeze()  # what was imported with `function` stays: later collections, and that at the end, leave it out
     done = threading.Event()
     launcher = multiprocessing.parent_process()
     assert launcher is not None
