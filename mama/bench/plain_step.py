@@ -53,7 +53,7 @@ class PlainModel(nn.Module):
         self.norm, self.vision.layernorm = self.vision.layernorm, nn.Identity()  # the global feature is taken before it
         text = _tower(config.text.config | {"vocab_size": vocabulary}, "eager" if as_published else "sdpa")
         self.text = _adapted(text, config.text)
-        if config.train.activation_checkpointing:
+        if config.train.activation_checkpointing is True:
             for tower in (self.vision, self.text):
                 tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         wide, long = self.vision.config.hidden_size, self.text.config.hidden_size

@@ -111,7 +111,7 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
         require_place(model)
     if not (model / MODEL).is_file():
         config = configured(path, overrides)
-        require_own_model(surviving(config.run_folder / "model"), config, overrides)
+        require_own_model(config.run_folder, config, overrides)
         return config, config.run_folder
     if not (model / "config.yaml").is_file():
         raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")

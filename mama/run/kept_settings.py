@@ -56,19 +56,22 @@ def recorded(config: Config, changes: Sequence[str]) -> Config:
     return made
 
 
-def require_own_model(model: Path, config: Config, changes: Sequence[str]) -> None:
-    """Raise `ConfigError` if a `key=value` change, made in `config`, describes another model than that in `model`."""
-    file = model / "config.yaml"
-    if not file.is_file():
-        return
-    given = {key for change in changes for key in override(change) if is_among(key, OF_MODEL)}
-    if not given:
+def require_own_model(place: Path, config: Config, changes: Sequence[str]) -> None:
+    """Raise `ConfigError` if a `key=value` change, made in `config`, describes another model than that of `place`.
+
+    `place`: a run folder, or a model folder by itself; nothing is compared where it has no config.yaml.
+    """
+    file = place / "config.yaml"
+    given = [key for change in changes for key in override(change) if is_among(key, OF_MODEL)]
+    if not given or not file.is_file():
         return
     before, now = flat(asdict(load(file))), flat(asdict(config))
-    for key in (*now, *before):
-        given_here = any(is_among(key, [name]) or is_among(name, [key]) for name in given)
-        if given_here and before.get(key) != now.get(key) and not is_among(key, (*PLACES, *HOW)):
-            raise ConfigError(f"{key}: {now.get(key)!r}, but {model} has {before.get(key)!r}; leave it out")
+    for name in given:
+        for key in (*now, *before):
+            of_name = is_among(key, [name]) or is_among(name, [key])
+            if of_name and before.get(key) != now.get(key) and not is_among(key, (*PLACES, *HOW)):
+                new, old = (repr(values[key]) if key in values else "not set" for values in (now, before))
+                raise ConfigError(f"{name}: with it {key} is {new}, but in {place} it is {old}; leave it out")
 
 
 def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -76,7 +76,8 @@ def decided(config: Config, need: int, device: torch.device) -> Config:
 def room(device: torch.device) -> int:
     """Return the bytes that this rank may take: free ones of its GPU, or its part of this machine's free memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

@@ -118,7 +118,7 @@ def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[s
     if chosen == "auto":
         most = round(rank_bytes(config, model, ranks, checkpointed=False)[0] / (1 - MARGIN))
         whole = ", were all images tissue" if config.vision.tokens == "tissue" else ""
-        yield f"train.activation_checkpointing: auto keeps all where {_gib(most)} GiB are free{whole}."
+        yield f"train.activation_checkpointing: auto keeps activations where a GPU has {_gib(most)} GiB free{whole}."
     yield "Per layer and token: 6 width + keys and values + inside of the MLP, and a byte per number under dropout:"
     yield "34 width in bf16 with an MLP of 4 width. Source: arXiv 2205.05198, equation 1, without attention's scores."
     yield "Checkpointed: every layer's input, and one layer at a time. A frozen MLP keeps only what goes into its GELU."

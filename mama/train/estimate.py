@@ -117,7 +117,8 @@ def classifier_bytes(config: Config, model: Classifier, ranks: int) -> int:
     size = 2 if config.train.precision == "bf16" else 4
     tokens = model.vision.prefix + model.vision.patches_of(config.data.image_size)
     tower = Transformer.of(model.vision.backbone.config)
-    return states_of(config, model, ranks).device + tower.activations(config.train.micro_batch * tokens, size, size)
+    of = states_of(config, model, ranks)
+    return of.device + of.host + tower.activations(config.train.micro_batch * tokens, size, size)
 
 
 def states_of(config: Config, model: nn.Module, ranks: int) -> States:

@@ -115,8 +115,9 @@ def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat:
     tokenizer = load_tokenizer(config.run_folder)
     heartbeat.doing("building the model")
     model = build(config, tokenizer, *attention.choose_both(config, device))
-    need, _ = rank_bytes(config, model, world_size(), checkpointed=False, mask=1 if device.type == "cuda" else 4)
-    config = decided(config, need, device)
+    on_gpu = device.type == "cuda"
+    need, host = rank_bytes(config, model, world_size(), checkpointed=False, mask=1 if on_gpu else 4)
+    config = decided(config, need if on_gpu else need + host, device)
     prepare_blocks(model, config.train, device)
     frozen = digests(model)
     heartbeat.doing("starting the engine")
