@@ -111,14 +111,13 @@ def configured_model(path: str, overrides: tuple[str, ...]) -> tuple[Config, Pat
         require_place(model)
     if not (model / MODEL).is_file():
         config = configured(path, overrides)
-        require_own_model(config.run_folder, config, overrides)
+        require_own_model(config.run_folder, overrides)
         return config, config.run_folder
     if not (model / "config.yaml").is_file():
         raise ConfigError(f"{folder}: has no config.yaml; copy the whole folder model/ that `mama consolidate` wrote")
     beside = (f"runs={folder.parent}", f"name={folder.name}-eval")
-    config = load(model / "config.yaml", (*beside, *overrides))
-    require_own_model(model, config, overrides)
-    return config, model
+    require_own_model(model, overrides)
+    return load(model / "config.yaml", (*beside, *overrides)), model
 
 
 def configured_checkpoint(path: str, overrides: tuple[str, ...]) -> tuple[Config, int | None]:

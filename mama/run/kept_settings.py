@@ -11,7 +11,6 @@ from typing import Any
 from mama.errors import ConfigError
 from mama.settings.load import load, load_run
 from mama.settings.schema import Config
-from mama.settings.values import override
 
 log = logging.getLogger(__name__)
 
@@ -43,35 +42,33 @@ def recorded(config: Config, changes: Sequence[str]) -> Config:
     if not (run / "config.yaml").exists():
         return config
     made = load_run(run, changes)
-    before, now = flat(asdict(load_run(run))), flat(asdict(made))
-    for key in (*now, *before):
-        if before.get(key) != now.get(key) and not is_among(key, (*PLACES, *HOW)):
-            raise ConfigError(
-                f"{key}: {now.get(key)!r}, but {run} was trained with {before.get(key)!r}, which describes its model; "
-                "leave it out"
-            )
+    _require_same(run, load_run(run), made)
     made = replace(made, runs=config.runs, name=config.name)
     if other := changed_setting(flat(asdict(made)), flat(asdict(config))):
         log.warning("%s: was trained with another %s than this configuration has; its own settings hold", run, other)
     return made
 
 
-def require_own_model(place: Path, config: Config, changes: Sequence[str]) -> None:
-    """Raise `ConfigError` if a `key=value` change, made in `config`, describes another model than that of `place`.
+def require_own_model(place: Path, changes: Sequence[str]) -> None:
+    """Raise `ConfigError` if one of the `key=value` changes describes another model than that of `place`.
 
     `place`: a run folder, or a model folder by itself; nothing is compared where it has no config.yaml.
     """
     file = place / "config.yaml"
-    given = [key for change in changes for key in override(change) if is_among(key, OF_MODEL)]
-    if not given or not file.is_file():
-        return
-    before, now = flat(asdict(load(file))), flat(asdict(config))
-    for name in given:
-        for key in (*now, *before):
-            of_name = is_among(key, [name]) or is_among(name, [key])
-            if of_name and before.get(key) != now.get(key) and not is_among(key, (*PLACES, *HOW)):
-                new, old = (repr(values[key]) if key in values else "not set" for values in (now, before))
-                raise ConfigError(f"{name}: with it {key} is {new}, but in {place} it is {old}; leave it out")
+    if changes and file.is_file():
+        _require_same(place, load(file), load(file, changes), OF_MODEL)
+
+
+def _require_same(place: Path, before: Config, after: Config, sections: Sequence[str] | None = None) -> None:
+    """Raise `ConfigError` for a setting of `sections`, or of all, that differs and is neither a place nor a `HOW`."""
+    old, new = flat(asdict(before)), flat(asdict(after))
+    for key in (*new, *old):
+        counts = (sections is None or is_among(key, sections)) and not is_among(key, (*PLACES, *HOW))
+        if counts and old.get(key) != new.get(key):
+            now, then = (repr(values[key]) if key in values else "not set" for values in (new, old))
+            raise ConfigError(
+                f"{key}: {now}, but {place} was trained with {then}, which describes its model; leave it out"
+            )
 
 
 def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
