@@ -13,7 +13,7 @@ from mama.errors import ConfigError
 from mama.settings.schema import DataConfig, Fit
 from shards.read.reader import ShardReader
 from shards.read.tar import to_uint8
-from shards.schema import Study
+from shards.schema import Box, Study
 
 BACKGROUND = 8  # grey level of the background at most; tissue is brighter
 
@@ -90,6 +90,13 @@ def canvas_geometry(stored: tuple[int, int], size: tuple[int, int], how: Fit) ->
     if how == "letterbox":
         across = down = min(across, down)
     return across, down, (size[0] - max(1, round(stored[0] * down))) // 2
+
+
+def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
+    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the canvas (H, W)."""
+    across, down, top = canvas_geometry(stored, size, how)
+    x0, y0, x1, y1 = box
+    return across * x0, down * y0 + top, across * x1, down * y1 + top
 
 
 def canvas_extent(stored: tuple[int, int], size: tuple[int, int], how: Fit) -> tuple[int, int, int]:

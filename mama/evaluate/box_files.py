@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mama.data.held_out import Item, Split
+from mama.data.images import fit_box
 from mama.errors import ConfigError
 from mama.evaluate import detection
 from mama.evaluate.arrays import Flags, Float64s, Ints
-from mama.evaluate.boxes import fit_box
 from mama.evaluate.detection import Marks
 from mama.settings.schema import Config
 from shards.read.manifest import load_manifest

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from mama.data.images import canvas_geometry
+from mama.data.images import fit_box
 from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
 from mama.settings.schema import Fit
 from shards.schema import Box, Finding, View
@@ -70,13 +70,6 @@ def _millimetres(view: View, box: Box) -> float | None:
         return None
     across, down = abs(view.to_original[0]) * view.pixel_spacing[1], view.to_original[4] * view.pixel_spacing[0]
     return max(across * (box[2] - box[0]), down * (box[3] - box[1]))
-
-
-def fit_box(box: Box, stored: tuple[int, int], size: tuple[int, int], how: Fit) -> Box:
-    """(x0, y0, x1, y1) in pixels of the stored image (height, width) -> in those of the canvas (H, W)."""
-    across, down, top = canvas_geometry(stored, size, how)
-    x0, y0, x1, y1 = box
-    return across * x0, down * y0 + top, across * x1, down * y1 + top
 
 
 def strata(found: Sequence[Lesion]) -> list[Stratum]:

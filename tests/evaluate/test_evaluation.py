@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 
 from mama.data import report_text
 from mama.data.held_out import Split
+from mama.data.images import fit_box
 from mama.data.wording import Wording
-from mama.evaluate import boxes, localisation, pointing, retrieval
+from mama.evaluate import localisation, pointing, retrieval
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
 from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows
@@ -248,10 +249,10 @@ def test_images_keep_their_order_whatever_the_batch(config: Config, oracle: Orac
 
 def test_boxes_follow_the_image_into_its_canvas() -> None:
     size = (128, 200)  # twice as high, wider than needed
-    assert boxes.fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
+    assert fit_box(BOX, SIZE, size, "letterbox") == tuple(2 * edge for edge in BOX)
     low = (64, 24)  # half as high and wide: background above and below
-    assert boxes.fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
-    assert boxes.fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
+    assert fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
+    assert fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
     hit = pointing.region((BOX,), SIZE, (8, 6))
     assert np.argwhere(hit).min(0).tolist() == [2, 1]
     assert np.argwhere(hit).max(0).tolist() == [4, 3]
