@@ -70,7 +70,7 @@ class Batch(Tensors):
     partner_changes: Tensor
     texts: Texts
     anchor_text_row: Tensor  # int64 [b], row of the anchor's report text in `texts`
-    partner_text_row: Tensor  # int64 [b], of the partner's: the same row unless it shows the other breast
+    partner_text_row: Tensor  # int64 [b], of the partner's: the same row unless another breast or crop
     text_ids: Tensor  # int64 [b], hash of the anchor's report text: equal texts have equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
     unreadable: int = 0  # unreadable samples that pairs of this batch replace

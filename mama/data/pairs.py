@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Dataset
 
-from mama.data import augment, report_text, sample_order
+from mama.data import augment, report_text, sample_order, seen_findings
 from mama.data.images import Images
 from mama.data.sample_weights import sampling_probabilities, usable_images
 from mama.data.unreadable import UnreadableSamples
 from mama.settings.schema import Config, DataConfig
 from shards.errors import FetchError, ShardError
-from shards.schema import Study
+from shards.schema import Study, View
 
 ATTEMPTS = 100  # draws for one sample before giving up
 
@@ -90,19 +90,30 @@ class Pairs(Dataset[Pair]):
         study = self.images.study(number)
         partner = partner_of(study, anchor, self.config, rng)
         hidden = report_text.draw_hidden(rng, self.config.mask_probability)
-        v, w = study.views[anchor], study.views[partner]
-        style, tell = self.config.style, self.config.tell_pathology
-        anchor_sentences = report_text.text(study, v, style, hidden, tell)
-        other_side = v.laterality != w.laterality
         size = self.config.image_size
         pixels = self.images.pixels(number, anchor, size)
         others = pixels if partner == anchor else self.images.pixels(number, partner, size)
+        anchor_change = augment.draw(self.config.augment, pixels, rng)
+        partner_change = augment.draw(self.config.augment, others, rng)
+        v = study.views[anchor]
+        seen = seen_findings.in_view(v, anchor_change, self.config)
+        w, seen_in_partner = self._partner_findings(study, anchor, partner, partner_change)
         return Pair(
             key=f"{study.key}/{v.member}",
             anchor=pixels,
             partner=others,
-            anchor_change=augment.draw(self.config.augment, pixels, rng),
-            partner_change=augment.draw(self.config.augment, others, rng),
-            anchor_sentences=anchor_sentences,
-            partner_sentences=report_text.text(study, w, style, hidden, tell) if other_side else anchor_sentences,
+            anchor_change=anchor_change,
+            partner_change=partner_change,
+            anchor_sentences=seen_findings.text(study, v, seen, self.config, hidden),
+            partner_sentences=seen_findings.text(study, w, seen_in_partner, self.config, hidden),
         )
+
+    def _partner_findings(self, study: Study, anchor: int, partner: int, change: np.ndarray) -> tuple[View, list[bool]]:
+        """The view that the partner's text is of, and whether each of its findings is seen in the partner.
+
+        The view is the partner where that shows the other breast, else the anchor.
+        """
+        v, w = study.views[anchor], study.views[partner]
+        if anchor == partner or v.laterality != w.laterality:
+            return w, seen_findings.in_view(w, change, self.config)
+        return v, seen_findings.in_other_view(v, w, change, self.config)

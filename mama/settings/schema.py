@@ -19,6 +19,7 @@ Style = Literal["report", "sentence", "caption"]
 Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
 Tokens = Literal["all", "tissue"]
+Findings = Literal["image", "crop"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
 # The shipped tasks, configs/tasks/*.yaml.
@@ -81,6 +82,9 @@ class DataConfig:
     # pathology is known only after the biopsy and "zero-shot" would mean a classifier trained on its answers. But then
     # such texts teach nothing about cancer, which `mama eval` reports.
     tell_pathology: bool = False
+    # Which findings a training text tells. image: all of the image. crop: those that the random crop shows, as far as
+    # their boxes are known.
+    findings: Findings = "image"
     mask_probability: float = 0.8  # that age, race, ethnicity, image type, side or view each reads "unknown"; in [0, 1]
     max_tokens: int = 144  # tokens of a report text, at least 2; the rest is cut off
     workers: int = 2  # loader processes per rank; 0: load in the training process

@@ -15,7 +15,8 @@ COMPARED = (
     *("text.model", "text.config", "text.layers", "text.tune", "text.ignore"),
     *("text.lora_rank", "text.lora_alpha", "text.lora_dropout"),
     *("data.shards", "data.shard_weights", "data.balance", "data.require", "data.image_size", "data.fit", "data.pairs"),
-    *("data.pair_weights", "data.style", "data.tell_pathology", "data.mask_probability", "data.max_tokens"),
+    *("data.pair_weights", "data.style", "data.tell_pathology", "data.findings", "data.mask_probability"),
+    "data.max_tokens",
     *("train.steps", "train.global_batch", "train.grad_cache", "train.precision"),
 )
 SETTINGS = flat(asdict(Config()))
