@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
 
-from mama.data import report_text
+from mama.data import report_text, seen_findings
 from mama.settings.schema import DataConfig, Style
 from shards.schema import Study, View
 
@@ -81,5 +81,8 @@ def training_statements(studies: Iterable[Study], config: DataConfig) -> set[str
 
 
 def statements_of(study: Study, view: View, config: DataConfig) -> set[str]:
-    """Those of the text of one image."""
-    return statements(report_text.text(study, view, config.style, HIDDEN, config.tell_pathology))
+    """Those of the text of one image; with `data.findings=crop` also where no finding that has a box is seen."""
+    told = {(True,) * len(view.findings)}
+    if config.findings == "crop":
+        told.add(tuple(finding.box is None for finding in view.findings))
+    return {one for seen in told for one in statements(seen_findings.text(study, view, seen, config, HIDDEN))}

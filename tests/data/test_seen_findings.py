@@ -16,6 +16,7 @@ from mama.data.augment import IDENTITY, apply, draw
 from mama.data.images import fit_box, to_canvas
 from mama.data.pairs import Pairs
 from mama.data.seen_findings import LEAST, as_seen, in_other_view, in_view, share_in_view
+from mama.data.wording import statements, statements_of
 from mama.settings.schema import AugmentConfig, DataConfig, Fit, Style
 from shards.pack.sample import Sample
 from shards.schema import Box, Finding, Labels, View
@@ -213,6 +214,16 @@ def test_images_without_findings_and_a_radiologists_words_are_told_as_before(sty
             config = replace(CROP, style=style, tell_pathology=tell)
             expected = report_text.text(study, shown, style, frozenset({"age"}), tell)
             assert seen_findings.text(study, shown, seen, config, frozenset({"age"})) == expected
+
+
+def test_statements_of_training_texts_have_those_of_crops() -> None:
+    """So that `mama eval` does not call a class untaught that crops alone teach."""
+    study, shown = study_of("L"), view(MALIGNANT)
+    whole, cropped = (statements_of(study, shown, replace(CROP, findings=what)) for what in ("image", "crop"))
+    assert cropped - whole == statements([NOTHING]) - statements(["Findings"])
+    assert whole - cropped == set()
+    boxless = view(replace(MALIGNANT, box=None))
+    assert statements_of(study, boxless, CROP) == whole
 
 
 # Pairs
