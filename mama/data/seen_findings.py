@@ -80,6 +80,6 @@ def share_in_view(box: Box, change: np.ndarray, size: tuple[int, int]) -> float:
     steps = (np.arange(GRID) + 0.5) / GRID
     x, y = (2 * (low + steps * (high - low)) / side - 1 for low, high, side in ((x0, x1, size[1]), (y0, y1, size[0])))
     affine = change[:6].astype(np.float64).reshape(2, 3)  # of positions in the view to those on the canvas
-    positions = np.stack(np.meshgrid(x, y)).reshape(2, -1)
-    shown = np.linalg.solve(affine[:, :2], positions - affine[:, 2:])
+    inverse = np.linalg.inv(affine[:, :2])[:, :, None, None]
+    shown = inverse[:, 0] * (x - affine[0, 2]) + inverse[:, 1] * (y - affine[1, 2])[:, None]  # [2, GRID, GRID]
     return float((np.abs(shown) <= 1).all(axis=0).mean())
