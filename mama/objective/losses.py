@@ -88,8 +88,9 @@ def local_loss(
     """
     missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # pad S to the longest text of all ranks
     sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    temperature = config.local_temperature if config.local_pooling == "softmax" else None
     visual, textual = alignment_scores(
-        share(sentences), share(mask), patches, config.local_chunk, patch_mask
+        share(sentences), share(mask), patches, config.local_chunk, patch_mask, temperature
     )  # [B, b], rows are texts
     sides = {"both": (visual, textual), "visual": (visual,), "textual": (textual,)}[config.local_scores]
     losses = [info_nce(scale * share(side.t()).t(), targets) for side in sides]

@@ -20,6 +20,7 @@ Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
 Tokens = Literal["all", "tissue"]
 Findings = Literal["image", "crop"]
+Pooling = Literal["max", "softmax"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
 PAIRS = ("study", "breast", "contralateral", "augment")
 # The shipped tasks, configs/tasks/*.yaml.
@@ -192,6 +193,11 @@ class LossConfig:
     negatives: Literal["global", "local", "published"] = "global"
     positives: Literal["instance", "text"] = "instance"  # text: pairs with equal texts are positives of each other
     local_scores: Literal["both", "visual", "textual"] = "both"  # symmetric local alignment, or one side of it only
+    # What the visual score makes of the cosines of a sentence with the patches of an image. max: the highest, as
+    # published; it passes gradient to one patch alone. softmax: their mean with the weights softmax(cosine /
+    # local_temperature); it passes gradient to every patch.
+    local_pooling: Pooling = "max"
+    local_temperature: float = 0.1  # of local_pooling=softmax, above 0; towards 0 it becomes max
     local_chunk: int = 4  # images aligned with all texts at a time; fewer need less memory; at least 1
     initial_scale: float = 1 / 0.07  # initial logit scale (1 / temperature), above 0; learnt in training
     max_scale: float = 100.0  # upper bound of the logit scales, above 0
@@ -208,7 +214,7 @@ class LossConfig:
                 f"loss.partner_text_start: {self.partner_text_start}, but with anchor_text=0 no other term trains the "
                 "text tower until then; set it to 0"
             )
-        for name in ("initial_scale", "max_scale", "view_temperature"):
+        for name in ("initial_scale", "max_scale", "view_temperature", "local_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss.{name}: {getattr(self, name)} is not a number above 0")
         if self.local_chunk < 1:

@@ -31,19 +31,25 @@ def spoilt(patches: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, IMAGES, 100])
+@pytest.mark.parametrize("temperature", [None, 0.1, 2.0], ids=["max", "softmax", "soft softmax"])
 @pytest.mark.parametrize("patch_mask", [None, PATCH_MASK], ids=["all patches", "some patches"])
 @pytest.mark.parametrize(
     ("dtype", "close", "gradient_close"),
     [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-6), (torch.bfloat16, 1e-6, 4e-3)],
 )
 def test_scores_and_gradients_are_those_of_the_loop(
-    dtype: torch.dtype, close: float, gradient_close: float, patch_mask: Tensor | None, chunk: int
+    dtype: torch.dtype,
+    close: float,
+    gradient_close: float,
+    patch_mask: Tensor | None,
+    temperature: float | None,
+    chunk: int,
 ) -> None:
     sentences, patches = inputs(dtype)
     patches = patches if patch_mask is None else spoilt(patches)
     exact = [x.detach().double().requires_grad_() for x in (sentences, patches)]
-    wanted = loop(exact[0], MASK, exact[1], patch_mask)
-    got = alignment_scores(sentences, MASK, patches, chunk, patch_mask)
+    wanted = loop(exact[0], MASK, exact[1], patch_mask, temperature)
+    got = alignment_scores(sentences, MASK, patches, chunk, patch_mask, temperature)
     for mine, theirs in zip(got, wanted, strict=True):
         assert mine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(mine.double(), theirs, atol=close, rtol=0)
@@ -58,17 +64,36 @@ def test_scores_and_gradients_are_those_of_the_loop(
         assert not gradients[1][~patch_mask].any()
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("temperature", [None, 0.1])
+@pytest.mark.parametrize("patch_mask", [None, PATCH_MASK], ids=["all patches", "some patches"])
+def test_gradients_are_those_of_finite_differences(patch_mask: Tensor | None, temperature: float | None) -> None:
     sentences, patches = inputs(torch.float64)
     whole = sentences.detach().nan_to_num().requires_grad_()
-    assert torch.autograd.gradcheck(lambda s, p: alignment_scores(s, MASK, p, 2), (whole, patches))
+    assert torch.autograd.gradcheck(
+        lambda s, p: alignment_scores(s, MASK, p, 2, patch_mask, temperature), (whole, patches)
+    )
 
 
-def test_each_score_alone_has_its_own_gradient() -> None:
+@pytest.mark.parametrize("patch_mask", [None, PATCH_MASK], ids=["all patches", "some patches"])
+def test_towards_temperature_0_the_softmax_is_the_maximum(patch_mask: Tensor | None) -> None:
+    sentences, patches = inputs(torch.float64)
+    soft = alignment_scores(sentences, MASK, patches, 2, patch_mask, 1e-5)
+    hard = alignment_scores(sentences, MASK, patches, 2, patch_mask)
+    for mine, theirs in zip(soft, hard, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    gradients = (differentiated(*scores, sentences, patches) for scores in (soft, hard))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_each_score_alone_has_its_own_gradient(temperature: float | None) -> None:
     sentences, patches = inputs(torch.float64)
     for score in (0, 1):
-        got = torch.autograd.grad(alignment_scores(sentences, MASK, patches, 2)[score].sum(), (sentences, patches))
-        wanted = torch.autograd.grad(loop(sentences, MASK, patches)[score].sum(), (sentences, patches))
+        scores = alignment_scores(sentences, MASK, patches, 2, None, temperature)
+        got = torch.autograd.grad(scores[score].sum(), (sentences, patches))
+        wanted = loop(sentences, MASK, patches, None, temperature)
+        wanted = torch.autograd.grad(wanted[score].sum(), (sentences, patches))
         for mine, theirs in zip(got, wanted, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
@@ -91,20 +116,25 @@ def test_of_equal_patches_and_sentences_one_takes_the_whole_gradient() -> None:
         torch.testing.assert_close(gradient.sum((0, 1)), torch.full((3,), 2 / 3**0.5))
 
 
-def test_autocast_does_not_round_the_cosines() -> None:
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_autocast_does_not_round_the_cosines(temperature: float | None) -> None:
     sentences, patches = inputs(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        within = alignment_scores(sentences, MASK, patches, 2)
-    for mine, theirs in zip(within, alignment_scores(sentences, MASK, patches, 2), strict=True):
+    found = []
+    for within in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            scores = alignment_scores(sentences, MASK, patches, 2, None, temperature)
+        found.append([*scores, *differentiated(*scores, sentences, patches)])
+    for mine, theirs in zip(*found, strict=True):
         assert torch.equal(mine, theirs)
 
 
-def test_what_is_not_finite_shows_in_the_scores() -> None:
-    """The loop refuses a loss that is not finite: no maximum may hide it."""
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_what_is_not_finite_shows_in_the_scores(temperature: float | None) -> None:
+    """The loop refuses a loss that is not finite: no pooling may hide it."""
     sentences, patches = inputs(torch.float32)
     broken = patches.detach().clone()
     broken[2, 5] = torch.nan
-    visual, textual = alignment_scores(sentences, MASK, broken, 2)
+    visual, textual = alignment_scores(sentences, MASK, broken, 2, None, temperature)
     assert visual[:, 2].isnan().all()
     assert textual[:, 2].isnan().all()
     assert not visual[:, 3].isnan().any()
@@ -149,13 +179,14 @@ def test_of_equal_patches_of_an_image_one_takes_the_whole_gradient() -> None:
     assert not of_patches[~mask].any()
 
 
-def test_an_image_without_patches_is_refused() -> None:
+@pytest.mark.parametrize("temperature", [None, 0.1, 2.0])
+def test_an_image_without_patches_is_refused(temperature: float | None) -> None:
     sentences, patches = inputs(torch.float32)
     missing = PATCH_MASK & (torch.arange(IMAGES) != 2)[:, None]
     if local_alignment.countable(MASK):
         with pytest.raises(ValueError, match=r"^patch_mask: image 2 has no patch$"):
-            alignment_scores(sentences, MASK, patches, 2, missing)
+            alignment_scores(sentences, MASK, patches, 2, missing, temperature)
     else:
-        for scores in alignment_scores(sentences, MASK, patches, 2, missing):
+        for scores in alignment_scores(sentences, MASK, patches, 2, missing, temperature):
             assert not scores[:, 2].isfinite().any()
             assert scores[:, 3].isfinite().all()

@@ -68,7 +68,9 @@ REPEATED = {
     "cdd_cesm.yaml": {"data.augment.jitter", "data.augment.vertical_flip", "optim.weight_decay"},
     "quickstart.yaml": {"data.augment.vertical_flip", "pack.workers", "train.log_every"},
     "sample_dicom.yaml": {"pack.long_side"},
-    "mama_published_code.yaml": {"data.findings", "loss.view", "loss.local_start", "text.packing", "vision.tokens"},
+    "mama_published_code.yaml": {
+        *("data.findings", "vision.tokens", "text.packing", "loss.view", "loss.local_start", "loss.local_pooling"),
+    },
 }
 
 

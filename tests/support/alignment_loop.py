@@ -24,14 +24,28 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return sentences.to(dtype).requires_grad_(), patches.to(dtype).requires_grad_()
 
 
-def loop(sentences: Tensor, mask: Tensor, patches: Tensor, patch_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def loop(
+    sentences: Tensor,
+    mask: Tensor,
+    patches: Tensor,
+    patch_mask: Tensor | None = None,
+    temperature: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """The definition, word for word, one text and one image at a time."""
     visual, textual = [], []
     kept = torch.ones(patches.shape[:2], dtype=torch.bool) if patch_mask is None else patch_mask
     for text, own in zip(sentences, mask, strict=True):
         for image, seen in zip(patches, kept, strict=True):
             cosines = text[own] @ image[seen].t()
-            visual.append(cosines.max(1).values.mean())
+            visual.append(torch.stack([_pooled(own_cosines, temperature) for own_cosines in cosines]).mean())
             textual.append(cosines.max(0).values.mean())
     shape = len(sentences), len(patches)
     return torch.stack(visual).view(shape), torch.stack(textual).view(shape)
+
+
+def _pooled(cosines: Tensor, temperature: float | None) -> Tensor:
+    """Of one sentence with the patches of one image: the highest, or the mean weighted by a softmax."""
+    if temperature is None:
+        return cosines.max()
+    powers = [torch.exp(cosine / temperature) for cosine in cosines]
+    return sum(power * cosine for power, cosine in zip(powers, cosines, strict=True)) / sum(powers)  # type: ignore[return-value]
