@@ -1,4 +1,4 @@
-"""`mama bench loss`: the local term, forward and backward, beside the published loop over texts."""
+"""`mama bench loss`: the local term, forward and backward, with both poolings, beside the published loop over texts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Measured = tuple[float, Tensor, tuple[Tensor, ...]]  # seconds, loss, gradients
 
 
 def bench_loss(rounds: int, pairs: int) -> Iterator[str]:
-    """Time both in turn for `pairs` pairs, `rounds` times after a first one; yield a table in Markdown of medians."""
-    chunk = LossConfig().local_chunk
+    """Time all in turn for `pairs` pairs, `rounds` times after a first one; yield a table in Markdown of medians."""
+    chunk, temperature = LossConfig().local_chunk, LossConfig().local_temperature
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = _embeddings(pairs, device)
     ours, theirs = partial(alignment_scores, chunk=chunk), looped_scores
-    turns = [(measure(ours, *data), measure(theirs, *data)) for _ in range(rounds + 1)]
-    mine, other = ([turn[side][0] for turn in turns[1:]] for side in (0, 1))
-    (_, loss, gradients), (_, loop_loss, loop_gradients) = turns[-1]
+    softly = partial(ours, temperature=temperature)
+    turns = [[measure(scores, *data) for scores in (ours, theirs, softly)] for _ in range(rounds + 1)]
+    mine, other, soft = ([turn[side][0] for turn in turns[1:]] for side in range(3))
+    (_, loss, gradients), (_, loop_loss, loop_gradients), _ = turns[-1]
     apart = max(float((a - b).abs().max()) for a, b in zip(gradients, loop_gradients, strict=True))
     largest = max(float(g.abs().max()) for g in loop_gradients)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -39,6 +40,8 @@ def bench_loss(rounds: int, pairs: int) -> Iterator[str]:
     yield f"| forward and backward, {chunk} images at a time, s | {statistics.median(mine):.3g} |"
     yield f"| forward and backward, a loop over texts, s | {statistics.median(other):.3g} |"
     yield f"| ratio | {statistics.median(b / a for a, b in zip(mine, other, strict=True)):.2f} |"
+    yield f"| forward and backward, loss.local_pooling=softmax, s | {statistics.median(soft):.3g} |"
+    yield f"| its ratio to max | {statistics.median(b / a for a, b in zip(mine, soft, strict=True)):.2f} |"
     yield f"| difference of the losses ({float(loop_loss):.4f}) | {abs(float(loss - loop_loss)):.1e} |"
     yield f"| largest difference of the gradients (at most {largest:.1e}) | {apart:.1e} |"
 

@@ -51,13 +51,14 @@ def test_the_loop_of_the_benchmark_computes_the_same_scores() -> None:
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
 
 
-def test_bench_loss_prints_both_times_and_that_both_agree() -> None:
+def test_bench_loss_prints_all_times_and_that_both_ways_agree() -> None:
     result = CliRunner().invoke(cli, ["bench", "loss", "--rounds", "1", "--pairs", "2"])
     rows = table(result)
     assert result.output.startswith("| local term, 2 pairs, 1,369 patches, ")
     seconds = [value for name, value in rows.items() if name.startswith("forward and backward")]
-    assert len(seconds) == 2
+    assert len(seconds) == 3
     assert rows["ratio"] == pytest.approx(seconds[1] / seconds[0], rel=0.02)
+    assert rows["its ratio to max"] == pytest.approx(seconds[2] / seconds[0], rel=0.02)
     differences = {name.split(" (")[0]: value for name, value in rows.items() if "difference" in name}
     assert differences["difference of the losses"] < 1e-6
     assert differences["largest difference of the gradients"] < 1e-6
