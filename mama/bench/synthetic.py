@@ -82,6 +82,8 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
         partner_text_row=numbers,
         text_ids=numbers,
         partner_text_ids=numbers,
+        finding_mask=torch.arange(ends.shape[1]).expand(pairs, -1) == ends.shape[1] // 2,
+        finding_ids=numbers,
     )
 
 

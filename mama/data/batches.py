@@ -6,7 +6,7 @@ Letters: b pairs of a micro-batch, u distinct texts, L tokens, S sentences of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,8 +17,11 @@ from torch import Tensor
 from mama.data import sample_order
 from mama.data.loader import CPU, load, numbers_on, to_device
 from mama.data.pairs import Pair, Pairs
+from mama.data.report_text import tells_finding
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config
+
+NO_FINDING = -1  # in place of a hash, which is at least 0
 
 
 class Tensors:
@@ -73,6 +76,8 @@ class Batch(Tensors):
     partner_text_row: Tensor  # int64 [b], of the partner's: the same row unless another breast or crop
     text_ids: Tensor  # int64 [b], hash of the anchor's report text: equal texts have equal ids
     partner_text_ids: Tensor  # int64 [b], of the partner's
+    finding_mask: Tensor  # bool [b, S], which sentences of the anchor's text tell a finding
+    finding_ids: Tensor  # int64 [b], hash of these sentences; NO_FINDING if there are none
     unreadable: int = 0  # unreadable samples that pairs of this batch replace
 
 
@@ -86,17 +91,21 @@ class Collate:
         rows: dict[tuple[str, ...], int] = {}
         anchor_text_row = [rows.setdefault(tuple(p.anchor_sentences), len(rows)) for p in pairs]
         partner_text_row = [rows.setdefault(tuple(p.partner_sentences), len(rows)) for p in pairs]
+        texts = tokenise(self.tokenizer, [list(text) for text in rows], self.max_tokens)
+        finding_mask, finding_ids = _findings(rows, texts)
         return Batch(
             keys=[p.key for p in pairs],
             anchors=torch.from_numpy(np.stack([p.anchor for p in pairs])[:, None]),
             partners=torch.from_numpy(np.stack([p.partner for p in pairs])[:, None]),
             anchor_changes=torch.from_numpy(np.stack([p.anchor_change for p in pairs])),
             partner_changes=torch.from_numpy(np.stack([p.partner_change for p in pairs])),
-            texts=tokenise(self.tokenizer, [list(text) for text in rows], self.max_tokens),
+            texts=texts,
             anchor_text_row=torch.tensor(anchor_text_row),
             partner_text_row=torch.tensor(partner_text_row),
             text_ids=torch.tensor([_text_id(p.anchor_sentences) for p in pairs]),
             partner_text_ids=torch.tensor([_text_id(p.partner_sentences) for p in pairs]),
+            finding_mask=finding_mask[anchor_text_row],
+            finding_ids=finding_ids[anchor_text_row],
             unreadable=sum(p.unreadable for p in pairs),
         )
 
@@ -121,10 +130,29 @@ def tokenise(tokenizer: Tokenizer, texts: list[list[str]], max_tokens: int) -> T
     return Texts(tokens, [len(e.tokens) for e in encoded], separators, sentence_mask)
 
 
+def _findings(sentences: Iterable[Sequence[str]], texts: Texts) -> tuple[Tensor, Tensor]:
+    """Which sentences of each text tell a finding, bool [u, S], and a hash of their tokens, int64 [u].
+
+    Both are of what `max_tokens` left of a text: neither knows of a sentence that was cut off.
+    """
+    mask, ids = torch.zeros_like(texts.sentence_mask), []
+    for row, text in enumerate(sentences):
+        ends = texts.separators[row][texts.sentence_mask[row]].tolist()
+        starts = [0, *(end + 1 for end in ends)]
+        told = [n for n, sentence in enumerate(text[: len(ends)]) if tells_finding(sentence)]
+        mask[row, told] = True
+        tokens = b"".join(texts.tokens[row, starts[n] : starts[n + 1]].numpy().tobytes() for n in told)
+        ids.append(_hash(tokens) if told else NO_FINDING)
+    return mask, torch.tensor(ids)
+
+
 def _text_id(sentences: list[str]) -> int:
-    """A 63-bit hash, the same in every process and on every rank."""
-    digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return _hash("\n".join(sentences).encode())
+
+
+def _hash(content: bytes) -> int:
+    """63 bits, the same in every process and on every rank."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)

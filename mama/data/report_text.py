@@ -16,6 +16,7 @@ from mama.settings.schema import Style
 from shards.schema import Finding, Study, View
 
 UNKNOWN = "unknown"
+FINDINGS = "Findings: "  # begins the sentences of `findings`, and no other
 META = ("age", "race", "ethnicity", "type", "side", "view")
 HIDDEN = re.compile(rf"\b({'|'.join(META)}) {UNKNOWN}\b")
 
@@ -164,12 +165,19 @@ def composition(view: View) -> list[str]:
 def findings(view: View) -> list[str]:
     """The radiologist's own sentences, or one for each finding, or one on what the assessment alone implies."""
     if words := own_words(view):
-        return [f"Findings: {line}." for line in words]
-    if view.findings:
-        return [f"Findings: {describe(finding)}." for finding in view.findings]
-    if _looks_normal(view):
-        return ["Findings: no mass and no calcification."]
-    return [f"Findings: {implied}."] if (implied := assessed(view)) else []
+        told = words
+    elif view.findings:
+        told = [describe(finding) for finding in view.findings]
+    elif _looks_normal(view):
+        told = ["no mass and no calcification"]
+    else:
+        told = [implied] if (implied := assessed(view)) else []
+    return [f"{FINDINGS}{words}." for words in told]
+
+
+def tells_finding(sentence: str) -> bool:
+    """Whether a sentence of a structured report is one of `findings`."""
+    return sentence.startswith(FINDINGS)
 
 
 def assessed(view: View) -> str | None:

@@ -44,6 +44,8 @@ class Embeddings(NamedTuple):
     patches: Tensor | None = None  # [b, Q, D] of v, zeros at padding
     sentences: Tensor | None = None  # [b, S, D] of v's text
     sentence_mask: Tensor | None = None  # bool [b, S]
+    finding_mask: Tensor | None = None  # bool [b, S], those of them that tell a finding
+    finding_ids: Tensor | None = None  # int64 [b], equal where all of these are equal; NO_FINDING where there is none
     patch_mask: Tensor | None = None  # bool [b, Q]; None: all patches were computed
     kept: Tensor | None = None  # bool [b, P], which patches these are; None: all
 
@@ -99,6 +101,8 @@ class MamaModel(nn.Module):
                 **self._patches(seen, pairs),
                 "sentences": _unit(sentences),
                 "sentence_mask": mask,
+                "finding_mask": batch.finding_mask,
+                "finding_ids": batch.finding_ids,
             }
         return Embeddings(
             text_ids=batch.text_ids,

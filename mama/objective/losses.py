@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mama.data.batches import NO_FINDING
 from mama.model.mama_model import Embeddings
 from mama.objective.local_alignment import alignment_scores
 from mama.runtime.collectives import gather, local_only, max_over_ranks
@@ -32,11 +33,14 @@ def info_nce(scores: Tensor, targets: Tensor) -> Tensor:
     """Symmetric InfoNCE: the mean cross-entropy over rows and over columns, averaged.
 
     `scores` [B, B] are logits. `targets` [B, B] weigh the positives of each row and column and are normalised here;
-    the identity gives the CLIP loss (Radford et al. 2021, figure 3).
+    the identity gives the CLIP loss (Radford et al. 2021, figure 3). A pair that is no positive, not even of itself, is
+    left out of rows, columns and mean; if all are, the loss is 0, with gradients of 0.
     """
-    rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True))
-    columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True))
-    return (rows + columns) / 2
+    taken = targets.diagonal() > 0  # [B]
+    scores = scores.masked_fill(~(taken[:, None] & taken), torch.finfo(scores.dtype).min)  # not -inf: 0 * inf is NaN
+    rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True).clamp(min=1))
+    columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True).clamp(min=1))
+    return (rows + columns) / 2 * (len(taken) / taken.sum().clamp(min=1).to(scores.dtype))
 
 
 def positives(text_ids: Tensor, same_text: bool, share: Share = gather) -> Tensor:
@@ -48,6 +52,12 @@ def positives(text_ids: Tensor, same_text: bool, share: Share = gather) -> Tenso
     if same_text:
         return (ids[:, None] == ids[None, :]).float()
     return torch.eye(len(ids), device=ids.device)
+
+
+def finding_positives(finding_ids: Tensor, share: Share = gather) -> Tensor:
+    """`positives` of pairs by their `finding_ids` [b]: 1 where they are equal, 0 wherever a text tells no finding."""
+    ids = share(finding_ids)
+    return ((ids[:, None] == ids[None, :]) & (ids != NO_FINDING)).float()
 
 
 def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, targets: Tensor, share: Share = gather) -> Tensor:
@@ -83,14 +93,18 @@ def local_loss(
     """L_local = (CE(scale V) + CE(scale T)) / 2, or the one that `config.local_scores` names.
 
     Unit vectors `sentences` [b, S, D] with bool `mask` [b, S], and `patches` [b, P, D] with bool `patch_mask` [b, P] if
-    there is padding; `targets` [B, B]. Only the few sentence embeddings cross ranks: each rank scores all texts against
-    its own images, and the columns of V and T are gathered.
+    there is padding; `targets` [B, B], of which `info_nce` says which pairs take part; the `mask` of others may be all
+    false. Only the few sentence embeddings cross ranks: each rank scores all texts against its own images, and the
+    columns of V and T are gathered.
     """
     missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # pad S to the longest text of all ranks
-    sentences, mask = F.pad(sentences, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    sentences, mask = share(F.pad(sentences, (0, 0, 0, missing))), share(F.pad(mask, (0, missing)))
+    # Every text needs a sentence to be scored, also one whose scores are not used.
+    stand_in = torch.arange(mask.shape[1], device=mask.device) == 0
+    mask = torch.where(targets.diagonal()[:, None] > 0, mask, stand_in)
     temperature = config.local_temperature if config.local_pooling == "softmax" else None
     visual, textual = alignment_scores(
-        share(sentences), share(mask), patches, config.local_chunk, patch_mask, temperature
+        sentences, mask, patches, config.local_chunk, patch_mask, temperature
     )  # [B, b], rows are texts
     sides = {"both": (visual, textual), "visual": (visual,), "textual": (textual,)}[config.local_scores]
     losses = [info_nce(scale * share(side.t()).t(), targets) for side in sides]
@@ -141,10 +155,13 @@ def objective(e: Embeddings, config: LossConfig, step: int) -> tuple[Tensor, dic
     if e.partner is not None and e.partner_text is not None:
         partner_targets = positives(e.partner_text_ids, same_text, share)
         terms["partner_text"] = clip_loss(e.partner, e.partner_text, e.scale, partner_targets, share)
-    if e.patches is not None and e.sentences is not None and e.sentence_mask is not None:
-        terms["local"] = local_loss(
-            e.sentences, e.sentence_mask, e.patches, e.local_scale, targets, config, share, e.patch_mask
-        )
+    if e.patches is not None and e.sentences is not None:
+        mask, own = e.sentence_mask, targets
+        if config.local_sentences == "findings":
+            assert e.finding_ids is not None
+            mask, own = e.finding_mask, finding_positives(e.finding_ids, share)
+        assert mask is not None
+        terms["local"] = local_loss(e.sentences, mask, e.patches, e.local_scale, own, config, share, e.patch_mask)
     weights = weights_at(config, step)
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return total, terms

@@ -193,6 +193,11 @@ class LossConfig:
     negatives: Literal["global", "local", "published"] = "global"
     positives: Literal["instance", "text"] = "instance"  # text: pairs with equal texts are positives of each other
     local_scores: Literal["both", "visual", "textual"] = "both"  # symmetric local alignment, or one side of it only
+    # Which sentences of a text take part in the local term. all: each, as published. findings: those that tell findings
+    # ("no mass and no calcification" is one); needs data.style=report. Then pairs whose finding sentences are all equal
+    # are positives of each other, whatever `positives` says, as those of normal images repeat so often; and a pair
+    # whose text tells no findings takes no part, as nobody knows what its image shows.
+    local_sentences: Literal["all", "findings"] = "all"
     # What the visual score makes of the cosines of a sentence with the patches of an image. max: the highest, as
     # published; it passes gradient to one patch alone. softmax: their mean with the weights softmax(cosine /
     # local_temperature); it passes gradient to every patch.
@@ -439,6 +444,12 @@ class Config:
             raise ConfigError(
                 f"heads.norm: published takes the statistics of a text's sentences, and data.style={self.data.style} "
                 "has one sentence; choose batch, or style=report"
+            )
+
+        if self.loss.local and self.loss.local_sentences == "findings" and self.data.style != "report":
+            raise ConfigError(
+                f"loss.local_sentences: findings needs data.style=report, and it is {self.data.style}, whose one "
+                "sentence tells everything; choose all, or style=report"
             )
 
     def contrastive_batch(self, ranks: int) -> int:

@@ -20,7 +20,7 @@ from mama.settings.schema import LossConfig
 from mama.train.zero_state import DeepSpeedEngine
 
 SCALES = ("scale", "local_scale")
-PADDED = ("sentences", "sentence_mask", "patches", "patch_mask")
+PADDED = ("sentences", "sentence_mask", "finding_mask", "patches", "patch_mask")
 
 
 def backward(

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from mama.data.augment import IDENTITY
-from mama.data.batches import Batch, Collate, tokenise, training_batches
+from mama.data.batches import NO_FINDING, Batch, Collate, tokenise, training_batches
 from mama.data.images import Images, canvas_geometry, to_canvas
 from mama.data.pairs import Pair, Pairs, partner_of
 from mama.errors import ConfigError
@@ -325,6 +325,33 @@ def test_text_ids_are_equal_where_the_anchors_texts_are_equal_and_only_there() -
     for i, one in enumerate(texts):
         for j, two in enumerate(texts):
             assert (ids[i] == ids[j]).item() is (one == two)
+
+
+def test_findings_are_marked_and_numbered_by_what_is_read_of_them() -> None:
+    mass, specks = "Findings: alpha.", "Findings: beta."  # four tokens each, like the others
+    texts = [
+        ["gamma", mass, "delta", specks],
+        ["epsilon", mass, specks],  # the same findings
+        [mass, "gamma"],
+        [specks, mass],
+        ["gamma", "the Findings: alpha"],
+        ["gamma", "delta " * 7, mass, specks],  # the second finding is cut off: as if only the first were told
+        ["alpha " * 14, mass],  # nothing is left of the finding
+        ["gamma", "delta " * 3, mass, specks],  # of the second finding three tokens are left
+    ]
+    batch = Collate(tokenizer(), 15)([pair_of(text, ["alpha"]) for text in texts])
+    told = [[False, True, False, True], [False, True, True], [True, False], [True, True], [False] * 2]
+    told += [[False, False, True], [False], [False, False, True, True]]
+    count = batch.texts.sentence_mask.sum(1)[batch.anchor_text_row].tolist()
+    assert [row[:n].tolist() for row, n in zip(batch.finding_mask, count, strict=True)] == told
+    assert batch.finding_mask.sum() == sum(map(sum, told))
+    assert batch.finding_ids.dtype == torch.int64
+    same = [0, 0, 2, 3, 4, 2, 4, 7]
+    for i, one in enumerate(same):
+        for j, two in enumerate(same):
+            assert (batch.finding_ids[i] == batch.finding_ids[j]).item() is (one == two), (i, j)
+    assert [n for n, number in enumerate(batch.finding_ids.tolist()) if number == NO_FINDING] == [4, 6]
+    assert batch.finding_ids.min() == NO_FINDING
 
 
 def rows(batches: Iterable[Batch]) -> list[tuple[Any, ...]]:

@@ -263,6 +263,22 @@ def test_a_sentence_that_ends_in_a_full_stop_gets_no_second_one() -> None:
     ]
 
 
+def test_the_sentences_that_tell_a_finding_are_those_of_the_findings() -> None:
+    everything = [
+        view(Labels(birads, "C"), found, words)
+        for birads in (None, *range(7))
+        for found in ((), (MASS,), (MASS, SPECKS))
+        for words in (None, "A mass.\nFindings: as before.\nImpression: none.")
+    ]
+    told = 0
+    for one in everything:
+        sentences = report_text.report(STUDY, one, ending="benign")
+        expected = report_text.findings(one)
+        assert [s for s in sentences if report_text.tells_finding(s)] == expected
+        told += bool(expected)
+    assert told == len(everything) - 1  # of one image nothing is known
+
+
 def test_an_empty_report_does_not_hide_the_findings() -> None:
     assert report_text.findings(view(findings=(MASS,), words=" \n")) == report_text.findings(view(findings=(MASS,)))
 

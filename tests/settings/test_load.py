@@ -69,7 +69,8 @@ REPEATED = {
     "quickstart.yaml": {"data.augment.vertical_flip", "pack.workers", "train.log_every"},
     "sample_dicom.yaml": {"pack.long_side"},
     "mama_published_code.yaml": {
-        *("data.findings", "vision.tokens", "text.packing", "loss.view", "loss.local_start", "loss.local_pooling"),
+        *("data.findings", "vision.tokens", "text.packing", "loss.view", "loss.local_start"),
+        *("loss.local_sentences", "loss.local_pooling"),
     },
 }
 
@@ -324,6 +325,11 @@ def test_a_value_out_of_range_is_refused_when_it_is_loaded(tmp_path: Path, overr
     ("overrides", "message"),
     [
         (["heads.norm=published", "data.style=caption"], "heads.norm: published takes the statistics of a text's sent"),
+        (
+            ["loss.local_sentences=findings", "data.style=sentence"],
+            "loss.local_sentences: findings needs data.style=repo",
+        ),
+        (["loss.local_temperature=0"], "loss.local_temperature: 0.0 is not a number above 0"),
         (["heads.norm=published", "train.grad_cache=true"], "train.grad_cache: batch norms would take a micro-batch"),
         (["loss.negatives=published", "train.grad_cache=true"], "train.grad_cache: gathers negatives that loss.negat"),
     ],

@@ -82,6 +82,8 @@ def batch_of(config: Config, rows: range) -> Batch:
         text_rng = np.random.default_rng(0 if row == 5 else row)
         count = 4 if row == 7 else int(text_rng.integers(1, 3))
         text = [" ".join(text_rng.choice(WORDS[1:], 3)) for _ in range(count)]
+        if config.loss.local_sentences == "findings" and row >= PAIRS // 2:  # equal of the rows 4 and 7; of ranks one
+            text[-1:] = [f"Findings: {WORDS[1 + row % 3]}", text[-1]]
         v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
         if config.vision.tokens == "tissue":
             v, w = v * breast(size, 0.2 + row / 10), w * breast(size, 0.8)
