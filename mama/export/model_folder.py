@@ -121,7 +121,8 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
     else:
         backbone = _empty(folder / "text", text_kernel, dtype)
         text = TextTower(backbone, backbone.config.hidden_size, config.text.packing)
-    vision = VisionTower(_empty(folder / "vision", kernel, dtype), config.vision.tokens)
+    backbone = _empty(folder / "vision", kernel, dtype)
+    vision = VisionTower(backbone, config.vision.tokens, config.vision.local_block)
     model = MamaModel(vision, text, config.heads, config.loss)
     names = parts(model)
     fill(model, names.vision, weights_in(folder / "vision"), folder / "vision")

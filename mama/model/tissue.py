@@ -30,12 +30,19 @@ def kept_patches(images: Tensor, patch: int) -> Tensor:
 
 
 def encode(
-    backbone: PreTrainedModel, pixels: Tensor, arguments: dict[str, Any], prefix: int, kept: Tensor, counts: list[int]
+    backbone: PreTrainedModel,
+    pixels: Tensor,
+    arguments: dict[str, Any],
+    prefix: int,
+    kept: Tensor,
+    counts: list[int],
+    local_block: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """[b, c, H, W] -> the mean over the tokens of each image [b, d], and the `kept` patches [n, d], before any norm.
 
     `kept`, bool [b, P], has the `counts` of each image on the host, without which a GPU would have to be waited for.
     `prefix` tokens of each image, class and registers, are none of a patch; `arguments` are those of the embedding.
+    Patches are those behind the block `local_block`, 0 before the first; None: the last.
     """
     parts = cast(Any, backbone)
     packing = Packing(prefix + count for count in counts)
@@ -49,9 +56,12 @@ def encode(
         turns["position_embeddings"] = tuple(part.index_select(0, number) for part in whole)
     # No view of another tensor: the first block would be compiled for one, and the others anew.
     row = embedded.flatten(0, 1)[None].index_select(1, places)  # [1, N, d]
-    for block in blocks_of(backbone):
+    local = None
+    for before, block in enumerate(blocks_of(backbone)):
+        local = row if before == local_block else local
         row = block(row, packing=packing, **turns)
-    patches = row[0].index_select(0, _places(number >= prefix, sum(counts)))
+    local = row if local is None else local
+    patches = local[0].index_select(0, _places(number >= prefix, sum(counts)))
     return packing.mean(row[0]), patches
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +26,7 @@ from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.model import tissue
 from mama.model.attention import packs, without_mask
-from mama.model.backbones import build_backbone
+from mama.model.backbones import blocks_of, build_backbone
 from mama.model.packing import Packing
 from mama.settings.schema import TextConfig, Tokens, VisionConfig
 
@@ -58,7 +59,7 @@ class ImageFeatures(NamedTuple):
     """What the image tower makes of b images. A tuple, so that ZeRO-3 finds the tensors in it."""
 
     pooled: Tensor  # [b, d], the global feature: the mean over all tokens before the last norm
-    patches: Tensor  # [n, d], normed, those of one image behind those of the one before
+    patches: Tensor  # [n, d], those of the local term, normed; those of one image behind those of the one before
     counts: list[int]  # patches of each image, n together
     kept: Tensor | None  # bool [b, P], which patches these are; None: all
 
@@ -66,14 +67,24 @@ class ImageFeatures(NamedTuple):
 class VisionTower(nn.Module):
     """A ViT from transformers, DINOv2 with registers by default; every trainable parameter serves its two features."""
 
-    def __init__(self, backbone: PreTrainedModel, tokens: Tokens = "all") -> None:
-        """`tokens` as in `VisionConfig`. Raises `ConfigError` for a backbone that the tower cannot be built of."""
+    def __init__(self, backbone: PreTrainedModel, tokens: Tokens = "all", local_block: int | None = None) -> None:
+        """`tokens` and `local_block` as in `VisionConfig`.
+
+        Raises `ConfigError` for a backbone that the tower cannot be built of, and for a block that it does not have.
+        """
         super().__init__()
         shape = backbone.config
         for name in ("image_size", "patch_size"):
             if not isinstance(getattr(shape, name), int):  # position embeddings are resized as a square
                 raise ConfigError(f"vision.config: {name} is {getattr(shape, name)}, but must be one number of pixels")
         self.only_tissue = tokens == "tissue"
+        self.local_block = local_block
+        if local_block is not None:
+            count = len(blocks_of(backbone))
+            if not 0 <= local_block <= count:
+                raise ConfigError(f"vision.local_block: {local_block}, but the model has {count}; name 0 to {count}")
+            if local_block == count:
+                self.local_block = None  # that is the last
         self.lengths: deque[int] = deque(maxlen=LATEST)  # tokens of the latest images in training, where they differ
         if self.only_tissue:
             tissue.require_packing(backbone)
@@ -117,12 +128,29 @@ class VisionTower(nn.Module):
             counts = kept.sum(1).tolist()  # the one place where a GPU is waited for
             if self.training:
                 self.lengths += [self.prefix + count for count in counts]
-            pooled, patches = tissue.encode(self.backbone, pixels, self.arguments, self.prefix, kept, counts)
+            pooled, patches = tissue.encode(
+                self.backbone, pixels, self.arguments, self.prefix, kept, counts, self.local_block
+            )
             return ImageFeatures(pooled, self.norm(patches), counts, kept)
-        tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state  # [b, prefix + P, d]
-        patches = self.norm(tokens[:, self.prefix :])
+        tokens, local = self._states(pixels)  # [b, prefix + P, d] each
+        patches = self.norm(local[:, self.prefix :])
         counts = [patches.shape[1]] * len(patches)
         return ImageFeatures(tokens.mean(1), patches.flatten(0, 1), counts, None)
+
+    def _states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The states of all tokens behind the last block, and behind the one of the patches, before any norm.
+
+        The latter are what the next block is given. That is outside of what is compiled or computed again in the
+        backward pass, and with the hooks of ZeRO-3 on the output of their own block.
+        """
+        read: list[Tensor] = []
+        with ExitStack() as stack:
+            if self.local_block is not None:
+                next_block = blocks_of(self.backbone)[self.local_block]
+                hook = next_block.register_forward_pre_hook(lambda _, given: read.append(given[0]), prepend=True)
+                stack.callback(hook.remove)
+            tokens = self.backbone(pixel_values=pixels, **self.arguments).last_hidden_state
+        return tokens, read[0] if read else tokens
 
 
 class PatchProjection(nn.Conv2d):
@@ -214,7 +242,8 @@ class TextTower(nn.Module):
 
 def build_vision(config: VisionConfig, attention: str, empty: bool = False) -> VisionTower:
     """The image tower, pretrained or random, see `VisionConfig`. Raises `ConfigError` as `build_backbone` does."""
-    tower = VisionTower(build_backbone("vision", config, VISION_MODELS, attention, empty), config.tokens)
+    backbone = build_backbone("vision", config, VISION_MODELS, attention, empty)
+    tower = VisionTower(backbone, config.tokens, config.local_block)
     if config.freeze_norm:
         tower.norm.requires_grad_(False)
     return tower

@@ -128,6 +128,10 @@ class VisionConfig:
     # Which patches of an image are computed. all: each. tissue: those with a pixel brighter than the background, after
     # augmentation; the others are left out before the first block. An image without any keeps them all.
     tokens: Tokens = "all"
+    # The block behind which the local term reads its patches, then normed by the tower's last norm: 1 is the first,
+    # null the last, as published. 0: the patch embedding, into which nothing but a patch's own pixels and place went.
+    # The earlier, the less a patch knows of the rest of the image. The global feature is always that of the last block.
+    local_block: int | None = None
 
     def __post_init__(self) -> None:
         prefixes("vision.ignore", self.ignore)

@@ -69,7 +69,7 @@ REPEATED = {
     "quickstart.yaml": {"data.augment.vertical_flip", "pack.workers", "train.log_every"},
     "sample_dicom.yaml": {"pack.long_side"},
     "mama_published_code.yaml": {
-        *("data.findings", "vision.tokens", "text.packing", "loss.view", "loss.local_start"),
+        *("data.findings", "vision.tokens", "vision.local_block", "text.packing", "loss.view", "loss.local_start"),
         *("loss.local_sentences", "loss.local_pooling"),
     },
 }
