@@ -1,6 +1,6 @@
 """The model: two towers, the heads that the objective's terms need, and learnable logit scales.
 
-Letters: b pairs on this rank, u distinct texts, P patches of an image, Q patches that were computed of the image with
+Letters: b pairs on this rank, u distinct texts, P patches of an image, Q patches in the local term of the image with
 most of them, n those of all images, S sentences of the longest text, d width of a tower, D width of the shared space.
 """
 
@@ -46,8 +46,8 @@ class Embeddings(NamedTuple):
     sentence_mask: Tensor | None = None  # bool [b, S]
     finding_mask: Tensor | None = None  # bool [b, S], those of them that tell a finding
     finding_ids: Tensor | None = None  # int64 [b], equal where all of these are equal; NO_FINDING where there is none
-    patch_mask: Tensor | None = None  # bool [b, Q]; None: all patches were computed
-    kept: Tensor | None = None  # bool [b, P], which patches these are; None: all
+    patch_mask: Tensor | None = None  # bool [b, Q]; None: all patches take part
+    kept: Tensor | None = None  # bool [b, P], which patches `patches` are; None: all
 
 
 class MamaModel(nn.Module):
@@ -60,6 +60,7 @@ class MamaModel(nn.Module):
         super().__init__()
         self.vision, self.text = vision, text
         self.published_norms, self.row_by_row = heads.norm == "published", heads.norm == "layer"
+        self.tissue_patches = loss.local_patches == "tissue"
         self.uses_partner = bool(loss.view or loss.partner_text)
         self.uses_partner_text = bool(loss.partner_text)
         shape = heads.hidden_dim, heads.embed_dim, heads.norm
@@ -82,7 +83,7 @@ class MamaModel(nn.Module):
         if self.uses_partner:
             images, changes = torch.cat([images, batch.partners]), torch.cat([changes, batch.partner_changes])
         pixels = augment.apply(images, changes, self.image_head.weight.dtype)
-        seen = self.vision(pixels)
+        seen = self.vision(pixels, self.patch_head is not None and self.tissue_patches)
         features = seen.pooled  # [b or 2b, d]
         text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
         texts = _unit(self.text_head(text_features))  # [u, D]
@@ -161,7 +162,7 @@ class MamaModel(nn.Module):
 
     def embed_images_and_patches(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `embed_images`, and the `patch_embeddings` [b, P, D] from the same pass of the image tower."""
-        seen = self.vision(images)
+        seen = self.vision(images, self.tissue_patches)
         return _unit(self.image_head(seen.pooled)), seen.pooled, self._patch_grid(seen)
 
     def embed_texts(self, texts: Texts) -> Tensor:
@@ -171,9 +172,9 @@ class MamaModel(nn.Module):
     def patch_embeddings(self, images: Tensor) -> Tensor:
         """Unit embeddings [b, P, D] of patches, for a model trained with the local term; as for `embed_images`.
 
-        NaN at a patch that was not computed, as it holds no tissue (`vision.tokens`).
+        NaN at a patch that takes no part, as it holds no tissue (`vision.tokens`, `loss.local_patches`).
         """
-        return self._patch_grid(self.vision(images))
+        return self._patch_grid(self.vision(images, self.tissue_patches))
 
     def _patch_grid(self, seen: ImageFeatures) -> Tensor:
         rows = _unit(self.patch_rows(seen.patches))

@@ -47,21 +47,21 @@ def encode(
     parts = cast(Any, backbone)
     packing = Packing(prefix + count for count in counts)
     embedded = parts.embeddings(pixels, **arguments)  # [b, prefix + P, d]: each patch has the position of its place
-    places = _places(F.pad(kept, (prefix, 0), value=True), sum(packing.lengths))
-    number = places % embedded.shape[1]  # [N], of each token in its image
+    rows = places(F.pad(kept, (prefix, 0), value=True), sum(packing.lengths))
+    number = rows % embedded.shape[1]  # [N], of each token in its image
     turns = {}
     if hasattr(parts, "rope_embeddings"):  # DINOv3 turns queries and keys by the place of their patch
         cos, sin = parts.rope_embeddings(pixels)  # [P, width of a head]
         whole = F.pad(cos, (0, 0, prefix, 0), value=1.0), F.pad(sin, (0, 0, prefix, 0))  # the others not at all
         turns["position_embeddings"] = tuple(part.index_select(0, number) for part in whole)
     # No view of another tensor: the first block would be compiled for one, and the others anew.
-    row = embedded.flatten(0, 1)[None].index_select(1, places)  # [1, N, d]
+    row = embedded.flatten(0, 1)[None].index_select(1, rows)  # [1, N, d]
     local = None
     for before, block in enumerate(blocks_of(backbone)):
         local = row if before == local_block else local
         row = block(row, packing=packing, **turns)
     local = row if local is None else local
-    patches = local[0].index_select(0, _places(number >= prefix, sum(counts)))
+    patches = local[0].index_select(0, places(number >= prefix, sum(counts)))
     return packing.mean(row[0]), patches
 
 
@@ -78,7 +78,7 @@ def require_packing(backbone: PreTrainedModel) -> None:
         raise ConfigError(f"vision.tokens: the attention {kernel} does not know where an image of a row ends; use ours")
 
 
-def _places(mask: Tensor, count: int) -> Tensor:
+def places(mask: Tensor, count: int) -> Tensor:
     """int64 [count]: the places of the true entries of a `mask` that has `count`, in order.
 
     `nonzero` would wait for a GPU to count them.

@@ -120,12 +120,15 @@ class VisionTower(nn.Module):
         """P, the patches of an image (H, W)."""
         return math.prod(side // self.patch for side in image_size)
 
-    def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode [b, 1, H, W] in [-1, 1]."""
+    def forward(self, images: Tensor, tissue_patches: bool = False) -> ImageFeatures:
+        """Encode [b, 1, H, W] in [-1, 1]; with `tissue_patches` only patches with tissue are returned, always."""
         pixels = images.expand(-1, self.backbone.config.num_channels, -1, -1)
-        if self.only_tissue:
+        kept, counts = None, [self.patches_of(images.shape[2:])] * len(images)
+        if self.only_tissue or tissue_patches:
             kept = tissue.kept_patches(images, self.patch)
             counts = kept.sum(1).tolist()  # the one place where a GPU is waited for
+        if self.only_tissue:
+            assert kept is not None
             if self.training:
                 self.lengths += [self.prefix + count for count in counts]
             pooled, patches = tissue.encode(
@@ -133,9 +136,11 @@ class VisionTower(nn.Module):
             )
             return ImageFeatures(pooled, self.norm(patches), counts, kept)
         tokens, local = self._states(pixels)  # [b, prefix + P, d] each
-        patches = self.norm(local[:, self.prefix :])
-        counts = [patches.shape[1]] * len(patches)
-        return ImageFeatures(tokens.mean(1), patches.flatten(0, 1), counts, None)
+        patches = local[:, self.prefix :]
+        if kept is None:
+            return ImageFeatures(tokens.mean(1), self.norm(patches).flatten(0, 1), counts, None)
+        patches = patches.flatten(0, 1).index_select(0, tissue.places(kept, sum(counts)))
+        return ImageFeatures(tokens.mean(1), self.norm(patches), counts, kept)
 
     def _states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The states of all tokens behind the last block, and behind the one of the patches, before any norm.

@@ -202,6 +202,10 @@ class LossConfig:
     # are positives of each other, whatever `positives` says, as those of normal images repeat so often; and a pair
     # whose text tells no findings takes no part, as nobody knows what its image shows.
     local_sentences: Literal["all", "findings"] = "all"
+    # Which patches take part in the local term. all: each that the image tower computes, as published. tissue: those
+    # that vision.tokens=tissue would keep; the others have no value in maps either. With vision.tokens=tissue both are
+    # the same.
+    local_patches: Tokens = "all"
     # What the visual score makes of the cosines of a sentence with the patches of an image. max: the highest, as
     # published; it passes gradient to one patch alone. softmax: their mean with the weights softmax(cosine /
     # local_temperature); it passes gradient to every patch.

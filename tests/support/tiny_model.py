@@ -63,6 +63,13 @@ def on_tissue(config: Config) -> Config:
     return replace(config, vision=vision)
 
 
+def on_parts(config: Config) -> Config:
+    """The same with every part of the local term that is not the published one; of two ranks one has no finding."""
+    parts: dict[str, Any] = {"local_sentences": "findings", "local_patches": "tissue", "local_pooling": "softmax"}
+    vision = replace(on_tissue(config).vision, tokens="all", local_block=1)
+    return replace(config, vision=vision, loss=replace(config.loss, **parts))
+
+
 def breast(size: tuple[int, int], width: float) -> np.ndarray:
     """Whether a pixel [H, W] is of a breast that is `width` of the canvas wide in its middle."""
     y = np.linspace(-1, 1, size[0])[:, None]
@@ -72,7 +79,8 @@ def breast(size: tuple[int, int], width: float) -> np.ndarray:
 def batch_of(config: Config, rows: range) -> Batch:
     """Pairs whose texts have 1 to 4 sentences, so that ranks differ in their longest text; noise all over the images.
 
-    With `vision.tokens=tissue` breasts are of different width, so that ranks differ in their patches too.
+    With `vision.tokens=tissue` or `loss.local_patches=tissue` breasts are of different width, so that ranks differ in
+    their patches too. With `loss.local_sentences=findings` the second half of the pairs has findings.
     """
     pairs = []
     for row in rows:
@@ -85,7 +93,7 @@ def batch_of(config: Config, rows: range) -> Batch:
         if config.loss.local_sentences == "findings" and row >= PAIRS // 2:  # equal of the rows 4 and 7; of ranks one
             text[-1:] = [f"Findings: {WORDS[1 + row % 3]}", text[-1]]
         v, w = (rng.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
-        if config.vision.tokens == "tissue":
+        if "tissue" in (config.vision.tokens, config.loss.local_patches):
             v, w = v * breast(size, 0.2 + row / 10), w * breast(size, 0.8)
         change_v, change_w = (augment.draw(config.data.augment, pixels, rng) for pixels in (v, w))
         pairs.append(Pair(str(row), v, w, change_v, change_w, text, text if row % 2 else ["beta"]))

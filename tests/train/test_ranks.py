@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 from unittest.mock import patch
 
 import pytest
@@ -20,7 +20,7 @@ from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, LossConfig, Norm, Tokens
 from mama.train import grad_cache
 from tests.support.gradients import Result, assert_equal, by_autograd, by_engine
-from tests.support.tiny_model import PAIRS, batch_of, model_of, on_tissue, tiny
+from tests.support.tiny_model import PAIRS, batch_of, model_of, on_parts, on_tissue, tiny
 
 pytestmark = pytest.mark.ranks
 
@@ -34,8 +34,9 @@ def by_stage(config: Config) -> list[tuple[str, Result]]:
     return results
 
 
-CASES: tuple[tuple[Norm, Tokens], ...] = (
+CASES: tuple[tuple[Norm, Tokens | Literal["parts"]], ...] = (
     ("layer", "all"), ("batch", "all"), ("published", "all"), ("layer", "tissue"), ("batch", "tissue"),
+    ("layer", "parts"), ("batch", "parts"),
 )  # fmt: skip
 
 
@@ -45,9 +46,10 @@ def with_norm(config: Config, norm: Norm) -> Config:
     return replace(config, heads=replace(config.heads, norm=norm), loss=loss)
 
 
-def on_patches(config: Config, norm: Norm, tokens: Tokens) -> Config:
-    """With patches of tissue alone, of which ranks differ in number, or with all."""
-    return with_norm(on_tissue(config) if tokens == "tissue" else config, norm)
+def on_patches(config: Config, norm: Norm, tokens: str) -> Config:
+    """With patches of tissue alone, of which ranks differ in number, or with all; or other parts of the local term."""
+    changed = {"all": lambda same: same, "tissue": on_tissue, "parts": on_parts}[tokens]
+    return with_norm(changed(config), norm)
 
 
 def padded(config: Config) -> Config:
@@ -148,14 +150,14 @@ def test_the_norm_is_that_of_all_gradients_and_clips_them_on_every_rank() -> Non
 def test_cached_gradients_are_those_of_the_whole_batch(ranks: int) -> None:
     """Dropout is replayed: on one rank the micro-batches' masks are known, and the gradients are the same.
 
-    There micro-batches differ in their patches too. On two ranks the logit scales are above their cap, and get the
-    gradient that leads them back.
+    There micro-batches differ in their patches too. On two ranks so do sentences that tell findings, which some
+    micro-batches have none of, and the logit scales are above their cap, and get the gradient that leads them back.
     """
     config = tiny(ranks, grad_cache=True, micro_batch=2)
     if ranks == 1:
         config = on_tissue(replace(config, text=replace(config.text, lora_dropout=0.3)))
     else:
-        config = replace(config, loss=replace(config.loss, initial_scale=40.0, max_scale=20.0))
+        config = on_parts(replace(config, loss=replace(config.loss, initial_scale=40.0, max_scale=20.0)))
     expected = by_autograd(config if ranks == 1 else padded(config))  # each has its own masks of dropout
     assert expected[2]["scale.log"] > 0
     assert expected[2]["local_scale.log"] > 0
