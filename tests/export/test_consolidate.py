@@ -156,6 +156,25 @@ def test_a_model_of_tissue_alone_stays_one(run: Config) -> None:
         assert torch.equal(again(images), classifier(images))
 
 
+def test_patches_of_the_local_term_stay_those_of_their_block(run: Config) -> None:
+    """And what another program computes by the names in config.yaml is the same."""
+    loss = replace(run.loss, local_patches="tissue")
+    config = replace(run, vision=replace(run.vision, local_block=1), loss=loss)
+    save_run(config)
+    folder = consolidate(config)
+    loaded = require_equal(config)
+    images = torch.rand(2, 1, *SIZE)
+    images[0, ..., 20:] = -1
+    plain = AutoModel.from_pretrained(folder / "vision", attn_implementation="sdpa").eval()
+    with torch.inference_mode():
+        found, expected = loaded.patch_embeddings(images), live(config).patch_embeddings(images)
+        assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+        assert (~found.isnan().any(2)).sum(1).tolist() == [24, 48]
+        pixels = images.expand(-1, plain.config.num_channels, -1, -1)
+        states = plain.layernorm(plain(pixel_values=pixels, output_hidden_states=True).hidden_states[1])
+        assert torch.equal(states[1, -48:], loaded.vision(images).patches[48:])
+
+
 def require_all_read(info: dict[str, Any]) -> None:
     """A pooler, which no tower has, is the only thing that transformers may start at random."""
     assert not info["unexpected_keys"]
