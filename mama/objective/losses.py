@@ -33,14 +33,21 @@ def info_nce(scores: Tensor, targets: Tensor) -> Tensor:
     """Symmetric InfoNCE: the mean cross-entropy over rows and over columns, averaged.
 
     `scores` [B, B] are logits. `targets` [B, B] weigh the positives of each row and column and are normalised here;
-    the identity gives the CLIP loss (Radford et al. 2021, figure 3). A pair that is no positive, not even of itself, is
-    left out of rows, columns and mean; if all are, the loss is 0, with gradients of 0.
+    the identity gives the CLIP loss (Radford et al. 2021, figure 3). A row or column without positives adds 0.
+    """
+    rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True).clamp(min=1))
+    columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True).clamp(min=1))
+    return (rows + columns) / 2
+
+
+def info_nce_of_some(scores: Tensor, targets: Tensor) -> Tensor:
+    """`info_nce` of the pairs that are positives at least of themselves; the others are in no row, column or mean.
+
+    0, with gradients of 0, if there are none. How many there are is known to the device alone, which is not waited for.
     """
     taken = targets.diagonal() > 0  # [B]
     scores = scores.masked_fill(~(taken[:, None] & taken), torch.finfo(scores.dtype).min)  # not -inf: 0 * inf is NaN
-    rows = F.cross_entropy(scores, targets / targets.sum(1, keepdim=True).clamp(min=1))
-    columns = F.cross_entropy(scores.t(), targets.t() / targets.t().sum(1, keepdim=True).clamp(min=1))
-    return (rows + columns) / 2 * (len(taken) / taken.sum().clamp(min=1).to(scores.dtype))
+    return info_nce(scores, targets) * (len(taken) / taken.sum().clamp(min=1).to(scores.dtype))
 
 
 def positives(text_ids: Tensor, same_text: bool, share: Share = gather) -> Tensor:
@@ -93,21 +100,23 @@ def local_loss(
     """L_local = (CE(scale V) + CE(scale T)) / 2, or the one that `config.local_scores` names.
 
     Unit vectors `sentences` [b, S, D] with bool `mask` [b, S], and `patches` [b, P, D] with bool `patch_mask` [b, P] if
-    there is padding; `targets` [B, B], of which `info_nce` says which pairs take part; the `mask` of others may be all
-    false. Only the few sentence embeddings cross ranks: each rank scores all texts against its own images, and the
-    columns of V and T are gathered.
+    there is padding; `targets` [B, B]. With `local_sentences=findings` pairs that are no positives, not even of
+    themselves, take no part, and their `mask` may be all false. Only the few sentence embeddings cross ranks: each rank
+    scores all texts against its own images, and the columns of V and T are gathered.
     """
     missing = max_over_ranks(mask.shape[1], mask.device) - mask.shape[1]  # pad S to the longest text of all ranks
     sentences, mask = share(F.pad(sentences, (0, 0, 0, missing))), share(F.pad(mask, (0, missing)))
-    # Every text needs a sentence to be scored, also one whose scores are not used.
-    stand_in = torch.arange(mask.shape[1], device=mask.device) == 0
-    mask = torch.where(targets.diagonal()[:, None] > 0, mask, stand_in)
+    cross_entropy = info_nce
+    if config.local_sentences == "findings":
+        cross_entropy = info_nce_of_some
+        stand_in = torch.arange(mask.shape[1], device=mask.device) == 0  # a text without a sentence has no scores
+        mask = torch.where(targets.diagonal()[:, None] > 0, mask, stand_in)
     temperature = config.local_temperature if config.local_pooling == "softmax" else None
     visual, textual = alignment_scores(
         sentences, mask, patches, config.local_chunk, patch_mask, temperature
     )  # [B, b], rows are texts
     sides = {"both": (visual, textual), "visual": (visual,), "textual": (textual,)}[config.local_scores]
-    losses = [info_nce(scale * share(side.t()).t(), targets) for side in sides]
+    losses = [cross_entropy(scale * share(side.t()).t(), targets) for side in sides]
     return torch.stack(losses).mean()
 
 

@@ -92,8 +92,9 @@ def test_each_score_alone_has_its_own_gradient(temperature: float | None) -> Non
     for score in (0, 1):
         scores = alignment_scores(sentences, MASK, patches, 2, None, temperature)
         got = torch.autograd.grad(scores[score].sum(), (sentences, patches))
-        wanted = loop(sentences, MASK, patches, None, temperature)
-        wanted = torch.autograd.grad(wanted[score].sum(), (sentences, patches))
+        wanted = torch.autograd.grad(
+            loop(sentences, MASK, patches, None, temperature)[score].sum(), (sentences, patches)
+        )
         for mine, theirs in zip(got, wanted, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 

@@ -34,6 +34,10 @@ NOBODY = [["a"], ["b", "c"], ["d"]] * 2
 LOSS = LossConfig(local_start=0, local_sentences="findings")
 
 
+def with_pooling(pooling: Any, **loss: Any) -> LossConfig:
+    return replace(LOSS, local_pooling=pooling, **loss)
+
+
 def vectors(texts: list[list[str]]) -> tuple[list[list[Tensor]], list[Tensor]]:
     """Unit vectors in float64 of each sentence of each text, and [P, D] of each image; leaves."""
     generator = torch.Generator().manual_seed(0)
@@ -118,14 +122,14 @@ CASES = [(texts, pooling) for texts in (TEXTS, ALONE, NOBODY) for pooling in ("m
 
 @pytest.mark.parametrize(("texts", "pooling"), CASES)
 def test_term_and_gradients_are_those_of_the_loops(texts: list[list[str]], pooling: Any) -> None:
-    config = replace(LOSS, local_pooling=pooling, local_chunk=4)
+    config = with_pooling(pooling, local_chunk=4)
     everything = range(len(texts))
-    wanted, *theirs = naive(texts, everything, config)
-    e, *mine = embeddings(texts, everything)
+    wanted, words, places = naive(texts, everything, config)
+    e, own_words, own_places = embeddings(texts, everything)
     found = objective(e, config, step=0)[1]["local"]
     assert found.item() == pytest.approx(wanted.item(), abs=1e-12)
     assert found.requires_grad
-    require_equal(differentiated(found, *mine), differentiated(wanted, *theirs))
+    require_equal(differentiated(found, own_words, own_places), differentiated(wanted, words, places))
 
 
 def test_positives_of_equal_texts_make_no_difference() -> None:
@@ -156,11 +160,11 @@ def on_ranks(config: Config) -> list[list[tuple[float, list[Tensor]]]]:
     for negatives in ("global", "local"):
         results.append([])
         for texts, pooling in CASES:
-            loss: Any = replace(LOSS, local_pooling=pooling, negatives=negatives)
+            loss = with_pooling(pooling, negatives=negatives)
             size = len(texts) // world_size()
-            e, *mine = embeddings(texts, range(rank() * size, (rank() + 1) * size))
+            e, own_words, own_places = embeddings(texts, range(rank() * size, (rank() + 1) * size))
             found = objective(e, loss, step=0)[1]["local"]
-            gradients = differentiated(found, *mine)
+            gradients = differentiated(found, own_words, own_places)
             for gradient in gradients:
                 dist.all_reduce(gradient)
             results[-1].append((found.item(), [gradient / world_size() for gradient in gradients]))
@@ -174,12 +178,12 @@ def test_ranks_that_differ_in_sentences_compute_the_term_of_the_whole_batch(rank
     """Also where one of them, or none, has a finding; with negatives of one rank each has a term of its own."""
     together, apart = run_on_ranks(on_ranks, tiny(ranks, global_batch=6, micro_batch=6 // ranks))
     for (texts, pooling), (value, gradients) in zip(CASES, together, strict=True):
-        wanted, *theirs = naive(texts, range(6), replace(LOSS, local_pooling=pooling))
+        wanted, words, places = naive(texts, range(6), with_pooling(pooling))
         assert value == pytest.approx(wanted.item(), abs=1e-12)
-        require_equal(gradients, differentiated(wanted, *theirs))
+        require_equal(gradients, differentiated(wanted, words, places))
     for (texts, pooling), (value, gradients) in zip(CASES, apart, strict=True):
-        size, loss = 6 // ranks, replace(LOSS, local_pooling=pooling)
+        size, loss = 6 // ranks, with_pooling(pooling)
         parts = [naive(texts, range(first, first + size), loss) for first in range(0, 6, size)]
         assert value == pytest.approx(parts[0][0].item(), abs=1e-12)
         of_parts = [differentiated(*part) for part in parts]
-        require_equal(gradients, [sum(own) / ranks for own in zip(*of_parts, strict=True)])  # type: ignore[misc]
+        require_equal(gradients, [torch.stack(own).sum(0) / ranks for own in zip(*of_parts, strict=True)])

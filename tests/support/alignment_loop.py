@@ -48,4 +48,4 @@ def _pooled(cosines: Tensor, temperature: float | None) -> Tensor:
     if temperature is None:
         return cosines.max()
     powers = [torch.exp(cosine / temperature) for cosine in cosines]
-    return sum(power * cosine for power, cosine in zip(powers, cosines, strict=True)) / sum(powers)  # type: ignore[return-value]
+    return sum(power * cosine for power, cosine in zip(powers, cosines, strict=True)) / sum(powers)
