@@ -56,9 +56,9 @@ def pair_flops(
 
     `texts` are the tokens of each text that is encoded, `each` the different texts of a pair; the anchor's has
     `sentences` sentences. `images` are the tokens of each image, with class and registers, if only patches with tissue
-    are encoded; else all of `image_size` (H, W) are. The partner image counts only if a term needs it. `recompute` also
-    counts the second forward pass of activation checkpointing; it overestimates slightly, as PyTorch skips the last
-    products of a block.
+    are encoded; else all of `image_size` (H, W) are. The patch head counts as many, also where `loss.local_patches`
+    gives it fewer. The partner image counts only if a term needs it. `recompute` also counts the second forward pass of
+    activation checkpointing; it overestimates slightly, as PyTorch skips the last products of a block.
     """
     vision, whole = model.vision.backbone, model.vision.patches_of(image_size)
     lengths = images or [model.vision.prefix + whole]

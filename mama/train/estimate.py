@@ -76,7 +76,7 @@ def activations(config: Config, model: MamaModel, mask: int = 1, share: float = 
     """Return bytes that a micro-batch keeps for its backward pass, by part: (without, with) activation checkpointing.
 
     `mask`: bytes that dropout keeps for each number, see `mama.model.memory.Transformer.layer_bytes`. `share` of the
-    patches that are encoded.
+    patches that are encoded; the patch head counts as many, also where `loss.local_patches` gives it fewer.
     """
     pairs, size = config.train.micro_batch, 2 if config.train.precision == "bf16" else 4
     heads, vision, text = config.heads, model.vision.backbone.config, model.text.backbone.config

@@ -130,7 +130,7 @@ def test_batches_are_pinned_where_they_are_meant_for_a_gpu(pinned: list[Tensor],
     found = [id(tensor) for batch in for_gpu for tensor in tensors_of(batch)]
     assert found
     assert set(found) == set(map(id, pinned)), "and nothing of those for the CPU"
-    assert len(tensors_of(BATCH)) == 11
+    assert len(tensors_of(BATCH)) == 13
     assert not left_over()
 
 

@@ -437,7 +437,10 @@ def three_updates(precision: Any, compiled: bool, runs: Path) -> Config:
 
 def halves(batch: Batch) -> list[Batch]:
     """Two micro-batches with the pairs of one."""
-    names = ("keys", "anchors", "partners", "anchor_changes", "partner_changes", "text_ids", "partner_text_ids")
+    names = (
+        *("keys", "anchors", "partners", "anchor_changes", "partner_changes", "text_ids", "partner_text_ids"),
+        *("finding_mask", "finding_ids"),
+    )
     found = []
     for rows in (slice(0, 4), slice(4, 8)):
         texts = batch.texts
