@@ -18,6 +18,8 @@ from mama.evaluate.boxes import Lesion, Stratum, strata
 from mama.settings.schema import Config
 from shards.schema import Box
 
+BESIDE = {"hit": 1, "strict_hit": 0}  # patches around a box that count as a hit
+
 
 @dataclass(frozen=True)
 class Target:
@@ -38,12 +40,13 @@ class Target:
 def document(
     maps: dict[str, Float32s], grey: Float32s, targets: list[Target], size: tuple[int, int], config: Config
 ) -> dict[str, Any]:
-    """Hit rate and box AUC over the targets with boxes, and by kind and size of lesion.
+    """Hit rates and box AUC over the targets with boxes, and by kind and size of lesion.
 
     `maps` [t, gh, gw] are those of each model, `grey` the mean grey values of the same patches; a patch whose value is
     NaN was not computed, as it holds no tissue, and is never the highest. A hit is a map whose
-    highest patch lies in a box or next to it; `chance` is the mean share of tissue patches that would be one. Source:
-    Zhang et al., "Top-down neural attention by excitation backprop", 2018, section 4.2. The box AUC is that of the
+    highest patch lies in a box or next to it, a strict one overlaps the box itself; `chance` and `strict_chance` are
+    the mean shares of tissue patches that would be one. Source: Zhang et al., "Top-down neural attention by excitation
+    backprop", 2018, section 4.2, which allows 15 pixels around the box. The box AUC is that of the
     pixels of tissue, those in the boxes against all others, each with the value of its patch.
     """
     boxed = [i for i, target in enumerate(targets) if target.lesions]
@@ -72,21 +75,25 @@ def _measure(
     patients = [targets[i].item.study.patient for i in rows]
     grid, cells = (grey.shape[1], grey.shape[2]), grey[0].size
     own = [tuple(lesion.box for lesion in targets[i].lesions if kept.holds(lesion)) for i in rows]
-    regions = np.array([region(boxes, size, grid) for boxes in own], bool).reshape(-1, cells)
     tissue = grey[rows].reshape(-1, cells) > BACKGROUND
-    shares = (regions & tissue).sum(1) / np.maximum(tissue.sum(1), 1)
+    regions = {
+        key: np.array([region(boxes, size, grid, beside) for boxes in own], bool).reshape(-1, cells)
+        for key, beside in BESIDE.items()
+    }
     inside = np.array([covered(boxes, size, grid) for boxes in own]).reshape(-1, cells)
     outside = 1 - np.array([covered(targets[i].boxes, size, grid) for i in rows]).reshape(-1, cells)
     found = []
     for name, values in scores.items():
         flat = values[rows].reshape(-1, cells)
-        hits = regions[np.arange(len(rows)), np.nanargmax(flat, 1)].astype(np.float64)
+        peaks = np.nanargmax(flat, 1)
+        hits = {key: of[np.arange(len(rows)), peaks].astype(np.float64) for key, of in regions.items()}
         areas = np.array([pixel_auc(*(of[i][tissue[i]] for of in (flat, inside, outside))) for i in range(len(rows))])
-        found.append(
-            {"model": name, "hit_rate": _mean(hits, patients, config), "box_auc": _mean(areas, patients, config)}
-        )
-    chance = float(shares.mean()) if rows else None
-    return {"findings": len(rows), "rows": found, "patients": len(set(patients)), "chance": chance}
+        figures = {f"{key}_rate": each for key, each in hits.items()} | {"box_auc": areas}
+        found.append({"model": name} | {key: _mean(each, patients, config) for key, each in figures.items()})
+    chances = {key: (of & tissue).sum(1) / np.maximum(tissue.sum(1), 1) for key, of in regions.items()}
+    chance, strict = (float(shares.mean()) if rows else None for shares in chances.values())
+    counts = {"findings": len(rows), "rows": found, "patients": len(set(patients))}
+    return counts | {"chance": chance, "strict_chance": strict}
 
 
 def _mean(values: Float64s, patients: list[str], config: Config) -> dict[str, Any]:
@@ -96,13 +103,16 @@ def _mean(values: Float64s, patients: list[str], config: Config) -> dict[str, An
     return asdict(bootstrap.mean(values[defined], own, config.eval.bootstrap, config.seed))
 
 
-def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int]) -> Flags:
-    """Flags [gh, gw] of the patches that overlap a box or neighbour such a patch; boxes in pixels of (H, W)."""
+def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int], beside: int) -> Flags:
+    """Flags [gh, gw] of the patches that overlap a box, or lie up to `beside` patches from one that does.
+
+    Boxes are in pixels of the canvas (H, W).
+    """
     inside = np.zeros(grid, dtype=bool)
     tall, wide = size[0] / grid[0], size[1] / grid[1]
     for x0, y0, x1, y1 in boxes:
-        top, bottom = max(0, int(y0 // tall) - 1), int(np.ceil(y1 / tall)) + 1
-        left, right = max(0, int(x0 // wide) - 1), int(np.ceil(x1 / wide)) + 1
+        top, bottom = max(0, int(y0 // tall) - beside), int(np.ceil(y1 / tall)) + beside
+        left, right = max(0, int(x0 // wide) - beside), int(np.ceil(x1 / wide)) + beside
         inside[top:bottom, left:right] = True
     return inside
 

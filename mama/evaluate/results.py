@@ -228,8 +228,11 @@ def localisation_lines(document: dict[str, Any] | None) -> list[str]:
     lines = []
     for row in (row for row in document["rows"] if row["model"] == "trained"):
         hits, area = format_estimate(row["hit_rate"]), format_estimate(row["box_auc"])
-        chance = f"(chance {document['chance']:.3f})"
-        lines.append(f"pointing at {document['findings']} findings: hits {hits} {chance}, box AUC {area}")
+        strict, chances = format_estimate(row["strict_hit_rate"]), (document["chance"], document["strict_chance"])
+        chance, strict_chance = (f"(chance {one:.3f})" for one in chances)
+        head = f"pointing at {document['findings']} findings: hits {hits} {chance}"
+        lines.append(f"{head}, box AUC {area}")
+        lines.append(f"in the box itself, without the patches beside it: hits {strict} {strict_chance}")
     detection = document["detection"]
     files = detection["files"]
     for row in (row for row in detection["rows"] if row["model"] in ("trained", *files)):

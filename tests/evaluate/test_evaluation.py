@@ -65,7 +65,10 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     hits = {row["model"]: row["hit_rate"]["value"] for row in found["alignment"]["rows"]}
     assert hits == {"trained": 1.0, "untrained": 0.0, "brightest patch": 1.0}
     assert found["alignment"]["findings"] == 6
+    strict = {row["model"]: row["strict_hit_rate"]["value"] for row in found["alignment"]["rows"]}
+    assert strict == hits
     assert found["alignment"]["chance"] == pytest.approx(9 / 40)  # 3 x 3 of the 8 x 5 patches with tissue
+    assert found["alignment"]["strict_chance"] == pytest.approx(1 / 40)
     areas = {row["model"]: row["box_auc"]["value"] for row in found["alignment"]["rows"]}
     assert areas == {"trained": 1.0, "untrained": 0.5, "brightest patch": 1.0}
     detected = found["alignment"]["detection"]
@@ -167,10 +170,11 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    *lines, pointing, detection = results_table(found).splitlines()
+    *lines, pointing, strict, detection = results_table(found).splitlines()
     assert re.fullmatch(
         r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 1\.000 \[.*\]", pointing
     )
+    assert re.fullmatch(r"in the box itself, .*: hits 1\.000 \[.*\] \(chance 0\.025\)", strict)
     lesions = r"finding 6 lesions: sensitivity 1\.000 \[.*\] at 1 false mark an image, AP \(IoU 0\.25\) 1\.000 \[.*\]"
     assert re.fullmatch(lesions, detection)
     assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1
@@ -253,10 +257,11 @@ def test_boxes_follow_the_image_into_its_canvas() -> None:
     low = (64, 24)  # half as high and wide: background above and below
     assert fit_box(BOX, SIZE, low, "letterbox") == (8, 12 + 16, 12, 16 + 16)
     assert fit_box(BOX, SIZE, low, "stretch") == (8, 24, 12, 32)  # as high, half as wide
-    hit = pointing.region((BOX,), SIZE, (8, 6))
+    hit = pointing.region((BOX,), SIZE, (8, 6), beside=1)
     assert np.argwhere(hit).min(0).tolist() == [2, 1]
     assert np.argwhere(hit).max(0).tolist() == [4, 3]
-    corner = pointing.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6))
+    assert np.argwhere(pointing.region((BOX,), SIZE, (8, 6), beside=0)).tolist() == [[3, 2]]
+    corner = pointing.region(((0.0, 0.0, 3.0, 3.0),), SIZE, (8, 6), beside=1)
     assert corner.sum() == 4
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from mama.bench.intervals import coverage_of_detection
@@ -264,6 +265,33 @@ def test_pointing_by_kind_has_the_targets_of_that_kind() -> None:
     assert areas == pytest.approx([(1 + 14 / 15) / 2, (1 + 14 / 15) / 2, 1])
     assert by_name["up to 5 % of the image's height"]["findings"] == 0
     assert by_name["up to 5 % of the image's height"]["rows"][0]["hit_rate"]["value"] is None
+
+
+def test_strict_hits_are_patches_that_share_pixels_with_a_box() -> None:
+    """Against pixels: hits are patches that share one with a box, or touch such a patch; of the tissue alone."""
+    random, item = np.random.default_rng(5), Item(0, 0, study(1, "test"))
+    maps, grey = random.random((40, 6, 4)).astype(np.float32), np.full((40, 6, 4), 100, np.float32)
+    grey[:, :, 3] = 0
+    targets, hits, strict, chances = [], [], [], []
+    for values in maps:
+        x0, y0 = random.uniform(0, 20), random.uniform(0, 36)
+        box = (x0, y0, x0 + random.uniform(2, 12), y0 + random.uniform(2, 12))
+        targets.append(pointing.Target(0, item, ["x"], 0, (lesion(*box),)))
+        shared = np.zeros((6, 4), bool)
+        for row, column in np.ndindex(6, 4):
+            down = min(box[3], 8 * row + 8) - max(box[1], 8 * row)
+            across = min(box[2], 8 * column + 8) - max(box[0], 8 * column)
+            shared[row, column] = down > 0 and across > 0
+        peak = np.unravel_index(values.argmax(), values.shape)
+        strict.append(shared[peak])
+        hits.append(ndimage.binary_dilation(shared, np.ones((3, 3)))[peak])
+        chances.append(shared[:, :3].mean())
+    found = pointing.document({"trained": maps}, grey, targets, (48, 32), Config(eval=EvalConfig(bootstrap=0)))
+    row = found["rows"][0]
+    assert row["hit_rate"]["value"] == pytest.approx(np.mean(hits))
+    assert row["strict_hit_rate"]["value"] == pytest.approx(np.mean(strict))
+    assert found["strict_chance"] == pytest.approx(np.mean(chances))
+    assert 0 < np.mean(strict) < np.mean(hits) < 1
 
 
 def test_a_patch_that_was_not_computed_is_never_pointed_at() -> None:
