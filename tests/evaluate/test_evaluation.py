@@ -30,6 +30,7 @@ from mama.settings.load import save
 from mama.settings.schema import Config, Fit
 from tests.support.cohort import BOX, PATCH, SIZE, Oracle, write_shards
 from tests.support.oracle_run import install_oracle, oracle_config
+from tests.support.smooth import naive_smooth
 
 
 @pytest.fixture
@@ -70,7 +71,12 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     assert found["alignment"]["chance"] == pytest.approx(9 / 40)  # 3 x 3 of the 8 x 5 patches with tissue
     assert found["alignment"]["strict_chance"] == pytest.approx(1 / 40)
     areas = {row["model"]: row["box_auc"]["value"] for row in found["alignment"]["rows"]}
-    assert areas == {"trained": 1.0, "untrained": 0.5, "brightest patch": 1.0}
+    white = np.zeros((8, 6))
+    white[3, 2], white[:, 5] = 1, np.nan
+    pixels = naive_smooth(white, SIZE)[:, :40]
+    known = roc_auc_score(np.kron(white[:, :5], np.ones((8, 8))).ravel(), pixels.ravel())  # its corners are as its rim
+    assert areas == pytest.approx({"trained": known, "untrained": 0.5, "brightest patch": known}, abs=1e-6)
+    assert known > 0.999
     detected = found["alignment"]["detection"]
     assert [detected[key] for key in ("images", "without_lesion", "lesions", "left_out")] == [24, 18, 6, 0]
     for row in detected["rows"]:
@@ -172,7 +178,7 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
     *lines, pointing, strict, detection = results_table(found).splitlines()
     assert re.fullmatch(
-        r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 1\.000 \[.*\]", pointing
+        r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 0\.999 \[.*\]", pointing
     )
     assert re.fullmatch(r"in the box itself, .*: hits 1\.000 \[.*\] \(chance 0\.025\)", strict)
     lesions = r"finding 6 lesions: sensitivity 1\.000 \[.*\] at 1 false mark an image, AP \(IoU 0\.25\) 1\.000 \[.*\]"

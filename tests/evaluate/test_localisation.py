@@ -28,6 +28,7 @@ from mama.settings.schema import Config, EvalConfig
 from shards.schema import Box, Finding, Labels
 from tests.support.cohort import SIZE, Oracle, study, write_shards
 from tests.support.oracle_run import oracle_config
+from tests.support.smooth import naive_smooth
 
 Found = Sequence[tuple[float, bool]]  # of each mark its score, and whether it finds a lesion
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -124,17 +125,30 @@ def test_each_mark_takes_the_free_lesion_that_it_overlaps_most() -> None:
     assert matched(overlap[:, :0], scores, 0.1).tolist() == [NONE] * 3
 
 
-def test_box_auc_is_that_of_the_pixels() -> None:
-    random = np.random.default_rng(1)
-    values = random.integers(0, 5, (6, 4)).astype(np.float32)
-    boxes: tuple[Box, ...] = ((5.0, 9.0, 17.5, 22.0), (30.0, 40.0, 31.0, 41.0))
-    inside = pointing.covered(boxes, (48, 32), (6, 4))
-    pixels = np.zeros((48, 32), bool)
-    for y, x in np.ndindex(48, 32):
-        pixels[y, x] = any(x0 < x + 1 and x < x1 and y0 < y + 1 and y < y1 for x0, y0, x1, y1 in boxes)
-    expected = roc_auc_score(pixels.ravel(), np.repeat(np.repeat(values, 8, 0), 8, 1).ravel())
-    assert pointing.pixel_auc(values.ravel(), inside.ravel(), 1 - inside.ravel()) == pytest.approx(expected)
-    assert np.isnan(pointing.pixel_auc(values.ravel(), 0 * inside.ravel(), 1 - inside.ravel()))
+def test_box_auc_is_that_of_the_pixels_of_tissue_in_the_smooth_map() -> None:
+    """Against scikit-learn, with the pixels of a map by plain loops."""
+    random, size, item = np.random.default_rng(1), (48, 32), Item(0, 0, study(1, "test"))
+    boxes: tuple[Box, ...] = ((5.0, 9.0, 17.5, 22.0), (20.0, 40.0, 21.0, 41.0))
+    inside = np.zeros(size, bool)
+    for y, x in np.ndindex(*size):
+        inside[y, x] = any(x0 < x + 1 and x < x1 and y0 < y + 1 and y < y1 for x0, y0, x1, y1 in boxes)
+    np.testing.assert_array_equal(pointing.touched(boxes, size), inside)
+    grey = random.uniform(50, 200, (1, 6, 4)).astype(np.float32)
+    grey[0, :2, 2:], grey[0, 5, 0] = 3, 3
+    drawn = {"trained": random.random((1, 6, 4)), "steps": random.integers(0, 2, (1, 6, 4))}  # the other with ties
+    maps = {name: np.asarray(values, np.float32) for name, values in drawn.items()}
+    targets = [pointing.Target(0, item, ["x"], 0, tuple(lesion(*box) for box in boxes))]
+    found = pointing.document(maps, grey, targets, size, Config(eval=EvalConfig(bootstrap=0)))
+    for row, values in zip(found["rows"], [*maps.values(), grey], strict=True):
+        pixels = naive_smooth(np.where(grey[0] > 8, values[0], np.nan), size)
+        tissue = np.isfinite(pixels)
+        assert tissue.sum() == 8 * 8 * 19
+        expected = roc_auc_score(inside[tissue], pixels[tissue].astype(np.float32))
+        assert row["box_auc"]["value"] == pytest.approx(expected, abs=1e-4), row["model"]  # of ties by rounding
+    assert np.isnan(pointing.pixel_auc(maps["trained"].ravel(), np.zeros(0, np.float32)))
+    one, other = (random.integers(0, 9, count).astype(np.float32) for count in (300, 70))
+    expected = roc_auc_score([True] * 300 + [False] * 70, np.concatenate([one, other]))
+    assert pointing.pixel_auc(one, other) == pytest.approx(expected)
 
 
 def lesion(*box: float, kind: str = "mass", side: float = 7, millimetres: float | None = None) -> Lesion:
@@ -262,7 +276,14 @@ def test_pointing_by_kind_has_the_targets_of_that_kind() -> None:
     rates = [one["rows"][0]["hit_rate"]["value"] for one in (found, by_name["mass"], by_name["calcification"])]
     assert rates == [0.5, 0, 1]
     areas = [one["rows"][0]["box_auc"]["value"] for one in (found, by_name["mass"], by_name["calcification"])]
-    assert areas == pytest.approx([(1 + 14 / 15) / 2, (1 + 14 / 15) / 2, 1])
+    pixels, corners = naive_smooth(maps[0], (32, 32)), np.zeros((2, 32, 32), bool)
+    corners[0, :8, :8], corners[1, 24:, 24:] = True, True
+    (first, other), whole = corners, np.ones((32, 32), bool)
+    both_in, first_in, other_in, alone = (
+        roc_auc_score(true[among], pixels[among])
+        for true, among in ((first | other, whole), (first, ~other), (other, ~first), (first, whole))
+    )
+    assert areas == pytest.approx([(both_in + alone) / 2, (first_in + alone) / 2, other_in], abs=1e-6)
     assert by_name["up to 5 % of the image's height"]["findings"] == 0
     assert by_name["up to 5 % of the image's height"]["rows"][0]["hit_rate"]["value"] is None
 
