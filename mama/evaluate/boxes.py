@@ -20,6 +20,7 @@ SHARE = 0.5  # of the map's range over tissue: patches from there on are marked
 TOUCHING = np.ones((3, 3), dtype=bool)  # patches that share a corner belong to one mark
 NONE = -1  # no lesion
 MILLIMETRES, PERCENT = "mm", "% of the image's height"
+PATHOLOGIES = ("benign", "malignant")  # the worst last
 LIMITS = {MILLIMETRES: (10, 20), PERCENT: (5, 10)}  # between small, middle and large lesions
 
 
@@ -27,18 +28,19 @@ LIMITS = {MILLIMETRES: (10, 20), PERCENT: (5, 10)}  # between small, middle and 
 class Lesion:
     """A finding with a box. `side` is the longer side of the box in percent of the stored image's height.
 
-    `millimetres` is the same side in mm, None if the pixel spacing is unknown.
+    `millimetres` is the same side in mm, None if the pixel spacing is unknown. `pathology` is benign or malignant.
     """
 
     box: Box
     kind: str
     side: float
     millimetres: float | None
+    pathology: str | None = None
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Lesions of one kind or size; `by` is "all", "kind" or "size"."""
+    """Lesions of one kind or size; `by` is "all", "kind", "size" or "pathology"."""
 
     by: str
     name: str
@@ -51,18 +53,20 @@ ALL = Stratum("all", "all", lambda lesion: True)
 def lesions(view: View, findings: Sequence[Finding], size: tuple[int, int], how: Fit) -> tuple[Lesion, ...]:
     """The lesions among the `findings` of an image; findings in one box, as a mass with a distortion, are one lesion.
 
-    `size` is that of the canvas.
+    Its kind is that of the first of them; it is malignant if one of them is. `size` is that of the canvas.
     """
-    found: dict[Box, Lesion] = {}
+    of_box: dict[Box, list[Finding]] = {}
     for finding in findings:
         if finding.box:
-            x0, y0, x1, y1 = finding.box
-            percent = 100 * max(x1 - x0, y1 - y0) / view.size[0]
-            lesion = Lesion(
-                fit_box(finding.box, view.size, size, how), finding.kind, percent, _millimetres(view, finding.box)
-            )
-            found.setdefault(finding.box, lesion)
-    return tuple(found.values())
+            of_box.setdefault(finding.box, []).append(finding)
+    found = []
+    for box, told in of_box.items():
+        x0, y0, x1, y1 = box
+        percent = 100 * max(x1 - x0, y1 - y0) / view.size[0]
+        worst = max((one.pathology for one in told if one.pathology), key=PATHOLOGIES.index, default=None)
+        canvas_box = fit_box(box, view.size, size, how)
+        found.append(Lesion(canvas_box, told[0].kind, percent, _millimetres(view, box), worst))
+    return tuple(found)
 
 
 def _millimetres(view: View, box: Box) -> float | None:
@@ -73,7 +77,12 @@ def _millimetres(view: View, box: Box) -> float | None:
 
 
 def strata(found: Sequence[Lesion]) -> list[Stratum]:
-    """All lesions, each kind that occurs, and three sizes: in mm if all have a pixel spacing, else in percent."""
+    """All lesions, each kind that occurs, and three sizes: in mm if all have a pixel spacing, else in percent.
+
+    If the pathology of all is known, also benign and malignant ones.
+    """
+    told = {lesion.pathology for lesion in found}
+    pathologies = () if None in told else (name for name in PATHOLOGIES if name in told)
     kinds = sorted({lesion.kind for lesion in found})
     measured = all(lesion.millimetres is not None for lesion in found)
     unit = MILLIMETRES if measured else PERCENT
@@ -88,6 +97,10 @@ def strata(found: Sequence[Lesion]) -> list[Stratum]:
         Stratum("size", f"up to {small} {unit}", lambda lesion: length(lesion) <= small),
         Stratum("size", f"{small} to {large} {unit}", lambda lesion: small < length(lesion) <= large),
         Stratum("size", f"over {large} {unit}", lambda lesion: length(lesion) > large),
+        *(
+            Stratum("pathology", name, lambda lesion, name=name: lesion.pathology == name)  # type: ignore[misc]
+            for name in pathologies
+        ),
     ]
 
 
