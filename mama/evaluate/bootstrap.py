@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from mama.evaluate.arrays import Flags, Float64s, Ints
-from mama.evaluate.intervals import Part, interval
+from mama.evaluate.intervals import Part, difference, interval
 
 Sides = tuple[Flags, ...]  # the images [n] that a figure rests on; of two sides the rarer one counts
 
@@ -108,9 +108,27 @@ def mean(values: Float64s, patients: list[str], resamples: int, seed: int) -> Es
     if not len(values):
         return Estimate(None, reason=NO_IMAGE)
     bootstrap = Bootstrap(patients, resamples, seed)
-    draws = [(weights @ values / weights.sum(1))[None] for weights in bootstrap]
-    drawn = parts(values.mean()[None, None], draws, [(np.ones(len(values), bool),)], bootstrap)
-    return estimate(drawn, bootstrap.patients, NO_IMAGE)
+    return estimate(_means(values[None], bootstrap), bootstrap.patients, NO_IMAGE)
+
+
+def mean_difference(ours: Float64s, theirs: Float64s, patients: list[str], resamples: int, seed: int) -> Estimate:
+    """The mean of `ours` [n] minus that of `theirs`, in [0, 1] and of the same images, each with the same draws."""
+    if not len(ours):
+        return Estimate(None, reason=NO_IMAGE)
+    bootstrap = Bootstrap(patients, resamples, seed)
+    one, other = _means(np.stack([ours, theirs]), bootstrap)
+    found = difference([[one]], [[other]])
+    if found is None:
+        why = "they are of one patient" if bootstrap.patients < 2 else "there are fewer than two resamples"
+        return Estimate(one.value - other.value, reason=f"no interval: {why}")
+    return Estimate(found.value, found.low, found.high, len(one.draws))
+
+
+def _means(values: Float64s, bootstrap: Bootstrap) -> list[Part]:
+    """Of each row of `values` [m, n]."""
+    draws = [values @ weights.T / weights.sum(1) for weights in bootstrap]
+    every_image = (np.ones(values.shape[1], bool),)
+    return parts(values.mean(1)[:, None], draws, [every_image] * len(values), bootstrap)
 
 
 def parts(point: Float64s, draws: list[Float64s], sides: list[Sides], bootstrap: Bootstrap) -> list[Part]:

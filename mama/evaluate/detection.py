@@ -16,6 +16,7 @@ from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
 from mama.evaluate.bootstrap import Bootstrap, Sides, estimate, parts
 from mama.evaluate.boxes import NONE, SHARE, Lesion, Stratum, centres_inside, marks, matched, overlaps, strata
 from mama.evaluate.froc import above, average_precision, sensitivities
+from mama.evaluate.pointing import BRIGHTEST
 from mama.settings.schema import Config
 from shards.schema import View
 
@@ -29,7 +30,7 @@ RULE = {
     "false_positives": "marks that hit no lesion, an image, over all images",
 }
 NO_LESION = "there is no lesion"
-BRIGHTEST, RANDOM = "brightest patch", "random map"
+RANDOM = "random map"
 OWN_ROWS = ("trained", "untrained", BRIGHTEST, RANDOM)
 
 Marks = tuple[Float64s, Float64s]  # of an image: boxes [m, 4] in pixels of the canvas, and scores [m]
@@ -57,7 +58,8 @@ def is_complete(view: View) -> bool:
 
 
 def document(boxes: dict[str, list[Marks]], searched: Searched, config: Config) -> dict[str, Any]:
-    """FROC and average precision of the marked `boxes` of each model in each image, by kind and size of lesion too.
+    """FROC and average precision of the marked `boxes` of each model in each image, also by kind, size
+    and pathology of lesion.
 
     `boxes` may be of any origin, in pixels of the canvas. Marks and false positives are the same for every stratum;
     its lesions are counted alone, and a mark that finds another one counts neither for nor against it.

@@ -1,16 +1,18 @@
 """Local alignment maps: the cosine of a sentence about a lesion with each patch of an image.
 
-Two kinds of maps come from one pass over the images. The map of a target is that of the very sentence that names its
-finding (`mama.evaluate.pointing`). The map of any kind is the highest of one plain sentence for each kind of lesion,
+Three kinds of maps come from one pass over the images. The map of a target is that of the very sentence that names its
+finding (`mama.evaluate.pointing`); those of its controls are of other sentences in its place
+(`mama.evaluate.controls`). The map of any kind is the highest of one plain sentence for each kind of lesion,
 the same in every image, with lesions and without (`mama.evaluate.detection`).
 
-Letters: t targets, n images, K kinds of lesions, S sentences, P = gh x gw patches of an image, D shared width.
+Letters: t targets, c controls, n images, K kinds of lesions, S sentences, P = gh x gw patches of an image, D shared
+width.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +28,11 @@ from mama.data.batches import tokenise
 from mama.data.held_out import CollateRows, Split
 from mama.data.loader import load, to_device
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate import detection, pointing
+from mama.evaluate import controls, detection, pointing
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.boxes import Lesion, lesions
 from mama.evaluate.class_prompts import view_with
+from mama.evaluate.controls import Control, Controls
 from mama.evaluate.detection import Marks
 from mama.evaluate.pointing import Target
 from mama.model.mama_model import MamaModel
@@ -49,6 +52,7 @@ class Search:
     rows: list[int] = field(default_factory=list)
     complete: dict[int, tuple[Lesion, ...]] = field(default_factory=dict)  # row of which all boxes are known -> them
     plain: list[Sentence] = field(default_factory=list)  # of each kind of lesion
+    controls: Controls = field(default_factory=Controls)  # of the targets
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Maps:
     own: Float32s  # [t, gh, gw], of the sentence of each target
     any_kind: Float32s  # [n, gh, gw], of the plain sentences, for each of `Search.rows`
     grey: Float32s  # [n, gh, gw], mean grey values of the patches
+    controls: Float32s  # [c, gh, gw], of those of `Search.controls`
 
 
 def search(split: Split, tokenizer: Tokenizer, max_tokens: int) -> Search:
@@ -71,12 +76,13 @@ def search(split: Split, tokenizer: Tokenizer, max_tokens: int) -> Search:
     targets = find_targets(split, tokenizer, max_tokens)
     of_targets = {target.row for target in targets}
     complete = complete_images(split)
+    others = controls.find(targets, split.style, lambda text, number: number < _room(text, tokenizer, max_tokens))
     kinds = sorted({lesion.kind for found in complete.values() for lesion in found})
     plain = [plain_sentence(kind, split.style) for kind in kinds]
     plain = [(text, number) for text, number in plain if number < _room(text, tokenizer, max_tokens)]
     if not plain:
-        return Search(targets, sorted(of_targets))
-    return Search(targets, sorted(of_targets | complete.keys()), complete, plain)
+        return Search(targets, sorted(of_targets), controls=others)
+    return Search(targets, sorted(of_targets | complete.keys()), complete, plain, others)
 
 
 def complete_images(split: Split) -> dict[int, tuple[Lesion, ...]]:
@@ -140,32 +146,51 @@ def maps(
 ) -> Maps:
     """The maps of all that is `sought`, in the order of its targets and rows. Every rank must call it."""
     grid = patch_grid(model, split.size)
-    of_row: dict[int, list[Target]] = defaultdict(list)
+    own_of_row: dict[int, list[Sentence]] = defaultdict(list)
     for target in sought.targets:
-        of_row[target.row].append(target)
+        own_of_row[target.row].append((tuple(target.text), target.sentence))
+    controls_of_row: dict[int, list[Sentence]] = defaultdict(list)
+    for control in sought.controls.made:
+        controls_of_row[sought.targets[control.target].row].append((control.text, control.sentence))
 
     def vectors(sentences: list[Sentence]) -> Tensor:  # [s, D]
         return sentence_vectors(model, tokenizer, sentences, config.data.max_tokens, device)
 
-    def cosines(batches: list[range]) -> Iterator[tuple[Float32s, Float32s, Float32s]]:
+    def own_cosines(places: list[int], sentences: list[Tensor], patches: Tensor) -> Float32s:
+        """Of sentences [D], each with the patches of the image in this place of the batch."""
+        if not sentences:
+            return np.zeros((0, *grid), np.float32)
+        return on_grid(torch.einsum("td,tpd->tp", torch.stack(sentences), patches[places]), grid)
+
+    def cosines(batches: list[range]) -> Iterator[tuple[Float32s, ...]]:
         plain = vectors(sought.plain) if sought.plain else None
+        known = _vectors_of_controls(sought.controls.made, vectors, config.eval.batch)
         rows = [[sought.rows[place] for place in batch] for batch in batches]
         for pixels, own in zip(_pixels(split, rows, config, device), rows, strict=True):
             patches = patch_vectors(model, pixels, device)
-            told = [(place, target) for place, row in enumerate(own) for target in of_row[row]]
-            found = patches.new_zeros(0, patches.shape[1])
-            if told:
-                sentences = vectors([(tuple(target.text), target.sentence) for _, target in told])
-                found = torch.einsum("td,tpd->tp", sentences, patches[[place for place, _ in told]])
+            told = [(place, sentence) for place, row in enumerate(own) for sentence in own_of_row[row]]
+            asked = list(vectors([sentence for _, sentence in told])) if told else []
+            of_own = own_cosines([place for place, _ in told], asked, patches)
+            others = [(place, known[one]) for place, row in enumerate(own) for one in controls_of_row[row]]
+            of_controls = own_cosines([place for place, _ in others], [one for _, one in others], patches)
             any_kind = patches.new_zeros(patches.shape[:2])
             if plain is not None:
                 any_kind = cosines_with(plain, patches).amax(1)
             grey = np.stack([patch_means(image, grid) for image in pixels[:, 0].numpy()])
-            yield on_grid(found, grid), on_grid(any_kind, grid), grey
+            yield of_own, on_grid(any_kind, grid), grey, of_controls
 
     nothing = np.zeros((0, *grid), np.float32)
-    found = [(nothing,) * 3, *over_ranks(len(sought.rows), config.eval.batch, cosines)]
+    found = [(nothing,) * 4, *over_ranks(len(sought.rows), config.eval.batch, cosines)]
     return Maps(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _vectors_of_controls(
+    made: list[Control], vectors: Callable[[list[Sentence]], Tensor], size: int
+) -> dict[Sentence, Tensor]:
+    """Of each distinct sentence, computed `size` at a time: they are few, as many images have the same ones."""
+    distinct = list(dict.fromkeys((control.text, control.sentence) for control in made))
+    pieces = [distinct[start : start + size] for start in range(0, len(distinct), size)]
+    return {sentence: one for piece in pieces for sentence, one in zip(piece, vectors(piece), strict=True)}
 
 
 def _pixels(split: Split, rows: list[list[int]], config: Config, device: torch.device) -> Iterator[Tensor]:
@@ -230,6 +255,11 @@ def document(
     pointed = pointing.document(
         {name: m.own for name, m in found.items()}, of_targets, sought.targets, split.size, config
     )
+    if pointed["rows"] and "trained" in found:
+        trained = found["trained"]
+        pointed["controls"] = controls.document(
+            trained.own, trained.controls, sought.controls, of_targets, sought.targets, split.size, config
+        )
     searched, boxes = sought.complete, {}
     if searched:
         rows = [place[row] for row in searched]

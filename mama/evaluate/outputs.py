@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mama.data.held_out import Split
 from mama.data.tokenizer import Tokenizer
 from mama.evaluate import linear_probe, localisation
 from mama.evaluate.arrays import Float32s, Float64s
+from mama.evaluate.controls import Controls
 from mama.evaluate.embeddings import embed_images, embed_texts
 from mama.evaluate.kept_features import KeptFeatures, state_digest
 from mama.evaluate.localisation import Maps, Search
@@ -99,6 +100,9 @@ def of_model(
     said = {"texts": _digest(texts), "max_tokens": config.data.max_tokens}
     found.texts = kept.of(f"{name}-texts", held_out, known, embed_all, **said).get("texts", NOTHING)
 
+    if name != "trained":  # controls ask whether maps have learned to depend on their sentences
+        sought = replace(sought, controls=Controls())
+
     def align() -> dict[str, Any]:
         return vars(localisation.maps(model, tokenizer, held_out, sought, config, device))
 
@@ -131,7 +135,8 @@ def _percentiles(split: Split, size: int) -> Float64s:
 
 def _said(sought: Search) -> list[Any]:
     targets = [(target.row, target.text, target.sentence) for target in sought.targets]
-    return [targets, sought.rows, sought.plain]
+    others = [(control.target, control.text, control.sentence) for control in sought.controls.made]
+    return [targets, sought.rows, sought.plain, others]
 
 
 def _digest(value: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mama.errors import ConfigError
-from mama.evaluate.detection import BRIGHTEST
+from mama.evaluate.pointing import BRIGHTEST
 from mama.evaluate.provenance import Document, measured_digest, object_in
 from mama.evaluate.result_folders import MARKER, METRICS
 from mama.evaluate.results import is_whole, shown_rows

@@ -19,7 +19,9 @@ from mama.evaluate.smooth_maps import smooth
 from mama.settings.schema import Config
 from shards.schema import Box
 
-BESIDE = {"hit": 1, "strict_hit": 0}  # patches around a box that count as a hit
+BRIGHTEST = "brightest patch"  # its map are mean grey values
+BESIDE = {"hit_rate": 1, "strict_hit_rate": 0}  # patches around a box that count as a hit
+CHANCES = {"hit_rate": "chance", "strict_hit_rate": "strict_chance"}
 
 
 @dataclass(frozen=True)
@@ -41,33 +43,38 @@ class Target:
 def document(
     maps: dict[str, Float32s], grey: Float32s, targets: list[Target], size: tuple[int, int], config: Config
 ) -> dict[str, Any]:
-    """Hit rates and box AUC over the targets with boxes, and by kind and size of lesion.
+    """Hit rates and box AUC over the targets with boxes, and by kind, size and pathology.
 
     `maps` [t, gh, gw] are those of each model, `grey` the mean grey values of the same patches; a patch whose value is
     NaN was not computed, as it holds no tissue, and is never the highest. A hit is a map whose highest patch lies in a
     box or next to it, a strict one overlaps the box itself; `chance` and `strict_chance` are the mean shares of tissue
-    patches that would be one. Source: Zhang et al., "Top-down neural attention by excitation backprop", 2018,
-    section 4.2. The box AUC is that of the pixels of tissue, those in the boxes against all others, by the smooth map
-    of the tissue patches (`mama.evaluate.smooth_maps`).
+    patches that would be one. Source: Zhang et al., "Top-down neural attention by excitation backprop", 2018, section
+    4.2. `differences` are those of the trained model to the brightest patch, in the same images. The box AUC is that of
+    the pixels of tissue, those in the boxes against all others, by the smooth map of the tissue patches
+    (`mama.evaluate.smooth_maps`).
     """
     boxed = [i for i, target in enumerate(targets) if target.lesions]
     if not boxed:
-        return {"findings": 0, "rows": [], "strata": [], "patients": 0, "reason": "no finding of this split has a box"}
-    own = [targets[i] for i in boxed]
-    scores = {name: values[boxed] for name, values in {**maps, "brightest patch": grey}.items()}
-    areas = {name: _Areas(values, grey[boxed], own, size) for name, values in scores.items()}
+        reason = "no finding of this split has a box"
+        return {"findings": 0, "rows": [], "differences": [], "strata": [], "patients": 0, "reason": reason}
+    own, tissue = [targets[i] for i in boxed], grey[boxed] > BACKGROUND
+    pointed = {name: Pointed(of[boxed], tissue, own, size) for name, of in {**maps, BRIGHTEST: grey}.items()}
     kinds = strata([lesion for target in own for lesion in target.lesions])
-    measured = [
-        {"by": one.by, "name": one.name} | _measure(scores, areas, grey[boxed], own, one, size, config) for one in kinds
+    whole, *parts = [
+        {"by": one.by, "name": one.name} | _measure(pointed, tissue, own, one, size, config) for one in kinds
     ]
-    whole = {key: value for key, value in measured[0].items() if key not in ("by", "name")}
-    return whole | {"strata": measured[1:]}
+    del whole["by"], whole["name"]
+    differences = []
+    if "trained" in pointed:
+        ours, theirs = (pointed[name].figures() for name in ("trained", BRIGHTEST))
+        against = difference(ours, theirs, [target.item.study.patient for target in own], config)
+        differences = [{"model": "trained", "against": BRIGHTEST} | against]
+    return whole | {"differences": differences, "strata": parts}
 
 
 def _measure(
-    scores: dict[str, Float32s],
-    areas: dict[str, _Areas],
-    grey: Float32s,
+    pointed: dict[str, Pointed],
+    tissue: Flags,
     targets: list[Target],
     kept: Stratum,
     size: tuple[int, int],
@@ -76,32 +83,79 @@ def _measure(
     """Of the targets with a lesion of the stratum `kept`, where only its lesions are to be pointed at."""
     rows = [i for i, target in enumerate(targets) if any(map(kept.holds, target.lesions))]
     patients = [targets[i].item.study.patient for i in rows]
-    grid, cells = (grey.shape[1], grey.shape[2]), grey[0].size
-    own = [tuple(lesion.box for lesion in targets[i].lesions if kept.holds(lesion)) for i in rows]
-    tissue = grey[rows].reshape(-1, cells) > BACKGROUND
-    regions = {
-        key: np.array([region(boxes, size, grid, beside) for boxes in own], bool).reshape(-1, cells)
-        for key, beside in BESIDE.items()
-    }
-    found = []
-    for name, values in scores.items():
-        flat = values[rows].reshape(-1, cells)
-        peaks = np.nanargmax(flat, 1)
-        hits = {key: of[np.arange(len(rows)), peaks].astype(np.float64) for key, of in regions.items()}
-        figures = {f"{key}_rate": each for key, each in hits.items()}
-        figures["box_auc"] = np.array([areas[name].of(i, boxes) for i, boxes in zip(rows, own, strict=True)])
-        found.append({"model": name} | {key: _mean(each, patients, config) for key, each in figures.items()})
-    chances = {key: (of & tissue).sum(1) / np.maximum(tissue.sum(1), 1) for key, of in regions.items()}
-    chance, strict = (float(shares.mean()) if rows else None for shares in chances.values())
+    own = {i: tuple(lesion.box for lesion in targets[i].lesions if kept.holds(lesion)) for i in rows}
+    found = [
+        {"model": name} | {key: estimate(each, patients, config) for key, each in one.figures(own).items()}
+        for name, one in pointed.items()
+    ]
     counts = {"findings": len(rows), "rows": found, "patients": len(set(patients))}
-    return counts | {"chance": chance, "strict_chance": strict}
+    for key, beside in BESIDE.items():
+        shares = [
+            (region(boxes, size, tissue[i].shape, beside) & tissue[i]).sum() / max(1, tissue[i].sum())
+            for i, boxes in own.items()
+        ]
+        counts[CHANCES[key]] = float(np.mean(shares)) if rows else None
+    return counts
 
 
-def _mean(values: Float64s, patients: list[str], config: Config) -> dict[str, Any]:
-    """Over the targets whose value is defined."""
+def estimate(values: Float64s, patients: list[str], config: Config) -> dict[str, Any]:
+    """The mean over the targets whose value is defined."""
     defined = np.flatnonzero(~np.isnan(values))
     own = [patients[i] for i in defined]
     return asdict(bootstrap.mean(values[defined], own, config.eval.bootstrap, config.seed))
+
+
+def difference(
+    ours: dict[str, Float64s], theirs: dict[str, Float64s], patients: list[str], config: Config
+) -> dict[str, Any]:
+    """Our figures minus theirs [t], of the same targets with these `patients`: the mean where both are defined."""
+    found = {}
+    for key, values in ours.items():
+        both = np.flatnonzero(~np.isnan(values + theirs[key]))
+        own = [patients[i] for i in both]
+        paired = values[both], theirs[key][both]
+        found[key] = asdict(bootstrap.mean_difference(*paired, own, config.eval.bootstrap, config.seed))
+    return found
+
+
+class Pointed:
+    """What the maps [t, gh, gw] of a model point at, in images with so much `tissue` [t, gh, gw].
+
+    Most targets have one box, whichever stratum it is looked at in: each box AUC is computed once.
+    """
+
+    def __init__(self, values: Float32s, tissue: Flags, targets: list[Target], size: tuple[int, int]) -> None:
+        self.values, self.tissue, self.targets, self.size = values, tissue, targets, size
+        self.areas: dict[tuple[int, tuple[Box, ...]], float] = {}
+
+    def figures(self, wanted: dict[int, tuple[Box, ...]] | None = None) -> dict[str, Float64s]:
+        """Hits of 0 and 1, strict ones, and box AUCs (NaN: undefined), of each of the targets [t].
+
+        `wanted` has the boxes to be pointed at for some of the targets; None: all boxes of all.
+        """
+        if wanted is None:
+            wanted = {i: target.boxes for i, target in enumerate(self.targets)}
+        found: dict[str, Float64s] = {}
+        for key, beside in BESIDE.items():
+            hits = [self._peaks_in(i, region(boxes, self.size, self._grid, beside)) for i, boxes in wanted.items()]
+            found[key] = np.array(hits, np.float64)
+        return found | {"box_auc": np.array([self._area(*one) for one in wanted.items()], np.float64)}
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[2]
+
+    def _peaks_in(self, target: int, patches: Flags) -> bool:
+        return bool(patches.ravel()[np.nanargmax(self.values[target])])
+
+    def _area(self, target: int, boxes: tuple[Box, ...]) -> float:
+        """That of the pixels in these `boxes` of a target against those in none of its boxes."""
+        if (target, boxes) not in self.areas:
+            pixels = smooth(np.where(self.tissue[target], self.values[target], np.float32("nan")), self.size)
+            tissue, others = ~np.isnan(pixels), ~touched(self.targets[target].boxes, self.size)
+            area = pixel_auc(pixels[tissue & touched(boxes, self.size)], pixels[tissue & others])
+            self.areas[target, boxes] = area
+        return self.areas[target, boxes]
 
 
 def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int], beside: int) -> Flags:
@@ -116,29 +170,6 @@ def region(boxes: tuple[Box, ...], size: tuple[int, int], grid: tuple[int, int],
         left, right = max(0, int(x0 // wide) - beside), int(np.ceil(x1 / wide)) + beside
         inside[top:bottom, left:right] = True
     return inside
-
-
-class _Areas:
-    """Box AUCs of a model's maps [t, gh, gw] of targets, of any of the boxes of each.
-
-    Most targets have one box, whichever stratum it is looked at in: each AUC is computed once.
-    """
-
-    def __init__(self, values: Float32s, grey: Float32s, targets: list[Target], size: tuple[int, int]) -> None:
-        self.values, self.targets, self.size = np.where(grey > BACKGROUND, values, np.float32("nan")), targets, size
-        self.known: dict[tuple[int, tuple[Box, ...]], float] = {}
-
-    def of(self, target: int, boxes: tuple[Box, ...]) -> float:
-        """That of the pixels in these `boxes` of a target against those in none of its boxes."""
-        if (target, boxes) not in self.known:
-            self.known[target, boxes] = self._measure(target, boxes)
-        return self.known[target, boxes]
-
-    def _measure(self, target: int, boxes: tuple[Box, ...]) -> float:
-        pixels = smooth(self.values[target], self.size)
-        tissue = ~np.isnan(pixels)
-        all_boxes = touched(self.targets[target].boxes, self.size)
-        return pixel_auc(pixels[tissue & touched(boxes, self.size)], pixels[tissue & ~all_boxes])
 
 
 def touched(boxes: tuple[Box, ...], size: tuple[int, int]) -> Flags:

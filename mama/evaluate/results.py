@@ -233,6 +233,9 @@ def localisation_lines(document: dict[str, Any] | None) -> list[str]:
         head = f"pointing at {document['findings']} findings: hits {hits} {chance}"
         lines.append(f"{head}, box AUC {area}")
         lines.append(f"in the box itself, without the patches beside it: hits {strict} {strict_chance}")
+    for one in document["differences"]:
+        gained = (format_estimate(one[key]) for key in ("hit_rate", "strict_hit_rate", "box_auc"))
+        lines.append("trained - brightest: hits {}, strict {}, box AUC {}".format(*gained))
     detection = document["detection"]
     files = detection["files"]
     for row in (row for row in detection["rows"] if row["model"] in ("trained", *files)):

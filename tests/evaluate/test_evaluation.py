@@ -77,6 +77,17 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     known = roc_auc_score(np.kron(white[:, :5], np.ones((8, 8))).ravel(), pixels.ravel())  # its corners are as its rim
     assert areas == pytest.approx({"trained": known, "untrained": 0.5, "brightest patch": known}, abs=1e-6)
     assert known > 0.999
+    (gained,) = found["alignment"]["differences"]
+    assert [gained[key]["value"] for key in ("hit_rate", "strict_hit_rate", "box_auc")] == [0, 0, 0]
+    asked = found["alignment"]["controls"]
+    missing = {one["name"] for one in asked["missing"]}
+    if style == "report":  # the oracle hears "mass" in "no mass"
+        assert [(row["name"], row["hit_rate"]["value"], row["difference"]["hit_rate"]["value"]) for row in asked["rows"]
+                ] == [("no finding", 1, 0), ("against no finding", 0, 1)]  # fmt: skip
+        assert missing == {"other finding"}
+    else:
+        assert (asked["rows"], missing) == ([], {"other finding", "no finding", "against no finding"})
+    assert [one["name"] for one in found["alignment"]["strata"] if one["by"] == "pathology"] == ["malignant"]
     detected = found["alignment"]["detection"]
     assert [detected[key] for key in ("images", "without_lesion", "lesions", "left_out")] == [24, 18, 6, 0]
     for row in detected["rows"]:
@@ -176,11 +187,12 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    *lines, pointing, strict, detection = results_table(found).splitlines()
+    *lines, pointing, strict, gained, detection = results_table(found).splitlines()
     assert re.fullmatch(
         r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 0\.999 \[.*\]", pointing
     )
     assert re.fullmatch(r"in the box itself, .*: hits 1\.000 \[.*\] \(chance 0\.025\)", strict)
+    assert re.fullmatch(r"trained - brightest: hits 0\.000.*, strict 0\.000.*, box AUC 0\.000.*", gained)
     lesions = r"finding 6 lesions: sensitivity 1\.000 \[.*\] at 1 false mark an image, AP \(IoU 0\.25\) 1\.000 \[.*\]"
     assert re.fullmatch(lesions, detection)
     assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1

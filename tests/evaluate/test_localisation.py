@@ -19,7 +19,7 @@ from mama.bench.simulated_evaluation import IMAGES, simulate_marks, true_detecti
 from mama.data import report_text
 from mama.data.held_out import Item, Split
 from mama.data.tokenizer import learn
-from mama.evaluate import detection, froc, localisation, pointing
+from mama.evaluate import controls, detection, froc, localisation, pointing
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.boxes import NONE, Lesion, centres_inside, lesions, marks, matched, overlaps, strata
 from mama.evaluate.detection import Searched
@@ -168,6 +168,16 @@ def test_sizes_are_in_millimetres_where_all_have_a_spacing() -> None:
     names = ["all", "calcification", "mass", "up to 10 mm", "10 to 20 mm", "over 20 mm"]
     assert [one.name for one in both] == names
     assert [one.holds(found) for one in both] == [True, False, True, False, True, False]
+    told = [
+        replace(finding, pathology=name) for finding, name in zip(findings[:2], ("malignant", "benign"), strict=True)
+    ]
+    (worst,) = lesions(view, told[::-1], SIZE, "letterbox")
+    assert (worst.kind, worst.pathology, found.pathology) == ("distortion", "malignant", None)
+    by_pathology = strata([worst, replace(worst, pathology="benign"), worst])[-2:]
+    assert [(one.by, one.name, one.holds(worst)) for one in by_pathology] == [
+        ("pathology", "benign", False), ("pathology", "malignant", True),
+    ]  # fmt: skip
+    assert all(one.by != "pathology" for one in strata([worst, found]))
     percent = strata([found, bare])
     assert [one.name.split(" %")[0] for one in percent[-3:]] == ["up to 5", "5 to 10", "over 10"]
     assert [one.holds(found) for one in percent[-3:]] == [False, False, True]
@@ -352,6 +362,15 @@ def test_what_is_looked_for_and_in_which_images(tmp_path: Path) -> None:
     maps = localisation.maps(Oracle(tokenizer), tokenizer, split, both, config, torch.device("cpu"))  # type: ignore[arg-type]
     np.testing.assert_allclose(maps.any_kind, abs(maps.grey / 127.5 - 1), atol=1e-5)  # each sentence sees one sign
     np.testing.assert_allclose(maps.own, maps.grey[[target.row for target in found.targets]] / 127.5 - 1, atol=1e-5)
+    assert {one.name for one in found.controls.made} == {"no finding"}
+    wrong = [("calcification", -1), ("mass", 1), ("distortion", -1)]  # of the last target, twice of the one before
+    targets = [len(found.targets) - 2, len(found.targets) - 2, len(found.targets) - 1]
+    made = [controls.Control(n, "x", *localisation.plain_sentence(kind, "report"))
+            for n, (kind, _) in zip(targets, wrong, strict=True)]  # fmt: skip
+    asked = localisation.Search(found.targets, found.rows, controls=controls.Controls(made))
+    maps = localisation.maps(Oracle(tokenizer), tokenizer, split, asked, config, torch.device("cpu"))  # type: ignore[arg-type]
+    grey = maps.grey[[found.targets[n].row for n in targets]] / 127.5 - 1
+    np.testing.assert_allclose(maps.controls, grey * np.array([sign for _, sign in wrong])[:, None, None], atol=1e-5)
     cut = localisation.search(split, tokenizer, 20)
     assert (cut.targets, cut.rows, cut.plain) == ([], [], [])
     write_shards(tmp_path / "words", {"test": 4}, words="Enhancing mass")

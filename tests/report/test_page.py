@@ -105,7 +105,7 @@ def test_the_page_shows_what_was_measured(page: Path, evaluated: Config, tmp_pat
     rows = [*document["rows"], *json.loads((evaluated.run_folder / "eval/alignment/metrics.json").read_text())["rows"]]
     for code in {row.get("protocol", row["model"]) for row in rows} | {row["model"] for row in rows}:
         assert code in notes, code
-    assert text.count('alt="FROC curves"') == text.count("By kind and size of lesion") == 1
+    assert text.count('alt="FROC curves"') == text.count("By kind, size and pathology of lesion") == 1
     assert "6 lesions in 24 images, 18 of them without a lesion, of 12 patients." in text
     assert TERMS.keys() == weights_at(LossConfig(), 0).keys()
     assert all(sentence in text for sentence in TERMS.values())
