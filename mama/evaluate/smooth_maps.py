@@ -9,7 +9,7 @@ import numpy as np
 
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 
-PIXELS = 1 << 20  # of one map at most that are computed at once
+PIXELS = 1 << 16  # of one map at most that are computed at once: they stay in a core's cache
 
 
 def smooth(values: Float32s, size: tuple[int, int]) -> Float32s:

@@ -36,7 +36,7 @@ class TaskFacts(TypedDict):
 
 
 class MapFacts(TypedDict):
-    """A heat map: its PNG, the cosines that are its darkest and brightest grey, and what stands out in it.
+    """A heat map: its PNG, the cosines of its lowest and highest patch (grey 1 and 255), and what stands out in it.
 
     `peak` (x, y) and `box` (x0, y0, x1, y1) are in pixels of the original file.
     """

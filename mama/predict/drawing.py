@@ -60,7 +60,8 @@ class Drawing:
         if found is None:
             return None
         (self.folder / MAPS).mkdir(exist_ok=True)
-        atomic_write(self.folder / file, map_png(to_original(values, seen, self.canvas.size, self.canvas.fit)))
+        drawn = to_original(values, seen, self.canvas.size, self.canvas.fit)
+        atomic_write(self.folder / file, map_png(drawn, found.low, found.high))
         return MapFacts(
             file=file,
             low=found.low,

@@ -1,8 +1,9 @@
 """Heat maps: the cosine of a sentence with each patch of an image, back in the pixels of the original file.
 
-The cosines are those that the evaluation measures (`mama.evaluate.localisation`). A map has one value a patch, and
-nothing is interpolated: every pixel of the original has the value of the patch that saw its centre. Where the model saw
-no tissue, outside of the breast's crop and in patches of background, there is no value.
+The cosines are those that the evaluation measures (`mama.evaluate.localisation`). A map has one value a patch. In the
+pixels of the original it is smooth as there (`mama.evaluate.smooth_maps`): bilinear between the centres of patches as
+they lie in the original. Where the model saw no tissue, outside of the breast's crop and in patches of background,
+there is no value.
 
 Letters: b images, s sentences, gh x gw patches of the canvas H x W, H0 x W0 pixels of the original.
 """
@@ -23,7 +24,7 @@ from mama.data.images import BACKGROUND, canvas_extent
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.evaluate import boxes
-from mama.evaluate.arrays import Float32s, Ints
+from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.localisation import (
     asked_sentence,
     cosines_with,
@@ -32,11 +33,12 @@ from mama.evaluate.localisation import (
     patch_means,
     sentence_vectors,
 )
+from mama.evaluate.smooth_maps import at_points
 from mama.model.mama_model import MamaModel
 from mama.predict.seen import Seen
 from mama.settings.schema import Fit, Style
 
-LEVELS = 254  # of a PNG between the lowest and the highest value, which are 1 and 255; 0: no value
+LEVELS = 254  # of a PNG between the lowest and the highest patch, which are 1 and 255; 0: no value
 OUTSIDE = -1  # no patch
 
 
@@ -44,9 +46,9 @@ OUTSIDE = -1  # no patch
 class Marks:
     """Range, highest patch and its surroundings of a map; coordinates are those of the original file.
 
-    `peak` is the pixel (x, y) in the middle of the highest patch. `box` (x0, y0, x1, y1) holds all pixels of the
-    connected patches around it in the upper half of the range, x1 and y1 excluded. A map that is the same everywhere
-    has neither.
+    `low` and `high` are the lowest and the highest patch: no pixel of the smooth map is beyond them. `peak` is the
+    pixel (x, y) in the middle of the highest patch. `box` (x0, y0, x1, y1) holds all pixels of the connected patches
+    around it in the upper half of the range, x1 and y1 excluded. A map that is the same everywhere has neither.
     """
 
     low: float
@@ -104,9 +106,7 @@ def to_original(values: Float32s, seen: Seen, canvas_size: tuple[int, int], fit:
     """
     down, across = _axes(values.shape, seen, canvas_size, fit)
     tissue = _tissue(seen, down, across)
-    padded = np.pad(np.where(tissue, values, np.float32("nan")), ((0, 1), (0, 1)), constant_values=np.nan)
-    found: Float32s = padded[down.patches()[:, None], across.patches()]  # OUTSIDE is the last row or column
-    return found
+    return at_points(np.where(tissue, values, np.float32("nan")), down.points(), across.points())
 
 
 def marks(values: Float32s, seen: Seen, canvas_size: tuple[int, int], fit: Fit) -> Marks | None:
@@ -125,17 +125,15 @@ def marks(values: Float32s, seen: Seen, canvas_size: tuple[int, int], fit: Fit) 
     return Marks(low, high, (across.middle(int(column)), down.middle(int(row))), (x0, y0, x1, y1))
 
 
-def map_png(values: Float32s) -> bytes:
-    """A map of any size as an 8-bit grey PNG: 1 is its lowest value, 255 its highest, 0 is where it has none.
+def map_png(values: Float32s, low: float, high: float) -> bytes:
+    """A map of any size as an 8-bit grey PNG: 1 is `low`, 255 is `high` (of its `marks`), 0 is where it has no value.
 
-    So value = low + (grey - 1) / 254 x (high - low), with `low` and `high` of its `marks`.
+    So value = low + (grey - 1) / 254 x (high - low). There is no value beyond.
     """
     levels = np.zeros(values.shape, np.uint8)
     inside = np.isfinite(values)
-    if inside.any():
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        step = (high - low) / LEVELS or 1.0
-        levels[inside] = 1 + np.rint((values[inside] - low) / step).astype(np.uint8)
+    step = (high - low) / LEVELS or 1.0
+    levels[inside] = 1 + np.rint((values[inside] - low) / step).astype(np.uint8)
     return cv2.imencode(".png", levels)[1].tobytes()
 
 
@@ -152,12 +150,18 @@ class _Axis:
     patch: float  # pixels of the canvas
     count: int  # of patches
 
-    def patches(self) -> Ints:
-        """For each pixel of the original the patch that saw its centre, or `OUTSIDE`."""
+    def points(self) -> Float64s:
+        """For each pixel of the original where its centre lies, in patches; NaN outside of the stored image."""
         stored = (np.arange(self.original) + 0.5 - self.start) / self.slope
         on_canvas = self.first + stored * self.fitted / self.stored
-        patches = np.minimum(on_canvas // self.patch, self.count - 1).astype(np.int64)
-        return np.where((stored >= 0) & (stored < self.stored), patches, OUTSIDE)
+        return np.where((stored >= 0) & (stored < self.stored), on_canvas / self.patch, np.nan)
+
+    def patches(self) -> Ints:
+        """For each pixel of the original the patch that saw its centre, or `OUTSIDE`."""
+        points = self.points()
+        inside = ~np.isnan(points)
+        patches = np.minimum(np.where(inside, points, 0), self.count - 1).astype(np.int64)
+        return np.where(inside, patches, OUTSIDE)
 
     def middle(self, patch: int) -> int:
         """The middle one of the pixels of the original whose centre a patch saw."""

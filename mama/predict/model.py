@@ -150,8 +150,8 @@ class Model:
     def heat_map(self, path: str | Path, sentence: str) -> Float32s:
         """The cosines of a sentence with the patches of an image, float32 [H0, W0] in the pixels of its file.
 
-        NaN where the model saw no tissue. Raises `ConfigError` for an image that cannot be read, or a model that was
-        trained without the local term.
+        Between the centres of patches they are interpolated. NaN where the model saw no tissue. Raises `ConfigError`
+        for an image that cannot be read, or a model that was trained without the local term.
         """
         if not has_maps(self.model):
             raise ConfigError(f"{self.folder}: was trained without the local term, so it has no heat maps")

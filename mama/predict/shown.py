@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mama.data.images import BACKGROUND, canvas_extent, inferno
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.localisation import patch_means
+from mama.evaluate.smooth_maps import at_points
 from mama.predict.neighbours import Neighbour
 from mama.predict.seen import Seen
 from mama.report.figures import data_uri
@@ -24,7 +25,7 @@ from mama.settings.schema import Fit
 from shards.image.crop import chest_wall_is_right
 
 LONG_SIDE = 1000  # pixels of a picture at most
-MAP_SIDE = 96  # pixels of a map; the browser enlarges it smoothly
+MAP_SIDE = 256  # pixels of a map, several a patch; the browser enlarges it smoothly
 THUMBNAIL_SIDE = 200  # of a neighbour
 
 
@@ -106,21 +107,15 @@ def _picture(stored: NDArray[np.uint8], mirror: bool, long_side: int) -> str:
 
 
 def _over_picture(values: Float32s, seen: Seen, fit: Fit) -> NDArray[np.float32]:
-    """A map [gh, gw], interpolated between the patches of tissue, where the stored picture lies on the canvas."""
+    """A map [gh, gw], smooth between the patches of tissue, where the stored picture lies on the canvas."""
     (height, width), canvas = seen.stored.shape, (seen.canvas.shape[0], seen.canvas.shape[1])
     top, tall, wide = canvas_extent((height, width), canvas, fit)
-    tissue = (patch_means(seen.canvas, (values.shape[0], values.shape[1])) > BACKGROUND).astype(np.float32)
+    tissue = patch_means(seen.canvas, (values.shape[0], values.shape[1])) > BACKGROUND
     scale = MAP_SIDE / max(height, width)
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    y = (top + (np.arange(rows) + 0.5) / rows * tall) / canvas[0] * values.shape[0] - 0.5
-    x = (np.arange(columns) + 0.5) / columns * wide / canvas[1] * values.shape[1] - 0.5
-    at = np.broadcast_arrays(x.astype(np.float32)[None], y.astype(np.float32)[:, None])
-    sums, weights = (
-        cv2.remap(part, np.array(at[0]), np.array(at[1]), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for part in (np.where(tissue > 0, values, 0).astype(np.float32), tissue)
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(weights >= 0.5, sums / weights, np.nan).astype(np.float32)
+    y = (top + (np.arange(rows) + 0.5) / rows * tall) / canvas[0] * values.shape[0]
+    x = (np.arange(columns) + 0.5) / columns * wide / canvas[1] * values.shape[1]
+    return at_points(np.where(tissue, values, np.float32("nan")), y, x)
 
 
 def _neighbour(one: Neighbour) -> ShownNeighbour:

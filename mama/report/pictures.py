@@ -13,6 +13,7 @@ from mama.data.images import canvas_geometry, inferno
 from mama.errors import ConfigError
 from mama.evaluate import provenance, retrieval
 from mama.evaluate.provenance import Document
+from mama.evaluate.smooth_maps import smooth
 from mama.report.figures import data_uri
 from mama.settings.schema import Config
 from shards.errors import ShardError
@@ -105,14 +106,12 @@ def draw_boxes(pixels: NDArray[np.uint8], boxes: list[Box]) -> NDArray[np.uint8]
 def blend(pixels: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The map `values` [gh, gw] over grey [h, w] as BGR: transparent at its minimum, bright at its maximum.
 
-    Where it is NaN the picture stays as it is.
+    It is smooth (`mama.evaluate.smooth_maps`). Where it is NaN the picture stays as it is.
     """
     low, span = float(np.nanmin(values)), float(np.nanmax(values) - np.nanmin(values))
-    shares = np.nan_to_num((values - low) / span) if span > 0 else np.zeros_like(values)
-    smooth = np.clip(cv2.resize(shares.astype(np.float32), pixels.shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
-    computed = np.isfinite(values).astype(np.uint8)  # smoothing would colour the patches beside them too
-    smooth = smooth * cv2.resize(computed, pixels.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    colours = inferno((smooth * 255).astype(np.uint8)).astype(np.float32)
-    opacity = 0.75 * smooth[..., None]
+    drawn = smooth(values, (pixels.shape[0], pixels.shape[1]))
+    shares = np.nan_to_num((drawn - low) / span) if span > 0 else np.zeros_like(drawn)
+    colours = inferno(np.rint(shares * 255).astype(np.uint8)).astype(np.float32)
+    opacity = 0.75 * shares[..., None]
     grey = np.repeat(pixels[..., None], 3, axis=2).astype(np.float32)
     return np.asarray(np.rint(grey * (1 - opacity) + colours * opacity), dtype=np.uint8)
