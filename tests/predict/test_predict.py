@@ -483,9 +483,9 @@ def test_the_image_tower_sees_a_picture_once_for_scores_and_maps(
     files, out, asked = dicom_files(config)[:3], tmp_path / "out", ("A mass.", "Clustered calcifications.")
     passed, forward = [], VisionTower.forward
 
-    def counted(self: VisionTower, pixels: torch.Tensor) -> Any:
+    def counted(self: VisionTower, pixels: torch.Tensor, *more: Any) -> Any:
         passed.append(len(pixels))
-        return forward(self, pixels)
+        return forward(self, pixels, *more)
 
     sentences = [word for text in asked for word in ("--ask", text)]
     with monkeypatch.context() as patched:
