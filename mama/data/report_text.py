@@ -172,7 +172,7 @@ def findings(view: View) -> list[str]:
         told = ["no mass and no calcification"]
     else:
         told = [implied] if (implied := assessed(view)) else []
-    return [f"{FINDINGS}{words}." for words in told]
+    return [f"{FINDINGS}{one}." for one in told]
 
 
 def tells_finding(sentence: str) -> bool:

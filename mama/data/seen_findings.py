@@ -35,10 +35,11 @@ def text(
 def as_seen(view: View, seen: Sequence[bool]) -> View:
     """The facts of an image reduced to the findings that are flagged in `seen`.
 
-    Where some are left, so are the labels, which these may explain; unless those left are all known to be benign and a
-    malignant one is cut away: then nobody can see what the labels are of, and BI-RADS, cancer and pathology become
-    unknown. Where none is left they become unknown too, and the view looks normal: it shows neither mass nor
-    calcification. A radiologist's own words are of no box in particular: an image that has them stays as it is.
+    Where some are left, so are the labels, which these may explain; unless those left are all known to be benign and
+    the labels or a finding that is cut away are malignant: then nobody can see what the labels are of, and BI-RADS,
+    cancer and pathology become unknown. Where none is left they become unknown too, and the view looks normal: it shows
+    neither mass nor calcification. A radiologist's own words are of no box in particular: an image that has them stays
+    as it is.
     """
     kept, cut = (tuple(compress(view.findings, flags)) for flags in (seen, [not flag for flag in seen]))
     if not cut or report_text.own_words(view):
@@ -46,7 +47,9 @@ def as_seen(view: View, seen: Sequence[bool]) -> View:
     unknown = replace(view.labels, birads=None, cancer=None, pathology=None)
     if not kept:
         labels = replace(unknown, pathology="normal")
-    elif all(one.pathology == "benign" for one in kept) and any(one.pathology == "malignant" for one in cut):
+    elif all(one.pathology == "benign" for one in kept) and (
+        view.labels.cancer or "malignant" in (view.labels.pathology, *(one.pathology for one in cut))
+    ):
         labels = unknown
     else:
         labels = view.labels

@@ -2,7 +2,8 @@
 
 A map that finds lesions whatever it is asked for shows that a patch stands out, not that the model has read. So each
 described finding is also looked for by two other sentences in the place of its own, all else in the text the same, and
-by the difference of its own map to one of them.
+by the difference of its own map to one of them. Only where it is the one finding of its image: a mass with
+calcifications in it would be looked for by a sentence that is true, in a text that names it elsewhere.
 
 Letters: t targets, c controls, gh x gw patches of an image.
 """
@@ -47,16 +48,21 @@ class Controls:
 
 
 def find(targets: list[Target], style: Style, fits: Fits) -> Controls:
-    """The controls of targets whose finding is described; other text does not say in which words it names a finding.
+    """The controls of targets with a box whose finding is described, and the only one of its image.
+
+    Other text does not say in which words it names a finding.
 
     The other finding is the sentence that names a finding of another kind in most targets, of several the first in the
     alphabet.
     """
     if style != "report":
         return _none(f"data.style={style}: no sentence of such a text is about the finding alone")
-    described = {n: kinds for n, target in enumerate(targets) if (kinds := _kinds(target))}
+    described = {n: kinds for n, target in enumerate(targets) if target.lesions and (kinds := _kinds(target))}
     if not described:
-        return _none("no finding of this split is described: radiologists' own words are not replaced")
+        return _none(
+            "no finding of this split with a box is described and the only one of its image: radiologists' own words "
+            "are not replaced"
+        )
     counts = Counter((targets[n].text[targets[n].sentence], kinds) for n, kinds in described.items())
     frequent = sorted(counts, key=lambda one: (-counts[one], one[0]))
     made = []
@@ -81,12 +87,16 @@ def _none(reason: str) -> Controls:
 
 
 def _kinds(target: Target) -> frozenset[str]:
-    """The kinds of the findings that the target's sentence describes; none if it is of a radiologist's own text."""
+    """The kinds of the findings that the target's sentence describes.
+
+    None if it is of a radiologist's own text, or another sentence describes a finding too.
+    """
     view, sentence = target.item.view, target.text[target.sentence]
     if report_text.own_words(view):
         return frozenset()
-    told = zip(view.findings, report_text.findings(view), strict=True)
-    return frozenset(finding.kind for finding, words in told if words == sentence)
+    if set(report_text.findings(view)) != {sentence}:
+        return frozenset()
+    return frozenset(finding.kind for finding in view.findings)
 
 
 def document(

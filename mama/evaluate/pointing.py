@@ -183,7 +183,7 @@ def touched(boxes: tuple[Box, ...], size: tuple[int, int]) -> Flags:
 def pixel_auc(inside: Float32s, outside: Float32s) -> float:
     """P(value of a pixel inside > of one outside) + P(equal) / 2; NaN if there is none of one kind.
 
-    The smaller side is looked up in the other one, which is sorted: O(n log n) for n pixels.
+    Those inside are looked up among those outside, which are sorted: O(n log n) for n pixels.
     """
     pairs = len(inside) * len(outside)
     if not pairs:

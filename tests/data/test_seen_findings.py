@@ -155,12 +155,20 @@ def test_a_finding_that_is_cut_away_is_not_told_and_the_labels_stay() -> None:
     for findings, seen in (
         ((MALIGNANT, BENIGN), (True, False)),
         ((MALIGNANT, unknown), (False, True)),  # it may be what the label is of
-        ((BENIGN, replace(BENIGN, pathology=None)), (True, False)),
-        ((BENIGN, BENIGN), (True, False)),
     ):
         left = as_seen(view(*findings), seen)
         assert left.labels == LABELS
         assert left.findings == tuple(one for one, flag in zip(findings, seen, strict=True) if flag)
+
+
+def test_a_benign_finding_that_is_left_explains_no_malignant_label() -> None:
+    unknown, cancer = replace(LABELS, birads=None, cancer=None, pathology=None), Labels(5, "C", cancer=True)
+    for cut in (BENIGN, replace(BENIGN, pathology=None), MALIGNANT):
+        for labels in (LABELS, cancer, replace(LABELS, cancer=None)):
+            assert as_seen(view(BENIGN, cut, labels=labels), (True, False)).labels == unknown
+    benign = Labels(2, "C", cancer=False, pathology="benign")
+    assert as_seen(view(BENIGN, BENIGN, labels=benign), (True, False)).labels == benign
+    assert as_seen(view(BENIGN, MALIGNANT, labels=benign), (True, False)).labels == replace(unknown, density="C")
 
 
 @pytest.mark.parametrize("more", [(), (replace(BENIGN, box=None),)])

@@ -34,15 +34,15 @@ def target(number: int, *findings: Finding, named: int = 0, words: str | None = 
 
 
 def test_another_sentence_stands_in_the_place_of_the_own_one() -> None:
-    targets = [target(0, MASS, FINE), target(0, MASS, FINE, named=1), target(1, ROUND), target(2, MASS),
-               target(3, COARSE), target(4, FINE), target(5, words="A mass of 5 mm")]  # fmt: skip
+    targets = [target(0, FINE), target(1, ROUND), target(2, MASS), target(3, COARSE), target(4, FINE), target(5, MASS),
+               target(6, words="A mass of 5 mm")]  # fmt: skip
     found = controls.find(targets, "report", lambda text, number: True)
     assert [(one.target, one.name) for one in found.made] == [
         (n, name) for n in range(6) for name in (OTHER_FINDING, NO_FINDING)
     ]
     fine, mass = "Findings: fine calcifications.", "Findings: irregular mass."
     others = {one.target: one.text[one.sentence] for one in found.made if one.name == OTHER_FINDING}
-    assert others == {0: fine, 1: mass, 2: fine, 3: fine, 4: mass, 5: mass}
+    assert others == {0: mass, 1: fine, 2: fine, 3: mass, 4: mass, 5: fine}
     for one in found.made:
         own = targets[one.target]
         assert one.sentence == own.sentence
@@ -51,6 +51,15 @@ def test_another_sentence_stands_in_the_place_of_the_own_one() -> None:
         assert one.name == OTHER_FINDING or one.text[one.sentence] == NO_FINDINGS
     assert found.missing == {}
     assert NO_FINDINGS in report_text.findings(replace(study(0, "test").views[1], findings=()))  # the words of reports
+
+
+def test_a_finding_beside_another_one_has_no_control() -> None:
+    """Both are in the image, and the text still names the one that is not replaced."""
+    both = [target(0, MASS, FINE), target(0, MASS, FINE, named=1), target(1, MASS), target(2, COARSE)]
+    found = controls.find(both, "report", lambda text, number: True)
+    assert {one.target for one in found.made} == {2, 3}
+    alike = replace(MASS, number=3, box=(40.0, 40.0, 48.0, 48.0))  # in the same words: one sentence for both
+    assert {one.target for one in controls.find([target(0, MASS, alike)], "report", lambda *_: True).made} == {0}
 
 
 def test_why_there_is_no_control() -> None:
