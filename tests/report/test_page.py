@@ -327,6 +327,35 @@ def test_a_browser_shows_every_picture(page: Path, tmp_path: Path) -> None:
         assert attributes["cut"] == attributes.get(cut, "0")
 
 
+def test_controls_and_differences_of_pointing_are_shown(evaluated: Config, tmp_path: Path) -> None:
+    config = replace(evaluated, runs=str(tmp_path))
+    shutil.copytree(evaluated.run_folder, config.run_folder)
+    path = config.run_folder / "eval" / "alignment" / "metrics.json"
+    document = json.loads(path.read_text())
+    names = ("hit_rate", "strict_hit_rate", "box_auc")
+
+    def figures_of(value: float) -> dict[str, dict[str, float | None]]:
+        one = {"low": value - 0.01, "high": value + 0.01, "resamples": 9, "reason": None}
+        return {name: {"value": value + 0.1 * n, **one} for n, name in enumerate(names)}
+
+    row = {"name": "other finding", "findings": 7, "patients": 3, **figures_of(0.231), "difference": figures_of(0.417)}
+    missing = [{"name": "no finding", "reason": "the text is too long with it"}]
+    document["controls"] = {"rows": [row], "missing": missing, "sentences": ["Findings: a <word>."]}
+    document["differences"] = [{"model": "trained", "against": "brightest patch", **figures_of(-0.119)}]
+    path.write_text(json.dumps(document))
+    page = write_report(config, config.run_folder).read_text()
+    cells = {
+        "other finding": ("0.231", "0.331", "0.431"),
+        "own sentence − other finding": ("0.417", "0.517", "0.617"),
+        "trained − brightest patch": ("-0.119", "-0.019", "0.081"),
+    }
+    for title, values in cells.items():
+        (line,) = re.findall(rf"<tr><td[^>]*>{title}</td>.*?</tr>", page)
+        assert tuple(re.findall(r">(-?\d\.\d{3}) <span", line)) == values
+    assert "Not asked for no finding: the text is too long with it." in page
+    assert "“Findings: a &lt;word&gt;.”" in page
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_tables_of_many_models_are_not_cut(evaluated: Config, tmp_path: Path) -> None:
     config = replace(evaluated, runs=str(tmp_path))
