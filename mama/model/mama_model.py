@@ -60,7 +60,7 @@ class MamaModel(nn.Module):
         super().__init__()
         self.vision, self.text = vision, text
         self.published_norms, self.row_by_row = heads.norm == "published", heads.norm == "layer"
-        self.tissue_patches = loss.local_patches == "tissue"
+        self.tissue_patches = bool(loss.local) and loss.local_patches == "tissue"
         self.uses_partner = bool(loss.view or loss.partner_text)
         self.uses_partner_text = bool(loss.partner_text)
         shape = heads.hidden_dim, heads.embed_dim, heads.norm
@@ -83,7 +83,7 @@ class MamaModel(nn.Module):
         if self.uses_partner:
             images, changes = torch.cat([images, batch.partners]), torch.cat([changes, batch.partner_changes])
         pixels = augment.apply(images, changes, self.image_head.weight.dtype)
-        seen = self.vision(pixels, self.patch_head is not None and self.tissue_patches)
+        seen = self.vision(pixels, self.tissue_patches)
         features = seen.pooled  # [b or 2b, d]
         text_features, sentence_features = self.text(batch.texts)  # [u, d], [u, S, d]
         texts = _unit(self.text_head(text_features))  # [u, D]
