@@ -232,9 +232,10 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
     flops = pair_flops(
         shape,
         config.data.image_size,
-        [config.data.max_tokens],
+        batch.texts.lengths,
         images=lengths,
         sentences=batch.texts.separators.shape[1],
+        alone=batch.texts.sentences.lengths if shape.text.reads_alone else (),
     )
     checkpointed = config.train.activation_checkpointing is True
     data = replace(config.data, pairs=["augment"], pair_weights=[])  # one text serves both views of a synthetic pair

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mama.data import augment
-from mama.data.batches import Batch, Texts
+from mama.data.batches import Batch, Texts, sentence_rows
 from mama.data.tokenizer import Tokenizer
 from mama.settings.schema import Config, DataConfig, HeadsConfig, TextConfig, TrainConfig, VisionConfig
 from mama.train.estimate import without_weights
@@ -64,7 +64,8 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
     pairs, size, length = config.train.micro_batch, config.data.image_size, config.data.max_tokens
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     tokens = torch.randint(len(tokenizer) - 2, (pairs, length), generator=generator)
-    ends = torch.arange(min(length, TOKENS_OF_A_SENTENCE) - 1, length, TOKENS_OF_A_SENTENCE).expand(pairs, -1)
+    ends = torch.arange(min(length, TOKENS_OF_A_SENTENCE) - 1, length, TOKENS_OF_A_SENTENCE).repeat(pairs, 1)
+    told = torch.ones_like(ends, dtype=torch.bool)
     tokens.scatter_(1, ends, tokenizer.separator_id)
     noise = torch.randint(256, (2, pairs, 1, *size), generator=generator, dtype=torch.uint8)
     images = noise * torch.from_numpy(_breasts(rng.uniform(*WIDTHS, (2, pairs, 1)), size))
@@ -77,7 +78,7 @@ def synthetic(config: Config, tokenizer: Tokenizer) -> Batch:
         partners=images[1],
         anchor_changes=changes[:pairs],
         partner_changes=changes[pairs:],
-        texts=Texts(tokens, [length] * pairs, ends.contiguous(), torch.ones_like(ends, dtype=torch.bool)),
+        texts=Texts(tokens, [length] * pairs, ends, told, *sentence_rows(tokens, ends, told, tokenizer.pad_id)),
         anchor_text_row=numbers,
         partner_text_row=numbers,
         text_ids=numbers,

@@ -1,6 +1,6 @@
 """Pairs -> `Batch`: a rank's micro-batches, in the global order of `mama.data.sample_order`.
 
-Letters: b pairs of a micro-batch, u distinct texts, L tokens, S sentences of the longest text.
+Letters: b pairs of a micro-batch, u distinct rows of tokens, L tokens of the longest, S sentences of the longest text.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Self
 
 import numpy as np
@@ -47,19 +48,27 @@ class Tensors:
 
 
 @dataclass
-class Texts(Tensors):
-    """Tokenised texts, each once, padded on the right."""
+class Rows(Tensors):
+    """Rows of tokens, each once, padded on the right."""
 
     tokens: Tensor  # int64 [u, L]
-    lengths: list[int]  # tokens of each text, without padding; on the host, which a GPU need not be asked for them
-    separators: Tensor  # int64 [u, S], positions of the tokens at which sentence embeddings are read
-    sentence_mask: Tensor  # bool [u, S], false at padding
+    lengths: list[int]  # tokens of each row, without padding; on the host, which a GPU need not be asked for them
 
     @property
     def mask(self) -> Tensor:
         """bool [u, L], false at padding; made anew at each call."""
         device = self.tokens.device
         return torch.arange(self.tokens.shape[1], device=device) < numbers_on(device, self.lengths)[:, None]
+
+
+@dataclass
+class Texts(Rows):
+    """Tokenised texts, and their sentences."""
+
+    separators: Tensor  # int64 [u, S], positions of the tokens at which sentences end
+    sentence_mask: Tensor  # bool [u, S], false at padding
+    sentences: Rows  # the different sentences of all texts, each with its separator
+    sentence_row: Tensor  # int64 [u, S], row of each sentence in `sentences`; 0 at padding
 
 
 @dataclass
@@ -127,7 +136,24 @@ def tokenise(tokenizer: Tokenizer, texts: list[list[str]], max_tokens: int) -> T
         tokens[row, : len(e.tokens)] = torch.tensor(e.tokens)
         separators[row, : len(e.separators)] = torch.tensor(e.separators)
         sentence_mask[row, : len(e.separators)] = True
-    return Texts(tokens, [len(e.tokens) for e in encoded], separators, sentence_mask)
+    own, row_of = sentence_rows(tokens, separators, sentence_mask, tokenizer.pad_id)
+    return Texts(tokens, [len(e.tokens) for e in encoded], separators, sentence_mask, own, row_of)
+
+
+def sentence_rows(tokens: Tensor, separators: Tensor, mask: Tensor, pad: int) -> tuple[Rows, Tensor]:
+    """`sentences` and `sentence_row` of `Texts`, padded with the token `pad`."""
+    numbers: dict[tuple[int, ...], int] = {}
+    row_of = torch.zeros_like(separators)
+    for row, (text, ends, own) in enumerate(zip(tokens.tolist(), separators.tolist(), mask.tolist(), strict=True)):
+        start = 0
+        for place, end in enumerate(compress(ends, own)):
+            row_of[row, place] = numbers.setdefault(tuple(text[start : end + 1]), len(numbers))
+            start = end + 1
+    lengths = [len(sentence) for sentence in numbers]
+    rows = torch.full((len(numbers), max(lengths)), pad)
+    for row, sentence in enumerate(numbers):
+        rows[row, : len(sentence)] = torch.tensor(sentence)
+    return Rows(rows, lengths), row_of
 
 
 def _findings(sentences: Iterable[Sequence[str]], texts: Texts) -> tuple[Tensor, Tensor]:

@@ -50,12 +50,13 @@ def pair_flops(
     images: Sequence[float] = (),
     each: float = 1.0,
     sentences: float = 10.0,
+    alone: Sequence[float] = (),
     recompute: bool = False,
 ) -> float:
     """Operations of one training pair, forward and backward, on average.
 
     `texts` are the tokens of each text that is encoded, `each` the different texts of a pair; the anchor's has
-    `sentences` sentences. `images` are the tokens of each image, with class and registers, if only patches with tissue
+    `sentences` sentences. `alone` are the tokens of each sentence that is encoded by itself, for as many texts. `images` are the tokens of each image, with class and registers, if only patches with tissue
     are encoded; else all of `image_size` (H, W) are. The patch head counts as many, also where `loss.local_patches`
     gives it fewer. The partner image counts only if a term needs it. `recompute` also counts the second forward pass of
     activation checkpointing; it overestimates slightly, as PyTorch skips the last products of a block.
@@ -64,6 +65,8 @@ def pair_flops(
     lengths = images or [model.vision.prefix + whole]
     image = _tower(vision, lengths, recompute) + _patch_embedding(vision, whole)
     text = _tower(model.text.backbone, texts, recompute)
+    if alone:
+        text += len(alone) / len(texts) * _tower(model.text.backbone, alone, recompute)
     return (
         (2 if model.uses_partner else 1) * (image + _matrices(model.image_head, 1) + _matrices(model.view_head, 1))
         + each * (text + _matrices(model.text_head, 1))

@@ -184,7 +184,8 @@ class MamaModel(nn.Module):
 
     def sentence_embeddings(self, texts: Texts) -> Tensor:
         """Unit embeddings [u, S, D] of sentences, zeros at padding, for a model trained with the local term."""
-        return _unit(self.sentence_rows(self.text(texts)[1], texts.sentence_mask))
+        features = self.text.alone(texts) if self.text.reads_alone else self.text(texts)[1]
+        return _unit(self.sentence_rows(features, texts.sentence_mask))
 
 
 def build(

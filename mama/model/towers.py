@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from mama.data.batches import Texts
+from mama.data.batches import Rows, Texts
 from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.model import tissue
 from mama.model.attention import packs, without_mask
 from mama.model.backbones import blocks_of, build_backbone
 from mama.model.packing import Packing
-from mama.settings.schema import TextConfig, Tokens, VisionConfig
+from mama.settings.schema import Sentences, TextConfig, Tokens, VisionConfig
 
 # The name of the norm after the last block in each image architecture.
 VISION_MODELS = {"dinov2": "layernorm", "dinov2_with_registers": "layernorm", "vit": "layernorm", "dinov3_vit": "norm"}
@@ -192,8 +192,10 @@ class TextTower(nn.Module):
     With `packing` all texts share one row, in which they do not see each other.
     """
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool) -> None:
-        """Raises `ValueError` for an attention in which packed texts would see each other."""
+    def __init__(
+        self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool, sentences: Sentences = "separator"
+    ) -> None:
+        """`sentences` as in `TextConfig`. Raises `ValueError` for an attention in which packed texts would see others."""
         super().__init__()
         base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
         _drop_pooler(base)
@@ -201,6 +203,7 @@ class TextTower(nn.Module):
         self.backbone = backbone
         self.width = width
         self.packing = packing
+        self.reads_alone = sentences == "alone"
         self.masked = not (packing or TEXT_MODELS[base.config.model_type].causal)
         attention = str(base.config._attn_implementation)
         if packing and not packs(attention):
@@ -209,32 +212,44 @@ class TextTower(nn.Module):
             base.set_attn_implementation(without_mask(attention))
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d]."""
-        return self._packed(texts) if self.packing else self._padded(texts)
+        """`Texts` of u rows -> mean over token states [u, d] and sentence features [u, S, d]."""
+        mean, states, first = self._read(texts)
+        return mean, self.alone(texts) if self.reads_alone else states[first[:, None] + texts.separators]
 
-    def _packed(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """All texts one behind the other in one row, at positions that begin anew; nothing is computed on padding."""
-        packing, device = Packing(texts.lengths), texts.tokens.device
-        rows, places = packing.segments(device), packing.positions(device)
+    def alone(self, texts: Texts) -> Tensor:
+        """Sentence features [u, S, d], each of a sentence that is read as a text of its own."""
+        return self._read(texts.sentences)[0][texts.sentence_row]
+
+    def _read(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """u rows of tokens -> mean over token states [u, d], all states, and the number [u] of the first of each row.
+
+        All states are [N, d], or with padding [u L, d].
+        """
+        return self._packed(rows) if self.packing else self._padded(rows)
+
+    def _packed(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """All rows one behind the other in one, at positions that begin anew; nothing is computed on padding."""
+        packing, device = Packing(rows.lengths), rows.tokens.device
+        numbers, places = packing.segments(device), packing.positions(device)
         states = self.backbone(
-            input_ids=texts.tokens[rows, places][None], position_ids=places[None], packing=packing, use_cache=False
+            input_ids=rows.tokens[numbers, places][None], position_ids=places[None], packing=packing, use_cache=False
         ).last_hidden_state[0]  # [N, d]
-        return packing.mean(states), states[packing.starts(device)[:, None] + texts.separators]
+        return packing.mean(states), states, packing.starts(device)
 
-    def _padded(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """A row for each text.
+    def _padded(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """A row for each.
 
         A causal model gets no mask: padding is on the right, where no token attends to it, and the kernels keep their
         fast causal path. A bidirectional one gets the padding mask.
         """
-        mask = texts.mask
+        mask = rows.mask
         states = self.backbone(
-            input_ids=texts.tokens, attention_mask=mask if self.masked else None, use_cache=False
+            input_ids=rows.tokens, attention_mask=mask if self.masked else None, use_cache=False
         ).last_hidden_state  # [u, L, d]
         weights = mask.to(states.dtype)[..., None]
         mean = (states * weights).sum(1) / weights.sum(1)
-        rows = torch.arange(len(states), device=states.device)[:, None]
-        return mean, states[rows, texts.separators]
+        first = torch.arange(len(states), device=states.device) * states.shape[1]
+        return mean, states.flatten(0, 1), first
 
     def merge_adapters(self) -> None:
         """Merge LoRA updates and trained tokens into the base weights and remove peft's modules.
@@ -271,7 +286,7 @@ def build_text(config: TextConfig, tokenizer: Tokenizer, attention: str, empty: 
         _keep_layers(backbone, model.blocks, config.layers)
     width = int(backbone.config.hidden_size)
     tuned = _tuned(backbone, model, config, [tokenizer.separator_id, tokenizer.pad_id])
-    return TextTower(tuned, width, config.packing)
+    return TextTower(tuned, width, config.packing, config.sentences)
 
 
 def _tuned(

@@ -73,11 +73,12 @@ def asked_vectors(
 ) -> Tensor:
     """Unit embeddings [s, D] of sentences that maps are asked for, of a model that `has_maps`.
 
-    A sentence is read in the place that the model knows for it, as in the evaluation: in a report text of the training
-    `style` (`data.style`) of which nothing else is known. Raises `ConfigError` for one that does not fit
-    in `max_tokens` there.
+    A sentence is read in the place that the model knows for it, as in the evaluation: by itself (`text.sentences`), or
+    in a report text of the training `style` (`data.style`) of which nothing else is known. Raises `ConfigError` for one
+    that does not fit in `max_tokens` there.
     """
-    asked = [asked_sentence(words, style) for words in sentences]
+    by_itself = model.text.reads_alone
+    asked = [((words,), 0) if by_itself else asked_sentence(words, style) for words in sentences]
     for text, number in asked:
         needed = len(tokenizer.encode(list(text[: number + 1]), sys.maxsize).tokens)
         if needed > max_tokens:

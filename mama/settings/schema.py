@@ -19,6 +19,7 @@ Style = Literal["report", "sentence", "caption"]
 Fit = Literal["letterbox", "stretch"]
 Norm = Literal["layer", "batch", "published"]
 Tokens = Literal["all", "tissue"]
+Sentences = Literal["separator", "alone"]
 Findings = Literal["image", "crop"]
 Pooling = Literal["max", "softmax"]
 FACTS = ("density", "birads", "cancer", "pathology", "reason")
@@ -152,6 +153,10 @@ class TextConfig:
     lora_dropout: float = 0.1  # dropout before the LoRA adapters, in [0, 1]
     # Texts of a micro-batch one behind the other in one row, so that nothing is computed on padding; same features.
     packing: bool = False
+    # What the local term takes for a sentence. separator: the state at the separator behind it, as published; with a
+    # causal model this also tells what the text said before. alone: the mean over the states of the sentence when it is
+    # read as a text of its own, so that it is the same in any text and where it is asked for by itself.
+    sentences: Sentences = "separator"
     ignore: list[str] = field(default_factory=lambda: ["lm_head."])  # as vision.ignore; the LM head is never used
 
     def __post_init__(self) -> None:

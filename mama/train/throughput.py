@@ -26,6 +26,7 @@ class Meter:
         self.started, self.waited = time.perf_counter(), 0.0
         self.pairs = 0
         self.texts: list[int] = []  # tokens of each
+        self.alone: list[int] = []  # of each sentence that is read by itself
 
     def fetch(self, batches: Iterator[Batch]) -> Batch:
         """Return the next micro-batch, moved to the device."""
@@ -33,6 +34,8 @@ class Meter:
         batch = next(batches)
         self.pairs += len(batch.keys)
         self.texts += batch.texts.lengths
+        if self.model.text.reads_alone:
+            self.alone += batch.texts.sentences.lengths
         moved = batch.to(self.device)
         self.waited += time.perf_counter() - started
         return moved
@@ -56,7 +59,7 @@ class Meter:
             values["tissue_share"] = tissue_share(self.model, self.image_size)
         if self.peak and self.pairs:
             each = len(self.texts) / self.pairs
-            work = pair_flops(self.model, self.image_size, self.texts, images=lengths, each=each)
+            work = pair_flops(self.model, self.image_size, self.texts, images=lengths, each=each, alone=self.alone)
             values["mfu"] = work * self.pairs / seconds / self.peak
         self._restart()
         return values

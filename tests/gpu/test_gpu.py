@@ -444,7 +444,14 @@ def halves(batch: Batch) -> list[Batch]:
     found = []
     for rows in (slice(0, 4), slice(4, 8)):
         texts = batch.texts
-        own = Texts(texts.tokens[rows], texts.lengths[rows], texts.separators[rows], texts.sentence_mask[rows])
+        own = Texts(
+            texts.tokens[rows],
+            texts.lengths[rows],
+            texts.separators[rows],
+            texts.sentence_mask[rows],
+            texts.sentences,
+            texts.sentence_row[rows],
+        )
         numbers = torch.arange(4, device=batch.anchors.device)
         parts = {name: getattr(batch, name)[rows] for name in names}
         found.append(Batch(**parts, texts=own, anchor_text_row=numbers, partner_text_row=numbers))

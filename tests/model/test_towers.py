@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedMo
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.data import augment
-from mama.data.batches import Texts, tokenise
+from mama.data.batches import Rows, Texts, sentence_rows, tokenise
 from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
@@ -77,6 +77,21 @@ def padded(texts: Texts, more: int) -> Texts:
         texts.lengths,
         F.pad(texts.separators, (0, 2)),
         F.pad(texts.sentence_mask, (0, 2)),
+        Rows(F.pad(texts.sentences.tokens, (0, more), value=pad), texts.sentences.lengths),
+        F.pad(texts.sentence_row, (0, 2)),
+    )
+
+
+def row_of(texts: Texts, row: int) -> Texts:
+    """One of the texts, with the padding that it has there."""
+    own = slice(row, row + 1)
+    return Texts(
+        texts.tokens[own],
+        texts.lengths[own],
+        texts.separators[own],
+        texts.sentence_mask[own],
+        texts.sentences,
+        texts.sentence_row[own],
     )
 
 
@@ -123,12 +138,34 @@ def test_features_are_read_from_the_states_of_the_plain_language_model(kind: str
             torch.testing.assert_close(sentences[row, :count], states[ids == sep], atol=1e-5, rtol=0)
 
 
+@KINDS
+@PACKING
+def test_a_sentence_that_is_read_alone_is_a_text_of_its_own(kind: str, packing: bool) -> None:
+    """By the plain language model, unpadded and unbatched: the mean over its tokens, whatever stands around it."""
+    tower, texts = text_tower(kind, packing=packing, sentences="alone").eval(), some_texts()
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(**TEXT[kind], vocab_size=len(tokenizer()))
+    plain = AutoModel.from_config(shape, attn_implementation="eager")
+    assert texts.sentences.tokens.shape[0] == 5, "beta stands in two texts"
+    with torch.no_grad():
+        mean, sentences = tower(texts)
+        torch.testing.assert_close(tower.alone(padded(texts, 3))[:, :3], sentences, atol=1e-6, rtol=0)
+        torch.testing.assert_close(mean, text_tower(kind, packing=packing).eval()(texts)[0], atol=0, rtol=0)
+        for row, ends in enumerate(([3, 5, 8], [1], [2, 4])):
+            starts = [0, *(end + 1 for end in ends[:-1])]
+            assert texts.separators[row, : len(ends)].tolist() == ends
+            for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                alone = plain(input_ids=texts.tokens[row, None, start : end + 1], use_cache=False).last_hidden_state[0]
+                torch.testing.assert_close(sentences[row, place], alone.mean(0), atol=1e-5, rtol=0)
+
+
 def texts_of(lengths: list[int]) -> Texts:
     """Random words; a sentence ends at the last token of each text, and in the middle of those that have one."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(len(tokenizer()), (len(lengths), max(lengths)), generator=generator)
     ends = torch.tensor([[n // 2, n - 1] if n > 1 else [0, 0] for n in lengths])
-    return Texts(tokens, lengths, ends, torch.tensor([[True, n > 1] for n in lengths]))
+    told = torch.tensor([[True, n > 1] for n in lengths])
+    return Texts(tokens, lengths, ends, told, *sentence_rows(tokens, ends, told, 0))
 
 
 LENGTHS = pytest.mark.parametrize("lengths", [[3, 1, 64, 7], [5], [1], [6, 6, 6]], ids=str)  # 64: as many as fit
@@ -310,9 +347,8 @@ def test_a_fully_tuned_model_trains_every_parameter_and_every_word(kind: str) ->
 def test_a_word_with_the_number_of_the_models_own_padding_is_trained() -> None:
     """BERT's tables are built with a row, 0, that PyTorch gives no gradient; here it is a word."""
     tower = text_tower("bert", tune="full")
-    texts = Texts(
-        torch.tensor([[0, 1, tokenizer().separator_id]]), [3], torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool)
-    )
+    tokens, ends, told = torch.tensor([[0, 1, tokenizer().separator_id]]), torch.tensor([[2]]), torch.tensor([[True]])
+    texts = Texts(tokens, [3], ends, told, *sentence_rows(tokens, ends, told, tokenizer().pad_id))
     tower(texts)[1][..., 0].sum().backward()
     assert gradient_of(words_of(tower).weight)[0].abs().max() > 0
 
@@ -560,7 +596,7 @@ def test_forward_projects_every_view_and_text_of_the_batch(
         }
         for i in range(8):  # each text by itself
             for name, row in (("anchor_text", batch.anchor_text_row[i]), ("partner_text", batch.partner_text_row[i])):
-                one = Texts(*(t[row : row + 1] for t in vars(batch.texts).values()))
+                one = row_of(batch.texts, int(row))
                 mean, sentences = model.text(one)
                 got = getattr(e, name)[i]
                 torch.testing.assert_close(got, unit(model.text_head(mean))[0], atol=1e-5, rtol=0)

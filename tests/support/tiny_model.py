@@ -67,7 +67,8 @@ def on_parts(config: Config) -> Config:
     """The same with every part of the local term that is not the published one; of two ranks one has no finding."""
     parts: dict[str, Any] = {"local_sentences": "findings", "local_patches": "tissue", "local_pooling": "softmax"}
     vision = replace(on_tissue(config).vision, tokens="all", local_block=1)
-    return replace(config, vision=vision, loss=replace(config.loss, **parts))
+    text = replace(config.text, sentences="alone")
+    return replace(config, vision=vision, text=text, loss=replace(config.loss, **parts))
 
 
 def breast(size: tuple[int, int], width: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from mama.cli.main import main
 from mama.data import augment
-from mama.data.batches import Texts
+from mama.data.batches import Rows, Texts
 from mama.data.images import Images
 from mama.data.pairs import Pairs
 from mama.model.classifier import Classifier
@@ -291,7 +291,7 @@ def test_activations_of_the_text_tower_are_what_autograd_keeps(shape: dict[str, 
     config = TextConfig(model=None, config=shape, lora_rank=2)
     tower = build_text(config, tokenizer(), "mama_sdpa").to(dtype).train()
     tokens = torch.zeros(4, LENGTH, dtype=torch.long)
-    texts = Texts(tokens, [LENGTH] * 4, tokens[:, :2], tokens[:, :2].bool())
+    texts = Texts(tokens, [LENGTH] * 4, tokens[:, :2], tokens[:, :2].bool(), Rows(tokens, [LENGTH] * 4), tokens[:, :2])
     counted = kept(lambda: tower(texts), tower)
     size = dtype.itemsize
     formula = text_transformer(tower.backbone.config, config).activations(4 * LENGTH, size, mask=size)
