@@ -56,9 +56,10 @@ def pair_flops(
     """Operations of one training pair, forward and backward, on average.
 
     `texts` are the tokens of each text that is encoded, `each` the different texts of a pair; the anchor's has
-    `sentences` sentences. `alone` are the tokens of each sentence that is encoded by itself, for as many texts. `images` are the tokens of each image, with class and registers, if only patches with tissue
-    are encoded; else all of `image_size` (H, W) are. The patch head counts as many, also where `loss.local_patches`
-    gives it fewer. The partner image counts only if a term needs it. `recompute` also counts the second forward pass of
+    `sentences` sentences. `alone` are the tokens of each sentence that is encoded by itself, for as many texts.
+    `images` are the tokens of each image, with class and registers, if only patches with tissue are encoded; else all
+    of `image_size` (H, W) are. The patch head counts as many, also where `loss.local_patches` gives it fewer. The
+    partner image counts only if a term needs it. `recompute` also counts the second forward pass of
     activation checkpointing; it overestimates slightly, as PyTorch skips the last products of a block.
     """
     vision, whole = model.vision.backbone, model.vision.patches_of(image_size)

@@ -195,7 +195,10 @@ class TextTower(nn.Module):
     def __init__(
         self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool, sentences: Sentences = "separator"
     ) -> None:
-        """`sentences` as in `TextConfig`. Raises `ValueError` for an attention in which packed texts would see others."""
+        """`sentences` as in `TextConfig`.
+
+        Raises `ValueError` for an attention in which packed texts would see each other.
+        """
         super().__init__()
         base = cast(PreTrainedModel, backbone.get_base_model()) if isinstance(backbone, PeftModel) else backbone
         _drop_pooler(base)
