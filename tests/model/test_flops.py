@@ -16,14 +16,16 @@ from mama.data.batches import Batch
 from mama.model.blocks import prepare_blocks
 from mama.model.flops import pair_flops, peak_flops
 from mama.model.mama_model import MamaModel, build
-from mama.settings.schema import Config, TextConfig
+from mama.settings.schema import Config, Sentences, TextConfig
 from tests.support.tiny_backbones import TEXT
 from tests.support.tiny_model import PAIRS, batch_of, on_tissue, tiny
 from tests.support.word_tokenizer import tokenizer
 
 
-def model_of(config: Config, kind: str, packing: bool = False) -> MamaModel:
-    text = TextConfig(model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0, packing=packing)
+def model_of(config: Config, kind: str, packing: bool = False, sentences: Sentences = "separator") -> MamaModel:
+    text = TextConfig(
+        model=None, config=TEXT[kind], lora_rank=2, lora_dropout=0.0, packing=packing, sentences=sentences
+    )
     model = build(replace(config, text=text), tokenizer(), "mama_sdpa")
     prepare_blocks(model, config.train, torch.device("cpu"))
     return model
@@ -54,6 +56,7 @@ def expected(model: MamaModel, batch: Batch, config: Config) -> float:
         images=model.vision.lengths,
         each=len(texts.tokens) / PAIRS,
         sentences=int(texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
+        alone=texts.sentences.lengths if model.text.reads_alone else (),
         recompute=config.train.activation_checkpointing is True,
     )
 
@@ -65,6 +68,14 @@ def test_the_count_is_that_of_pytorch(kind: str, packing: bool, recompute: bool)
     model, batch = model_of(config, kind, packing).train(), batch_of(config, range(PAIRS))
     # Llama's table of rotary angles, a product of nothing with nothing, is all that may be between them.
     assert counted(model, batch) == pytest.approx(expected(model, batch, config), rel=0 if kind == "gpt2" else 1e-3)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_sentences_that_are_read_alone_are_counted_too(recompute: bool) -> None:
+    config = tiny(1, activation_checkpointing=recompute)
+    model, batch = model_of(config, "gpt2", True, "alone").train(), batch_of(config, range(PAIRS))
+    assert len(batch.texts.sentences.lengths) != len(batch.texts.lengths)
+    assert counted(model, batch) == expected(model, batch, config)
 
 
 def test_of_images_in_one_row_what_is_computed_is_counted() -> None:

@@ -234,3 +234,25 @@ def test_a_map_is_the_one_that_the_evaluation_measures(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"^'round mass': with the text before it, it has {needed} tokens, and"):
         heat_map.asked_vectors(model, words, one, needed - 1, CPU, "report")
     assert len(heat_map.asked_vectors(model, words, one, 10, CPU, "caption")) == 1
+
+
+def test_a_sentence_that_is_read_alone_has_the_map_of_those_in_reports() -> None:
+    """Whatever a report says before it, and however long that is."""
+    words = learn(["no mass and no calcification, density, breast, round"], 300)
+    torch.manual_seed(0)
+    shape = tiny(1).text.config | {"vocab_size": len(words), "n_positions": 200}
+    text = replace(tiny(1).text, config=shape, packing=False)
+    for sentences in ("alone", "separator"):
+        model = build(replace(tiny(1), text=replace(text, sentences=sentences)), words, "eager").eval()
+        reports = [("A breast.", "A round mass."), ("Density D.", "No calcification.", "A round mass.", "Density A.")]
+        told = [(report, report.index("A round mass.")) for report in reports]
+        with torch.no_grad():
+            first, second = localisation.sentence_vectors(model, words, told, 200, CPU)
+        (asked,) = heat_map.asked_vectors(model, words, ["A round mass."], 200, CPU, "report")
+        same = [torch.allclose(asked, other, atol=1e-6, rtol=0) for other in (first, second)]
+        assert same == [sentences == "alone"] * 2
+    model = build(replace(tiny(1), text=replace(text, sentences="alone")), words, "eager").eval()
+    needed = len(words.encode(["A round mass."], 999).tokens)
+    assert len(heat_map.asked_vectors(model, words, ["A round mass."], needed, CPU, "report")) == 1
+    with pytest.raises(ConfigError, match=f"^'A round mass.': it has {needed} tokens, and the model reads {needed - 1}"):
+        heat_map.asked_vectors(model, words, ["A round mass."], needed - 1, CPU, "report")
