@@ -120,7 +120,7 @@ def load_model(folder: Path, device: torch.device, base: str | None = None) -> t
             parameter.data = parameter.data.to(dtype)
     else:
         backbone = _empty(folder / "text", text_kernel, dtype)
-        text = TextTower(backbone, backbone.config.hidden_size, config.text.packing)
+        text = TextTower(backbone, backbone.config.hidden_size, config.text.packing, config.text.sentences)
     backbone = _empty(folder / "vision", kernel, dtype)
     vision = VisionTower(backbone, config.vision.tokens, config.vision.local_block)
     model = MamaModel(vision, text, config.heads, config.loss)

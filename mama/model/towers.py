@@ -192,9 +192,7 @@ class TextTower(nn.Module):
     With `packing` all texts share one row, in which they do not see each other.
     """
 
-    def __init__(
-        self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool, sentences: Sentences = "separator"
-    ) -> None:
+    def __init__(self, backbone: PreTrainedModel | PeftModel, width: int, packing: bool, sentences: Sentences) -> None:
         """`sentences` as in `TextConfig`.
 
         Raises `ValueError` for an attention in which packed texts would see each other.

@@ -175,6 +175,18 @@ def test_patches_of_the_local_term_stay_those_of_their_block(run: Config) -> Non
         assert torch.equal(states[1, -48:], loaded.vision(images).patches[48:])
 
 
+@pytest.mark.parametrize("sentences", ["separator", "alone"])
+def test_sentences_stay_as_the_run_read_them(run: Config, sentences: Any) -> None:
+    config = replace(run, text=replace(run.text, sentences=sentences))
+    save_run(config)
+    consolidate(config)
+    loaded, texts = require_equal(config), tokenise(tokenizer(), [["alpha beta", "gamma"], ["gamma"]], 64)
+    with torch.inference_mode():
+        found = loaded.sentence_embeddings(texts)
+        assert torch.equal(found, live(config).sentence_embeddings(texts))
+    assert torch.equal(found[0, 1], found[1, 0]) == (sentences == "alone")
+
+
 def require_all_read(info: dict[str, Any]) -> None:
     """A pooler, which no tower has, is the only thing that transformers may start at random."""
     assert not info["unexpected_keys"]

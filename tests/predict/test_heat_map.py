@@ -254,5 +254,7 @@ def test_a_sentence_that_is_read_alone_has_the_map_of_those_in_reports() -> None
     model = build(replace(tiny(1), text=replace(text, sentences="alone")), words, "eager").eval()
     needed = len(words.encode(["A round mass."], 999).tokens)
     assert len(heat_map.asked_vectors(model, words, ["A round mass."], needed, CPU, "report")) == 1
-    with pytest.raises(ConfigError, match=f"^'A round mass.': it has {needed} tokens, and the model reads {needed - 1}"):
+    with pytest.raises(
+        ConfigError, match=f"^'A round mass.': it has {needed} tokens, and the model reads {needed - 1}"
+    ):
         heat_map.asked_vectors(model, words, ["A round mass."], needed - 1, CPU, "report")
