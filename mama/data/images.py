@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mama.errors import ConfigError
 from mama.settings.schema import DataConfig, Fit
 from shards.read.reader import ShardReader
+from shards.read.remote import Remote
 from shards.read.tar import to_uint8
 from shards.schema import Box, Study
 
@@ -59,6 +60,11 @@ class Images:
         """uint8 [h, w] of one view at its stored size, 16 bits reduced to 8. Raises `ShardError` if unreadable."""
         reader, i = self.studies[number]
         return to_uint8(reader.image(i, view))
+
+
+def is_remote(config: DataConfig) -> bool:
+    """Whether some shards are at URLs: what is not in the cache has to be downloaded."""
+    return any(Remote.at(folder, config.cache_folder) for folder in config.shards)
 
 
 def to_canvas(image: NDArray[np.uint8], size: tuple[int, int], how: Fit = "letterbox") -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from mama.data import augment, report_text, sample_order, seen_findings
@@ -63,13 +64,18 @@ class Pairs(Dataset[Pair]):
         self.ends = np.cumsum(usable if probabilities is None else probabilities)
         self.unreadable = UnreadableSamples(config.data.max_corrupt)
 
+    @property
+    def drawable(self) -> NDArray[np.bool_]:
+        """Mask [n] of the images that may be anchors."""
+        return np.diff(self.ends, prepend=0) > 0
+
     def __getitem__(self, index: int) -> Pair:
         """An unreadable sample is replaced by another one, which depends on the index alone too.
 
         Raises `ShardError` for more than `data.max_corrupt` of them in this process, and after `ATTEMPTS` draws.
         """
         for attempt in range(ATTEMPTS):
-            number, anchor = self.images.locate(self._image(index, attempt))
+            number, anchor = self.images.locate(self.image(index, attempt))
             try:
                 return replace(self._pair(index, number, anchor), unreadable=attempt)
             except FetchError:
@@ -78,7 +84,7 @@ class Pairs(Dataset[Pair]):
                 self.unreadable.add(self.images.key(number), error)
         raise ShardError(f"data.shards: {ATTEMPTS} samples drawn, all unreadable; run `mama check`")
 
-    def _image(self, index: int, attempt: int) -> int:
+    def image(self, index: int, attempt: int = 0) -> int:
         """The anchor image of sample `index`, or after unreadable ones a replacement."""
         if self.anchors is not None and not attempt:
             return int(self.anchors[sample_order.image_at(index, len(self.anchors), self.seed)])

@@ -85,7 +85,7 @@ class DataConfig:
     # such texts teach nothing about cancer, which `mama eval` reports.
     tell_pathology: bool = False
     # Which findings a training text tells. image: all of the image. crop: those that the random crop shows, as far as
-    # their boxes are known.
+    # their boxes are known. Where no training image has a box, which `mama train` says as it starts, both are the same.
     findings: Findings = "image"
     mask_probability: float = 0.8  # that age, race, ethnicity, image type, side or view each reads "unknown"; in [0, 1]
     max_tokens: int = 144  # tokens of a report text, at least 2; the rest is cut off
@@ -205,7 +205,8 @@ class LossConfig:
     # Which sentences of a text take part in the local term. all: each, as published. findings: those that tell findings
     # ("no mass and no calcification" is one); needs data.style=report. Then pairs whose finding sentences are all equal
     # are positives of each other, whatever `positives` says, as those of normal images repeat so often; and a pair
-    # whose text tells no findings takes no part, as nobody knows what its image shows.
+    # whose text tells no findings takes no part, as nobody knows what its image shows. Where no training text tells
+    # any, the term is 0, which `mama train` says as it starts.
     local_sentences: Literal["all", "findings"] = "all"
     # Which patches take part in the local term. all: each that the image tower computes, as published. tissue: those
     # that vision.tokens=tissue would keep; the others have no value in maps either. With vision.tokens=tissue both are

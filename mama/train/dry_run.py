@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mama.data import augment
-from mama.data.images import Images
+from mama.data.idle_settings import idle_settings
+from mama.data.images import Images, is_remote
 from mama.data.pairs import Pairs
 from mama.data.sample_weights import usable_images
 from mama.errors import ConfigError
@@ -25,7 +26,6 @@ from mama.train.capacity import MARGIN
 from mama.train.deepspeed_config import deepspeed_settings
 from mama.train.estimate import activations, parameter_count, rank_bytes, shape_of
 from shards.errors import ShardError
-from shards.read.remote import Remote
 
 TEXTS = 3  # shown
 IMAGES = 64  # of which the share of tissue is measured
@@ -36,6 +36,8 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
     model = shape_of(config)
     batches = batch_lines(config, ranks)  # raises if the batch cannot be divided: before anything is printed
     yield from _section("Configuration", as_yaml(config).splitlines())
+    if idle := idle_settings(config, fetch=False):
+        yield from _section("Settings that change nothing", idle)
     yield from _section("Parameters", parameter_lines(model))
     yield from _section("Batches", batches)
     yield from _section("DeepSpeed", json.dumps(deepspeed_settings(config, ranks), indent=2).splitlines())
@@ -61,7 +63,7 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
         f"{train.global_batch} pairs a step",
         f"{train.steps:,} steps x {train.global_batch} = {train.steps * train.global_batch:,} pairs",
     ]
-    if config.data.require and _is_remote(config):
+    if config.data.require and is_remote(config.data):
         return [*lines, "pairs of an epoch: unknown (data.require needs the facts of shards that are not here)"]
     try:
         images = int(usable_images(Images(config.data, "train"), config.data).sum())
@@ -72,7 +74,7 @@ def batch_lines(config: Config, ranks: int) -> list[str]:
 
 def text_lines(config: Config) -> Iterator[str]:
     """Yield the texts of the run's first pairs, as the run will draw them: masked, cut and with separators."""
-    if _is_remote(config):
+    if is_remote(config.data):
         yield "not shown: the shards are not here"
         return
     try:
@@ -127,7 +129,7 @@ def activation_lines(config: Config, model: MamaModel, ranks: int) -> Iterator[s
 
 def _tissue(config: Config, patch: int) -> tuple[float, str]:
     """The mean share of patches with tissue in augmented images, and a line about it; 1 without shards here."""
-    if _is_remote(config):
+    if is_remote(config.data):
         return 1.0, "vision.tokens: the shards are not here; every patch is counted, as if all held tissue"
     try:
         pairs = Pairs(config)
@@ -141,10 +143,6 @@ def _tissue(config: Config, patch: int) -> tuple[float, str]:
     mean, of = float(shares.mean()), f"{len(drawn)} augmented images"
     spread = f"10th to 90th percentile {low:.0%} to {high:.0%}"
     return mean, f"vision.tokens: {mean:.0%} of the patches of {of} hold tissue ({spread})"
-
-
-def _is_remote(config: Config) -> bool:
-    return any(Remote.at(folder, config.data.cache_folder) for folder in config.data.shards)
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:

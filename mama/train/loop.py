@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mama.data.idle_settings import idle_settings
 from mama.data.loader import plain_failures, require_shared_memory
 from mama.errors import HungError, LaterError, StoppedError, TrainingError
 from mama.model import attention
@@ -113,6 +114,10 @@ def _start(config: Config, device: torch.device, lease: Lease | None, heartbeat:
     heartbeat.doing("preparing the run folder")
     resumed = prepare_and_agree(config)
     tokenizer = load_tokenizer(config.run_folder)
+    if rank() == 0:
+        heartbeat.doing("looking for findings in the shards")
+        for line in idle_settings(config, fetch=True):
+            log.warning("%s", line)
     heartbeat.doing("building the model")
     model = build(config, tokenizer, *attention.choose_both(config, device))
     on_gpu = device.type == "cuda"

@@ -65,11 +65,11 @@ def write_shards(
 ) -> list[Study]:
     """`patients` by split; returns the studies. Of `known` labels alone, where they are given, and without findings."""
     samples = {
-        split: [_sample(study(number, split, words), known) for number in range(count)]
+        split: [sample(study(number, split, words), known) for number in range(count)]
         for split, count in patients.items()
     }
     write_folder(folder, samples, per_shard=16)
-    return [sample.study for of_split in samples.values() for sample in of_split]
+    return [one.study for of_split in samples.values() for one in of_split]
 
 
 def only(one: Study, known: tuple[str, ...]) -> Study:
@@ -80,7 +80,7 @@ def only(one: Study, known: tuple[str, ...]) -> Study:
     return replace(one, views=tuple(views))
 
 
-def _sample(one: Study, known: tuple[str, ...] | None) -> Sample:
+def sample(one: Study, known: tuple[str, ...] | None) -> Sample:
     pixels = [image(str(v.labels.density), bool(v.labels.cancer)) for v in one.views]
     jpegs = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes() for p in pixels]
     return Sample(one if known is None else only(one, known), tuple(jpegs), ())

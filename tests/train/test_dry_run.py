@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from mama.cli.main import main
 from mama.data import augment
 from mama.data.batches import Rows, Texts
+from mama.data.idle_settings import idle_settings
 from mama.data.images import Images
 from mama.data.pairs import Pairs
 from mama.model.classifier import Classifier
@@ -126,6 +127,28 @@ def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) ->
         assert start.startswith("64 tokens, ")
         assert whole.startswith(said.removesuffix("<|sentence|>"))
         assert said.count("<|sentence|>") >= 2
+
+
+def test_a_setting_that_changes_nothing_is_named(tmp_path: Path) -> None:
+    """In the words of the run itself; not where it changes something, and of shards at a URL nothing is fetched."""
+    title = "Settings that change nothing"
+    write_shards(tmp_path / "density", {"train": 3}, known=("density",))
+    write_shards(tmp_path / "findings", {"train": 3})
+
+    def found(folder: str) -> list[str]:
+        config = tiny(1)
+        data = replace(config.data, shards=[folder], findings="crop", cache=str(tmp_path / "cache"))
+        config = replace(config, data=data, loss=replace(config.loss, local_sentences="findings"))
+        lines = sections("\n".join(dry_run(config, 1))).get(title, [])
+        assert lines == idle_settings(config, fetch=False)
+        return lines
+
+    assert [line.partition(":")[0] for line in found(str(tmp_path / "density"))] == [
+        "loss.local_sentences",
+        "data.findings",
+    ]
+    assert found(str(tmp_path / "findings")) == []
+    assert all("unknown" in line for line in found("http://127.0.0.1:9/x"))
 
 
 def test_of_tissue_alone_its_share_in_augmented_images_is_counted(tmp_path: Path) -> None:

@@ -429,3 +429,23 @@ def test_a_run_whose_files_are_gone_or_empty_says_so_in_one_line(whole: Config, 
     remove(place)
     with pytest.raises(ConfigError, match=rf"^{place}: [^\n]+$"):
         start()
+
+
+def test_a_setting_that_changes_nothing_is_named_once_at_each_start(tmp_path: Path) -> None:
+    """By the first of two ranks, before the first step and when the run is resumed."""
+    write_shards(tmp_path / "shards", {"train": 10}, known=("density",))
+    base = config_of(tmp_path, "idle")
+    config = replace(
+        base,
+        loss=replace(base.loss, local_start=0, local_sentences="findings"),
+        train=replace(base.train, steps=2, global_batch=4, save_every=1, validate_every=0),
+    )
+    for before in ("train: 1/2 steps", "resumed from"):
+        process = start(tmp_path, config)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        (line,) = (line for line in said.splitlines() if "loss.local_sentences" in line)
+        assert "none of the 20 images that the run draws has a text that tells findings" in line
+        assert said.index(line) < said.index(before)
+        assert {line["loss/local"] for line in logged(config)} == {0.0}
+        remove(config.run_folder / "checkpoints" / "step-000002")
