@@ -117,11 +117,16 @@ def mean_difference(ours: Float64s, theirs: Float64s, patients: list[str], resam
         return Estimate(None, reason=NO_IMAGE)
     bootstrap = Bootstrap(patients, resamples, seed)
     one, other = _means(np.stack([ours, theirs]), bootstrap)
-    found = difference([[one]], [[other]])
+    return paired_difference(one, other, bootstrap.patients)
+
+
+def paired_difference(ours: Part, theirs: Part, patients: int) -> Estimate:
+    """A figure minus another one on images of so many patients, each with the same draws of these."""
+    found = difference([[ours]], [[theirs]])
     if found is None:
-        why = "they are of one patient" if bootstrap.patients < 2 else "there are fewer than two resamples"
-        return Estimate(one.value - other.value, reason=f"no interval: {why}")
-    return Estimate(found.value, found.low, found.high, len(one.draws))
+        why = "they are of one patient" if patients < 2 else "there are fewer than two resamples"
+        return Estimate(ours.value - theirs.value, reason=f"no interval: {why}")
+    return Estimate(found.value, found.low, found.high, len(ours.draws))
 
 
 def _means(values: Float64s, bootstrap: Bootstrap) -> list[Part]:

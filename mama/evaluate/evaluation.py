@@ -27,6 +27,7 @@ from mama.evaluate import (
     box_files,
     fine_tuned,
     known_patients,
+    local_retrieval,
     localisation,
     outputs,
     own_figures,
@@ -107,9 +108,14 @@ def evaluate(config: Config, run: Path, show: Show | None = None) -> Results:
         show(retrieval.table(documents["retrieval"]) + "\n")
     maps = {name: one.maps for name, one in made.items() if one.maps is not None}
     shown = localisation.examples(sought.targets, config.eval.heat_maps)
-    documents["alignment"] = measured | _alignment(maps, sought, shown, detected, splits, config)
+    aligned = _alignment(maps, sought, shown, detected, splits, config)
+    models = {name: local_retrieval.Embedded(one.scores, *retrieved[name]) for name, one in maps.items()}
+    aligned["local_retrieval"] = local_retrieval.document(
+        models, own, sought.asked, sought.rows, sought.targets, items, config
+    )
     if not trained_with.loss.local:
-        documents["alignment"]["reason"] = "the model was trained without the local term"
+        aligned["reason"] = aligned["local_retrieval"]["reason"] = "the model was trained without the local term"
+    documents["alignment"] = measured | aligned
     if show and (lines := results.localisation_lines(documents["alignment"])):
         show("\n".join(lines))
     examples = measured | retrieval.examples(items, texts, own, *retrieved["trained"])
@@ -210,7 +216,7 @@ def _outputs(
     sought = localisation.Search()
     for name, model, tokenizer in _models(trained_with, run, kept.device, config.text.model):
         if name == "trained" and trained_with.loss.local:
-            sought = localisation.search(splits.held_out, tokenizer, config.data.max_tokens)
+            sought = localisation.search(splits.held_out, tokenizer, config.data.max_tokens, trained_with.loss)
         weights = measured["model"]["sha256"] if name == "trained" else None
         known = outputs.identity(name, model, model_folder(run), weights)
         made[name] = outputs.of_model(model, tokenizer, splits, texts, sought, kept, known)

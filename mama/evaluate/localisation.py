@@ -28,20 +28,19 @@ from mama.data.batches import tokenise
 from mama.data.held_out import CollateRows, Split
 from mama.data.loader import load, to_device
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate import controls, detection, pointing
+from mama.evaluate import controls, detection, local_retrieval, pointing
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.boxes import Lesion, lesions
 from mama.evaluate.class_prompts import view_with
-from mama.evaluate.controls import Control, Controls
+from mama.evaluate.controls import Controls
 from mama.evaluate.detection import Marks
+from mama.evaluate.local_retrieval import Asked, Sentence
 from mama.evaluate.pointing import Target
 from mama.model.mama_model import MamaModel
 from mama.runtime.sharing import over_ranks
-from mama.settings.schema import Config, Style
+from mama.settings.schema import Config, LossConfig, Style
 from shards.progress import progress
 from shards.schema import Finding, Labels, Study, View
-
-Sentence = tuple[tuple[str, ...], int]  # a text, and which of its sentences
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Search:
     complete: dict[int, tuple[Lesion, ...]] = field(default_factory=dict)  # row of which all boxes are known -> them
     plain: list[Sentence] = field(default_factory=list)  # of each kind of lesion
     controls: Controls = field(default_factory=Controls)  # of the targets
+    asked: Asked = field(default_factory=Asked)  # of the targets' images and lesion-free ones
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,30 @@ class Maps:
     any_kind: Float32s  # [n, gh, gw], of the plain sentences, for each of `Search.rows`
     grey: Float32s  # [n, gh, gw], mean grey values of the patches
     controls: Float32s  # [c, gh, gw], of those of `Search.controls`
+    scores: Float32s  # [n, S], of each sentence of `Search.asked` in each of `Search.rows`
 
 
-def search(split: Split, tokenizer: Tokenizer, max_tokens: int) -> Search:
+def search(split: Split, tokenizer: Tokenizer, max_tokens: int, loss: LossConfig) -> Search:
     """All targets, and if there are boxes all images of which `detection.is_complete`.
 
-    Without boxes, as of radiologists' reports alone, only the images of targets are read.
+    Without boxes, as of radiologists' reports alone, only the images of targets and lesion-free ones are read. `loss`
+    is that of training.
     """
+
+    def fits(text: list[str] | tuple[str, ...], number: int) -> bool:
+        return number < _room(text, tokenizer, max_tokens)
+
     targets = find_targets(split, tokenizer, max_tokens)
-    of_targets = {target.row for target in targets}
+    asked = local_retrieval.ask(targets, split.items, split.style, fits, loss)
+    read = {target.row for target in targets} | set(asked.lesion_free)
     complete = complete_images(split)
-    others = controls.find(targets, split.style, lambda text, number: number < _room(text, tokenizer, max_tokens))
+    others = controls.find(targets, split.style, fits)
     kinds = sorted({lesion.kind for found in complete.values() for lesion in found})
     plain = [plain_sentence(kind, split.style) for kind in kinds]
-    plain = [(text, number) for text, number in plain if number < _room(text, tokenizer, max_tokens)]
+    plain = [sentence for sentence in plain if fits(*sentence)]
     if not plain:
-        return Search(targets, sorted(of_targets), controls=others)
-    return Search(targets, sorted(of_targets | complete.keys()), complete, plain, others)
+        return Search(targets, sorted(read), controls=others, asked=asked)
+    return Search(targets, sorted(read | complete.keys()), complete, plain, others, asked)
 
 
 def complete_images(split: Split) -> dict[int, tuple[Lesion, ...]]:
@@ -164,7 +171,9 @@ def maps(
 
     def cosines(batches: list[range]) -> Iterator[tuple[Float32s, ...]]:
         plain = vectors(sought.plain) if sought.plain else None
-        known = _vectors_of_controls(sought.controls.made, vectors, config.eval.batch)
+        of_all_images = [(control.text, control.sentence) for control in sought.controls.made] + sought.asked.sentences
+        known = _vectors_of(of_all_images, vectors, config.eval.batch)
+        scored = [known[one] for one in sought.asked.sentences]
         rows = [[sought.rows[place] for place in batch] for batch in batches]
         for pixels, own in zip(_pixels(split, rows, config, device), rows, strict=True):
             patches = patch_vectors(model, pixels, device)
@@ -177,18 +186,19 @@ def maps(
             if plain is not None:
                 any_kind = cosines_with(plain, patches).amax(1)
             grey = np.stack([patch_means(image, grid) for image in pixels[:, 0].numpy()])
-            yield of_own, on_grid(any_kind, grid), grey, of_controls
+            scores = local_retrieval.scores(scored, patches, sought.asked.temperature)
+            yield of_own, on_grid(any_kind, grid), grey, of_controls, scores
 
-    nothing = np.zeros((0, *grid), np.float32)
-    found = [(nothing,) * 4, *over_ranks(len(sought.rows), config.eval.batch, cosines)]
+    nothing, unscored = np.zeros((0, *grid), np.float32), np.zeros((0, len(sought.asked.sentences)), np.float32)
+    found = [(*(nothing,) * 4, unscored), *over_ranks(len(sought.rows), config.eval.batch, cosines)]
     return Maps(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _vectors_of_controls(
-    made: list[Control], vectors: Callable[[list[Sentence]], Tensor], size: int
+def _vectors_of(
+    sentences: list[Sentence], vectors: Callable[[list[Sentence]], Tensor], size: int
 ) -> dict[Sentence, Tensor]:
     """Of each distinct sentence, computed `size` at a time: they are few, as many images have the same ones."""
-    distinct = list(dict.fromkeys((control.text, control.sentence) for control in made))
+    distinct = list(dict.fromkeys(sentences))
     pieces = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     return {sentence: one for piece in pieces for sentence, one in zip(piece, vectors(piece), strict=True)}
 

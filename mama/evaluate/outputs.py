@@ -136,7 +136,8 @@ def _percentiles(split: Split, size: int) -> Float64s:
 def _said(sought: Search) -> list[Any]:
     targets = [(target.row, target.text, target.sentence) for target in sought.targets]
     others = [(control.target, control.text, control.sentence) for control in sought.controls.made]
-    return [targets, sought.rows, sought.plain, others]
+    asked = [sought.asked.sentences, sought.asked.temperature]
+    return [targets, sought.rows, sought.plain, others, asked]
 
 
 def _digest(value: Any) -> str:

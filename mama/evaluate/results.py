@@ -17,6 +17,7 @@ from mama.evaluate import subgroups
 from mama.evaluate.arrays import Float32s, Float64s, Ints
 from mama.evaluate.class_prompts import prompts_digest
 from mama.evaluate.fractions import label_of
+from mama.evaluate.local_retrieval import NORMAL, OWN, TEXT
 from mama.evaluate.measured_row import measured_row
 from mama.evaluate.result_folders import METRICS
 from mama.evaluate.task_data import TaskData
@@ -222,7 +223,7 @@ def _source(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def localisation_lines(document: dict[str, Any] | None) -> list[str]:
-    """The figures of the trained model's local alignment, if there are boxes, and of boxes in files, a line each."""
+    """The figures of the trained model's local alignment, as far as there are any, and of boxes in files: lines."""
     if not document:
         return []
     lines = []
@@ -236,6 +237,7 @@ def localisation_lines(document: dict[str, Any] | None) -> list[str]:
     for one in document["differences"]:
         gained = (format_estimate(one[key]) for key in ("hit_rate", "strict_hit_rate", "box_auc"))
         lines.append("trained - brightest: hits {}, strict {}, box AUC {}".format(*gained))
+    lines += _local_retrieval_lines(document["local_retrieval"])
     detection = document["detection"]
     files = detection["files"]
     for row in (row for row in detection["rows"] if row["model"] in ("trained", *files)):
@@ -247,6 +249,22 @@ def localisation_lines(document: dict[str, Any] | None) -> list[str]:
     if files and not detection["rows"]:
         lines.append(f"boxes of {', '.join(files)}: not measured, as {detection['reason']}")
     return lines
+
+
+def _local_retrieval_lines(document: dict[str, Any]) -> list[str]:
+    """The AUC of sentences against lesion-free images, and those that stand beside it; or why there is none."""
+    if not document["targets"]:
+        return []
+    if not document["rows"]:
+        return [f"sentences against lesion-free images: not measured, as {document['reason']}"]
+    areas = {(row["model"], row["by"]): format_estimate(row["auc"]) for row in document["rows"]}
+    own, normal = areas.pop(("trained", OWN)), areas.pop(("trained", NORMAL), "n/a")
+    names = {("untrained", OWN): "untrained", ("trained", TEXT): TEXT, ("untrained", TEXT): f"{TEXT}, untrained"}
+    counts = f"{document['targets']} sentences against {document['lesion_free']} lesion-free images"
+    return [
+        f"{counts}: AUC {own}, {NORMAL} {normal}",
+        f"beside it: {', '.join(f'{names[key]} {area}' for key, area in areas.items())}",
+    ]
 
 
 def unmentioned_note(document: dict[str, Any]) -> str | None:

@@ -116,7 +116,7 @@ def test_froc_and_average_precision_are_those_of_plain_loops_in_stored_pixels(tm
         sides = rng.uniform(5, 14, 2)
         lines.append((str(image), tuple(map(float, (*corner, *(corner + sides)))), float(score)))  # type: ignore[arg-type]
     files = marks(with_boxes(config, write_boxes(tmp_path / "mine.csv", lines)), split)
-    empty = {"trained": localisation.Maps(*[np.zeros((0, 4, 4), np.float32)] * 4)}
+    empty = {"trained": localisation.Maps(*[np.zeros((0, 4, 4), np.float32)] * 5)}
     found = localisation.document(empty, localisation.Search(), split, files, config)["detection"]
     assert (found["images"], found["lesions"], found["without_lesion"], found["left_out"]) == (60, 15, 45, 0)
     (row,) = found["rows"]

@@ -20,7 +20,14 @@ from mama.data.wording import Wording
 from mama.evaluate import localisation, pointing, retrieval
 from mama.evaluate.embeddings import embed_images
 from mama.evaluate.evaluation import evaluate
-from mama.evaluate.results import predictions_file, read_predictions, results_table, rows_of, shown_rows
+from mama.evaluate.results import (
+    localisation_lines,
+    predictions_file,
+    read_predictions,
+    results_table,
+    rows_of,
+    shown_rows,
+)
 from mama.evaluate.task_data import task_data
 from mama.evaluate.tasks import load_task
 from mama.export.figures import Estimate, Pointing, read_metrics
@@ -88,6 +95,25 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     else:
         assert (asked["rows"], missing) == ([], {"other finding", "no finding", "against no finding"})
     assert [one["name"] for one in found["alignment"]["strata"] if one["by"] == "pathology"] == ["malignant"]
+    retrieved = found["alignment"]["local_retrieval"]
+    assert [retrieved[key] for key in ("targets", "patients", "lesion_free", "lesion_free_patients")] == [6, 6, 18, 12]
+    areas = {(row["model"], row["by"]): row["auc"]["value"] for row in retrieved["rows"]}
+    # The square is brighter than any breast, and "no mass" is a mass to the oracle; a caption says "normal".
+    normal = 0.0 if style == "caption" else 1.0
+    assert areas.pop(("trained", "normal sentence")) == pytest.approx(normal, abs=0.5 * (style == "caption"))
+    assert areas == {
+        ("trained", "own sentence"): 1.0,
+        ("untrained", "own sentence"): 0.5,
+        ("trained", "whole text"): 1.0 if style == "report" else areas["trained", "whole text"],
+        ("untrained", "whole text"): 0.5,
+    }
+    (mass,) = retrieved["strata"]
+    assert (mass["name"], mass["targets"], mass["rows"][0]["auc"]["value"]) == ("mass", 6, 1.0)
+    said = localisation_lines(json.loads(json.dumps(found["alignment"])))
+    first, second = said[said.index(next(line for line in said if "lesion-free" in line)) :][:2]
+    area = r"\d\.\d{3} \[.*\]"
+    assert re.fullmatch(rf"6 sentences against 18 lesion-free images: AUC 1\.000 \[.*\], normal sentence {area}", first)
+    assert re.fullmatch(rf"beside it: untrained 0\.500 \[.*\], whole text {area}, whole text, untrained {area}", second)
     detected = found["alignment"]["detection"]
     assert [detected[key] for key in ("images", "without_lesion", "lesions", "left_out")] == [24, 18, 6, 0]
     for row in detected["rows"]:
@@ -179,6 +205,12 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
     found = evaluate(config, config.run_folder)
     assert found["alignment"]["rows"] == []
     assert found["alignment"]["reason"] == "no finding of this split has a box"
+    retrieved = found["alignment"]["local_retrieval"]
+    assert [(row["model"], row["by"]) for row in retrieved["rows"][:2]] == [
+        ("trained", "own sentence"),
+        ("untrained", "own sentence"),
+    ]
+    assert retrieved["strata"] == []  # no sentence of a radiologist is linked to a kind
     assert [e["sentence"] for e in found["alignment"]["examples"]] == ["Findings: Heterogenously enhancing mass."] * 2
     findings = [s for s in found["malignancy"]["prompts"]["malignant"] if s.startswith("Findings")]
     assert "enhanc" in findings[0]
@@ -187,7 +219,7 @@ def test_without_boxes_the_pointing_game_is_not_played(config: Config, tmp_path:
 def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(config: Config, oracle: Oracle) -> None:
     found = evaluate(config, config.run_folder)
     found["cancer"]["rows"][0]["metrics"]["auc"] = {"value": None, "low": None, "high": None, "reason": "why"}
-    *lines, pointing, strict, gained, detection = results_table(found).splitlines()
+    *lines, pointing, strict, gained, apart, beside, detection = results_table(found).splitlines()
     assert re.fullmatch(
         r"pointing at 6 findings: hits 1\.000 \[.*\] \(chance 0\.225\), box AUC 0\.999 \[.*\]", pointing
     )
@@ -195,6 +227,8 @@ def test_the_table_names_every_row_and_prints_no_interval_that_is_not_there(conf
     assert re.fullmatch(r"trained - brightest: hits 0\.000.*, strict 0\.000.*, box AUC 0\.000.*", gained)
     lesions = r"finding 6 lesions: sensitivity 1\.000 \[.*\] at 1 false mark an image, AP \(IoU 0\.25\) 1\.000 \[.*\]"
     assert re.fullmatch(lesions, detection)
+    assert apart.startswith("6 sentences against 18 lesion-free images: AUC 1.000 [")
+    assert beside.startswith("beside it: untrained 0.500 [")
     assert len(lines) == 2 + sum(len(shown_rows(d)) for d in found.values() if "classes" in d) + 1
     assert "n/a" in lines[2]
     assert re.search(r"1\.000 \[0\.\d{3}, 1\.000\]", lines[2]), "no image is wrong, which does not make it certain"

@@ -352,7 +352,7 @@ def test_what_is_looked_for_and_in_which_images(tmp_path: Path) -> None:
     config = oracle_config(tmp_path)
     split = Split(config, "test")
     tokenizer = learn((s for i in split.items for s in report_text.text(i.study, i.view, "report")), 400)
-    found = localisation.search(split, tokenizer, 200)
+    found = localisation.search(split, tokenizer, 200, config.loss)
     assert found.rows == list(range(len(split.items)))
     assert [target.row for target in found.targets] == [2, 6, 10, 14, 18, 22][: len(found.targets)]
     assert [text[number] for text, number in found.plain] == ["Findings: mass."]
@@ -371,12 +371,13 @@ def test_what_is_looked_for_and_in_which_images(tmp_path: Path) -> None:
     maps = localisation.maps(Oracle(tokenizer), tokenizer, split, asked, config, torch.device("cpu"))  # type: ignore[arg-type]
     grey = maps.grey[[found.targets[n].row for n in targets]] / 127.5 - 1
     np.testing.assert_allclose(maps.controls, grey * np.array([sign for _, sign in wrong])[:, None, None], atol=1e-5)
-    cut = localisation.search(split, tokenizer, 20)
+    cut = localisation.search(split, tokenizer, 20, config.loss)
     assert (cut.targets, cut.rows, cut.plain) == ([], [], [])
     write_shards(tmp_path / "words", {"test": 4}, words="Enhancing mass")
     words = Split(replace(config, data=replace(config.data, shards=[str(tmp_path / "words")])), "test")
-    bare = localisation.search(words, tokenizer, 200)
-    assert bare.rows == [2, 6]  # those of the pictures alone
+    bare = localisation.search(words, tokenizer, 200, config.loss)
+    assert [target.row for target in bare.targets] == [2, 6]
+    assert bare.rows == list(range(8))  # with those that are free of lesions
     assert bare.complete == {}
     for style in ("sentence", "caption"):
         text, number = localisation.plain_sentence("calcification", style)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -113,6 +114,8 @@ def test_ranks_write_what_one_process_writes(run: Config) -> None:
     assert [len(each) for each in alone] == [30, 30, 30, 30, 30]
     assert b"31 intensity percentiles" in alone[0]["eval/cancer/predictions.csv"]
     assert b'"model": "detector"' in alone[1]["eval/alignment/metrics.json"]
+    apart = [json.loads(each["eval/alignment/metrics.json"])["local_retrieval"] for each in alone[:2]]
+    assert [(one["targets"], one["lesion_free"], len(one["rows"])) for one in apart] == [(3, 9, 5)] * 2
     assert b"fine-tune" in alone[0]["eval/cancer/predictions.csv"]
     assert [b"| cancer | fine-tune |" in each["card"] for each in alone[:3]] == [True, False, False]
     with np.load(io.BytesIO(alone[0]["eval/alignment/maps.npz"])) as maps:

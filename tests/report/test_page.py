@@ -356,6 +356,34 @@ def test_controls_and_differences_of_pointing_are_shown(evaluated: Config, tmp_p
     assert "“Findings: a &lt;word&gt;.”" in page
 
 
+def test_sentences_against_lesion_free_images_are_shown(evaluated: Config, tmp_path: Path) -> None:
+    config = replace(evaluated, runs=str(tmp_path))
+    shutil.copytree(evaluated.run_folder, config.run_folder)
+    path = config.run_folder / "eval" / "alignment" / "metrics.json"
+    document = json.loads(path.read_text())
+    title = "Retrieval by sentences: lesions against lesion-free images"
+    text = write_report(config, config.run_folder).read_text()
+    (section,) = re.findall(rf"{title}.*?</details>", text, re.DOTALL)
+    for row in document["local_retrieval"]["rows"]:
+        assert f"<td>{row['model']}</td><td>{row['by']}</td>" in section
+        assert f">{row['auc']['value']:.3f} <span" in section
+    assert (
+        "of each of 6 sentences about a finding, of 6 patients, the share of the 18 lesion-free images, of 12 patients"
+        in section
+    )
+    assert "(“Findings: no mass and no calcification.”)" in section
+    assert document["local_retrieval"]["rule"]["lesion_free"] in section
+    assert "<strong>mass</strong>" in section
+    document["local_retrieval"] |= {"rows": [], "strata": [], "reason": "there is <none>"}
+    path.write_text(json.dumps(document))
+    text = write_report(config, config.run_folder).read_text()
+    assert "Retrieval by sentences: n/a, there is &lt;none&gt;." in text
+    assert title not in text
+    del document["local_retrieval"]  # as an earlier release wrote it
+    path.write_text(json.dumps(document))
+    assert "Retrieval by sentences" not in write_report(config, config.run_folder).read_text()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_tables_of_many_models_are_not_cut(evaluated: Config, tmp_path: Path) -> None:
     config = replace(evaluated, runs=str(tmp_path))
