@@ -16,8 +16,7 @@ from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
 from mama.settings.schema import Fit
 from shards.schema import Box, Finding, View
 
-SHARE = 0.5  # of the map's range over tissue: patches from there on are marked
-TOUCHING = np.ones((3, 3), dtype=bool)  # patches that share a corner belong to one mark
+SHARE = 0.5  # of a peak's height above the median over tissue: patches from there on belong to its mark
 NONE = -1  # no lesion
 MILLIMETRES, PERCENT = "mm", "% of the image's height"
 PATHOLOGIES = ("benign", "malignant")  # the worst last
@@ -105,23 +104,36 @@ def strata(found: Sequence[Lesion]) -> list[Stratum]:
 
 
 def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float64s, Float64s]:
-    """Boxes [m, 4] and scores [m] of a map `values` [gh, gw]: connected patches in the upper `SHARE` of its range.
+    """Boxes [m, 4] and scores [m], falling, of the peaks of a map `values` [gh, gw] over `tissue` [gh, gw].
 
-    Range and patches are those over `tissue` [gh, gw]. A box encloses its patches, its score is their highest value.
-    A map that is the same everywhere marks nothing.
+    A peak is a patch above the median that none of the eight around it exceeds: a local maximum of the smooth map
+    (`mama.evaluate.smooth_maps`) too, which is bilinear between the centres of patches. Its value is the score. Its box
+    encloses the patches that sides connect with it from half of its height above the median on. The highest peak takes
+    its patches first; no patch is taken twice, and a peak that is taken with a higher one marks nothing.
+
+    Values that are not finite are no tissue. A map that is the same everywhere marks nothing.
     """
-    inside = values[tissue]
-    if not inside.size or inside.min() == inside.max():
+    known = tissue & np.isfinite(values)
+    if not known.any():
         return np.zeros((0, 4)), np.zeros(0)
-    low, high = float(inside.min()), float(inside.max())
-    labels, count = ndimage.label(tissue & (values >= low + SHARE * (high - low)), TOUCHING)
+    low = float(np.median(values[known]))
+    heights = np.where(known, values, -np.inf).astype(np.float64)
+    around = ndimage.maximum_filter(heights, 3, mode="constant", cval=-np.inf)
+    peaks = np.argwhere((heights == around) & (heights > low))
     tall, wide = size[0] / values.shape[0], size[1] / values.shape[1]
-    boxes = [
-        (columns.start * wide, rows.start * tall, columns.stop * wide, rows.stop * tall)
-        for rows, columns in ndimage.find_objects(labels)
-    ]
-    scores = ndimage.maximum(values, labels, np.arange(1, count + 1))
-    return np.array(boxes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    boxes: list[Box] = []
+    scores: list[float] = []
+    for row, column in peaks[np.argsort(-heights[tuple(peaks.T)], kind="stable")]:
+        peak = heights[row, column]
+        if peak == -np.inf:  # taken
+            continue
+        labels, _ = ndimage.label(heights >= low + SHARE * (peak - low))
+        own = labels[row, column]
+        rows, columns = ndimage.find_objects(labels, own)[own - 1]
+        boxes.append((columns.start * wide, rows.start * tall, columns.stop * wide, rows.stop * tall))
+        scores.append(peak)
+        heights[labels == own] = -np.inf
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(scores, dtype=np.float64)
 
 
 def overlaps(one: Float64s, other: Float64s) -> Float64s:

@@ -197,6 +197,12 @@ def _view(case: Case, density: str | None, with_birads: bool) -> View:
     return view_with(labels, case.findings, case.words)
 
 
+def described(kind: str) -> list[Finding]:
+    """The findings of a kind in the typical cases, in descriptors; none for a kind that no case has."""
+    found = (finding for case in DESCRIBED + RARER for finding in case.findings if finding.kind == kind)
+    return list(dict.fromkeys(found))
+
+
 def view_with(labels: Labels, findings: tuple[Finding, ...], report: str | None = None) -> View:
     """A view of no image, for a text about these facts alone; whoever writes the text hides its side and view."""
     return View(

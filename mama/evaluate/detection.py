@@ -1,4 +1,4 @@
-"""Detection: boxes marked in every image of a split from the map of one sentence a kind of lesion, against all boxes.
+"""Detection: boxes marked in every image of a split from the map of any kind of lesion, against all boxes.
 
 No mark is told what its image shows. Letters: n images, l lesions, m marks, gh x gw patches, R weightings.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from mama.data.images import BACKGROUND
 from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
 from mama.evaluate.bootstrap import Bootstrap, Sides, estimate, parts
-from mama.evaluate.boxes import NONE, SHARE, Lesion, Stratum, centres_inside, marks, matched, overlaps, strata
+from mama.evaluate.boxes import NONE, Lesion, Stratum, centres_inside, marks, matched, overlaps, strata
 from mama.evaluate.froc import above, average_precision, sensitivities
 from mama.evaluate.pointing import BRIGHTEST
 from mama.settings.schema import Config
@@ -24,8 +24,10 @@ RATES = (0.25, 0.5, 1.0, 2.0, 4.0)  # false positives an image
 OVERLAPS = (0.1, 0.25, 0.5)  # intersection over union
 CURVE = tuple(float(rate) for rate in np.geomspace(1 / 16, 8, 57))  # points of the figure
 RULE = {
-    "map": "the highest cosine of a patch with the plain sentence of any kind of lesion that has boxes in this split",
-    "box": f"connected tissue patches from {SHARE:.0%} of the map's range over tissue on; score: the highest of them",
+    "map": "the highest cosine of a patch with a sentence about a lesion, of the kinds that have boxes in this split, "
+    "minus its cosine with the sentence that there is none",
+    "box": "around each local maximum above the map's median over tissue, the connected patches from half way between "
+    "the median and it on that no higher one has; score: the maximum",
     "hit": "the centre of the marked box lies in the box of the lesion",
     "false_positives": "marks that hit no lesion, an image, over all images",
 }

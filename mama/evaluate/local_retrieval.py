@@ -23,6 +23,7 @@ from torch import Tensor
 from mama.data import report_text
 from mama.data.held_out import Item
 from mama.evaluate import detection
+from mama.evaluate.any_kind import Sentence
 from mama.evaluate.arrays import Flags, Float32s, Float64s, Ints
 from mama.evaluate.bootstrap import Bootstrap, Sides, estimate, paired_difference, parts, share
 from mama.evaluate.intervals import Part
@@ -30,8 +31,6 @@ from mama.evaluate.pointing import Target
 from mama.objective.local_alignment import alignment_scores
 from mama.settings.schema import Config, LossConfig, Style
 from shards.schema import View
-
-Sentence = tuple[tuple[str, ...], int]  # a text, and which of its sentences
 
 OWN, TEXT, NORMAL = "own sentence", "whole text", "normal sentence"
 RULE = {

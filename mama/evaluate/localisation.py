@@ -2,8 +2,8 @@
 
 Three kinds of maps come from one pass over the images. The map of a target is that of the very sentence that names its
 finding (`mama.evaluate.pointing`); those of its controls are of other sentences in its place
-(`mama.evaluate.controls`). The map of any kind is the highest of one plain sentence for each kind of lesion,
-the same in every image, with lesions and without (`mama.evaluate.detection`).
+(`mama.evaluate.controls`). The map of any kind (`mama.evaluate.any_kind`) is the same in every image, with lesions and
+without (`mama.evaluate.detection`).
 
 Letters: t targets, c controls, n images, K kinds of lesions, S sentences, P = gh x gw patches of an image, D shared
 width.
@@ -28,19 +28,19 @@ from mama.data.batches import tokenise
 from mama.data.held_out import CollateRows, Split
 from mama.data.loader import load, to_device
 from mama.data.tokenizer import Tokenizer
-from mama.evaluate import controls, detection, local_retrieval, pointing
+from mama.evaluate import any_kind, controls, detection, local_retrieval, pointing
+from mama.evaluate.any_kind import AnyKind, Sentence, sentence_about
 from mama.evaluate.arrays import Float32s
 from mama.evaluate.boxes import Lesion, lesions
-from mama.evaluate.class_prompts import view_with
 from mama.evaluate.controls import Controls
 from mama.evaluate.detection import Marks
-from mama.evaluate.local_retrieval import Asked, Sentence
+from mama.evaluate.local_retrieval import Asked
 from mama.evaluate.pointing import Target
 from mama.model.mama_model import MamaModel
 from mama.runtime.sharing import over_ranks
 from mama.settings.schema import Config, LossConfig, Style
 from shards.progress import progress
-from shards.schema import Finding, Labels, Study, View
+from shards.schema import Finding, View
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Search:
     targets: list[Target] = field(default_factory=list)  # in the order of their images
     rows: list[int] = field(default_factory=list)
     complete: dict[int, tuple[Lesion, ...]] = field(default_factory=dict)  # row of which all boxes are known -> them
-    plain: list[Sentence] = field(default_factory=list)  # of each kind of lesion
+    any_kind: AnyKind | None = None
     controls: Controls = field(default_factory=Controls)  # of the targets
     asked: Asked = field(default_factory=Asked)  # of the targets' images and lesion-free ones
 
@@ -63,7 +63,7 @@ class Maps:
     """
 
     own: Float32s  # [t, gh, gw], of the sentence of each target
-    any_kind: Float32s  # [n, gh, gw], of the plain sentences, for each of `Search.rows`
+    any_kind: Float32s  # [n, gh, gw], for each of `Search.rows`; 0 without `Search.any_kind`
     grey: Float32s  # [n, gh, gw], mean grey values of the patches
     controls: Float32s  # [c, gh, gw], of those of `Search.controls`
     scores: Float32s  # [n, S], of each sentence of `Search.asked` in each of `Search.rows`
@@ -84,12 +84,11 @@ def search(split: Split, tokenizer: Tokenizer, max_tokens: int, loss: LossConfig
     read = {target.row for target in targets} | set(asked.lesion_free)
     complete = complete_images(split)
     others = controls.find(targets, split.style, fits)
-    kinds = sorted({lesion.kind for found in complete.values() for lesion in found})
-    plain = [plain_sentence(kind, split.style) for kind in kinds]
-    plain = [sentence for sentence in plain if fits(*sentence)]
-    if not plain:
+    told = [finding for row in complete for finding in split.items[row].view.findings]
+    sentences = any_kind.find(told, split.style, lambda one: fits(*one))
+    if not sentences:
         return Search(targets, sorted(read), controls=others, asked=asked)
-    return Search(targets, sorted(read | complete.keys()), complete, plain, others, asked)
+    return Search(targets, sorted(read | complete.keys()), complete, sentences, others, asked)
 
 
 def complete_images(split: Split) -> dict[int, tuple[Lesion, ...]]:
@@ -134,16 +133,9 @@ def _sentences(view: View, named: list[str]) -> dict[str, list[Finding]]:
     return found
 
 
-def plain_sentence(kind: str, style: Style) -> Sentence:
-    """The text of an image of which nothing is known but a finding of this kind, and the sentence that names it."""
-    view = view_with(Labels(), (Finding(1, kind),))
-    text = report_text.text(Study("", "", "", "", (view,)), view, style, frozenset(report_text.META))
-    return tuple(text), text.index(report_text.finding_sentences(view, style, text)[0])
-
-
 def asked_sentence(words: str, style: Style) -> Sentence:
-    """The same text with the `words` of a user in the place of the sentence that names the finding."""
-    text, number = plain_sentence("mass", style)
+    """A text that states nothing but a mass, with the `words` of a user in the place of the sentence that names it."""
+    text, number = sentence_about((Finding(1, "mass"),), style)
     return (*text[:number], words, *text[number + 1 :]), number
 
 
@@ -170,7 +162,7 @@ def maps(
         return on_grid(torch.einsum("td,tpd->tp", torch.stack(sentences), patches[places]), grid)
 
     def cosines(batches: list[range]) -> Iterator[tuple[Float32s, ...]]:
-        plain = vectors(sought.plain) if sought.plain else None
+        lesions = vectors([*sought.any_kind.lesions, sought.any_kind.normal]) if sought.any_kind else None
         of_all_images = [(control.text, control.sentence) for control in sought.controls.made] + sought.asked.sentences
         known = _vectors_of(of_all_images, vectors, config.eval.batch)
         scored = [known[one] for one in sought.asked.sentences]
@@ -182,12 +174,12 @@ def maps(
             of_own = own_cosines([place for place, _ in told], asked, patches)
             others = [(place, known[one]) for place, row in enumerate(own) for one in controls_of_row[row]]
             of_controls = own_cosines([place for place, _ in others], [one for _, one in others], patches)
-            any_kind = patches.new_zeros(patches.shape[:2])
-            if plain is not None:
-                any_kind = cosines_with(plain, patches).amax(1)
+            of_any = patches.new_zeros(patches.shape[:2])
+            if lesions is not None:
+                of_any = any_kind.difference(cosines_with(lesions, patches))
             grey = np.stack([patch_means(image, grid) for image in pixels[:, 0].numpy()])
             scores = local_retrieval.scores(scored, patches, sought.asked.temperature)
-            yield of_own, on_grid(any_kind, grid), grey, of_controls, scores
+            yield of_own, on_grid(of_any, grid), grey, of_controls, scores
 
     nothing, unscored = np.zeros((0, *grid), np.float32), np.zeros((0, len(sought.asked.sentences)), np.float32)
     found = [(*(nothing,) * 4, unscored), *over_ranks(len(sought.rows), config.eval.batch, cosines)]
@@ -281,8 +273,8 @@ def document(
     patients = [split.items[row].study.patient for row in searched]
     detected = detection.document(boxes, detection.Searched(patients, list(searched.values())), config)
     left_out = len(split.items) - len(searched) if searched else 0
-    sentences = [text[number] for text, number in sought.plain]
-    return pointed | {"detection": detected | {"left_out": left_out, "sentences": sentences, "files": list(files)}}
+    origin = {"left_out": left_out, **any_kind.told(sought.any_kind), "files": list(files)}
+    return pointed | {"detection": detected | origin}
 
 
 def examples(targets: list[Target], count: int) -> list[int]:

@@ -136,8 +136,9 @@ def _percentiles(split: Split, size: int) -> Float64s:
 def _said(sought: Search) -> list[Any]:
     targets = [(target.row, target.text, target.sentence) for target in sought.targets]
     others = [(control.target, control.text, control.sentence) for control in sought.controls.made]
+    any_kind = sought.any_kind and (sought.any_kind.lesions, sought.any_kind.normal)
     asked = [sought.asked.sentences, sought.asked.temperature]
-    return [targets, sought.rows, sought.plain, others, asked]
+    return [targets, sought.rows, any_kind, others, asked]
 
 
 def _digest(value: Any) -> str:

@@ -47,8 +47,10 @@ class Marks:
     """Range, highest patch and its surroundings of a map; coordinates are those of the original file.
 
     `low` and `high` are the lowest and the highest patch: no pixel of the smooth map is beyond them. `peak` is the
-    pixel (x, y) in the middle of the highest patch. `box` (x0, y0, x1, y1) holds all pixels of the connected patches
-    around it in the upper half of the range, x1 and y1 excluded. A map that is the same everywhere has neither.
+    pixel (x, y) in the middle of the highest patch. `box` (x0, y0, x1, y1), x1 and y1 excluded, holds all pixels of the
+    mark of this peak (`mama.evaluate.boxes.marks`): of the patches that sides connect with it from half way between the
+    median and it on. A map that is the same everywhere, or as high as its peak in more than half of its patches, has
+    neither.
     """
 
     low: float
@@ -120,7 +122,7 @@ def marks(values: Float32s, seen: Seen, canvas_size: tuple[int, int], fit: Fit) 
     found, scores = boxes.marks(values, tissue, values.shape)  # boxes in patches
     if not len(scores):
         return Marks(low, high, None, None)
-    left, top, right, bottom = (int(side) for side in found[scores.argmax()])
+    left, top, right, bottom = (int(side) for side in found[0])
     row, column = np.unravel_index(np.where(tissue, values, -np.inf).argmax(), values.shape)
     (x0, x1), (y0, y1) = across.span(left, right), down.span(top, bottom)
     return Marks(low, high, (across.middle(int(column)), down.middle(int(row))), (x0, y0, x1, y1))
