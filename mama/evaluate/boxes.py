@@ -116,8 +116,8 @@ def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float
     known = tissue & np.isfinite(values)
     if not known.any():
         return np.zeros((0, 4)), np.zeros(0)
-    low = float(np.median(values[known]))
     heights = np.where(known, values, -np.inf).astype(np.float64)
+    low = np.median(heights[known])
     around = ndimage.maximum_filter(heights, 3, mode="constant", cval=-np.inf)
     peaks = np.argwhere((heights == around) & (heights > low))
     tall, wide = size[0] / values.shape[0], size[1] / values.shape[1]

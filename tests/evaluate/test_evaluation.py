@@ -88,9 +88,9 @@ def test_a_model_that_knows_scores_high_and_one_that_does_not_scores_chance(
     assert [gained[key]["value"] for key in ("hit_rate", "strict_hit_rate", "box_auc")] == [0, 0, 0]
     asked = found["alignment"]["controls"]
     missing = {one["name"] for one in asked["missing"]}
-    if style == "report":  # the oracle hears "mass" in "no mass"
+    if style == "report":
         assert [(row["name"], row["hit_rate"]["value"], row["difference"]["hit_rate"]["value"]) for row in asked["rows"]
-                ] == [("no finding", 1, 0), ("against no finding", 0, 1)]  # fmt: skip
+                ] == [("no finding", 0, 1), ("against no finding", 1, 0)]  # fmt: skip
         assert missing == {"other finding"}
     else:
         assert (asked["rows"], missing) == ([], {"other finding", "no finding", "against no finding"})

@@ -20,6 +20,7 @@ from mama.data import report_text
 from mama.data.held_out import Item, Split
 from mama.data.tokenizer import learn
 from mama.evaluate import controls, detection, froc, localisation, pointing
+from mama.evaluate.any_kind import AnyKind, sentence_about
 from mama.evaluate.arrays import Float32s, Float64s
 from mama.evaluate.boxes import NONE, Lesion, centres_inside, lesions, marks, matched, overlaps, strata
 from mama.evaluate.detection import Searched
@@ -88,23 +89,6 @@ def test_average_precision_against_an_independent_one() -> None:
         drawn = [mark for mark, times in zip(marks, weights, strict=True) for _ in range(times)]
         if drawn:  # an image that was drawn twice is as good as two such images
             assert ap(marks, 100, weights.astype(float)) == pytest.approx(voc(drawn, 100))
-
-
-def test_marks_are_the_connected_patches_in_the_upper_half_of_the_range_over_tissue() -> None:
-    values = np.zeros((4, 6), np.float32)
-    values[0, 0], values[1, 1] = 0.6, 0.8  # touch at a corner
-    values[3, 4:] = 0.5
-    values[2, 3] = 0.4
-    values[0, 5] = 1.6  # not tissue: neither marked, nor part of the range
-    tissue = np.ones((4, 6), bool)
-    tissue[0, 5] = False
-    boxes, scores = marks(values, tissue, (40, 120))
-    assert boxes.tolist() == [[0, 0, 40, 20], [60, 20, 120, 40]]
-    np.testing.assert_allclose(scores, [0.8, 0.5])
-    for nothing in (np.ones((4, 6), np.float32), values):
-        boxes, scores = marks(nothing, tissue & (nothing == 1), (40, 120))
-        assert boxes.shape == (0, 4)
-        assert scores.shape == (0,)
 
 
 def test_overlaps_and_hits_of_boxes() -> None:
@@ -355,31 +339,27 @@ def test_what_is_looked_for_and_in_which_images(tmp_path: Path) -> None:
     found = localisation.search(split, tokenizer, 200, config.loss)
     assert found.rows == list(range(len(split.items)))
     assert [target.row for target in found.targets] == [2, 6, 10, 14, 18, 22][: len(found.targets)]
-    assert [text[number] for text, number in found.plain] == ["Findings: mass."]
-    assert all("irregular" not in sentence for text, _ in found.plain for sentence in text)
-    kinds = [localisation.plain_sentence(kind, "report") for kind in ("calcification", "mass")]
-    both = localisation.Search(found.targets, found.rows, plain=kinds)
+    calcification, mass, distortion = (
+        sentence_about((Finding(1, kind),), "report") for kind in ("calcification", "mass", "distortion")
+    )
+    both = localisation.Search(found.targets, found.rows, any_kind=AnyKind((calcification, mass), distortion))
     maps = localisation.maps(Oracle(tokenizer), tokenizer, split, both, config, torch.device("cpu"))  # type: ignore[arg-type]
-    np.testing.assert_allclose(maps.any_kind, abs(maps.grey / 127.5 - 1), atol=1e-5)  # each sentence sees one sign
+    seen = maps.grey / 127.5 - 1  # by the mass; the others see the opposite
+    np.testing.assert_allclose(maps.any_kind, abs(seen) + seen, atol=1e-5)
     np.testing.assert_allclose(maps.own, maps.grey[[target.row for target in found.targets]] / 127.5 - 1, atol=1e-5)
     assert {one.name for one in found.controls.made} == {"no finding"}
-    wrong = [("calcification", -1), ("mass", 1), ("distortion", -1)]  # of the last target, twice of the one before
+    wrong = [(calcification, -1), (mass, 1), (distortion, -1)]  # of the last target, twice of the one before
     targets = [len(found.targets) - 2, len(found.targets) - 2, len(found.targets) - 1]
-    made = [controls.Control(n, "x", *localisation.plain_sentence(kind, "report"))
-            for n, (kind, _) in zip(targets, wrong, strict=True)]  # fmt: skip
+    made = [controls.Control(n, "x", *sentence) for n, (sentence, _) in zip(targets, wrong, strict=True)]
     asked = localisation.Search(found.targets, found.rows, controls=controls.Controls(made))
     maps = localisation.maps(Oracle(tokenizer), tokenizer, split, asked, config, torch.device("cpu"))  # type: ignore[arg-type]
     grey = maps.grey[[found.targets[n].row for n in targets]] / 127.5 - 1
     np.testing.assert_allclose(maps.controls, grey * np.array([sign for _, sign in wrong])[:, None, None], atol=1e-5)
     cut = localisation.search(split, tokenizer, 20, config.loss)
-    assert (cut.targets, cut.rows, cut.plain) == ([], [], [])
+    assert (cut.targets, cut.rows, cut.any_kind) == ([], [], None)
     write_shards(tmp_path / "words", {"test": 4}, words="Enhancing mass")
     words = Split(replace(config, data=replace(config.data, shards=[str(tmp_path / "words")])), "test")
     bare = localisation.search(words, tokenizer, 200, config.loss)
     assert [target.row for target in bare.targets] == [2, 6]
     assert bare.rows == list(range(8))  # with those that are free of lesions
     assert bare.complete == {}
-    for style in ("sentence", "caption"):
-        text, number = localisation.plain_sentence("calcification", style)
-        assert (len(text), number) == (1, 0)
-        assert "calcification" in text[0]

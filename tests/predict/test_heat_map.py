@@ -17,12 +17,14 @@ from mama.data.images import to_canvas
 from mama.data.tokenizer import learn
 from mama.errors import ConfigError
 from mama.evaluate import localisation
+from mama.evaluate.any_kind import AnyKind, sentence_about
 from mama.model.mama_model import build
 from mama.predict import heat_map
 from mama.predict.seen import Seen
 from mama.settings.schema import Fit
 from shards.image.crop import Geometry
 from shards.image.picture import PictureConfig, read_picture
+from shards.schema import Finding
 from tests.support.oracle_run import oracle_config
 from tests.support.tiny_model import tiny
 
@@ -212,22 +214,22 @@ def test_a_map_is_the_one_that_the_evaluation_measures(tmp_path: Path) -> None:
     vision = replace(config.vision, config=config.vision.config | {"image_size": 64})
     model = build(replace(config, text=text, vision=vision), words, "eager").eval()
     assert heat_map.has_maps(model)
-    plain = [localisation.plain_sentence(kind, "report") for kind in ("mass", "calcification")]
+    findings = [(Finding(1, "mass"),), (Finding(1, "calcification"),), ()]
+    mass, calcification, normal = (sentence_about(about, "report") for about in findings)
     rows = [0, 1, 5]
-    measured = [
-        localisation.maps(model, words, split, localisation.Search([], rows, {}, [one]), config, CPU).any_kind
-        for one in plain
-    ]
+    sought = localisation.Search([], rows, {}, AnyKind((mass, calcification), normal))
+    measured = localisation.maps(model, words, split, sought, config, CPU).any_kind
     canvases = np.stack([split.pixels(split.items[row]) for row in rows])
-    asked = [text[number] for text, number in plain]
+    asked = [text[number] for text, number in (mass, calcification, normal)]
     pixels = torch.from_numpy(canvases)[:, None].float() / 127.5 - 1
     vectors = heat_map.asked_vectors(model, words, asked, 200, CPU, "report")
     unit, tower, found = heat_map.embed_with_maps(model, pixels, vectors)
     with torch.no_grad():
         torch.testing.assert_close((unit, tower), model.embed_images(pixels))
-    assert found.shape == (3, 2, 8, 6)
-    np.testing.assert_allclose(found, np.stack(measured, 1), atol=1e-6)
+    assert found.shape == (3, 3, 8, 6)
+    np.testing.assert_allclose(np.maximum(found[:, 0], found[:, 1]) - found[:, 2], measured, atol=1e-6)
     assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
+    assert np.abs(found[:, 1] - found[:, 2]).max() > 1e-3
     needed = len(words.encode(list(localisation.asked_sentence("round mass", "report")[0][:4]), 999).tokens)
     one = ["round mass"]
     assert len(heat_map.asked_vectors(model, words, one, needed, CPU, "report")) == 1

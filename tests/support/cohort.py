@@ -117,12 +117,12 @@ class Oracle(nn.Module):
         return nn.functional.avg_pool2d(images, PATCH).flatten(1)[..., None]
 
     def sentence_embeddings(self, texts: Texts) -> Tensor:
-        """Of the sentence about a mass 1, of all others -1, [u, S, 1]: so it sees the grey, or its opposite."""
+        """Of a sentence about a mass 1, of all others -1, [u, S, 1]: so it sees the grey, or its opposite."""
         rows = []
         for tokens, ends in zip(texts.tokens, texts.separators, strict=True):
             starts = [0, *ends[:-1].tolist()]
             said = [self._words(tokens[a:b]) for a, b in zip(starts, ends.tolist(), strict=True)]
-            rows.append(torch.tensor([1.0 if "mass" in words else -1.0 for words in said]))
+            rows.append(torch.tensor([1.0 if "mass" in words.replace("no mass", "") else -1.0 for words in said]))
         return (0.0 if self.blind else 1.0) * torch.stack(rows)[:, :, None]
 
     def _words(self, tokens: Tensor) -> str:
