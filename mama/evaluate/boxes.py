@@ -116,23 +116,29 @@ def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float
     known = tissue & np.isfinite(values)
     if not known.any():
         return np.zeros((0, 4)), np.zeros(0)
-    heights = np.where(known, values, -np.inf).astype(np.float64)
-    low = np.median(heights[known])
-    around = ndimage.maximum_filter(heights, 3, mode="constant", cval=-np.inf)
-    peaks = np.argwhere((heights == around) & (heights > low))
+    heights = np.pad(np.where(known, values, -np.inf).astype(np.float64), 1, constant_values=-np.inf)
+    low = float(np.median(values[known].astype(np.float64)))
+    peaks = np.flatnonzero((heights == ndimage.maximum_filter(heights, 3)) & (heights > low))
     tall, wide = size[0] / values.shape[0], size[1] / values.shape[1]
+    # Filled over plain floats, a patch at most once in all: SciPy's labels, made anew for each peak, take 20 times as long.
+    free, across = heights.ravel().tolist(), heights.shape[1]  # patch n is in row n // across of the padded map
     boxes: list[Box] = []
     scores: list[float] = []
-    for row, column in peaks[np.argsort(-heights[tuple(peaks.T)], kind="stable")]:
-        peak = heights[row, column]
-        if peak == -np.inf:  # taken
+    for peak in peaks[np.argsort(-heights.ravel()[peaks], kind="stable")].tolist():
+        score = free[peak]
+        if score == -np.inf:  # taken
             continue
-        labels, _ = ndimage.label(heights >= low + SHARE * (peak - low))
-        own = labels[row, column]
-        rows, columns = ndimage.find_objects(labels, own)[own - 1]
-        boxes.append((columns.start * wide, rows.start * tall, columns.stop * wide, rows.stop * tall))
-        scores.append(peak)
-        heights[labels == own] = -np.inf
+        level = low + SHARE * (score - low)
+        own, to_visit = [], [peak]
+        while to_visit:
+            patch = to_visit.pop()
+            if free[patch] >= level:
+                free[patch] = -np.inf
+                own.append(divmod(patch, across))
+                to_visit += patch - across, patch - 1, patch + 1, patch + across
+        rows, columns = zip(*own, strict=True)
+        boxes.append(((min(columns) - 1) * wide, (min(rows) - 1) * tall, max(columns) * wide, max(rows) * tall))
+        scores.append(score)
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(scores, dtype=np.float64)
 
 
