@@ -120,7 +120,7 @@ def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float
     low = float(np.median(values[known].astype(np.float64)))
     peaks = np.flatnonzero((heights == ndimage.maximum_filter(heights, 3)) & (heights > low))
     tall, wide = size[0] / values.shape[0], size[1] / values.shape[1]
-    # Filled over plain floats, a patch at most once in all: SciPy's labels, made anew for each peak, take 20 times as long.
+    # Filled over plain floats: SciPy's labels, made anew for each peak, took 20 times as long.
     free, across = heights.ravel().tolist(), heights.shape[1]  # patch n is in row n // across of the padded map
     boxes: list[Box] = []
     scores: list[float] = []
