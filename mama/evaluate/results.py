@@ -258,12 +258,15 @@ def _local_retrieval_lines(document: dict[str, Any]) -> list[str]:
     if not document["rows"]:
         return [f"sentences against lesion-free images: not measured, as {document['reason']}"]
     areas = {(row["model"], row["by"]): format_estimate(row["auc"]) for row in document["rows"]}
-    own, normal = areas.pop(("trained", OWN)), areas.pop(("trained", NORMAL), "n/a")
-    names = {("untrained", OWN): "untrained", ("trained", TEXT): TEXT, ("untrained", TEXT): f"{TEXT}, untrained"}
     counts = f"{document['targets']} sentences against {document['lesion_free']} lesion-free images"
+    own, normal, untrained = (
+        areas.get(key, "n/a") for key in (("trained", OWN), ("trained", NORMAL), ("untrained", OWN))
+    )
+    texts = areas["trained", TEXT], areas.get(("untrained", TEXT), "n/a")
     return [
-        f"{counts}: AUC {own}, {NORMAL} {normal}",
-        f"beside it: {', '.join(f'{names[key]} {area}' for key, area in areas.items())}",
+        f"{counts}: AUC {own}",
+        f"beside it: {NORMAL} {normal}, untrained {untrained}",
+        f"{TEXT} by the global embeddings: {texts[0]}, untrained {texts[1]}",
     ]
 
 
