@@ -1,4 +1,4 @@
-"""Settings that change nothing with the shards of a run, as no training image has what they work on.
+"""Settings that have nothing to work on in the shards of a run.
 
 They are no mistake: the recipe may be meant for other shards. But the run would be another one than its settings say,
 without a word, so that it begins with a line for each.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from shards.errors import FetchError, ShardError
 from shards.schema import View
 
 FIRST = 64  # pairs of the run that are looked at where its shards are not on this machine
+STUDIES = 5_000  # that are looked at where they are: some ten seconds on a network file system, where all ranks wait
 
 
 @dataclass(frozen=True)
@@ -70,26 +72,29 @@ CROP = Setting(
 
 
 def idle_settings(config: Config, fetch: bool) -> list[str]:
-    """A line for each setting that changes nothing; also where that cannot be known.
+    """A line for each setting that has nothing to work on; also where that cannot be known.
 
-    All images that the run can draw are looked at, until one has what a setting works on: two small reads a study.
+    All images that the run can draw, of at most `STUDIES`, are looked at until one has what a setting works on: two
+    small reads a study. What `data.max_tokens` cuts off counts, and so does every view that may be a partner.
     Where shards are at URLs it is the first pairs of the run alone, whose shards are downloaded; without `fetch` none.
     """
     asked = [SENTENCES] if config.loss.local and config.loss.local_sentences == "findings" else []
     asked += [CROP] if config.data.findings == "crop" else []
     remote = is_remote(config.data)
     if not asked or (remote and not fetch):
-        return [f"{_named(one)}: unknown whether it changes anything: the shards are not here" for one in asked]
+        return [f"{_named(one)}: unknown whether the shards have what it works on: they are not here" for one in asked]
     try:
         pairs = Pairs(config)
-        for looked in _first(pairs) if remote else _all(pairs):
+        for looked in _first(pairs) if remote else islice(_all(pairs), STUDIES):
             asked = [one for one in asked if not one.works_on(looked)]
             if not asked:
                 return []
     except (ConfigError, ShardError, OSError) as error:  # training meets it too, on all ranks
-        return [f"{_named(one)}: unknown whether it changes anything ({error})" for one in asked]
+        return [f"{_named(one)}: unknown whether the shards have what it works on ({error})" for one in asked]
     if remote:
         among, where = f"anchor images of the run's first {FIRST} pairs", "where this holds for all images, "
+    elif len(pairs.images.ends) > STUDIES:
+        among, where = f"images of the first {STUDIES:,} studies that the run draws", "where this holds for all, "
     else:
         among, where = f"{np.count_nonzero(pairs.drawable):,} images that the run draws", ""
     return [f"{_named(one)}, but none of the {among} {one.lacking}: {where}{one.follows}; {one.fix}" for one in asked]

@@ -36,10 +36,11 @@ def find(findings: Iterable[Finding], style: Style, fits: Callable[[Sentence], b
     A kind that one of the findings describes is described as in the class prompts of typical cases, another is named
     alone: texts of an archive without descriptors never have them.
     """
-    told: dict[str, bool] = {}
+    described_in: dict[str, bool] = {}
     for finding in findings:
-        told[finding.kind] = told.get(finding.kind, False) or _has_descriptors(finding)
-    about = [one for kind in sorted(told) for one in (told[kind] and described(kind)) or [Finding(1, kind)]]
+        described_in[finding.kind] = described_in.get(finding.kind, False) or _has_descriptors(finding)
+    typical = {kind: described_in[kind] and described(kind) for kind in sorted(described_in)}
+    about = [one for kind, cases in typical.items() for one in cases or [Finding(1, kind)]]
     lesions = dict.fromkeys(sentence_about((one,), style) for one in about)
     fitting, normal = tuple(filter(fits, lesions)), sentence_about((), style)
     return AnyKind(fitting, normal) if fitting and fits(normal) else None
@@ -60,7 +61,7 @@ def sentence_about(findings: tuple[Finding, ...], style: Style) -> Sentence:
     return tuple(text), text.index(named[0])
 
 
-def told(sentences: AnyKind | None) -> dict[str, Any]:
+def document(sentences: AnyKind | None) -> dict[str, Any]:
     """The `sentences` about lesions, and the `normal` one, for the results."""
     lesions = sentences.lesions if sentences else ()
     normal = sentences and sentences.normal[0][sentences.normal[1]]

@@ -108,7 +108,8 @@ def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float
 
     A peak is a patch above the median that none of the eight around it exceeds: a local maximum of the smooth map
     (`mama.evaluate.smooth_maps`) too, which is bilinear between the centres of patches. Its value is the score. Its box
-    encloses the patches that sides connect with it from half of its height above the median on. The highest peak takes
+    encloses the patches that sides connect with it from half of its height above the median on, and corners where both
+    are as high as it is. The highest peak takes
     its patches first; no patch is taken twice, and a peak that is taken with a higher one marks nothing.
 
     Values that are not finite are no tissue. A map that is the same everywhere marks nothing.
@@ -132,10 +133,13 @@ def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float
         own, to_visit = [], [peak]
         while to_visit:
             patch = to_visit.pop()
-            if free[patch] >= level:
+            if (height := free[patch]) >= level:
                 free[patch] = -np.inf
                 own.append(divmod(patch, across))
-                to_visit += patch - across, patch - 1, patch + 1, patch + across
+                above, below = patch - across, patch + across
+                to_visit += above, patch - 1, patch + 1, below
+                if height == score:
+                    to_visit += [n for n in (above - 1, above + 1, below - 1, below + 1) if free[n] == score]
         rows, columns = zip(*own, strict=True)
         boxes.append(((min(columns) - 1) * wide, (min(rows) - 1) * tall, max(columns) * wide, max(rows) * tall))
         scores.append(score)

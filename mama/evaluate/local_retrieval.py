@@ -189,7 +189,7 @@ def document(
 
 def _figures(
     models: dict[str, Embedded], text_of: Sequence[int], asked: Asked, rows: Sequence[int], targets: list[Target]
-) -> Iterator[tuple[str, str, Flags, Float32s, list[Float32s]]]:
+) -> Iterator[tuple[str, str, Flags, Float32s, Iterator[Float32s]]]:
     """Model, kind of score, the targets that have it [t], and of each its own image's score [t] and the others' [l].
 
     The trained model and its own sentences come first. A target that has no score has another's.
@@ -199,15 +199,15 @@ def _figures(
     at, free = [place[row] for row in images], [place[row] for row in asked.lesion_free]
     every = np.ones(len(targets), bool)
     for name, one in models.items():
-        yield name, OWN, every, one.scores[at, asked.own], [one.scores[free, number] for number in asked.own]
+        yield name, OWN, every, one.scores[at, asked.own], (one.scores[free, number] for number in asked.own)
     known = np.array([number is not None for number in asked.normal])
     if known.any():
         scores, normal = models["trained"].scores, [number or 0 for number in asked.normal]
-        yield "trained", NORMAL, known, scores[at, normal], [scores[free, number] for number in normal]
+        yield "trained", NORMAL, known, scores[at, normal], (scores[free, number] for number in normal)
     for name, one in models.items():
-        of_text = {n: np.einsum("nd,d->n", one.images, one.texts[n]) for n in {text_of[row] for row in images}}
-        own = np.array([of_text[text_of[row]][row] for row in images])
-        yield name, TEXT, every, own, [of_text[text_of[row]][asked.lesion_free] for row in images]
+        normal_images = one.images[asked.lesion_free]
+        own = np.array([np.einsum("d,d->", one.images[row], one.texts[text_of[row]]) for row in images])
+        yield name, TEXT, every, own, (np.einsum("nd,d->n", normal_images, one.texts[text_of[row]]) for row in images)
 
 
 def _kinds(target: Target, style: Style) -> set[str]:
@@ -232,12 +232,13 @@ class _Compared:
         self.patients = len(set(self.names))
         self.tables: list[Float64s] = []
 
-    def add(self, own: Float32s, others: Sequence[Float32s]) -> None:
+    def add(self, own: Float32s, others: Iterable[Float32s]) -> None:
         """A table [t, k] of the scores `own` [t] against those of the lesion-free images [l], by target."""
-        won = [
-            np.where(one < value, 1.0, np.where(one == value, 0.5, 0.0)) for value, one in zip(own, others, strict=True)
-        ]
-        self.tables.append(np.stack([np.add.reduceat(one[self.order], self.starts) for one in won]))
+        rows = []  # one target after the other: of all together the scores may not fit in memory
+        for value, one in zip(own, others, strict=True):
+            won = np.where(one < value, 1.0, np.where(one == value, 0.5, 0.0))
+            rows.append(np.add.reduceat(won[self.order], self.starts))
+        self.tables.append(np.stack(rows))
 
     def parts(self, wanted: list[tuple[int, Flags]], config: Config) -> list[Part]:
         """Of each table by its number, and of the targets flagged [t]: the mean AUC, and that of the resamples.

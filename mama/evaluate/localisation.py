@@ -11,8 +11,9 @@ width.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +78,7 @@ def search(split: Split, tokenizer: Tokenizer, max_tokens: int, loss: LossConfig
     """
 
     def fits(text: list[str] | tuple[str, ...], number: int) -> bool:
-        return number < _room(text, tokenizer, max_tokens)
+        return _fits(text, number, tokenizer, max_tokens)
 
     targets = find_targets(split, tokenizer, max_tokens)
     asked = local_retrieval.ask(targets, split.items, split.style, fits, loss)
@@ -111,15 +112,15 @@ def find_targets(split: Split, tokenizer: Tokenizer, max_tokens: int) -> list[Ta
         text = report_text.text(item.study, item.view, split.style, frozenset(report_text.META))
         named = report_text.finding_sentences(item.view, split.style, text)
         for sentence, findings in _sentences(item.view, named).items():
-            if text.index(sentence) < _room(text, tokenizer, max_tokens):
+            if _fits(text, text.index(sentence), tokenizer, max_tokens):
                 found = lesions(item.view, findings, split.size, split.images.fit)
                 targets.append(Target(row, item, text, text.index(sentence), found))
     return targets
 
 
-def _room(text: list[str] | tuple[str, ...], tokenizer: Tokenizer, max_tokens: int) -> int:
-    """The number of sentences that fit into `max_tokens`."""
-    return len(tokenizer.encode(list(text), max_tokens).separators)
+def _fits(text: Sequence[str], number: int, tokenizer: Tokenizer, max_tokens: int) -> bool:
+    """Whether a sentence, with what its text says before it, fits into `max_tokens`."""
+    return len(tokenizer.encode(list(text[: number + 1]), sys.maxsize).tokens) <= max_tokens
 
 
 def _sentences(view: View, named: list[str]) -> dict[str, list[Finding]]:
@@ -273,7 +274,7 @@ def document(
     patients = [split.items[row].study.patient for row in searched]
     detected = detection.document(boxes, detection.Searched(patients, list(searched.values())), config)
     left_out = len(split.items) - len(searched) if searched else 0
-    origin = {"left_out": left_out, **any_kind.told(sought.any_kind), "files": list(files)}
+    origin = {"left_out": left_out, **any_kind.document(sought.any_kind), "files": list(files)}
     return pointed | {"detection": detected | origin}
 
 

@@ -53,7 +53,7 @@ def choose(requested: str, device: torch.device, packed: bool = False) -> str:
 
 def choose_both(config: Config, device: torch.device) -> tuple[str, str]:
     """The `attn_implementation` of the image and of the text tower; raises `ConfigError` as `choose` does."""
-    packed = config.vision.tokens == "tissue", config.text.packing
+    packed = config.vision.tokens == "tissue", config.text.packing or config.text.sentences == "alone"
     image = choose(config.train.attention, device, packed[0])
     return image, image if packed[0] == packed[1] else choose(config.train.attention, device, packed[1])
 

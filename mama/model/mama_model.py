@@ -73,7 +73,8 @@ class MamaModel(nn.Module):
         self.sentence_head = LocalHead(text.width, *shape) if loss.local else None
         self.scale = LogitScale(loss.initial_scale, loss.max_scale)
         self.local_scale = LogitScale(loss.initial_scale, loss.max_scale)
-        if not loss.local:  # the global feature is read before the last norm
+        if not loss.local:  # the global feature is read before the last norm, and sentences are for the local term
+            text.reads_alone = False
             vision.norm.requires_grad_(False)
             self.local_scale.requires_grad_(False)
 
@@ -167,7 +168,7 @@ class MamaModel(nn.Module):
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """`Texts` of u rows -> unit embeddings [u, D]."""
-        return _unit(self.text_head(self.text(texts)[0]))
+        return _unit(self.text_head(self.text.mean(texts)))
 
     def patch_embeddings(self, images: Tensor) -> Tensor:
         """Unit embeddings [b, P, D] of patches, for a model trained with the local term; as for `embed_images`.

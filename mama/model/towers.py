@@ -205,28 +205,36 @@ class TextTower(nn.Module):
         self.width = width
         self.packing = packing
         self.reads_alone = sentences == "alone"
+        self.packs = packs(str(base.config._attn_implementation))
         self.masked = not (packing or TEXT_MODELS[base.config.model_type].causal)
         attention = str(base.config._attn_implementation)
-        if packing and not packs(attention):
+        if packing and not self.packs:
             raise ValueError(f"attention: {attention} knows no packed texts; use one of ours, or text.packing=false")
         if not self.masked:
             base.set_attn_implementation(without_mask(attention))
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """`Texts` of u rows -> mean over token states [u, d] and sentence features [u, S, d]."""
-        mean, states, first = self._read(texts)
+        mean, states, first = self._read(texts, self.packing)
         return mean, self.alone(texts) if self.reads_alone else states[first[:, None] + texts.separators]
 
-    def alone(self, texts: Texts) -> Tensor:
-        """Sentence features [u, S, d], each of a sentence that is read as a text of its own."""
-        return self._read(texts.sentences)[0][texts.sentence_row]
+    def mean(self, texts: Texts) -> Tensor:
+        """The mean over token states [u, d] of `forward` alone."""
+        return self._read(texts, self.packing)[0]
 
-    def _read(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def alone(self, texts: Texts) -> Tensor:
+        """Sentence features [u, S, d], each of a sentence that is read as a text of its own.
+
+        Packed wherever the kernel can: padded to the longest one, many short sentences would be mostly padding.
+        """
+        return self._read(texts.sentences, self.packs)[0][texts.sentence_row]
+
+    def _read(self, rows: Rows, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
         """u rows of tokens -> mean over token states [u, d], all states, and the number [u] of the first of each row.
 
         All states are [N, d], or with padding [u L, d].
         """
-        return self._packed(rows) if self.packing else self._padded(rows)
+        return self._packed(rows) if packed else self._padded(rows)
 
     def _packed(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """All rows one behind the other in one, at positions that begin anew; nothing is computed on padding."""

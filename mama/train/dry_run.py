@@ -37,7 +37,7 @@ def dry_run(config: Config, ranks: int) -> Iterator[str]:
     batches = batch_lines(config, ranks)  # raises if the batch cannot be divided: before anything is printed
     yield from _section("Configuration", as_yaml(config).splitlines())
     if idle := idle_settings(config, fetch=False):
-        yield from _section("Settings that change nothing", idle)
+        yield from _section("Settings with nothing to work on", idle)
     yield from _section("Parameters", parameter_lines(model))
     yield from _section("Batches", batches)
     yield from _section("DeepSpeed", json.dumps(deepspeed_settings(config, ranks), indent=2).splitlines())

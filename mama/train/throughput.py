@@ -51,7 +51,7 @@ class Meter:
         lengths = self.model.vision.lengths
         values = {
             "pairs_per_second": self.pairs * world_size() / seconds,
-            "tokens_per_second": sum(self.texts) * world_size() / seconds,
+            "tokens_per_second": (sum(self.texts) + sum(self.alone)) * world_size() / seconds,
             "data_wait_share": self.waited / seconds,
             "memory_gb": peak_memory_gb(self.device),
         }

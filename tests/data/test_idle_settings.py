@@ -1,4 +1,4 @@
-"""Settings that change nothing with the shards of a run: the line is there where the pairs of the run show it."""
+"""Settings with nothing to work on in the shards of a run: the line is there where the pairs of the run show it."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_no_more_studies_are_read_than_it_takes(folder: Path, monkeypatch: pytes
 def test_shards_that_are_missing_are_a_line(folder: Path) -> None:
     lines = idle_settings(config_of(folder / "nowhere"), fetch=True)
     assert named(lines) == {"data.findings", "loss.local_sentences"}
-    assert all("unknown whether it changes anything (" in line and "nowhere" in line for line in lines)
+    assert all("unknown whether the shards have what it works on (" in line and "nowhere" in line for line in lines)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_of_shards_at_a_url_the_first_pairs_are_looked_at_and_the_line_says_so(
     assert idle_settings(config("findings"), fetch=True) == []
     unknown = idle_settings(config("birads"), fetch=False)
     assert named(unknown) == {"data.findings", "loss.local_sentences"}
-    assert all(line.endswith("unknown whether it changes anything: the shards are not here") for line in unknown)
+    assert all(line.endswith("unknown whether the shards have what it works on: they are not here") for line in unknown)
     assert not (tmp_path / "birads").exists()
     ours = {Pairs(config("findings")).image(number) for number in range(FIRST)}
     assert len(ours) == 12, "the first pairs of so small a folder are all of its images"

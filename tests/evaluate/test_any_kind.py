@@ -33,7 +33,7 @@ def fits(sentence: Sentence) -> bool:
 
 
 def said(found: AnyKind | None) -> list[str]:
-    return sorted(any_kind.told(found)["sentences"])
+    return sorted(any_kind.document(found)["sentences"])
 
 
 def findings(*texts: str) -> list[str]:
@@ -43,7 +43,7 @@ def findings(*texts: str) -> list[str]:
 def test_each_kind_is_described_as_in_the_class_prompts() -> None:
     found = any_kind.find([MASS, Finding(2, "mass")], "report", fits)
     assert said(found) == findings(*MASSES)
-    assert any_kind.told(found)["normal"] == "Findings: no mass and no calcification."
+    assert any_kind.document(found)["normal"] == "Findings: no mass and no calcification."
     assert found is not None
     for text, number in (*found.lesions, found.normal):
         assert [sentence for sentence in text if sentence.startswith("Findings")] == [text[number]]

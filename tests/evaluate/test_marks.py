@@ -42,8 +42,13 @@ def naive(values: Float32s, tissue: Flags, size: tuple[int, int]) -> list[tuple[
             continue
         mark, to_visit = {peak}, [peak]
         while to_visit:
-            for other in beside(to_visit.pop(), SIDES):
-                if other in free - mark and height[other] - low >= (height[peak] - low) / 2:
+            last = to_visit.pop()
+            for other in beside(last, AROUND):
+                is_beside = other in beside(last, SIDES)
+                as_high = height[last] == height.get(other) == height[peak]
+                if other not in free - mark or not (is_beside or as_high):
+                    continue
+                if height[other] - low >= (height[peak] - low) / 2:
                     mark.add(other)
                     to_visit.append(other)
         free -= mark
@@ -130,3 +135,10 @@ def test_what_marks_nothing() -> None:
     assert marks(values, tissue, (40, 120))[0].tolist() == [[100, 0, 120, 10]]
     tissue[0, 5] = False
     assert len(marks(values, tissue, (40, 120))[1]) == 0, "it is no tissue"
+
+
+def test_patches_of_one_height_that_share_a_corner_are_one_mark() -> None:
+    values = np.zeros((5, 5), np.float32)
+    values[1, 1] = values[2, 2] = values[3, 1] = 1
+    found, scores = marks(values, np.ones((5, 5), bool), (50, 50))
+    assert (found.tolist(), scores.tolist()) == ([[10, 10, 30, 40]], [1])

@@ -70,7 +70,7 @@ REPEATED = {
     "sample_dicom.yaml": {"pack.long_side"},
     "mama_published_code.yaml": {
         *("data.findings", "vision.tokens", "vision.local_block", "text.packing", "loss.view", "loss.local_start"),
-        *("loss.local_sentences", "loss.local_patches", "loss.local_pooling"),
+        *("text.sentences", "loss.local_sentences", "loss.local_patches", "loss.local_pooling"),
     },
 }
 

@@ -20,6 +20,7 @@ from mama.settings.schema import (
     HeadsConfig,
     LossConfig,
     OptimConfig,
+    Sentences,
     TextConfig,
     TrainConfig,
     VisionConfig,
@@ -63,11 +64,11 @@ def on_tissue(config: Config) -> Config:
     return replace(config, vision=vision)
 
 
-def on_parts(config: Config) -> Config:
+def on_parts(config: Config, sentences: Sentences = "alone") -> Config:
     """The same with every part of the local term that is not the published one; of two ranks one has no finding."""
     parts: dict[str, Any] = {"local_sentences": "findings", "local_patches": "tissue", "local_pooling": "softmax"}
     vision = replace(on_tissue(config).vision, tokens="all", local_block=1)
-    text = replace(config.text, sentences="alone")
+    text = replace(config.text, sentences=sentences)
     return replace(config, vision=vision, text=text, loss=replace(config.loss, **parts))
 
 

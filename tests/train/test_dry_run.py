@@ -131,7 +131,7 @@ def test_the_command_tells_the_run_and_writes_nothing(file: Path, mama: Mama) ->
 
 def test_a_setting_that_changes_nothing_is_named(tmp_path: Path) -> None:
     """In the words of the run itself; not where it changes something, and of shards at a URL nothing is fetched."""
-    title = "Settings that change nothing"
+    title = "Settings with nothing to work on"
     write_shards(tmp_path / "density", {"train": 3}, known=("density",))
     write_shards(tmp_path / "findings", {"train": 3})
 

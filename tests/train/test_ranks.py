@@ -48,8 +48,11 @@ def with_norm(config: Config, norm: Norm) -> Config:
 
 def on_patches(config: Config, norm: Norm, tokens: str) -> Config:
     """With patches of tissue alone, of which ranks differ in number, or with all; or other parts of the local term."""
-    changed = {"all": lambda same: same, "tissue": on_tissue, "parts": on_parts}[tokens]
-    return with_norm(changed(config), norm)
+    if tokens == "parts":
+        config = on_parts(config, "alone" if norm == "batch" else "separator")
+    elif tokens == "tissue":
+        config = on_tissue(config)
+    return with_norm(config, norm)
 
 
 def padded(config: Config) -> Config:
