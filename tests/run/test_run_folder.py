@@ -12,7 +12,7 @@ from mama.settings.schema import Config
 # A new setting belongs here or in MAY_CHANGE: decide which.
 COMPARED = (
     *("name", "seed", "vision", "heads", "loss", "optim", "data.augment"),
-    *("text.model", "text.config", "text.layers", "text.tune", "text.ignore"),
+    *("text.model", "text.config", "text.layers", "text.tune", "text.ignore", "text.sentences"),
     *("text.lora_rank", "text.lora_alpha", "text.lora_dropout"),
     *("data.shards", "data.shard_weights", "data.balance", "data.require", "data.image_size", "data.fit", "data.pairs"),
     *("data.pair_weights", "data.style", "data.tell_pathology", "data.findings", "data.mask_probability"),
