@@ -440,7 +440,7 @@ def test_a_setting_that_changes_nothing_is_named_once_at_each_start(tmp_path: Pa
         loss=replace(base.loss, local_start=0, local_sentences="findings"),
         train=replace(base.train, steps=2, global_batch=4, save_every=1, validate_every=0),
     )
-    for before in ("train: 1/2 steps", "resumed from"):
+    for before in ("/2 steps in", "resumed from"):
         process = start(tmp_path, config)
         _, said = process.communicate()
         assert process.returncode == 0, said
