@@ -168,7 +168,7 @@ class MamaModel(nn.Module):
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """`Texts` of u rows -> unit embeddings [u, D]."""
-        return _unit(self.text_head(self.text.mean(texts)))
+        return _unit(self.text_head(self.text(texts)[0]))
 
     def patch_embeddings(self, images: Tensor) -> Tensor:
         """Unit embeddings [b, P, D] of patches, for a model trained with the local term; as for `embed_images`.

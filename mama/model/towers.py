@@ -218,10 +218,6 @@ class TextTower(nn.Module):
         mean, states, first = self._read(texts, self.packing)
         return mean, self.alone(texts) if self.reads_alone else states[first[:, None] + texts.separators]
 
-    def mean(self, texts: Texts) -> Tensor:
-        """The mean over token states [u, d] of `forward` alone."""
-        return self._read(texts, self.packing)[0]
-
     def alone(self, texts: Texts) -> Tensor:
         """Sentence features [u, S, d], each of a sentence that is read as a text of its own.
 
