@@ -236,7 +236,7 @@ def _timed(step: Step, shape: MamaModel, config: Config, tokenizer: Tokenizer, d
         batch.texts.lengths,
         images=lengths,
         sentences=batch.texts.separators.shape[1],
-        alone=batch.texts.sentences.lengths if shape.text.reads_alone else (),
+        alone=batch.texts.sentences.lengths if shape.reads_alone else (),
     )
     checkpointed = config.train.activation_checkpointing is True
     data = replace(config.data, pairs=["augment"], pair_weights=[])  # one text serves both views of a synthetic pair

@@ -21,7 +21,7 @@ from shards.errors import FetchError, ShardError
 from shards.schema import View
 
 FIRST = 64  # pairs of the run that are looked at where its shards are not on this machine
-STUDIES = 5_000  # that are looked at where they are: some ten seconds on a network file system, where all ranks wait
+STUDIES = 5_000  # that are looked at where they are: all ranks wait for it, and each takes two reads of a file
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,17 @@ def idle_settings(config: Config, fetch: bool) -> list[str]:
         return [f"{_named(one)}: unknown whether the shards have what it works on: they are not here" for one in asked]
     try:
         pairs = Pairs(config)
-        for looked in _first(pairs) if remote else islice(_all(pairs), STUDIES):
+        looks = _first(pairs) if remote else _all(pairs)
+        for looked in islice(looks, STUDIES):
             asked = [one for one in asked if not one.works_on(looked)]
             if not asked:
                 return []
+        more = next(looks, None) is not None
     except (ConfigError, ShardError, OSError) as error:  # training meets it too, on all ranks
         return [f"{_named(one)}: unknown whether the shards have what it works on ({error})" for one in asked]
     if remote:
         among, where = f"anchor images of the run's first {FIRST} pairs", "where this holds for all images, "
-    elif len(pairs.images.ends) > STUDIES:
+    elif more:
         among, where = f"images of the first {STUDIES:,} studies that the run draws", "where this holds for all, "
     else:
         among, where = f"{np.count_nonzero(pairs.drawable):,} images that the run draws", ""

@@ -109,8 +109,8 @@ def marks(values: Float32s, tissue: Flags, size: tuple[int, int]) -> tuple[Float
     A peak is a patch above the median that none of the eight around it exceeds: a local maximum of the smooth map
     (`mama.evaluate.smooth_maps`) too, which is bilinear between the centres of patches. Its value is the score. Its box
     encloses the patches that sides connect with it from half of its height above the median on, and corners where both
-    are as high as it is. The highest peak takes
-    its patches first; no patch is taken twice, and a peak that is taken with a higher one marks nothing.
+    are as high as it is. The highest peak takes its patches first; no patch is taken twice, and a peak that is taken
+    with a higher one marks nothing.
 
     Values that are not finite are no tissue. A map that is the same everywhere marks nothing.
     """

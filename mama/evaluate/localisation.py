@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -156,25 +157,25 @@ def maps(
     def vectors(sentences: list[Sentence]) -> Tensor:  # [s, D]
         return sentence_vectors(model, tokenizer, sentences, config.data.max_tokens, device)
 
-    def own_cosines(places: list[int], sentences: list[Tensor], patches: Tensor) -> Float32s:
+    def own_cosines(asked: list[tuple[int, Tensor]], patches: Tensor) -> Float32s:
         """Of sentences [D], each with the patches of the image in this place of the batch."""
-        if not sentences:
+        if not asked:
             return np.zeros((0, *grid), np.float32)
-        return on_grid(torch.einsum("td,tpd->tp", torch.stack(sentences), patches[places]), grid)
+        places, sentences = zip(*asked, strict=True)
+        return on_grid(torch.einsum("td,tpd->tp", torch.stack(sentences), patches[list(places)]), grid)
 
     def cosines(batches: list[range]) -> Iterator[tuple[Float32s, ...]]:
         lesions = vectors([*sought.any_kind.lesions, sought.any_kind.normal]) if sought.any_kind else None
-        of_all_images = [(control.text, control.sentence) for control in sought.controls.made] + sought.asked.sentences
-        known = _vectors_of(of_all_images, vectors, config.eval.batch)
+        of_targets = [*chain(*own_of_row.values()), *chain(*controls_of_row.values())]
+        known = _vectors_of([*of_targets, *sought.asked.sentences], vectors, config.eval.batch)
         scored = [known[one] for one in sought.asked.sentences]
         rows = [[sought.rows[place] for place in batch] for batch in batches]
         for pixels, own in zip(_pixels(split, rows, config, device), rows, strict=True):
             patches = patch_vectors(model, pixels, device)
-            told = [(place, sentence) for place, row in enumerate(own) for sentence in own_of_row[row]]
-            asked = list(vectors([sentence for _, sentence in told])) if told else []
-            of_own = own_cosines([place for place, _ in told], asked, patches)
-            others = [(place, known[one]) for place, row in enumerate(own) for one in controls_of_row[row]]
-            of_controls = own_cosines([place for place, _ in others], [one for _, one in others], patches)
+            of_own, of_controls = (
+                own_cosines([(place, known[one]) for place, row in enumerate(own) for one in of_row[row]], patches)
+                for of_row in (own_of_row, controls_of_row)
+            )
             of_any = patches.new_zeros(patches.shape[:2])
             if lesions is not None:
                 of_any = any_kind.difference(cosines_with(lesions, patches))
@@ -215,7 +216,12 @@ def patch_grid(model: MamaModel, size: tuple[int, int]) -> tuple[int, int]:
 def sentence_vectors(
     model: MamaModel, tokenizer: Tokenizer, sentences: list[Sentence], max_tokens: int, device: torch.device
 ) -> Tensor:
-    """Unit embeddings [s, D] of sentences, each within its text. A text is embedded once, however many are of it."""
+    """Unit embeddings [s, D] of sentences, each as its text has it, or by itself (`text.sentences`).
+
+    A text is embedded once, however many are of it.
+    """
+    if model.reads_alone:
+        sentences = [((text[number],), 0) for text, number in sentences]
     distinct = list(dict.fromkeys(text for text, _ in sentences))
     texts = tokenise(tokenizer, [list(text) for text in distinct], max_tokens)
     embedded = model.sentence_embeddings(texts.to(device))

@@ -73,8 +73,8 @@ class MamaModel(nn.Module):
         self.sentence_head = LocalHead(text.width, *shape) if loss.local else None
         self.scale = LogitScale(loss.initial_scale, loss.max_scale)
         self.local_scale = LogitScale(loss.initial_scale, loss.max_scale)
-        if not loss.local:  # the global feature is read before the last norm, and sentences are for the local term
-            text.reads_alone = False
+        self.reads_alone = bool(loss.local) and text.reads_alone  # sentences are for the local term alone
+        if not loss.local:  # the global feature is read before the last norm
             vision.norm.requires_grad_(False)
             self.local_scale.requires_grad_(False)
 
@@ -97,6 +97,8 @@ class MamaModel(nn.Module):
             views = _unit(self.view_rows(features)).chunk(2)  # [b, D] each
             optional |= {"anchor_view": views[0], "partner_view": views[1]}
         if self.patch_head is not None:
+            if self.reads_alone:
+                sentence_features = self.text.alone(batch.texts)
             mask = batch.texts.sentence_mask[batch.anchor_text_row]  # [b, S]
             sentences = self.sentence_rows(sentence_features[batch.anchor_text_row], mask)  # [b, S, D]
             optional |= {
@@ -185,7 +187,7 @@ class MamaModel(nn.Module):
 
     def sentence_embeddings(self, texts: Texts) -> Tensor:
         """Unit embeddings [u, S, D] of sentences, zeros at padding, for a model trained with the local term."""
-        features = self.text.alone(texts) if self.text.reads_alone else self.text(texts)[1]
+        features = self.text.alone(texts) if self.reads_alone else self.text(texts)[1]
         return _unit(self.sentence_rows(features, texts.sentence_mask))
 
 

@@ -205,21 +205,21 @@ class TextTower(nn.Module):
         self.width = width
         self.packing = packing
         self.reads_alone = sentences == "alone"
-        self.packs = packs(str(base.config._attn_implementation))
         self.masked = not (packing or TEXT_MODELS[base.config.model_type].causal)
         attention = str(base.config._attn_implementation)
+        self.packs = packs(attention)
         if packing and not self.packs:
             raise ValueError(f"attention: {attention} knows no packed texts; use one of ours, or text.packing=false")
         if not self.masked:
             base.set_attn_implementation(without_mask(attention))
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """`Texts` of u rows -> mean over token states [u, d] and sentence features [u, S, d]."""
+        """`Texts` of u rows -> mean over token states [u, d] and the states at separators [u, S, d]."""
         mean, states, first = self._read(texts, self.packing)
-        return mean, self.alone(texts) if self.reads_alone else states[first[:, None] + texts.separators]
+        return mean, states[first[:, None] + texts.separators]
 
     def alone(self, texts: Texts) -> Tensor:
-        """Sentence features [u, S, d], each of a sentence that is read as a text of its own.
+        """Sentence features [u, S, d] in place of those states, each of a sentence that is read as a text of its own.
 
         Packed wherever the kernel can: padded to the longest one, many short sentences would be mostly padding.
         """

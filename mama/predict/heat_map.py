@@ -79,7 +79,7 @@ def asked_vectors(
     in a report text of the training `style` (`data.style`) of which nothing else is known. Raises `ConfigError` for one
     that does not fit in `max_tokens` there.
     """
-    by_itself = model.text.reads_alone
+    by_itself = model.reads_alone
     asked = [((words,), 0) if by_itself else asked_sentence(words, style) for words in sentences]
     for text, number in asked:
         needed = len(tokenizer.encode(list(text[: number + 1]), sys.maxsize).tokens)

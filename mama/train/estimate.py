@@ -84,7 +84,7 @@ def activations(config: Config, model: MamaModel, mask: int = 1, share: float = 
     texts = pairs * (2 if model.uses_partner_text and {"study", "contralateral"} & {*config.data.pairs} else 1)
     patches = round(share * model.vision.patches_of(config.data.image_size))
     length, tokens = patches + model.vision.prefix, config.data.max_tokens
-    reads = 2 if model.text.reads_alone else 1  # a text as a whole, and sentence by sentence
+    reads = 2 if model.reads_alone else 1  # a text as a whole, and sentence by sentence
     times = " twice" if reads == 2 else ""
     towers = {
         f"image tower, {images} x {length:,} tokens": (Transformer.of(vision), images * length),

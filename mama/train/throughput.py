@@ -34,7 +34,7 @@ class Meter:
         batch = next(batches)
         self.pairs += len(batch.keys)
         self.texts += batch.texts.lengths
-        if self.model.text.reads_alone:
+        if self.model.reads_alone:
             self.alone += batch.texts.sentences.lengths
         moved = batch.to(self.device)
         self.waited += time.perf_counter() - started

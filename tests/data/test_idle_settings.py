@@ -118,6 +118,21 @@ def test_the_line_names_field_value_what_follows_and_the_fix(folder: Path) -> No
     assert all("none of the 12 images" in line for line in some)
 
 
+def test_of_many_studies_the_first_are_looked_at_and_the_line_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the run draws: what lies behind them is not known, and one more than all of them is all."""
+    late = config_of(folder / "density", folder / "findings")
+    drawn = len(Pairs(config_of(folder / "density")).images.ends)
+    assert idle_settings(late, fetch=True) == []
+    monkeypatch.setattr("mama.data.idle_settings.STUDIES", drawn)
+    lines = idle_settings(late, fetch=True)
+    assert named(lines) == {"data.findings", "loss.local_sentences"}
+    among = f"none of the images of the first {drawn} studies that the run draws has "
+    assert all(among in line and ": where this holds for all, " in line for line in lines)
+    assert all("none of the 12 images" in line for line in idle_settings(config_of(folder / "density"), fetch=True))
+
+
 def test_settings_that_are_not_chosen_are_not_named(folder: Path) -> None:
     config = config_of(folder / "density", local=0.0, findings="image")
     assert idle_settings(config, fetch=True) == []

@@ -87,9 +87,9 @@ def test_the_shards_have_the_bytes_of_earlier_releases(lab: Path) -> None:
 
 
 def test_the_loss_is_that_of_earlier_releases(lab: Path) -> None:
-    """An intended change of the method changes it. Sums in another order moved the last steps by 1e-3."""
+    """An intended change of the method changes it. Processors sum in different orders, hence the tolerance."""
     log = [json.loads(line) for line in (lab / "runs" / "quickstart" / "log.jsonl").read_text().splitlines()]
-    assert [line["loss/total"] for line in log] == pytest.approx(LOSSES, rel=3e-3)
+    assert [line["loss/total"] for line in log] == pytest.approx(LOSSES, rel=1e-4)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

@@ -56,7 +56,7 @@ def expected(model: MamaModel, batch: Batch, config: Config) -> float:
         images=model.vision.lengths,
         each=len(texts.tokens) / PAIRS,
         sentences=int(texts.sentence_mask[batch.anchor_text_row].sum()) / PAIRS,
-        alone=texts.sentences.lengths if model.text.reads_alone else (),
+        alone=texts.sentences.lengths if model.reads_alone else (),
         recompute=config.train.activation_checkpointing is True,
     )
 

@@ -95,7 +95,7 @@ class Oracle(nn.Module):
     def __init__(self, tokenizer: Tokenizer, blind: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.tokenizer, self.blind = tokenizer, blind
+        self.tokenizer, self.blind, self.reads_alone = tokenizer, blind, False
         self.vision = SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace(patch_size=PATCH)))
 
     def scale(self) -> Tensor:
