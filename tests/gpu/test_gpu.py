@@ -32,13 +32,15 @@ from mama.objective.losses import objective
 from mama.run import checkpoints
 from mama.run.model_state import digests
 from mama.runtime.launch import run_on_ranks
-from mama.settings.schema import Config, TextConfig
+from mama.settings.schema import Config, Norm, TextConfig
 from mama.train import checkpoint, grad_cache
 from mama.train.capacity import room
 from mama.train.deepspeed_engine import join_ranks, start_engine
 from mama.train.estimate import stand_in
 from mama.train.throughput import Meter
+from tests.support import tiny_model
 from tests.support.checkpoint_folder import weights_of
+from tests.support.word_tokenizer import tokenizer
 
 pytestmark = pytest.mark.gpu  # tests/conftest.py skips them where there is no CUDA device
 
@@ -299,23 +301,50 @@ def test_the_tower_on_tissue_alone_is_that_of_the_cpu(kernel: str, dtype: torch.
 # The rest of the model
 
 
+@pytest.mark.parametrize("temperature", [None, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_alignment_is_that_of_the_cpu(dtype: torch.dtype) -> None:
+def test_alignment_is_that_of_the_cpu(dtype: torch.dtype, temperature: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(13) < torch.randint(1, 14, (10, 1), generator=generator)
     sentences = F.normalize(torch.randn(10, 13, 64, generator=generator), dim=-1).to(dtype)
     patches = F.normalize(torch.randn(9, 300, 64, generator=generator), dim=-1).to(dtype)
     weights = torch.randn(2, 10, 9, generator=generator)
+    tissue = torch.arange(300) < torch.randint(1, 301, (9, 1), generator=generator)
 
     def on(device: torch.device) -> list[Tensor]:
         leaves = [x.to(device).requires_grad_() for x in (sentences, patches)]
-        scores = alignment_scores(leaves[0], mask.to(device), leaves[1], chunk=4)
+        texts, images = mask.to(device), tissue.to(device)
+        scores = alignment_scores(leaves[0], texts, leaves[1], 4, images, temperature)
         total = (torch.stack(scores) * weights.to(device)).sum()
         return [x.float().cpu() for x in (*scores, *torch.autograd.grad(total, leaves))]
 
     close = 1e-5 if dtype == torch.float32 else 1e-2  # of gradients that are rounded to bf16
     for mine, theirs in zip(on(DEVICE), on(torch.device("cpu")), strict=True):
         torch.testing.assert_close(mine, theirs, atol=close, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("parts", [tiny_model.on_tissue, tiny_model.on_parts])
+def test_the_objective_is_that_of_the_cpu(parts: Callable[[Config], Config], norm: Norm, kernel: str) -> None:
+    """All terms and all gradients: with tissue alone, and with sentences alone, findings and the soft maximum."""
+    config = parts(tiny_model.tiny(1, attention=kernel))
+    config = replace(config, heads=replace(config.heads, norm=norm))
+    try:
+        kernels = attention.choose_both(config, DEVICE)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    found = []
+    for device, (image, text) in ((torch.device("cpu"), ("mama_sdpa",) * 2), (DEVICE, kernels)):
+        model = build(config, tokenizer(), image, text).to(device)
+        batch = tiny_model.batch_of(config, range(tiny_model.PAIRS)).to(device)
+        total, terms = objective(model(batch), config.loss, step=0)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        together = torch.cat([x.flatten() for x in gradients if x is not None])
+        found.append((torch.stack(list(terms.values())).detach().cpu(), together.cpu()))
+    for theirs, mine in zip(*found, strict=True):
+        assert apart(mine, theirs) < 1e-2
 
 
 def test_augmentation_is_that_of_the_cpu() -> None:
