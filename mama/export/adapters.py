@@ -21,7 +21,7 @@ from mama.errors import ConfigError
 from mama.export.parts import PEFT
 from mama.export.weight_files import fill
 from mama.model.mama_model import quiet
-from mama.model.towers import OwnTokens, TextTower, build_text
+from mama.model.text_tower import OwnTokens, TextTower, build_text
 from mama.run.files import read_object, write_json
 from mama.run.model_state import digest_of
 from mama.run.portable import portable, rewrite_without_paths

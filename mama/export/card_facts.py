@@ -10,7 +10,7 @@ from mama.export.figures import Metrics, Weights, read_calibration, read_metrics
 from mama.export.model_folder import ModelFacts, read_model
 from mama.export.preprocessing import Preprocessing, read_preprocessing
 from mama.export.training_texts import TrainingTexts, read_training_texts
-from mama.model.towers import TEXT_MODELS
+from mama.model.text_tower import TEXT_MODELS
 from mama.run.files import read_object
 from mama.settings.load import load
 from mama.settings.schema import Config

@@ -22,7 +22,7 @@ from mama.export.weight_files import INDEX, ONE, weights_in
 from mama.model.backbones import build_backbone
 from mama.model.heads import LogitScale
 from mama.model.mama_model import MamaModel, build_tower
-from mama.model.towers import TEXT_MODELS
+from mama.model.text_tower import TEXT_MODELS
 from mama.run.checkpoint_marker import FROZEN
 from mama.run.files import read_object
 from mama.run.model_state import EMPTY, digest_of

@@ -29,7 +29,7 @@ from mama.export.licences import terms_of
 from mama.export.preprocessing import Preprocessing
 from mama.export.training_texts import TrainingTexts
 from mama.model.tissue import DARKEST
-from mama.model.towers import VISION_MODELS
+from mama.model.vision_tower import VISION_MODELS
 from shards.files import atomic_write
 
 CARD = "README.md"

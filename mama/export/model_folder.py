@@ -19,7 +19,8 @@ from mama.export.trained_on import TRAINED_ON
 from mama.export.weight_files import AGAIN, fill, weights_in
 from mama.model import attention
 from mama.model.mama_model import MamaModel
-from mama.model.towers import TextTower, VisionTower
+from mama.model.text_tower import TextTower
+from mama.model.vision_tower import VisionTower
 from mama.run.files import DIGESTS, check_digests, read_object, surviving
 from mama.run.portable import MODEL, OLD_WEIGHTS
 from mama.run.tensor_file import stored_tensors

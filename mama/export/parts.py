@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from mama.model.mama_model import MamaModel
-from mama.model.towers import VISION_MODELS, TextTower, VisionTower
+from mama.model.text_tower import TextTower
+from mama.model.vision_tower import VISION_MODELS, VisionTower
 
 TOWERS = ("vision", "text")
 # What peft puts around the names of a tensor of its base, and into those of its own.

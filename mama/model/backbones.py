@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mama.errors import ConfigError
@@ -55,6 +56,20 @@ def blocks_of(tower: nn.Module) -> list[nn.Module]:
             f"{type(tower).__name__}: this version of transformers marks no blocks in it; install another"
         )
     return blocks
+
+
+def drop_pooler(backbone: PreTrainedModel) -> None:
+    """Remove the pooler of BERT and ViT: no tower uses it, so its parameters would never get a gradient."""
+    if hasattr(backbone, "pooler"):
+        cast(Any, backbone).pooler = None
+
+
+def fuse_gelu(backbone: PreTrainedModel) -> None:
+    """Replace GPT-2's GELU, written out in Python, by the kernel, which saves memory (docs/benchmarks.md)."""
+    for module in backbone.modules():
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _architecture(section: str, shape: dict[str, Any]) -> PretrainedConfig:

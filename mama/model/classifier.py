@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mama.model.backbones import blocks_of
-from mama.model.towers import VisionTower
+from mama.model.vision_tower import VisionTower
 
 
 class Classifier(nn.Module):

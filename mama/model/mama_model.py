@@ -21,7 +21,8 @@ from mama.data.tokenizer import Tokenizer
 from mama.errors import ConfigError
 from mama.model.heads import LocalHead, LogitScale, ViewHead, countable
 from mama.model.packing import padded
-from mama.model.towers import ImageFeatures, TextTower, VisionTower, build_text, build_vision
+from mama.model.text_tower import TextTower, build_text
+from mama.model.vision_tower import ImageFeatures, VisionTower, build_vision
 from mama.settings.schema import Config, HeadsConfig, LossConfig
 
 

@@ -18,7 +18,7 @@ from mama.model.attention import KERNELS
 from mama.model.classifier import Classifier
 from mama.model.mama_model import MamaModel, build
 from mama.model.memory import States, Transformer, local_head_bytes, states
-from mama.model.towers import TEXT_MODELS
+from mama.model.text_tower import TEXT_MODELS
 from mama.run.run_tokenizer import VOCABULARY
 from mama.settings.pretrained import loading_errors, locate
 from mama.settings.schema import Config, TextConfig

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModel
 from mama.data import tokenizer as tokens
 from mama.errors import ConfigError
 from mama.model.backbones import build_backbone
-from mama.model.towers import build_text, build_vision
+from mama.model.text_tower import build_text
+from mama.model.vision_tower import build_vision
 from mama.settings.schema import TextConfig, VisionConfig
 from mama.train import estimate
 from tests.support.checkout import CHECKOUT

@@ -26,7 +26,8 @@ from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
 from mama.model.packing import Packing
-from mama.model.towers import build_text, build_vision
+from mama.model.text_tower import build_text
+from mama.model.vision_tower import build_vision
 from mama.objective.local_alignment import alignment_scores
 from mama.objective.losses import objective
 from mama.run import checkpoints

@@ -23,7 +23,8 @@ from mama.errors import ConfigError
 from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
-from mama.model.towers import TextTower, build_text, build_vision
+from mama.model.text_tower import TextTower, build_text
+from mama.model.vision_tower import build_vision
 from mama.objective.losses import objective
 from mama.settings.pretrained import locate
 from mama.settings.schema import TextConfig, VisionConfig

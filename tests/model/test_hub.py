@@ -29,7 +29,8 @@ from mama.runtime import console
 from mama.errors import ConfigError
 from mama.settings.schema import TextConfig, VisionConfig
 from mama.data.tokenizer import pretrained
-from mama.model.towers import build_text, build_vision
+from mama.model.text_tower import build_text
+from mama.model.vision_tower import build_vision
 console.configure_logging()
 kernel = attention.choose("sdpa", torch.device("cpu"))
 for name in sys.argv[1:]:

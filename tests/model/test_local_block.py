@@ -17,7 +17,7 @@ from mama.model import blocks
 from mama.model.backbones import blocks_of
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import build
-from mama.model.towers import VisionTower, build_vision
+from mama.model.vision_tower import VisionTower, build_vision
 from mama.objective.losses import objective
 from mama.settings.schema import Tokens, VisionConfig
 from tests.support.tiny_backbones import KERNEL, LAST_NORM, REGISTERS, VISION

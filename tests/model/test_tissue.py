@@ -18,7 +18,7 @@ from mama.model import blocks
 from mama.model.backbones import blocks_of
 from mama.model.blocks import prepare_blocks
 from mama.model.mama_model import MamaModel, build
-from mama.model.towers import VisionTower, build_vision
+from mama.model.vision_tower import VisionTower, build_vision
 from mama.objective.losses import objective
 from mama.settings.schema import Config, VisionConfig
 from mama.train import grad_cache

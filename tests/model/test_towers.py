@@ -23,7 +23,8 @@ from mama.model import attention
 from mama.model.blocks import prepare_blocks
 from mama.model.heads import LogitScale
 from mama.model.mama_model import MamaModel, build
-from mama.model.towers import PatchProjection, TextTower, VisionTower, build_text, build_vision
+from mama.model.text_tower import TextTower, build_text
+from mama.model.vision_tower import PatchProjection, VisionTower, build_vision
 from mama.runtime.launch import run_on_ranks
 from mama.settings.schema import Config, TextConfig, VisionConfig
 from tests.support.gradients import Result, assert_equal, by_autograd, by_engine

@@ -24,7 +24,7 @@ from mama.cli.main import main
 from mama.errors import ConfigError
 from mama.evaluate.zero_shot import probabilities
 from mama.export.figures import CALIBRATION
-from mama.model.towers import VisionTower
+from mama.model.vision_tower import VisionTower
 from mama.predict.document import Document
 from mama.predict.exam_page import write_pages
 from mama.predict.exams import with_implants_of_breasts

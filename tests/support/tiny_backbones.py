@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from mama.model.towers import TextTower
+from mama.model.text_tower import TextTower
 
 KERNEL = "mama_sdpa"
 REGISTERS = 3

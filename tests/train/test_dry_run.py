@@ -26,7 +26,8 @@ from mama.model.classifier import Classifier
 from mama.model.heads import LocalHead
 from mama.model.mama_model import build
 from mama.model.memory import Transformer, local_head_bytes, states
-from mama.model.towers import build_text, build_vision
+from mama.model.text_tower import build_text
+from mama.model.vision_tower import build_vision
 from mama.run.run_tokenizer import make_tokenizer
 from mama.settings.load import load, save
 from mama.settings.schema import TextConfig, Tokens, VisionConfig
