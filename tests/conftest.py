@@ -72,7 +72,7 @@ LONG = (
     *("test_sweep_on_slurm", "test_slurm_training", "test_slurm_eval", "test_submission", "test_jobs_on_slurm"),
     *("test_loop", "test_resume", "test_slurm_cluster", "test_cdd_cesm", "test_pipeline", "test_ranks", "test_build"),
     *("test_shared_evaluation", "test_local", "test_jobs_command", "test_jobs_slurm", "test_hang", "test_start_check"),
-    *("test_hub", "test_bench", "test_checkpoint", "test_agreement", "test_towers", "test_validation"),
+    *("test_hub", "test_bench", "test_checkpoint", "test_agreement", "test_mama_model", "test_validation"),
     *("test_backbones", "test_page", "test_fine_tune", "test_batches", "test_phantom", "test_evaluation"),
     "test_processes",
 )
