@@ -27,6 +27,7 @@ NO_MATTER = (
     *("intensity_baseline", "protocols", "fractions", "draws", "boxes"),
 )
 POINTING = "pointing game"  # the protocol of the figures of the local alignment
+POINTED = {"hit_rate": "hit rate", "strict_hit_rate": "strict hit rate", "box_auc": "box AUC"}  # and their titles
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
         protocol = POINTING if alignment else label_of(str(row["protocol"]), row.get("fraction"), row.get("draw", 0))
         unit = str(row.get("unit", "image"))
         column = Column(images, folder.name, protocol, str(row["model"]), unit, definition)
-        estimates = {"hit_rate": row["hit_rate"]} if alignment else row["metrics"]
+        estimates = _pointed(row) if alignment else row["metrics"]
         yield Measured(
             point,
             column,
@@ -132,6 +133,12 @@ def _of_task(point: Point, folder: Path, document: Document) -> Iterator[Measure
             (document["model"] or {}).get("step"),
             datetime.fromtimestamp((folder.parent / MARKER).stat().st_mtime).astimezone(),
         )
+
+
+def _pointed(row: Document) -> Document:
+    """The figures of pointing. Where there were no strict hits yet, box AUC was that of whole patches: another one."""
+    names = POINTED if "strict_hit_rate" in row else ["hit_rate"]
+    return {name: row[name] for name in names}
 
 
 def _estimate(given: Document) -> Document:

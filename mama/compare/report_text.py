@@ -7,13 +7,14 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from mama.compare.measured import POINTED
 from mama.compare.methods import Method
 from mama.compare.results_table import RESAMPLES, Cell, Column, ImageSet, Table
 from mama.evaluate.intervals import Difference
 from mama.evaluate.provenance import object_in
 from mama.report.page import TITLES
 
-METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", **TITLES, "hit_rate": "hit rate"}
+METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", **TITLES, **POINTED}
 BOLD = (
     "Bold: the best mean of a column, and every other that the patients do not tell from it (the 95 % interval of its "
     "paired difference from the best includes 0)."

@@ -302,9 +302,12 @@ def test_the_tower_on_tissue_alone_is_that_of_the_cpu(kernel: str, dtype: torch.
 # The rest of the model
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("temperature", [None, 0.3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_alignment_is_that_of_the_cpu(dtype: torch.dtype, temperature: float | None) -> None:
+@pytest.mark.parametrize(("dtype", "close"), CLOSE)
+def test_alignment_is_that_of_the_cpu(
+    dtype: torch.dtype, close: float, temperature: float | None, masked: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(13) < torch.randint(1, 14, (10, 1), generator=generator)
     sentences = F.normalize(torch.randn(10, 13, 64, generator=generator), dim=-1).to(dtype)
@@ -314,21 +317,23 @@ def test_alignment_is_that_of_the_cpu(dtype: torch.dtype, temperature: float | N
 
     def on(device: torch.device) -> list[Tensor]:
         leaves = [x.to(device).requires_grad_() for x in (sentences, patches)]
-        texts, images = mask.to(device), tissue.to(device)
+        texts, images = mask.to(device), tissue.to(device) if masked else None
         scores = alignment_scores(leaves[0], texts, leaves[1], 4, images, temperature)
         total = (torch.stack(scores) * weights.to(device)).sum()
         return [x.float().cpu() for x in (*scores, *torch.autograd.grad(total, leaves))]
 
-    close = 1e-5 if dtype == torch.float32 else 1e-2  # of gradients that are rounded to bf16
     for mine, theirs in zip(on(DEVICE), on(torch.device("cpu")), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=close, rtol=0)
+        assert apart(mine, theirs) < close
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 @pytest.mark.parametrize("parts", [tiny_model.on_tissue, tiny_model.on_parts])
 def test_the_objective_is_that_of_the_cpu(parts: Callable[[Config], Config], norm: Norm, kernel: str) -> None:
-    """All terms and all gradients: with tissue alone, and with sentences alone, findings and the soft maximum."""
+    """Each term and each gradient: with tissue alone, and with sentences alone, findings and the soft maximum.
+
+    A gradient that is next to nothing beside the whole may be rounding: of keys' biases, and in front of batch norms.
+    """
     config = parts(tiny_model.tiny(1, attention=kernel))
     config = replace(config, heads=replace(config.heads, norm=norm))
     try:
@@ -337,15 +342,18 @@ def test_the_objective_is_that_of_the_cpu(parts: Callable[[Config], Config], nor
         pytest.skip(str(error))
     found = []
     for device, (image, text) in ((torch.device("cpu"), ("mama_sdpa",) * 2), (DEVICE, kernels)):
-        model = build(config, tokenizer(), image, text).to(device)
+        model = tiny_model.with_lora(build(config, tokenizer(), image, text)).to(device)
         batch = tiny_model.batch_of(config, range(tiny_model.PAIRS)).to(device)
         total, terms = objective(model(batch), config.loss, step=0)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(total, trained, allow_unused=True)
-        together = torch.cat([x.flatten() for x in gradients if x is not None])
-        found.append((torch.stack(list(terms.values())).detach().cpu(), together.cpu()))
-    for theirs, mine in zip(*found, strict=True):
-        assert apart(mine, theirs) < 1e-2
+        total.backward()
+        gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        found.append(({name: term.item() for name, term in terms.items()}, gradients))
+    (expected, theirs), (got, mine) = found
+    assert got == pytest.approx(expected, rel=1e-3)
+    assert mine.keys() == theirs.keys()
+    whole = torch.cat([gradient.flatten() for gradient in theirs.values()]).norm()
+    for name, gradient in theirs.items():
+        assert (mine[name] - gradient).norm() <= 1e-2 * max(gradient.norm(), 1e-4 * whole), name
 
 
 def test_augmentation_is_that_of_the_cpu() -> None:

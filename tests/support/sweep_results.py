@@ -82,7 +82,8 @@ def write_evaluation(config: Config, skill: float) -> Path:
         data.task.name: measured | results.document(data, held_out, config.eval.split, config) for data in tasks
     }
     rate = {"value": skill / 4, "low": 0.1, "high": 0.9, "resamples": 50, "reason": None}
-    pointing = {"findings": 6, "patients": 6, "rows": [{"model": "trained", "hit_rate": rate}], "examples": []}
+    figures = {"hit_rate": rate, "strict_hit_rate": {**rate, "value": skill / 8}, "box_auc": rate}
+    pointing = {"findings": 6, "patients": 6, "rows": [{"model": "trained", **figures}], "examples": []}
     documents["alignment"] = measured | pointing
     folder = result_folders.folder_of(measured["shards"], run)
     with result_folders.replaced_results(folder) as new:

@@ -106,6 +106,11 @@ def model_of(config: Config) -> MamaModel:
     """The model of `config`, with every LoRA matrix away from 0."""
     model = build(config, tokenizer(), attention.choose("sdpa", torch.device("cpu")))
     prepare_blocks(model, config.train, torch.device("cpu"))
+    return with_lora(model)
+
+
+def with_lora(model: MamaModel) -> MamaModel:
+    """The same model, with every LoRA matrix away from 0."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # starts at 0, which would leave lora_A without a gradient
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))

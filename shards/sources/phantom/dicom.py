@@ -12,7 +12,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
-# The syntax of one exam in eight each; JPEG 2000 is rare because encoding an image takes longer than drawing it.
+# One is drawn for each exam, all equally likely; JPEG 2000 is rare as encoding an image takes longer than drawing it.
 TRANSFER_SYNTAXES = (*(uid.ExplicitVRLittleEndian,) * 5, *(uid.RLELossless,) * 2, uid.JPEG2000Lossless)
 BITS = 12
 WHITE = 2**BITS - 1
