@@ -81,8 +81,9 @@ def write_evaluation(config: Config, skill: float) -> Path:
     documents = {
         data.task.name: measured | results.document(data, held_out, config.eval.split, config) for data in tasks
     }
-    rate = {"value": skill / 4, "low": 0.1, "high": 0.9, "resamples": 50, "reason": None}
-    figures = {"hit_rate": rate, "strict_hit_rate": {**rate, "value": skill / 8}, "box_auc": rate}
+    rate = {"low": 0.1, "high": 0.9, "resamples": 50, "reason": None}
+    shares = {"hit_rate": skill / 4, "strict_hit_rate": skill / 8, "box_auc": skill / 3}
+    figures = {name: {**rate, "value": share} for name, share in shares.items()}
     pointing = {"findings": 6, "patients": 6, "rows": [{"model": "trained", **figures}], "examples": []}
     documents["alignment"] = measured | pointing
     folder = result_folders.folder_of(measured["shards"], run)
